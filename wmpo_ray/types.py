@@ -1,0 +1,170 @@
+"""Every record that crosses a process.
+
+G trajectories per group, N chunks per trajectory, K frames per chunk, T = N*K, L = K*D action tokens per chunk.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class StartState:
+    """Where imagination starts."""
+
+    frames: np.ndarray  # [n, H, W, 3] uint8, n <= c; the last one is the present
+    instruction: str
+    seed: int | None = None  # of the environment's scene, if known: the simulator starts from it
+
+
+class WeightVersion(NamedTuple):
+    """Which policy weights: the number of updates behind them, and their hash."""
+
+    num_updates: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class GroupRequest:
+    """One group to imagine: a pure function of (weights, start, seed)."""
+
+    update: int  # the update that this group is meant for
+    attempt: int  # its place in the issue order of that update
+    start_index: int
+    start: StartState
+    group_size: int
+    run_seed: int
+
+    @property
+    def key(self) -> tuple[int, int]:
+        return (self.update, self.attempt)
+
+
+@dataclass(frozen=True)
+class RolloutRequest:
+    """What one actor imagines in one batch, under exactly one weight version."""
+
+    request_id: int
+    groups: tuple[GroupRequest, ...]
+    version: int
+    temperature: float
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """M trajectories as the learner needs them; the driver only ever holds a reference."""
+
+    frames: np.ndarray  # [M, N, H, W, 3] uint8: what the policy saw at each decision
+    instructions: tuple[str, ...]  # [M]
+    action_tokens: np.ndarray  # [M, N, L] int64
+    behavior_logprobs: np.ndarray  # [M, N, L] float32
+    actions: np.ndarray  # [M, N, K, D] float32
+    version: int
+    source: str = "imagined"
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def rows(self, start: int, stop: int) -> Trajectories:
+        cut = slice(start, stop)
+        return Trajectories(
+            self.frames[cut],
+            self.instructions[cut],
+            self.action_tokens[cut],
+            self.behavior_logprobs[cut],
+            self.actions[cut],
+            self.version,
+            self.source,
+        )
+
+
+@dataclass(frozen=True)
+class Videos:
+    """M imagined videos for the reward model, freed once they are scored."""
+
+    frames: np.ndarray  # [M, T+1, H, W, 3] uint8, the first one real
+    instructions: tuple[str, ...]
+    actions: np.ndarray  # [M, T, D] float32, for the second world model
+    requests: tuple[GroupRequest, ...]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The one decision about each video; it drives reward, finish step and metric alike."""
+
+    success: np.ndarray  # [M] bool
+    finish_step: np.ndarray  # [M] int64: frames executed until the decision, T for a failure
+    probability: np.ndarray  # [M] float32: highest window probability
+    refuted: np.ndarray | None = None  # [M] bool: a success that the second world model did not confirm
+
+
+class Verdict(enum.Enum):
+    """What becomes of a group. Every rejection has a counted name."""
+
+    ADMIT = "admit"
+    UNIFORM = "uniform"  # all outcomes equal: no advantage
+    OUTSIDE = "outside"  # success rate outside [filter.min_mean, filter.max_mean]
+    STALE = "stale"  # generated under weights that are too old
+    SURPLUS = "surplus"  # not needed for the update it was issued for
+
+
+@dataclass
+class Group:
+    """A scored group: what the filter judges and the queue keeps."""
+
+    request: GroupRequest
+    version: int
+    success: np.ndarray  # [G] bool
+    finish_step: np.ndarray  # [G] int64
+    num_refuted: int
+    trajectories: object  # reference on a `Trajectories`
+    rows: tuple[int, int]  # where in it this group stands
+
+
+class Imagined(NamedTuple):
+    """The three results of `imagine`: the version to the driver, the videos to a reward actor, the rest to the learner."""
+
+    version: WeightVersion
+    videos: object
+    trajectories: object
+
+
+@dataclass
+class UpdateResult:
+    """What the learner tells the driver after an update."""
+
+    version: WeightVersion
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """M episodes recorded in a real environment; what the trajectory store keeps."""
+
+    frames: np.ndarray  # [M, T+1, H, W, 3] uint8; the last real frame repeats after the end
+    actions: np.ndarray  # [M, T, D] float32 in [-1, 1]
+    lengths: np.ndarray  # [M] int64: steps until success, T otherwise
+    success: np.ndarray  # [M] bool, decided by the environment
+    instructions: tuple[str, ...]  # [M]
+    seeds: np.ndarray  # [M] int64: the environment's start states
+    failures: dict[str, np.ndarray] = field(default_factory=dict)  # name -> [M] bool, where the environment tells
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def rows(self, index) -> Episodes:
+        """The episodes at `index` (integers, a slice or a boolean mask)."""
+        chosen = np.arange(len(self))[index]
+        return Episodes(
+            self.frames[chosen],
+            self.actions[chosen],
+            self.lengths[chosen],
+            self.success[chosen],
+            tuple(self.instructions[i] for i in chosen),
+            self.seeds[chosen],
+            {name: flags[chosen] for name, flags in self.failures.items()},
+        )

@@ -1,0 +1,93 @@
+"""Attention arithmetic of the video transformer: backend choice, per-head RMSNorm, rotary positions."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Below this many key positions a matrix product and a softmax beat the fused CPU kernel.
+SHORT_SEQUENCE = 64
+
+
+@functools.cache
+def flash_attention():
+    """The flash-attn function, or None where the optional package is not installed."""
+    try:
+        from flash_attn import flash_attn_func
+    except ImportError:
+        return None
+    return flash_attn_func
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, causal_offset: int | None = None) -> Tensor:
+    """Scaled dot-product attention over [B, heads, Q, E] and [B, heads, S, E] -> [B, heads, Q, E].
+
+    With `causal_offset` o, query i sees keys 0..i+o (o = S-Q aligns the two ends).
+    """
+    if query.device.type == "cpu" and key.shape[2] <= SHORT_SEQUENCE:
+        return _plain_attention(query, key, value, causal_offset)
+    aligned = causal_offset is None or causal_offset == key.shape[2] - query.shape[2]
+    if query.is_cuda and aligned and query.dtype in (torch.float16, torch.bfloat16) and flash_attention():
+        q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+        return flash_attention()(q, k, v, causal=causal_offset is not None).transpose(1, 2)
+    mask = None
+    if causal_offset is not None:
+        mask = _causal_mask(query.shape[2], key.shape[2], causal_offset, query.device)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+def _causal_mask(queries: int, keys: int, offset: int, device) -> Tensor:
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(offset)
+
+
+def _plain_attention(query: Tensor, key: Tensor, value: Tensor, causal_offset: int | None) -> Tensor:
+    batch, heads, num_queries, width = query.shape
+    num_keys = key.shape[2]
+    q = (query * width**-0.5).reshape(batch * heads, num_queries, width)
+    k = key.reshape(batch * heads, num_keys, width)
+    weights = torch.bmm(q, k.transpose(1, 2))
+    if causal_offset is not None:
+        visible = _causal_mask(num_queries, num_keys, causal_offset, query.device)
+        weights = weights.masked_fill(~visible, float("-inf"))
+    weights = weights.softmax(-1).to(value.dtype)
+    return torch.bmm(weights, value.reshape(batch * heads, num_keys, width)).view(query.shape)
+
+
+class HeadRMSNorm(nn.Module):
+    """Root-mean-square norm over the head dimension, computed in float32."""
+
+    def __init__(self, width: int, eps: float = 1e-6):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.float()
+        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * y.to(x.dtype)
+
+
+class RotaryEmbedding(nn.Module):
+    """Rotary positions on interleaved pairs (0,1), (2,3), ...; `freqs` [E/2] is stored with the weights."""
+
+    def __init__(self, head_width: int, theta: float = 10000.0):
+        super().__init__()
+        freqs = theta ** (-torch.arange(0, head_width, 2).float() / head_width)
+        self.freqs = nn.Parameter(freqs, requires_grad=False)
+
+    def angles(self, start: int, length: int) -> tuple[Tensor, Tensor]:
+        """cos and sin [length, E/2] for positions start..start+length-1."""
+        positions = torch.arange(start, start + length, device=self.freqs.device, dtype=self.freqs.dtype)
+        angles = positions[:, None] * self.freqs
+        return angles.cos(), angles.sin()
+
+    @staticmethod
+    def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotate the pairs of x [..., T, E] by angles [T, E/2]."""
+        pairs = x.unflatten(-1, (-1, 2))
+        even, odd = pairs[..., 0], pairs[..., 1]
+        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+        return torch.stack((even * cos - odd * sin, odd * cos + even * sin), -1).flatten(-2)

@@ -1,0 +1,149 @@
+"""The learned world model: codec + denoiser + sampler behind the `WorldModel` protocol, with its files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from wmpo_ray.config import DenoiserConfig, SamplerConfig, WorldModelConfig
+from wmpo_ray.seeding import keyed_noise
+from wmpo_ray.types import StartState
+from wmpo_ray.world_models.autoencoder import AutoencoderCodec, FrameCodec, PixelCodec
+from wmpo_ray.world_models.denoiser import Denoiser, num_action_features
+from wmpo_ray.world_models.sampler import RectifiedFlowSampler
+from wmpo_ray.world_models.stdit import STDiT
+
+PRETRAINED_DIR = Path(__file__).parent / "pretrained"
+SETTINGS_FILE = "world_model.json"
+
+
+@dataclass(frozen=True)
+class LatentContext:
+    """State between chunks: the newest c latents [B, C, c, h, w] and the number of frames imagined so far."""
+
+    latents: Tensor
+    num_frames: int
+
+    def select(self, rows: Tensor) -> LatentContext:
+        return LatentContext(self.latents[rows], self.num_frames)
+
+
+class DiffusionWorldModel:
+    """Imagines the next K frames from the last c frames and K actions (implements `interfaces.WorldModel`)."""
+
+    def __init__(self, denoiser: Denoiser, codec: FrameCodec, sampler: RectifiedFlowSampler, context_frames: int,
+                 chunk_length: int):
+        self.denoiser = denoiser
+        self.codec = codec
+        self.sampler = sampler
+        self.context_frames = context_frames
+        self.chunk_length = chunk_length
+
+    @classmethod
+    def create(cls, config: WorldModelConfig, action_dim: int, chunk_length: int, seed: int) -> DiffusionWorldModel:
+        """A fresh network of the configured size."""
+        codec = make_codec(config.codec)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = STDiT(
+                **config.network.model_dump(),
+                in_channels=codec.latent_channels,
+                action_dim=num_action_features(action_dim, config.denoiser.action_bands),
+                pad_action_num=config.context_frames,
+                conditioning_timestep=1000 * config.denoiser.conditioning_noise,
+            )
+            initialise(network)
+        denoiser = Denoiser(network, config.denoiser)
+        return cls(denoiser, codec, RectifiedFlowSampler(config.sampler), config.context_frames, chunk_length)
+
+    # -- imagining -----------------------------------------------------------------------------------------------
+
+    def start(self, starts: Sequence[StartState]) -> LatentContext:
+        """Encode the start frames; a start with fewer than c frames repeats its first."""
+        clips = [_last_frames(start.frames, self.context_frames) for start in starts]
+        latents = self.codec.encode(torch.stack(clips).to(self.denoiser.network.device))
+        return LatentContext(latents, 0)
+
+    @torch.no_grad()
+    def imagine_chunk(self, state: LatentContext, actions: Tensor, seeds: list[int]) -> tuple[LatentContext, Tensor]:
+        """actions [B, K, D] in [-1, 1], one noise seed for each trajectory -> next state, frames [B, K, H, W, 3] uint8."""
+        context = state.latents
+        device = context.device
+        _, channels, c, height, width = context.shape
+        shape = (channels, c + self.chunk_length, height, width)
+        noise = keyed_noise(seeds, shape).to(device)
+        conditioning = self.denoiser.condition(context, noise[:, :, :c])
+        latents = self.sampler.sample(self.denoiser, noise[:, :, c:], actions.to(device), conditioning)
+        newest = torch.cat([context, latents], 2)[:, :, -c:]
+        return LatentContext(newest, state.num_frames + self.chunk_length), self.codec.decode(latents).cpu()
+
+    # -- files ---------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write network (diffusers layout, safetensors) and settings into the folder `path`."""
+        path = Path(path)
+        network = self.denoiser.network
+        if dtype is not None:
+            import copy
+
+            network = copy.deepcopy(network).to(dtype)
+        network.save_pretrained(path, safe_serialization=True)
+        settings = {
+            "denoiser": self.denoiser.config.model_dump(),
+            "sampler": self.sampler.config.model_dump(),
+            "codec": "pixel",
+            "context_frames": self.context_frames,
+            "chunk_length": self.chunk_length,
+        }
+        (path / SETTINGS_FILE).write_text(json.dumps(settings, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, name: str | Path) -> DiffusionWorldModel:
+        """Load a folder, or one of the names in `wmpo_ray/world_models/pretrained`.
+
+        Raises FileNotFoundError where neither exists.
+        """
+        path = PRETRAINED_DIR / name if (PRETRAINED_DIR / name).is_dir() else Path(name)
+        if not (path / SETTINGS_FILE).is_file():
+            shipped = sorted(p.name for p in PRETRAINED_DIR.glob("*") if p.is_dir())
+            raise FileNotFoundError(f"no world model at {path}; shipped are {shipped}; set world_model.pretrained")
+        settings = json.loads((path / SETTINGS_FILE).read_text())
+        network = STDiT.from_pretrained(path, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False)
+        network = network.float()
+        denoiser = Denoiser(network, DenoiserConfig(**settings["denoiser"]))
+        sampler = RectifiedFlowSampler(SamplerConfig(**settings["sampler"]))
+        codec = make_codec(settings["codec"])
+        return cls(denoiser, codec, sampler, settings["context_frames"], settings["chunk_length"])
+
+
+def make_codec(name: str) -> FrameCodec:
+    """`pixel`, or the folder of a diffusers `AutoencoderKL`."""
+    return PixelCodec() if name == "pixel" else AutoencoderCodec.load(name)
+
+
+def initialise(network: STDiT) -> None:
+    """Small output projections: every block starts near the identity, the residual output near zero."""
+    for block in [*network.spatial_blocks, *network.temporal_blocks]:
+        torch.nn.init.normal_(block.attn.proj.weight, std=0.02)
+        torch.nn.init.normal_(block.mlp.fc2.weight, std=0.02)
+        torch.nn.init.normal_(block.scale_shift_table, std=0.02)
+        if block.modulation is not None:
+            torch.nn.init.normal_(block.modulation.weight, std=0.02)
+            torch.nn.init.zeros_(block.modulation.bias)
+    torch.nn.init.normal_(network.final_layer.scale_shift_table, std=0.02)
+    torch.nn.init.zeros_(network.final_layer.linear.weight)
+    torch.nn.init.zeros_(network.final_layer.linear.bias)
+
+
+def _last_frames(frames, count: int) -> Tensor:
+    """The last `count` frames of [n, H, W, 3]; the first is repeated where there are fewer."""
+    frames = torch.as_tensor(frames)
+    missing = count - len(frames)
+    if missing > 0:
+        frames = torch.cat([frames[:1].expand(missing, -1, -1, -1), frames])
+    return frames[-count:]

@@ -1,0 +1,185 @@
+"""STDiT3: the action-conditioned video diffusion transformer of WMPO (paper section 3.1, Open-Sora backbone).
+
+Blocks alternate attention within a frame and causal attention along time. Every frame is modulated by its action and
+the diffusion time; conditioning frames carry a constant diffusion time and no action. Their keys and values therefore
+depend neither on the denoising step nor on the actions, and `encode_conditioning` computes them once per chunk.
+The network knows no schedule: it maps latents and a time to an output of the same layout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from wmpo_ray.world_models.attention import RotaryEmbedding
+from wmpo_ray.world_models.stdit_blocks import (
+    ActionEmbedder,
+    Block,
+    FinalLayer,
+    KeyValue,
+    Mlp,
+    PatchEmbedder,
+    TimestepEmbedder,
+    spatial_positions,
+)
+
+
+@dataclass(frozen=True)
+class ConditioningCache:
+    """Keys and values of the conditioning frames, one entry for each temporal block, and their number."""
+
+    blocks: tuple[KeyValue, ...]
+    num_frames: int
+
+
+class UnusedCaptionEmbedder(nn.Module):
+    """Caption parameters of the published checkpoints; WMPO gives no text to the world model."""
+
+    def __init__(self, channels: int, width: int, length: int):
+        super().__init__()
+        self.y_proj = Mlp(channels, width, "gelu_tanh")
+        self.y_proj.fc2 = nn.Linear(width, width)
+        self.register_buffer("y_embedding", torch.zeros(length, channels))
+
+
+class STDiT(ModelMixin, ConfigMixin):
+    """Spatio-temporal diffusion transformer.
+
+    Sizes: `hidden_size` D, `depth` pairs of a spatial and a temporal block, `num_heads`. `pad_action_num` frames at
+    the start carry no action. `pred_sigma` doubles the output channels (the second half is unused). The options from
+    `mlp_activation` on do not exist in the published weights and are off by default.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        hidden_size: int = 1152,
+        depth: int = 28,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        patch_size: tuple[int, int, int] = (1, 2, 2),
+        in_channels: int = 4,
+        action_dim: int = 7,
+        pad_action_num: int = 4,
+        qk_norm: bool = True,
+        pred_sigma: bool = True,
+        input_sq_size: int = 512,
+        conditioning_timestep: float = 15.0,
+        caption_channels: int = 4096,
+        model_max_length: int = 300,
+        keep_unused_parameters: bool = False,
+        mlp_activation: str = "gelu_tanh",
+        gate: str = "plain",
+        per_block_modulation: bool = False,
+    ):
+        super().__init__()
+        if hidden_size % num_heads or (hidden_size // num_heads) % 2 or hidden_size % 4:
+            raise ValueError(
+                f"hidden_size={hidden_size}, num_heads={num_heads}: the width must be a multiple of 4 and of twice "
+                "the number of heads; set world_model.network"
+            )
+        width = hidden_size
+        self.patch_size = tuple(patch_size)
+        self.out_channels = in_channels * 2 if pred_sigma else in_channels
+        self.x_embedder = PatchEmbedder(in_channels, width, self.patch_size)
+        self.t_embedder = TimestepEmbedder(width)
+        self.action_embedder = ActionEmbedder(action_dim, width, pad_action_num)
+        self.t_block = nn.Sequential(nn.SiLU(), nn.Identity() if per_block_modulation else nn.Linear(width, 6 * width))
+        self.rope = RotaryEmbedding(width // num_heads)
+        self.spatial_blocks = nn.ModuleList(Block(self.config, temporal=False) for _ in range(depth))
+        self.temporal_blocks = nn.ModuleList(Block(self.config, temporal=True) for _ in range(depth))
+        pt, ph, pw = self.patch_size
+        self.final_layer = FinalLayer(width, pt * ph * pw * self.out_channels)
+        if keep_unused_parameters:
+            self.fps_embedder = TimestepEmbedder(width)
+            self.y_embedder = UnusedCaptionEmbedder(caption_channels, width, model_max_length)
+
+    # -- the three ways through the network ----------------------------------------------------------------------
+
+    def forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        actions: Tensor,
+        x_mask: Tensor,
+        height: float | None = None,
+        width: float | None = None,
+    ) -> Tensor:
+        """Whole clip at once.
+
+        x [B, C, T, H, W]; timestep [B] in 0..1000 (1000 is pure noise); actions [B, T-pad, A] in [-1, 1] for the
+        frames after the first `pad_action_num`; x_mask [B, T] bool, True where a frame is being denoised, False
+        where it conditions; height, width in pixels (default: the latent's own). Returns [B, C_out, T, H, W] float32.
+        """
+        time, conditioning_time = self._times(timestep)
+        by_action = self.t_block(time[:, None] + self.action_embedder(actions))
+        by_time = self.t_block(time)[:, None].expand_as(by_action)
+        constant = self.t_block(conditioning_time)[:, None]
+        spatial = torch.where(x_mask[:, :, None], by_action, constant)
+        temporal = torch.where(x_mask[:, :, None], by_time, constant)
+        tokens, _ = self._blocks(self._embed(x, height, width), spatial, temporal)
+        return self._unpatchify(self.final_layer(tokens, time, conditioning_time, x_mask), x.shape)
+
+    def encode_conditioning(self, x: Tensor, height: float | None = None, width: float | None = None):
+        """Keys and values of the conditioning frames x [B, C, c, H, W], valid for every step and every action."""
+        batch, frames = x.shape[0], x.shape[2]
+        conditioning_time = self._times(x.new_zeros(batch))[1]
+        modulation = self.t_block(conditioning_time)[:, None].expand(batch, frames, -1)
+        _, blocks = self._blocks(self._embed(x, height, width), modulation, modulation)
+        return ConditioningCache(blocks, frames)
+
+    def forward_cached(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        actions: Tensor,
+        cache: ConditioningCache,
+        height: float | None = None,
+        width: float | None = None,
+    ) -> Tensor:
+        """The denoised frames only: x [B, C, K, H, W], actions [B, c+K-pad, A] as in `forward` -> [B, C_out, K, H, W].
+
+        Equals `forward` on the frames after the conditioning ones.
+        """
+        time, conditioning_time = self._times(timestep)
+        embedded = self.action_embedder(actions)[:, cache.num_frames :]
+        by_action = self.t_block(time[:, None] + embedded)
+        by_time = self.t_block(time)[:, None].expand_as(by_action)
+        tokens, _ = self._blocks(self._embed(x, height, width), by_action, by_time, cache.blocks)
+        return self._unpatchify(self.final_layer(tokens, time, conditioning_time, None), x.shape)
+
+    # -- parts ---------------------------------------------------------------------------------------------------
+
+    def _times(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        constant = torch.full_like(timestep, self.config.conditioning_timestep)
+        return self.t_embedder(timestep.to(self.dtype)), self.t_embedder(constant.to(self.dtype))
+
+    def _embed(self, x: Tensor, height: float | None, width: float | None) -> Tensor:
+        _, ph, pw = self.patch_size
+        rows, columns = x.shape[-2] // ph, x.shape[-1] // pw
+        area = (height or x.shape[-2]) * (width or x.shape[-1])
+        scale = area**0.5 / self.config.input_sq_size
+        base = round((rows * columns) ** 0.5)
+        with torch.inference_mode(False):  # the table is cached and may serve a later backward pass
+            positions = spatial_positions(self.config.hidden_size, rows, columns, scale, base, x.device)
+        tokens = self.x_embedder(x.to(self.dtype))
+        return tokens + positions.to(tokens.dtype)
+
+    def _blocks(self, tokens: Tensor, spatial: Tensor, temporal: Tensor, past: tuple[KeyValue, ...] | None = None):
+        present = []
+        for i, (space, time) in enumerate(zip(self.spatial_blocks, self.temporal_blocks, strict=True)):
+            tokens, _ = space(tokens, spatial, self.rope)
+            tokens, key_value = time(tokens, temporal, self.rope, past[i] if past else None)
+            present.append(key_value)
+        return tokens, tuple(present)
+
+    def _unpatchify(self, tokens: Tensor, shape: torch.Size) -> Tensor:
+        batch, _, frames, height, width = shape
+        pt, ph, pw = self.patch_size
+        x = tokens.reshape(batch, frames // pt, height // ph, width // pw, pt, ph, pw, self.out_channels)
+        x = x.permute(0, 7, 1, 4, 2, 5, 3, 6)
+        return x.reshape(batch, self.out_channels, frames, height, width).float()
