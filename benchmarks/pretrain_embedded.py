@@ -118,18 +118,24 @@ def build(args: argparse.Namespace) -> tuple[DiffusionWorldModel, WorldModelTrai
     return world_model, WorldModelTrainer(world_model, training, args.seed, args.compile), [sampler]
 
 
+def score(figures: dict[str, float]) -> float:
+    """What checkpoints are chosen by: agreement of outcome and events with reality."""
+    return sum(figures.get(key, 0.0) for key in ("label_agreement", "grasp_agreement", "placement_agreement"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=12_000)
+    parser.add_argument("--steps", type=int, default=5_000)
     parser.add_argument("--videos", type=int, default=16_000)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--depth", type=int, default=3)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--eval-every", type=int, default=1000)
+    parser.add_argument("--eval-every", type=int, default=500)
     parser.add_argument("--out", type=Path, default=PRETRAINED_DIR)
+    parser.add_argument("--keep-all", action="store_true", help="keep every evaluated checkpoint")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -148,8 +154,10 @@ def main() -> None:
         trainer.average.swap()
         figures = judge.figures(world_model)
         print(f"step {step} {json.dumps(figures)}", flush=True)
+        if args.keep_all:
+            world_model.save(args.out / f"{args.name}-step-{step}", dtype=torch.bfloat16)
         # Later checkpoints win ties: the learning rate is still falling.
-        if figures["label_agreement"] >= best.get("label_agreement", 0.0):
+        if score(figures) >= score(best):
             best = {"step": step, **figures}
             world_model.save(args.out / args.name, dtype=torch.bfloat16)
         trainer.average.swap()

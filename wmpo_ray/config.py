@@ -17,7 +17,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class EnvironmentConfig(Section):
@@ -35,7 +35,7 @@ class TinyPolicyConfig(Section):
     width: Count = 96
     num_layers: Count = 2
     num_heads: Count = 4
-    patch_size: Count = 4
+    patch_size: Count = 8
     num_bins: Annotated[int, Field(ge=2)] = 256
     num_bases: Annotated[int, Field(ge=0)] = 24  # smooth bumps that bin logits are built from; 0: independent bins
     mlp_ratio: Positive = 4.0
@@ -111,7 +111,7 @@ class WorldModelTrainingConfig(Section):
     demo_share: Share = 0.3  # share of expert demonstrations among the windows
     self_context_share: Share = 0.5  # share of batches whose context is the model's own previous chunk
     self_context_start: Share = 0.0  # share of the steps before the first such batch
-    contact_weight: Positive = 1.0  # sampling weight of windows with contact (play data only)
+    contact_weight: Positive = 1.0  # sampling weight of windows with contact (play) or a change of the grip (alignment)
     vertical_flip: bool = True
 
 
@@ -154,7 +154,6 @@ class RewardConfig(Section):
     pixel_noise: NonNegative = 4.0  # of 255, augmentation
     success_margin: Count = 2  # clips of a success that end this close to its end are no negatives
     swapped_share: Share = 0.1  # share of negatives that are terminal clips with another instruction
-    max_false_accept: Share = 1.0  # bound on the false positive rate while the threshold is chosen
     verify: VerifyConfig = VerifyConfig()
 
 

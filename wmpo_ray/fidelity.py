@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from wmpo_ray.interfaces import WorldModel
 from wmpo_ray.seeding import seed_for
-from wmpo_ray.types import StartState
+from wmpo_ray.types import Episodes, StartState
+from wmpo_ray.world_models.diffusion import DiffusionWorldModel
 
 
 def replay(
@@ -63,3 +65,31 @@ def binary_report(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
         "true_rate": float(truth.mean()),
         "num": len(truth),
     }
+
+
+def starts_of(episodes: Episodes) -> list[StartState]:
+    """The start state of each episode: its first frame, instruction and seed."""
+    return [
+        StartState(frames[:1], text, int(seed))
+        for frames, text, seed in zip(episodes.frames, episodes.instructions, episodes.seeds, strict=True)
+    ]
+
+
+def decode_one_chunk_ahead(world_model: DiffusionWorldModel, episodes: Episodes, seed: int) -> Episodes:
+    """The episodes as the world model shows them, each chunk imagined from real context.
+
+    They look imagined and carry real labels: what a reward model that judges imagined videos should see. Frames after
+    the end stay real.
+    """
+    c, k = world_model.context_frames, world_model.chunk_length
+    frames = torch.from_numpy(episodes.frames)
+    parts = [frames[:, :1]]
+    for t in range(0, episodes.actions.shape[1], k):
+        index = (torch.arange(t - c + 1, t + 1)).clamp_min(0)
+        starts = [StartState(clip.numpy(), "") for clip in frames[:, index]]
+        acted = torch.from_numpy(np.ascontiguousarray(episodes.actions[:, t : t + k]))
+        seeds = [seed_for(seed, "one-chunk", i, t) for i in range(len(episodes))]
+        parts.append(world_model.imagine_chunk(world_model.start(starts), acted, seeds)[1])
+    imagined = torch.cat(parts, 1).numpy()
+    shown = np.arange(frames.shape[1])[None] <= episodes.lengths[:, None]
+    return replace(episodes, frames=np.where(shown[..., None, None, None], imagined, episodes.frames))

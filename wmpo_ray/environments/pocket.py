@@ -23,7 +23,7 @@ from wmpo_ray.environments.pocket_geometry import (
     SEATED_X,
     WALL_X,
 )
-from wmpo_ray.environments.pocket_rendering import Look, draw, draw_backdrop
+from wmpo_ray.environments.pocket_rendering import Look, detect_events, draw, draw_backdrop
 
 Disruption = Literal["none", "position", "background", "texture"]
 INSTRUCTIONS = ("put the block into the blue pocket", "put the block into the pink pocket")
@@ -184,6 +184,11 @@ class PocketEnvironment:
 
     def render(self) -> np.ndarray:
         return draw(self.backdrop(), *self.state(), self.look)
+
+    @staticmethod
+    def detect_events(videos: np.ndarray) -> dict[str, np.ndarray]:
+        """Events that pixels show, for real and imagined videos alike: name -> [N] bool."""
+        return detect_events(videos)
 
     # -- the scripted expert -------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from torch import Tensor
 class FrameCodec(Protocol):
     """Maps frames [B, T, H, W, 3] uint8 to latents [B, C, T, h, w] float32 and back."""
 
+    name: str  # what `make_codec` builds it from
     latent_channels: int
 
     def encode(self, frames: Tensor) -> Tensor: ...
@@ -22,6 +23,7 @@ class FrameCodec(Protocol):
 class PixelCodec:
     """Identity: a latent is a pixel, centred on the background so that an empty scene is zero."""
 
+    name = "pixel"
     latent_channels = 3
 
     def __init__(self, centre: tuple[float, float, float] = (40.0, 44.0, 52.0), scale: float = 64.0):
@@ -39,7 +41,8 @@ class PixelCodec:
 class AutoencoderCodec:
     """A diffusers `AutoencoderKL` applied to each frame (SDXL: 8x smaller, 4 channels, scale 0.13025)."""
 
-    def __init__(self, autoencoder, frames_per_batch: int = 64):
+    def __init__(self, autoencoder, frames_per_batch: int = 64, name: str = ""):
+        self.name = name
         self.autoencoder = autoencoder
         self.latent_channels = autoencoder.config.latent_channels
         self.scaling_factor = autoencoder.config.scaling_factor
@@ -49,7 +52,10 @@ class AutoencoderCodec:
     def load(cls, path: str | Path, **kwargs) -> AutoencoderCodec:
         from diffusers import AutoencoderKL
 
-        return cls(AutoencoderKL.from_pretrained(path, use_safetensors=True, local_files_only=True).eval(), **kwargs)
+        autoencoder = AutoencoderKL.from_pretrained(
+            path, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+        )
+        return cls(autoencoder.eval(), name=str(path), **kwargs)
 
     @torch.no_grad()
     def encode(self, frames: Tensor, noise: Tensor | None = None) -> Tensor:

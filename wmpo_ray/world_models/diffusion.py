@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,18 +86,22 @@ class DiffusionWorldModel:
     # -- files ---------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write network (diffusers layout, safetensors) and settings into the folder `path`."""
+        """Write network (diffusers layout, safetensors) and settings into the folder `path`.
+
+        The codec is written by name; raises ValueError for one that was not loaded from a folder.
+        """
+        if not self.codec.name:
+            raise ValueError("the autoencoder has no folder to name; build it with AutoencoderCodec.load(folder)")
         path = Path(path)
         network = self.denoiser.network
         if dtype is not None:
-            import copy
-
             network = copy.deepcopy(network).to(dtype)
         network.save_pretrained(path, safe_serialization=True)
         settings = {
             "denoiser": self.denoiser.config.model_dump(),
             "sampler": self.sampler.config.model_dump(),
-            "codec": "pixel",
+            "codec": self.codec.name,
+            "frame_size": self.denoiser.frame_size,
             "context_frames": self.context_frames,
             "chunk_length": self.chunk_length,
         }
@@ -115,7 +120,7 @@ class DiffusionWorldModel:
         settings = json.loads((path / SETTINGS_FILE).read_text())
         network = STDiT.from_pretrained(path, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False)
         network = network.float()
-        denoiser = Denoiser(network, DenoiserConfig(**settings["denoiser"]))
+        denoiser = Denoiser(network, DenoiserConfig(**settings["denoiser"]), settings.get("frame_size"))
         sampler = RectifiedFlowSampler(SamplerConfig(**settings["sampler"]))
         codec = make_codec(settings["codec"])
         return cls(denoiser, codec, sampler, settings["context_frames"], settings["chunk_length"])

@@ -1,0 +1,51 @@
+# Everything happens in .venv; nothing outside this folder is touched.
+PYTHON ?= python3
+# Another build of torch, for instance one for your GPU: make setup TORCH="torch==2.11.0 --index-url ..."
+TORCH ?= torch==2.13.0
+OUT ?= runs/demo
+SEED ?= 0
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: help setup demo test lint bench-demo bench-cache pretrain-embedded clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## install into .venv (TORCH=... for another build of torch)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and \
+		f"$(PYTHON) is Python {v}: 3.11 or newer is needed; name one with: make setup PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install $(TORCH)
+	@# torch is the one version that users choose: the constraints must not put another in its place.
+	grep -v '^torch==' constraints.txt > .venv/constraints.txt
+	$(BIN)/python -m pip install -c .venv/constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: setup  ## the whole of WMPO on the embedded task: table and report (OUT=runs/demo SEED=0)
+	$(BIN)/python -m wmpo_ray run demo --out $(OUT) --set seed=$(SEED)
+
+test: setup  ## the tests
+	$(BIN)/python -m pytest
+
+lint: setup  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench-demo: setup  ## the demo with three seeds -> benchmarks/results/demo.json
+	$(BIN)/python -m benchmarks.demo
+
+bench-cache: setup  ## time saved by the conditioning cache
+	$(BIN)/python -m benchmarks.cache
+
+pretrain-embedded: setup  ## rebuild the shipped world models from nothing
+	$(BIN)/python -m benchmarks.pretrain_embedded --name embedded-a --seed 0
+	$(BIN)/python -m benchmarks.pretrain_embedded --name embedded-b --seed 1
+
+clean:  ## remove .venv and caches; runs/ stays
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info

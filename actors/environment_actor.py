@@ -1,0 +1,36 @@
+"""One worker with a real environment: rollouts of the policy, and what imagined actions do in reality."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from wmpo_ray.config import Config
+from wmpo_ray.evaluation import execute_actions, rollout_policy
+from wmpo_ray.registry import load_policy, make_environment
+from wmpo_ray.runtime_settings import configure_process
+from wmpo_ray.types import Scores, Trajectories
+
+
+class EnvironmentActor:
+    def __init__(self, config: Config, policy_dir: str):
+        configure_process(config.cluster.threads_per_process)
+        self.config = config
+        self.policy = load_policy(config.policy.kind, policy_dir)
+        self.environment = make_environment(config.environment)
+
+    def evaluate(self, weights: dict[str, np.ndarray], seeds: list[int], temperature: float) -> np.ndarray:
+        """Real success [M] bool of the given weights from the given start states."""
+        self.policy.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in weights.items()})
+        key = (self.config.seed, "evaluate")
+        episodes = rollout_policy(self.policy, self.environment, seeds, temperature, key, keep_frames=False)
+        return episodes.success
+
+    def compare_labels(self, trajectories: Trajectories, seeds: list[int], scores: tuple[Scores, float]) -> np.ndarray:
+        """Real outcome and imagined label [2, M] bool of imagined trajectories, by executing their actions for real.
+
+        Evaluation only: nothing of it reaches the learner.
+        """
+        actions = trajectories.actions.reshape(len(trajectories), -1, trajectories.actions.shape[-1])
+        real = execute_actions(self.environment, seeds, actions)
+        return np.stack([real, scores[0].success])

@@ -1,0 +1,38 @@
+"""One reward worker: the reward model and, where successes are verified, a second world model."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from wmpo_ray.config import Config
+from wmpo_ray.imagination import imagine_actions
+from wmpo_ray.registry import load_reward_model, load_world_model
+from wmpo_ray.runtime_settings import configure_process
+from wmpo_ray.scoring import score_videos, verify_successes
+from wmpo_ray.types import Scores, Videos
+
+
+class RewardActor:
+    def __init__(self, config: Config, reward_model_dir: str, verifier_dir: str | None):
+        configure_process(config.cluster.threads_per_process)
+        self.config = config
+        self.model = load_reward_model(config.reward.kind, reward_model_dir)
+        self.verifier = load_world_model(config, verifier_dir) if verifier_dir else None
+
+    def score(self, videos: Videos) -> tuple[Scores, float]:
+        """One decision for each video, and the seconds it took."""
+        started = time.monotonic()
+        scores = score_videos(self.model, videos.frames, videos.instructions, self.config.reward.min_steps)
+        if self.verifier is not None:
+            scores = verify_successes(scores, lambda rows: self._imagine_again(videos, rows))
+        return scores, time.monotonic() - started
+
+    def _imagine_again(self, videos: Videos, rows: np.ndarray) -> Scores:
+        members = [(group, member) for group in videos.requests for member in range(group.group_size)]
+        keys = [members[row] for row in rows]
+        starts = [group.start for group, _ in keys]
+        again = imagine_actions(self.verifier, starts, videos.actions[rows], keys)
+        texts = [videos.instructions[row] for row in rows]
+        return score_videos(self.model, again, texts, self.config.reward.min_steps)

@@ -1,0 +1,63 @@
+"""Where measured figures are kept: one JSON file for each benchmark, with the command, commit and machine behind it."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS_DIR = Path(__file__).parent / "results"
+
+
+def write_results(name: str, figures: dict[str, dict[str, Any]], command: str) -> Path:
+    """Write `benchmarks/results/NAME.json` and return its path.
+
+    `figures` maps a name to `{"value", "unit"}` and optionally `"interval"` [low, high] and `"seeds"`; raises
+    ValueError where one of the two is missing.
+    """
+    for key, figure in figures.items():
+        missing = {"value", "unit"} - figure.keys()
+        if missing:
+            raise ValueError(f"figure {key!r} has no {min(missing)!r}")
+    content = {
+        "command": command,
+        "commit": current_commit(),
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(),
+        "figures": figures,
+    }
+    RESULTS_DIR.mkdir(exist_ok=True)
+    path = RESULTS_DIR / f"{name}.json"
+    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    return path
+
+
+def current_commit() -> str:
+    """Hash of the checked-out commit, with `-dirty` if tracked files differ from it."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
+def machine() -> str:
+    """Processor, cores and memory, and the GPU if there is one."""
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    cpu = f"{_cpu_name()}, {len(os.sched_getaffinity(0))} cores, {memory_gib:.0f} GiB"
+    return f"{torch.cuda.get_device_name()}; {cpu}" if torch.cuda.is_available() else cpu
+
+
+def _cpu_name() -> str:
+    path = Path("/proc/cpuinfo")
+    for line in path.read_text().splitlines() if path.exists() else []:
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()

@@ -1,0 +1,119 @@
+"""The stages of a run in their order: each reads what those before it left in the run's folder, and is skipped once done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cluster import stages
+from cluster.context import RunContext
+from cluster.progress import Reporter
+from cluster.runtime import start_runtime
+from wmpo_ray.config import Config
+from wmpo_ray.errors import UserError
+from wmpo_ray.evaluation import rollout_policy
+from wmpo_ray.registry import load_policy, make_environment
+from wmpo_ray.report.html import write_report
+from wmpo_ray.run_state import RunFolder
+from wmpo_ray.runtime_settings import configure_process
+from wmpo_ray.starts import start_seeds
+from wmpo_ray.statistics import wilson_interval
+
+STAGE_FUNCTIONS: dict[str, Callable[[RunContext], dict[str, Any]]] = {
+    "demos": stages.demos,
+    "policy": stages.policy,
+    "collect": stages.collect,
+    "world-model": stages.world_model,
+    "reward-model": stages.reward_model,
+    "gate": stages.gate,
+    "optimize": stages.optimize,
+    "evaluate": stages.evaluate,
+}
+STAGES = tuple(STAGE_FUNCTIONS)
+
+
+def run_pipeline(
+    config: Config,
+    out: Path,
+    *,
+    resume: bool = False,
+    serial: bool = False,
+    force: bool = False,
+    only: str | None = None,
+    until: str | None = None,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Run every stage that is not done yet and return the run's summary.
+
+    `only` runs one stage (the ones before it must be done), `until` stops after one. `force` goes on past a gate that
+    is not met. Raises UserError for anything the user can put right.
+    """
+    for name in (only, until):
+        if name is not None and name not in STAGES:
+            raise UserError(f"unknown stage {name!r}; the stages are {', '.join(STAGES)}")
+    configure_process(config.cluster.threads_per_process)
+    reporter = reporter or Reporter()
+    with open_folder(out, config, resume) as folder:
+        context = RunContext(config, folder, reporter, lambda: start_runtime(serial, config.cluster.address), force)
+        try:
+            for stage in STAGES:
+                if only is None or stage == only:
+                    _run_stage(context, stage, again=only is not None)
+                if stage == until:
+                    break
+        finally:
+            context.close()
+        write_report(folder.path)
+        return folder.summary
+
+
+@contextmanager
+def open_folder(out: Path, config: Config, resume: bool):
+    folder = RunFolder.open(out, config, resume)
+    try:
+        yield folder
+    finally:
+        folder.close()
+
+
+def _run_stage(context: RunContext, stage: str, again: bool) -> None:
+    folder, reporter = context.folder, context.reporter
+    if folder.is_done(stage) and not again:
+        reporter.say(f"[dim]{stage:<13} done before[/dim]")
+        return
+    missing = [name for name in STAGES[: STAGES.index(stage)] if not folder.is_done(name)]
+    if missing:
+        raise UserError(f"stage {stage} needs {', '.join(missing)} first; run them, or `wmpo run` for all")
+    started = time.monotonic()
+    figures = STAGE_FUNCTIONS[stage](context)
+    seconds = time.monotonic() - started
+    folder.finish(stage, seconds, figures)
+    told = ", ".join(f"{key} {value:.3g}" for key, value in figures.items() if isinstance(value, (int, float)))
+    reporter.say(f"[bold]{stage:<13}[/bold] {seconds:6.1f} s  [dim]{told}[/dim]")
+
+
+def evaluate_policy(
+    config: Config, out: Path, policy_dir: Path | None = None, num_starts: int | None = None
+) -> dict[str, Any]:
+    """Success of a saved policy on held-out start states with its 95% interval; default: the run's final policy."""
+    configure_process(config.cluster.threads_per_process)
+    path = policy_dir or Path(out) / "models" / "policy"
+    if not path.is_dir():
+        raise UserError(f"there is no policy at {path}; name one with --policy, or run the stages first")
+    count = num_starts or config.evaluation.num_starts
+    policy = load_policy(config.policy.kind, str(path))
+    environment = make_environment(config.environment)
+    seeds = start_seeds("evaluate", count, config.seed)
+    with torch.no_grad(), Reporter().bar("real episodes", count) as advance:
+        episodes = rollout_policy(
+            policy, environment, seeds, config.evaluation.temperature, (config.seed, "evaluate"),
+            keep_frames=False, progress=advance,
+        )
+    low, high = wilson_interval(int(episodes.success.sum()), count)
+    failures = {name: float((flags & ~episodes.success).mean()) for name, flags in episodes.failures.items()}
+    return {"value": float(episodes.success.mean()), "low": low, "high": high, "num": count, "failures": failures}

@@ -1,0 +1,94 @@
+"""A training run of seconds with real, tiny, untrained models, for the laws of the main loop.
+
+Run as a program it does the whole run in its own process: `python -m tests.cluster.small_run FOLDER UPDATES`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cluster.runtime import Runtime, SerialRuntime
+from cluster.team import ModelPaths, Team
+from cluster.train import TrainingLoop
+from wmpo_ray.config import Config
+from wmpo_ray.environments.pocket import INSTRUCTIONS, PocketEnvironment
+from wmpo_ray.fidelity import replay
+from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
+from wmpo_ray.reward_models.videomae import VideoMAERewardModel
+from wmpo_ray.types import StartState
+from wmpo_ray.world_models.diffusion import DiffusionWorldModel
+
+SETTINGS = {
+    "environment": {"horizon": 8},
+    "policy": {"network": {"width": 32, "num_layers": 1, "num_heads": 2}},
+    "world_model": {
+        "network": {"hidden_size": 32, "depth": 1, "num_heads": 2, "mlp_ratio": 2.0},
+        "denoiser": {"prediction": "sample", "input_scaling": True, "residual": True, "action_bands": 1},
+        "sampler": {"num_steps": 1},
+    },
+    "reward": {"network": {"hidden_size": 16, "num_layers": 1, "num_heads": 2}},
+    "rollout": {"group_size": 4, "groups_per_update": 4, "groups_per_request": 2},
+    "grpo": {"num_updates": 3, "minibatch_trajectories": 8, "learning_rate": 1e-3},
+    "evaluation": {"num_starts_on_the_way": 4, "every_updates": 2},
+    "cluster": {"cpus_per_imagination_actor": 0.2, "cpus_per_reward_actor": 0.2, "cpus_per_learner": 0.2},
+}
+
+
+def small_config(**cluster) -> Config:
+    return Config.model_validate({**SETTINGS, "cluster": {**SETTINGS["cluster"], **cluster}})
+
+
+def small_starts(count: int = 12) -> list[StartState]:
+    environment = PocketEnvironment(8)
+    frames = environment.reset(np.arange(count))
+    return [StartState(f[None], text, i) for i, (f, text) in enumerate(zip(frames, environment.instruction, strict=True))]
+
+
+def save_models(folder: Path, config: Config) -> None:
+    """Untrained models; the reward model's threshold is the median of what it sees, so that outcomes are mixed."""
+    torch.manual_seed(0)
+    settings = config.policy.network.model_dump()
+    TinyPolicy(TinyPolicyHFConfig(**settings, vocabulary=vocabulary_of(INSTRUCTIONS))).save_pretrained(folder / "policy")
+    world_model = DiffusionWorldModel.create(config.world_model, 3, config.rollout.chunk_length, seed=1)
+    # A fresh network predicts no change at all; let it imagine something that depends on the actions.
+    for parameter in world_model.denoiser.network.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.4)
+    world_model.save(folder / "world-model")
+    reward = VideoMAERewardModel.create(config.reward, 16, (), seed=2)
+    starts = small_starts()
+    actions = np.random.default_rng(3).uniform(-1, 1, (len(starts), config.environment.horizon, 3)).astype(np.float32)
+    videos = replay(world_model, starts, actions, seed=4)
+    best = reward.probabilities(videos, [start.instruction for start in starts]).max(1)
+    reward.threshold = float(np.median(best))
+    reward.save(folder / "reward-model")
+
+
+def model_paths(folder: Path, checkpoints: Path) -> ModelPaths:
+    return ModelPaths(folder / "policy", folder / "world-model", None, folder / "reward-model", checkpoints)
+
+
+def run(config: Config, runtime: Runtime, models: Path, checkpoints: Path) -> tuple[str, list[dict]]:
+    """Train, from a checkpoint if there is one; returns the hash of the final weights and what was logged."""
+    lines: list[dict] = []
+    team = Team(config, runtime, model_paths(models, checkpoints))
+    try:
+        team.start()
+        loop = TrainingLoop(
+            config, runtime, team, small_starts(), lambda update, values: lines.append({"update": update, **values})
+        )
+        version = loop.run()
+    finally:
+        team.stop()
+    return version.digest, lines
+
+
+if __name__ == "__main__":
+    settings = small_config()
+    settings = settings.model_copy(update={"grpo": settings.grpo.model_copy(update={"num_updates": int(sys.argv[2])})})
+    digest, _ = run(settings, SerialRuntime(), Path(sys.argv[1]) / "models", Path(sys.argv[1]) / "checkpoints")
+    print(digest)

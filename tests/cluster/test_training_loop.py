@@ -1,0 +1,116 @@
+"""Laws of the main loop, with real models and a real Ray."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ray
+
+from cluster.runtime import RayRuntime, SerialRuntime
+from tests.cluster.small_run import run, save_models, small_config
+from wmpo_ray.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    save_models(folder, small_config())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def serial(models, tmp_path_factory) -> tuple[str, list[dict]]:
+    return run(small_config(), SerialRuntime(), models, tmp_path_factory.mktemp("serial"))
+
+
+@pytest.fixture(scope="module")
+def ray_runtime():
+    ray.init(num_cpus=4, include_dashboard=False, logging_level="warning", log_to_driver=False)
+    yield RayRuntime()
+    ray.shutdown()
+
+
+def test_a_run_trains_and_logs_every_update(serial):
+    digest, lines = serial
+    updates = [line for line in lines if "policy/loss" in line]
+    assert [line["update"] for line in updates] == [1, 2, 3]
+    assert len({line["policy/loss"] for line in updates}) == 3
+    for line in updates:
+        assert line["queue/admit"] == 4 and line["policy/skipped_steps"] == 0
+        # Weights used in the first mini-batch are those of sampling: recomputed log-probabilities agree.
+        assert line["policy/logprob_distance"] < 1e-4
+    assert {line["update"] for line in lines if "real/success_rate" in line} == {0, 2}
+
+
+def test_the_same_run_gives_the_same_weights(serial, models, tmp_path):
+    assert run(small_config(), SerialRuntime(), models, tmp_path)[0] == serial[0]
+
+
+@pytest.mark.parametrize("actors", [1, 3])
+def test_ray_gives_the_weights_of_the_serial_run_bit_for_bit(serial, models, tmp_path, ray_runtime, actors):
+    digest, lines = run(small_config(imagination_actors=actors), ray_runtime, models, tmp_path)
+    assert digest == serial[0]
+    keys = ("policy/loss", "imagined/success_rate", "queue/uniform")
+    ours = [[line[key] for key in keys] for line in lines if "policy/loss" in line]
+    assert ours == [[line[key] for key in keys] for line in serial[1] if "policy/loss" in line]
+
+
+def test_another_seed_gives_other_weights(serial, models, tmp_path):
+    config = small_config().model_copy(update={"seed": 1})
+    assert run(config, SerialRuntime(), models, tmp_path)[0] != serial[0]
+
+
+def test_a_run_killed_and_resumed_ends_with_the_same_weights(serial, models, tmp_path):
+    (tmp_path / "models").symlink_to(models)
+    command = [sys.executable, "-m", "tests.cluster.small_run", str(tmp_path), "3"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "checkpoints" / "step-000001" / "manifest.json").exists():
+        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    digest, lines = run(small_config(), SerialRuntime(), models, tmp_path / "checkpoints")
+    assert digest == serial[0]
+    assert min(line["update"] for line in lines if "policy/loss" in line) > 1, "it started from the beginning"
+
+
+def test_a_dead_imagination_actor_is_replaced_and_changes_nothing(serial, models, tmp_path, ray_runtime, monkeypatch):
+    from cluster.train import TrainingLoop
+
+    killed = []
+    original = TrainingLoop.imagine
+
+    def imagine_then_kill_once(self, request, worker):
+        original(self, request, worker)
+        if not killed and request.request_id == 3:
+            killed.append(ray.kill(worker.actor))
+
+    monkeypatch.setattr(TrainingLoop, "imagine", imagine_then_kill_once)
+    digest, lines = run(small_config(), ray_runtime, models, tmp_path)
+    assert killed and digest == serial[0]
+    assert max(line.get("faults/restarts", 0) for line in lines) == 1
+
+
+def test_a_reward_model_that_never_accepts_stops_the_run_with_a_histogram(models, tmp_path):
+    import json
+
+    copy = tmp_path / "models"
+    subprocess.run(["cp", "-r", str(models), str(copy)], check=True)
+    settings = json.loads((copy / "reward-model" / "reward_model.json").read_text())
+    (copy / "reward-model" / "reward_model.json").write_text(json.dumps({**settings, "threshold": 1.1}))
+    config = small_config()
+    config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"max_attempts": 8})})
+    with pytest.raises(UserError, match=r"0/4: \d+.*reward model never accepts"):
+        run(config, SerialRuntime(), copy, tmp_path / "checkpoints")
+
+
+def test_more_actors_than_cpus_is_refused(models, tmp_path, ray_runtime):
+    with pytest.raises(UserError, match=r"imagination_actors=100"):
+        run(small_config(imagination_actors=100), ray_runtime, models, tmp_path)

@@ -1,0 +1,92 @@
+"""The reward model: windows, instruction planes, training and threshold."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from learners.reward_trainer import RewardTrainer, choose_threshold, index_clips, train_reward_model
+from wmpo_ray.config import RewardConfig
+from wmpo_ray.reward_models.videomae import VideoMAERewardModel
+from wmpo_ray.types import Episodes
+
+CONFIG = RewardConfig.model_validate(
+    {"network": {"hidden_size": 16, "num_layers": 1, "num_heads": 2}, "steps": 160, "batch_size": 16,
+     "learning_rate": 3e-3, "swapped_share": 0.4}
+)
+TEXTS = ("blue", "pink")
+
+
+def make_episodes(count: int = 24, steps: int = 8) -> Episodes:
+    """Success = the last frames turn the colour that the instruction names; half of them end in success."""
+    rng = np.random.default_rng(0)
+    frames = rng.integers(30, 60, (count, steps + 1, 8, 8, 3)).astype(np.uint8)
+    success = np.arange(count) % 2 == 0
+    texts = tuple(TEXTS[(i // 2) % 2] for i in range(count))
+    for i in np.flatnonzero(success):
+        frames[i, -2:, :, :, 2 if texts[i] == "blue" else 0] = 250
+    zeros = np.zeros((count, steps, 3), np.float32)
+    return Episodes(frames, zeros, np.full(count, steps), success, texts, np.arange(count))
+
+
+@pytest.fixture(scope="module")
+def trained() -> VideoMAERewardModel:
+    model = VideoMAERewardModel.create(CONFIG, 8, TEXTS, seed=0)
+    train_reward_model(model, CONFIG, make_episodes(), seed=0)
+    return model
+
+
+def test_windows_are_the_clips_of_the_video(trained):
+    episodes = make_episodes()
+    probabilities = trained.probabilities(episodes.frames, episodes.instructions)
+    assert probabilities.shape == (24, 8 + 2 - CONFIG.clip_length)
+    clip = torch.from_numpy(episodes.frames[:, 2 : 2 + CONFIG.clip_length])
+    with torch.no_grad():
+        alone = trained.logits(clip, episodes.instructions).sigmoid()
+    np.testing.assert_allclose(probabilities[:, 2], alone.numpy(), atol=1e-5)
+
+
+def test_it_learns_the_outcome_and_reads_the_instruction(trained):
+    episodes = make_episodes()
+    best = trained.probabilities(episodes.frames, episodes.instructions).max(1)
+    assert ((best > 0.5) == episodes.success).mean() > 0.95
+    other = [TEXTS[1 - TEXTS.index(text)] for text in episodes.instructions]
+    swapped = trained.probabilities(episodes.frames, other)[:, -1]
+    assert (swapped[episodes.success] < 0.5).mean() > 0.9, "the end of a success is none under the other instruction"
+
+
+def test_unknown_instructions_are_refused(trained):
+    with pytest.raises(ValueError, match="'green' was not seen in training"):
+        trained.probabilities(make_episodes().frames[:1], ["green"])
+
+
+def test_saved_and_loaded_it_decides_the_same(trained, tmp_path):
+    trained.threshold = 0.37
+    trained.save(tmp_path / "reward")
+    loaded = VideoMAERewardModel.load(tmp_path / "reward")
+    episodes = make_episodes()
+    assert loaded.threshold == 0.37 and loaded.instructions == TEXTS
+    one, other = (m.probabilities(episodes.frames, episodes.instructions) for m in (trained, loaded))
+    assert (one == other).all()
+
+
+def test_clips_are_labelled_as_the_paper_says():
+    episodes = make_episodes(count=2, steps=8)
+    index = index_clips(episodes, clip_length=4, margin=2)
+    assert index.positive.tolist() == [[0, 8]], "only the last clip of the success"
+    assert [0, 7] not in index.negative.tolist() and [0, 6] in index.negative.tolist()
+    assert [row for row in index.negative.tolist() if row[0] == 1] == [[1, end] for end in range(3, 9)]
+
+
+def test_no_success_at_all_is_a_clear_error():
+    episodes = make_episodes()
+    with pytest.raises(ValueError, match="no positive clip.*collect.num_trajectories"):
+        RewardTrainer(VideoMAERewardModel.create(CONFIG, 8, TEXTS, 0), CONFIG, episodes.rows(~episodes.success), 0)
+
+
+def test_the_threshold_maximises_f1_in_the_middle_of_its_plateau():
+    best = np.array([0.1, 0.2, 0.8, 0.9])
+    threshold, curve = choose_threshold(best, np.array([False, False, True, True]))
+    assert 0.45 < threshold < 0.55
+    assert max(point["f1"] for point in curve) == 1.0

@@ -1,0 +1,154 @@
+"""The import arrows: wmpo_ray <- actors, learners <- cluster <- benchmarks, tests; only cluster imports ray."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FORBIDDEN = {
+    "wmpo_ray": {"actors", "learners", "cluster", "benchmarks", "tests", "ray"},
+    "actors": {"learners", "cluster", "benchmarks", "tests", "ray"},
+    "learners": {"actors", "cluster", "benchmarks", "tests", "ray"},
+    "cluster": {"benchmarks", "tests"},
+    "benchmarks": {"tests"},
+    "tests": {"ray"},
+    "tests/cluster": set(),
+}
+ALLOWED = {("wmpo_ray/__main__.py", "cluster")}  # the command line's entry
+
+
+class Import(NamedTuple):
+    module: str  # absolute, "wmpo_ray.policies.tiny"
+    line: int
+
+
+def find_imports(source: str, path: str) -> Iterator[Import]:
+    """Every import in a file, wherever it stands: at the top, inside a function, relative, or by a literal name."""
+    package = path.removesuffix(".py").split("/")[:-1]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *(node.module or "").split(".")]).rstrip(".")
+            yield from (Import(f"{module}.{alias.name}", node.lineno) for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
+            names = [name.value for name in node.args[:1] if isinstance(name, ast.Constant)]
+            yield from (Import(name, node.lineno) for name in names)
+
+
+def violations(source: str, path: str) -> list[str]:
+    """A line for each import that goes against an arrow: file, line, import."""
+    room = max((room for room in FORBIDDEN if path.startswith(f"{room}/")), key=len)
+    found = []
+    for module, line in find_imports(source, path):
+        top = module.split(".")[0]
+        if top in FORBIDDEN[room] and (path, top) not in ALLOWED:
+            found.append(f"{path}:{line} imports {module}: {room} must not import {top}")
+    return found
+
+
+def source_files() -> list[Path]:
+    tops = {room.split("/")[0] for room in FORBIDDEN}
+    return sorted(path for top in tops for path in (ROOT / top).rglob("*.py"))
+
+
+def library_room(module: str) -> str | None:
+    """The sub-folder of wmpo_ray, or the file directly in it, that a module belongs to."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "wmpo_ray" and len(parts) > 1 else None
+
+
+def find_cycle(edges: dict[str, set[str]]) -> list[str] | None:
+    """Names along one cycle of a directed graph, the first repeated at the end, or None."""
+    done: set[str] = set()
+
+    def visit(node: str, trail: list[str]) -> list[str] | None:
+        if node in trail:
+            return [*trail[trail.index(node) :], node]
+        if node in done:
+            return None
+        for successor in sorted(edges.get(node, ())):
+            if cycle := visit(successor, [*trail, node]):
+                return cycle
+        done.add(node)
+        return None
+
+    return next((cycle for node in sorted(edges) if (cycle := visit(node, []))), None)
+
+
+def test_every_import_follows_the_arrows():
+    files = source_files()
+    assert {path.relative_to(ROOT).parts[0] for path in files} == {room.split("/")[0] for room in FORBIDDEN}
+    found = [line for path in files for line in violations(path.read_text(), path.relative_to(ROOT).as_posix())]
+    assert not found, "\n".join(found)
+
+
+def test_the_rooms_of_the_library_form_no_cycle():
+    edges: dict[str, set[str]] = {}
+    for path in (ROOT / "wmpo_ray").rglob("*.py"):
+        name = path.relative_to(ROOT).as_posix()
+        room = library_room(name.removesuffix(".py").replace("/", "."))
+        targets = {library_room(module) for module, _ in find_imports(path.read_text(), name)}
+        edges.setdefault(str(room), set()).update(target for target in targets if target and target != room)
+    assert "policies" in edges["plan"], "the graph misses an import that is there"
+    cycle = find_cycle(edges)
+    assert cycle is None, " -> ".join(cycle or [])
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "offender"),
+    [
+        ("wmpo_ray/scoring.py", "import ray", "wmpo_ray/scoring.py:1 imports ray:"),
+        (
+            "wmpo_ray/data/store.py",
+            "def f():\n    from ray.data import read",
+            "wmpo_ray/data/store.py:2 imports ray.data",
+        ),
+        ("wmpo_ray/scoring.py", "from cluster.train import main", "wmpo_ray/scoring.py:1 imports cluster.train"),
+        ("wmpo_ray/__main__.py", "import actors.reward_actor", "imports actors.reward_actor"),
+        (
+            "wmpo_ray/registry.py",
+            "from importlib import import_module\nimport_module('ray.util')",
+            "py:2 imports ray.util",
+        ),
+        ("actors/reward_actor.py", "from learners import x", "actors must not import learners"),
+        ("learners/grpo_learner.py", "import numpy, actors", "learners must not import actors"),
+        ("cluster/train.py", "from benchmarks.demo import seeds", "cluster must not import benchmarks"),
+        ("tests/test_scoring.py", "import ray", "tests must not import ray"),
+    ],
+)
+def test_an_import_against_an_arrow_is_named_with_file_and_line(path, source, offender):
+    (found,) = violations(source, path)
+    assert offender in found
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("wmpo_ray/__main__.py", "from cluster.cli import app"),
+        ("wmpo_ray/scoring.py", "import rayon\nfrom wmpo_ray import types  # import ray"),
+        ("wmpo_ray/policies/tiny.py", "from . import action_tokens\nfrom ..types import Batch"),
+        ("actors/reward_actor.py", "from wmpo_ray.scoring import score_videos"),
+        ("cluster/train.py", "import ray\nfrom actors import reward_actor\nfrom learners import grpo_learner"),
+        ("tests/cluster/test_train.py", "import ray"),
+        ("benchmarks/demo.py", "import ray\nfrom cluster import pipeline"),
+    ],
+)
+def test_imports_along_the_arrows_pass(path, source):
+    assert violations(source, path) == []
+
+
+def test_relative_imports_are_resolved():
+    (found,) = find_imports("from ..world_models import stdit", "wmpo_ray/policies/tiny.py")
+    assert found == Import("wmpo_ray.world_models.stdit", 1)
+
+
+def test_a_cycle_is_found_and_spelled_out():
+    assert find_cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert find_cycle({"a": {"b", "c"}, "b": {"c"}}) is None

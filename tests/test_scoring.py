@@ -1,0 +1,50 @@
+"""One decision for score, finish step and metric."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from wmpo_ray.scoring import decide, verify_successes
+from wmpo_ray.types import Scores
+
+
+def test_the_first_window_that_passes_decides():
+    probabilities = np.array([[0.1, 0.7, 0.9, 0.2], [0.1, 0.2, 0.3, 0.4]])
+    scores = decide(probabilities, threshold=0.6, clip_length=3, min_steps=0, horizon=5)
+    assert scores.success.tolist() == [True, False]
+    # Window 1 shows frames 1..3: three actions were executed when it ends.
+    assert scores.finish_step.tolist() == [3, 5]
+    np.testing.assert_allclose(scores.probability, [0.9, 0.4], rtol=1e-6)
+
+
+def test_windows_that_end_too_early_are_not_judged():
+    probabilities = np.array([[0.9, 0.1, 0.9]])
+    early = decide(probabilities, 0.5, clip_length=2, min_steps=0, horizon=4)
+    late = decide(probabilities, 0.5, clip_length=2, min_steps=2, horizon=4)
+    assert early.finish_step.tolist() == [1] and late.finish_step.tolist() == [3]
+
+
+def test_the_last_window_counts_and_ends_at_the_horizon():
+    scores = decide(np.array([[0.0, 0.0, 1.0]]), 0.5, clip_length=2, min_steps=0, horizon=3)
+    assert scores.success.tolist() == [True] and scores.finish_step.tolist() == [3]
+
+
+def test_verification_asks_about_successes_only_and_can_only_take_away():
+    scores = Scores(np.array([True, False, True]), np.array([3, 8, 5]), np.array([0.9, 0.1, 0.8], np.float32))
+    asked = []
+
+    def imagine_again(rows: np.ndarray) -> Scores:
+        asked.append(rows.tolist())
+        return Scores(np.array([False, True]), np.array([8, 4]), np.array([0.1, 0.9], np.float32))
+
+    verified = verify_successes(scores, imagine_again)
+    assert asked == [[0, 2]]
+    assert verified.success.tolist() == [False, False, True]
+    assert verified.refuted.tolist() == [True, False, False]
+    assert verified.finish_step[2] == 5
+
+
+def test_nothing_to_verify_asks_nobody():
+    scores = Scores(np.array([False]), np.array([8]), np.array([0.1], np.float32))
+    verified = verify_successes(scores, lambda rows: 1 / 0)
+    assert verified.refuted.tolist() == [False]

@@ -1,0 +1,46 @@
+"""Names to classes. Imports are lazy, so that naming a simulator does not need the others installed."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from wmpo_ray.config import Config, EnvironmentConfig
+from wmpo_ray.interfaces import Environment, Policy, RewardModel, WorldModel
+
+ENVIRONMENTS = {"pocket": "wmpo_ray.environments.pocket:PocketEnvironment"}
+POLICIES = {"tiny": "wmpo_ray.policies.tiny:TinyPolicy"}
+WORLD_MODELS = {
+    "diffusion": "wmpo_ray.world_models.diffusion:DiffusionWorldModel",
+    "simulator": "wmpo_ray.world_models.simulator:SimulatorWorldModel",
+}
+REWARD_MODELS = {"videomae": "wmpo_ray.reward_models.videomae:VideoMAERewardModel"}
+
+
+def resolve(table: dict[str, str], kind: str, key: str) -> Any:
+    """The class behind a name; ValueError with the known names and the config key otherwise."""
+    if kind not in table:
+        raise ValueError(f"{key}={kind!r} is unknown; known are {sorted(table)}")
+    module, name = table[kind].split(":")
+    return getattr(import_module(module), name)
+
+
+def make_environment(config: EnvironmentConfig) -> Environment:
+    cls = resolve(ENVIRONMENTS, config.kind, "environment.kind")
+    return cls(horizon=config.horizon, disruption=config.disruption)
+
+
+def load_policy(kind: str, path: str) -> Policy:
+    return resolve(POLICIES, kind, "policy.kind").from_pretrained(path, local_files_only=True)
+
+
+def load_world_model(config: Config, path: str) -> WorldModel:
+    """The world model saved in `path`; the simulator needs no files."""
+    cls = resolve(WORLD_MODELS, config.world_model.kind, "world_model.kind")
+    if config.world_model.kind == "simulator":
+        return cls(lambda: make_environment(config.environment), config.rollout.chunk_length)
+    return cls.load(path)
+
+
+def load_reward_model(kind: str, path: str) -> RewardModel:
+    return resolve(REWARD_MODELS, kind, "reward.kind").load(path)

@@ -1,0 +1,131 @@
+"""The top of the page, what the run reached and where its time went; and its provenance, at the end."""
+
+from __future__ import annotations
+
+from wmpo_ray.report.card import absent, card, missing
+from wmpo_ray.report.charts import Interval, interval_chart, meter
+from wmpo_ray.report.formats import compact, percent, points, seconds
+from wmpo_ray.report.markup import Markup, datum, join, table, tag
+from wmpo_ray.report.run_data import STAGES, RunData, mapping, number
+
+POLICIES = (("base_success", "Base policy", "base"), ("final_success", "WMPO policy", "final"))
+
+
+def success(run: RunData, key: str) -> tuple[float, float, float, int] | None:
+    """(value, low, high, number of start states) of a success rate of the result."""
+    result = mapping(run.summary, "result", key)
+    value = number(result, "value")
+    if value is None:
+        return None
+    low, high, num = number(result, "low"), number(result, "high"), number(result, "num")
+    return value, value if low is None else low, value if high is None else high, int(num or 0)
+
+
+def gain_points(run: RunData) -> float | None:
+    """Gain in percentage points, as the summary gives it."""
+    gain = number(run.summary, "result", "gain_points")
+    base, final = (success(run, key) for key, _, _ in POLICIES)
+    return 100 * (final[0] - base[0]) if gain is None and base and final else gain
+
+
+def verdict(run: RunData) -> str:
+    """One sentence: what the run did to the policy."""
+    base, final = (success(run, key) for key, _, _ in POLICIES)
+    gain = gain_points(run)
+    if base is None or final is None or gain is None:
+        if base is not None:
+            return (
+                f"The base policy succeeds in {percent(base[0])} of its episodes; the final one is not evaluated yet."
+            )
+        return "This run has not been evaluated yet."
+    starts = f" on {final[3]} held-out start states" if final[3] else ""
+    move = f"from {percent(base[0])} to {percent(final[0])}{starts}, {points(gain)}"
+    if final[1] > base[2]:
+        return f"Training in imagination raised real success {move}."
+    if final[2] < base[1]:
+        return f"Training in imagination lowered real success {move}."
+    return f"Real success went {move}; the 95% intervals overlap, so this run alone does not show a change."
+
+
+def header(run: RunData) -> Markup:
+    """Name, verdict, and notes about damaged files."""
+    seed = run.summary.get("seed")
+    origin = "World-model policy optimization" + (f" · seed {seed}" if isinstance(seed, int) else "")
+    notes = [tag("p", note, class_="note") for note in run.notes]
+    return tag(
+        "header",
+        tag("div", tag("h1", run.name), tag("p", origin, class_="eyebrow"), class_="name-line"),
+        tag("p", verdict(run), class_="verdict"),
+        *notes,
+    )
+
+
+def result_section(run: RunData) -> Markup:
+    """Base and final success with intervals: table and chart."""
+    rows: list[list[object]] = []
+    intervals = []
+    for key, label, tone in POLICIES:
+        found = success(run, key)
+        if found is None:
+            continue
+        value, low, high, num = found
+        interval = join([datum(100 * low, f"{100 * low:.1f}"), " – ", datum(100 * high, percent(high))])
+        name = join([tag("i", class_=f"swatch tone-{tone}"), label])
+        rows.append([name, datum(value, percent(value), class_="big"), interval, datum(num, f"{num:,}")])
+        intervals.append(Interval(label.split()[0], tone, value, low, high))
+    if not rows:
+        return card("Real success", absent(run, "success rate", "evaluate"))
+    gain = gain_points(run)
+    if gain is not None:
+        rows.append(["Gain", datum(gain, points(gain), class_="big"), "", ""])
+    return card(
+        "Real success",
+        table(["", "success", "95% interval", "starts"], rows, numeric=(1, 2, 3)),
+        interval_chart(intervals, "Success rate with 95% interval"),
+        how="Dot: share of start states that succeed. Bar: its 95% interval.",
+    )
+
+
+def time_section(run: RunData) -> Markup:
+    """Seconds per stage, with a bar for its share."""
+    stages = mapping(run.summary, "stages")
+    found = {name: number(stages, name, "seconds") for name in (*STAGES, *sorted(set(stages) - set(STAGES)))}
+    times = {name: value for name, value in found.items() if value is not None}
+    if not times:
+        return card("Where the time went", missing("No stage has finished yet: summary.json has no times."))
+    total = sum(times.values())
+    longest = max(times.values()) or 1.0
+    rows = [
+        [
+            name,
+            datum(value, seconds(value)),
+            percent(value / total if total else 0.0, 0),
+            meter(value / longest, "time"),
+        ]
+        for name, value in times.items()
+    ]
+    rows.append([tag("b", "total"), datum(total, seconds(total), class_="big"), "", ""])
+    return card(
+        "Where the time went",
+        table(["stage", "time", "share", ""], rows, numeric=(1, 2)),
+        how="Wall-clock time of each stage, in order; the longest fills its bar.",
+        kind="card times",
+    )
+
+
+def provenance_section(run: RunData) -> Markup:
+    """Machine, versions, config hash, and every single figure of every stage."""
+    facts = [("config hash", tag("code", run.summary["config_hash"]))] if "config_hash" in run.summary else []
+    facts += [(key, run.summary[key]) for key in ("seed", "machine") if key in run.summary]
+    facts += [(package, version) for package, version in sorted(mapping(run.summary, "versions").items())]
+    content = table(["", ""], facts) if facts else missing("No summary.json yet: versions and config hash are unknown.")
+    figures = [
+        [stage, key, value if exact is None else datum(exact, compact(exact))]
+        for stage in mapping(run.summary, "stages")
+        for key, value in run.figures(stage).items()
+        if isinstance(value, int | float | str)
+        for exact in [number({"": value}, "")]
+    ]
+    every = table(["stage", "figure", "value"], figures, numeric=(2,)) if figures else None
+    details = tag("details", tag("summary", f"All {len(figures)} figures"), every) if every else None
+    return card("Provenance", content, details, kind="card wide provenance")

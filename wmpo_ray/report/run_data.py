@@ -1,0 +1,203 @@
+"""What a run folder holds, read without trust: what is missing or damaged becomes a note, never an exception."""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wmpo_ray.errors import UserError
+
+LARGEST = 1e30  # what is beyond is no figure of a run and would break the arithmetic of an axis
+STAGES = ("demos", "policy", "collect", "world-model", "reward-model", "gate", "optimize", "evaluate")
+
+
+@dataclass(frozen=True)
+class VideoPairs:
+    """The same actions in the real and in the imagined world: V videos of at most T+1 frames."""
+
+    real: np.ndarray  # [V, T+1, H, W, 3] uint8
+    imagined: np.ndarray  # the same shape
+    real_success: np.ndarray  # [V] bool
+    imagined_success: np.ndarray  # [V] bool
+    lengths: np.ndarray  # [V] int64: steps until the end of the real episode
+    instructions: list[str]  # [V]
+
+
+@dataclass(frozen=True)
+class PolicyVideos:
+    """Episodes of one policy in the real environment."""
+
+    frames: np.ndarray  # [V, T+1, H, W, 3] uint8
+    success: np.ndarray  # [V] bool
+    lengths: np.ndarray  # [V] int64
+    instructions: list[str]  # [V]
+
+
+@dataclass
+class RunData:
+    """Everything that the report shows."""
+
+    name: str
+    summary: dict[str, Any] = field(default_factory=dict)
+    metrics: list[dict[str, Any]] = field(default_factory=list)  # in the order of updates, one entry for each
+    pairs: VideoPairs | None = None
+    base: PolicyVideos | None = None
+    final: PolicyVideos | None = None
+    notes: list[str] = field(default_factory=list)  # one sentence for each file that is damaged
+
+    def figures(self, stage: str) -> dict[str, Any]:
+        """Figures of a stage; empty if it has not run."""
+        return mapping(self.summary, "stages", stage, "figures")
+
+    def curve(self, key: str) -> list[tuple[float, float]]:
+        """(update, value) of one metric, where it was logged."""
+        pairs = [(float(line["update"]), number(line, key)) for line in self.metrics]
+        return [(update, value) for update, value in pairs if value is not None]
+
+
+def mapping(data: Any, *path: str) -> dict[str, Any]:
+    """The dictionary at `path`, or an empty one."""
+    for key in path:
+        data = data.get(key) if isinstance(data, dict) else None
+    return data if isinstance(data, dict) else {}
+
+
+def number(data: Any, *path: str) -> float | None:
+    """The finite number at `path`, or None."""
+    value = mapping(data, *path[:-1]).get(path[-1])
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    # JSON allows integers that no float holds.
+    return float(value) if abs(value) < LARGEST and math.isfinite(value) else None
+
+
+def numbers(data: Any, *path: str) -> list[float]:
+    """The list of finite numbers at `path`, or an empty one."""
+    values = mapping(data, *path[:-1]).get(path[-1])
+    if not isinstance(values, list):
+        return []
+    found = [number({"value": value}, "value") for value in values]
+    return [value for value in found if value is not None] if None not in found else []
+
+
+def read_run(folder: Path) -> RunData:
+    """Read whatever of `summary.json`, `metrics.jsonl` and `videos/*.npz` is there.
+
+    Raises UserError if `folder` is not a folder.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such run folder; give the one that --out named")
+    notes: list[str] = []
+    summary = _read_summary(folder / "summary.json", notes)
+    name = summary.get("name")
+    return RunData(
+        name=name if isinstance(name, str) and name else folder.resolve().name,
+        summary=summary,
+        metrics=_read_metrics(folder / "metrics.jsonl", notes),
+        pairs=_read_pairs(folder / "videos" / "side_by_side.npz", notes),
+        base=_read_policy_videos(folder / "videos" / "base.npz", notes),
+        final=_read_policy_videos(folder / "videos" / "final.npz", notes),
+        notes=notes,
+    )
+
+
+def _read_summary(path: Path, notes: list[str]) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        notes.append(f"{path.name} is not readable as JSON ({error}).")
+        return {}
+    if not isinstance(summary, dict):
+        notes.append(f"{path.name} holds no JSON object.")
+        return {}
+    return summary
+
+
+def _read_metrics(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    by_update: dict[float, dict[str, Any]] = {}
+    damaged = 0
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+        except ValueError:
+            damaged += 1
+            continue
+        update = number(line, "update")
+        if update is None:
+            damaged += 1
+        else:
+            # An update can have several lines; a resumed run repeats some, and then the later value counts.
+            by_update.setdefault(update, {}).update(line)
+    if damaged:
+        notes.append(f"{path.name}: {damaged} damaged line{'s' if damaged > 1 else ''} left out.")
+    return [by_update[update] for update in sorted(by_update)]
+
+
+def _read_arrays(path: Path, names: tuple[str, ...], notes: list[str]) -> dict[str, np.ndarray] | None:
+    if not path.exists():
+        return None
+    if not zipfile.is_zipfile(path):
+        notes.append(f"videos/{path.name} is no npz archive, or only a part of one.")
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in names}
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        notes.append(f"videos/{path.name} is not readable ({error}).")
+        return None
+
+
+def _checked(arrays: dict[str, np.ndarray], frames: tuple[str, ...], path: Path, notes: list[str]) -> list[str] | None:
+    """The instructions, if all arrays of a video file fit each other."""
+    shape = arrays[frames[0]].shape
+    fits = len(shape) == 5 and shape[-1] == 3 and shape[1] > 0
+    fits = fits and all(arrays[name].shape == shape and arrays[name].dtype == np.uint8 for name in frames)
+    others = [value for name, value in arrays.items() if name not in frames and name != "instructions"]
+    fits = fits and all(value.shape == shape[:1] and value.dtype.kind in "biu" for value in others)
+    try:
+        instructions = json.loads(str(arrays["instructions"]))
+    except ValueError:
+        instructions = None
+    if not fits or not isinstance(instructions, list) or len(instructions) != shape[0]:
+        notes.append(f"videos/{path.name}: its arrays do not fit each other (frames {shape}).")
+        return None
+    return [str(instruction) for instruction in instructions]
+
+
+def _read_pairs(path: Path, notes: list[str]) -> VideoPairs | None:
+    names = ("real", "imagined", "real_success", "imagined_success", "lengths", "instructions")
+    arrays = _read_arrays(path, names, notes)
+    instructions = _checked(arrays, ("real", "imagined"), path, notes) if arrays else None
+    if arrays is None or instructions is None:
+        return None
+    return VideoPairs(
+        real=arrays["real"],
+        imagined=arrays["imagined"],
+        real_success=arrays["real_success"].astype(bool),
+        imagined_success=arrays["imagined_success"].astype(bool),
+        lengths=arrays["lengths"].astype(np.int64),
+        instructions=instructions,
+    )
+
+
+def _read_policy_videos(path: Path, notes: list[str]) -> PolicyVideos | None:
+    names = ("frames", "success", "lengths", "instructions")
+    arrays = _read_arrays(path, names, notes)
+    instructions = _checked(arrays, ("frames",), path, notes) if arrays else None
+    if arrays is None or instructions is None:
+        return None
+    success, lengths = arrays["success"].astype(bool), arrays["lengths"].astype(np.int64)
+    return PolicyVideos(arrays["frames"], success, lengths, instructions)

@@ -1,0 +1,109 @@
+"""The reward model: a VideoMAE classifier over clips of L frames, told the instruction as constant image planes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import VideoMAEConfig, VideoMAEForVideoClassification
+
+from wmpo_ray.config import RewardConfig
+from wmpo_ray.files import atomic_directory
+
+SETTINGS_FILE = "reward_model.json"
+
+
+class VideoMAERewardModel:
+    """Probability that a clip ends in success (implements `interfaces.RewardModel`).
+
+    VideoMAE reads video only. Where a task has several instructions, each is one extra input plane, 1 for the
+    instruction that was given and 0 elsewhere; with none, this is the published three-channel classifier.
+    """
+
+    def __init__(self, network: VideoMAEForVideoClassification, instructions: Sequence[str], threshold: float = 0.5,
+                 image_mean: Sequence[float] = (40.0, 44.0, 52.0), image_std: float = 64.0):
+        self.network = network
+        self.instructions = tuple(instructions)
+        self.threshold = threshold
+        self.image_mean, self.image_std = tuple(image_mean), image_std
+        self.clip_length = network.config.num_frames
+
+    @classmethod
+    def create(cls, config: RewardConfig, frame_size: int, instructions: Sequence[str], seed: int):
+        """A fresh network of the configured size for square frames of `frame_size` pixels."""
+        net = config.network
+        settings = VideoMAEConfig(
+            image_size=frame_size,
+            patch_size=net.patch_size,
+            num_channels=3 + len(instructions),
+            num_frames=config.clip_length,
+            tubelet_size=net.tubelet_size,
+            hidden_size=net.hidden_size,
+            num_hidden_layers=net.num_layers,
+            num_attention_heads=net.num_heads,
+            intermediate_size=int(net.hidden_size * net.mlp_ratio),
+            hidden_act="silu",
+            use_mean_pooling=True,
+            num_labels=2,
+            attn_implementation="eager",  # a few dozen tokens: faster than the fused kernel on a CPU
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = VideoMAEForVideoClassification(settings)
+        return cls(network.eval(), instructions)
+
+    def logits(self, clips: Tensor, instructions: Sequence[str]) -> Tensor:
+        """clips [B, L, H, W, 3] uint8 or float in 0..255 -> logit of success [B]."""
+        mean = torch.tensor(self.image_mean, device=clips.device)
+        pixels = ((clips.float() - mean) / self.image_std).movedim(-1, 2)
+        if self.instructions:
+            planes = self._planes(instructions).to(clips.device)
+            batch, length, _, height, width = pixels.shape
+            planes = planes[:, None, :, None, None].expand(batch, length, -1, height, width)
+            pixels = torch.cat([pixels, planes], 2)
+        return self.network(pixel_values=pixels).logits[:, 1]
+
+    def _planes(self, instructions: Sequence[str]) -> Tensor:
+        known = {text: i for i, text in enumerate(self.instructions)}
+        unknown = sorted(set(instructions) - set(known))
+        if unknown:
+            raise ValueError(f"instruction {unknown[0]!r} was not seen in training; known are {list(known)}")
+        index = torch.tensor([known[text] for text in instructions])
+        return torch.nn.functional.one_hot(index, len(known)).float()
+
+    @torch.no_grad()
+    def probabilities(self, videos: np.ndarray, instructions: Sequence[str], batch_size: int = 512) -> np.ndarray:
+        """videos [M, T+1, H, W, 3] -> probability [M, W] of each window of L frames, stride 1, W = T + 2 - L."""
+        frames = torch.as_tensor(videos).to(self.network.device)
+        windows = frames.unfold(1, self.clip_length, 1).movedim(-1, 2)  # [M, W, L, H, W, 3]
+        num_videos, num_windows = windows.shape[:2]
+        flat = windows.flatten(0, 1)
+        repeated = [text for text in instructions for _ in range(num_windows)]
+        parts = [
+            self.logits(flat[i : i + batch_size], repeated[i : i + batch_size]).float().sigmoid()
+            for i in range(0, len(flat), batch_size)
+        ]
+        return torch.cat(parts).view(num_videos, num_windows).cpu().numpy()
+
+    def save(self, path: str | Path) -> None:
+        settings = {
+            "instructions": self.instructions,
+            "threshold": self.threshold,
+            "image_mean": self.image_mean,
+            "image_std": self.image_std,
+        }
+        with atomic_directory(Path(path)) as folder:
+            self.network.save_pretrained(folder, safe_serialization=True)
+            (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> VideoMAERewardModel:
+        settings = json.loads((Path(path) / SETTINGS_FILE).read_text())
+        network = VideoMAEForVideoClassification.from_pretrained(
+            path, use_safetensors=True, local_files_only=True, attn_implementation="eager"
+        )
+        return cls(network.eval(), **settings)

@@ -1,0 +1,218 @@
+"""The folder of a run: its config, what is done, and the lock that keeps a second process out."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+from contextlib import ExitStack
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Self
+
+from wmpo_ray.config import Config
+from wmpo_ray.config_loading import config_differences, config_hash, config_to_json, read_config_json
+from wmpo_ray.errors import UserError
+from wmpo_ray.files import atomic_write, is_leftover, json_clean, remove_leftovers
+
+CONFIG, SUMMARY, LOCK = "config.json", "summary.json", ".lock"
+SUB_FOLDERS = ("checkpoints", "trajectories", "videos", "models", "report")
+CHECKPOINTED_STAGE = "optimize"  # the one stage that is resumed from its middle
+PACKAGES = ("torch", "ray", "diffusers", "transformers", "numpy", "wmpo-ray")
+
+
+class RunFolder:
+    """A run's folder. `RunFolder.open` is for the one process that runs it; `RunFolder(path)` only looks.
+
+    Raises `UserError` where `path` is no run folder or its summary cannot be read.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._lock: Any = None
+        self._summary = _read_summary(path / SUMMARY) if (path / SUMMARY).exists() else {}
+        if not (path / CONFIG).exists():
+            raise UserError(f"{path} is not the folder of a run: it holds no {CONFIG}")
+
+    @classmethod
+    def open(cls, path: Path, config: Config, resume: bool) -> Self:
+        """Create the folder of a run, or go on with it, and lock it until `close`.
+
+        Stages that are done stay done; a stage that stopped in the middle needs `resume`. Raises `UserError` for a
+        folder with another config (naming the keys), one that holds other things, one that another process has
+        locked, and an unfinished one without `resume`.
+        """
+        _refuse_foreign(path)
+        with ExitStack() as on_failure:
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                lock = on_failure.enter_context(open(path / LOCK, "a"))
+            except OSError as error:
+                raise UserError(f"{path}: cannot write there ({error.strerror}); choose another --out") from error
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(f"{path} is in use by another process; wait for it or choose another --out") from error
+            _prepare(path, config)
+            run = cls(path)
+            if not resume and run._stopped_in_the_middle():
+                raise UserError(
+                    f"{path}: its stage {CHECKPOINTED_STAGE} stopped in the middle; "
+                    "add --resume to go on from its last checkpoint or choose another --out"
+                )
+            run._lock = lock
+            on_failure.pop_all()
+        return run
+
+    @property
+    def config(self) -> Config:
+        """The config that this folder was made for."""
+        return read_config_json(self.path / CONFIG)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def trajectories(self) -> Path:
+        return self.path / "trajectories"
+
+    @property
+    def videos(self) -> Path:
+        return self.path / "videos"
+
+    @property
+    def models(self) -> Path:
+        return self.path / "models"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report"
+
+    @property
+    def summary(self) -> dict:
+        """A copy of what summary.json holds."""
+        return json_clean(self._summary)
+
+    def is_done(self, stage: str) -> bool:
+        return stage in self._summary.get("stages", {})
+
+    def figures(self, stage: str) -> dict:
+        """What `finish` recorded of a stage. Raises `UserError` if it is not done."""
+        if not self.is_done(stage):
+            raise UserError(f"{self.path}: the stage {stage} is not done yet; run it first")
+        return dict(self._summary["stages"][stage]["figures"])
+
+    def finish(self, stage: str, seconds: float, figures: dict) -> None:
+        """Record a stage as done, on the disk when this returns."""
+        self._write({"stages": {**self._summary["stages"], stage: {"seconds": seconds, "figures": figures}}})
+
+    def set_result(self, base: dict, final: dict) -> None:
+        """Record the outcome: success of the base policy and of the final one, {"value", "low", "high", "num"} each."""
+        gain = 100 * (final["value"] - base["value"])
+        self._write({"result": {"base_success": base, "final_success": final, "gain_points": gain}})
+
+    def close(self) -> None:
+        """Let other processes use the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _stopped_in_the_middle(self) -> bool:
+        return not self.is_done(CHECKPOINTED_STAGE) and any(self.checkpoints.glob("step-*"))
+
+    def _write(self, changes: dict) -> None:
+        assert self._lock is not None, "only a folder opened with RunFolder.open is written to"
+        summary = json_clean({**self._summary, **changes})
+        atomic_write(self.path / SUMMARY, _to_json(summary))
+        self._summary = summary
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Before anything is written: a folder that is not ours is left as it is."""
+    if not path.exists() or (path / CONFIG).exists():
+        return
+    if not path.is_dir():
+        raise UserError(f"{path} is a file; choose another folder with --out")
+    others = sorted(entry.name for entry in path.iterdir() if entry.name != LOCK and not is_leftover(entry.name))
+    if others:
+        raise UserError(
+            f"{path} holds other things ({', '.join(others[:3])}{', ...' if len(others) > 3 else ''}) and no {CONFIG}; "
+            "choose an empty or new folder with --out"
+        )
+
+
+def _prepare(path: Path, config: Config) -> None:
+    if (path / CONFIG).exists():
+        _refuse_other_config(path, config)
+    else:
+        # First: from here on the folder is known as ours, and whatever a kill leaves out is made on the next opening.
+        atomic_write(path / CONFIG, config_to_json(config))
+    for name in ("", *SUB_FOLDERS):
+        (path / name).mkdir(exist_ok=True)
+        remove_leftovers(path / name)
+    if not (path / SUMMARY).exists():
+        atomic_write(path / SUMMARY, _to_json(_fresh_summary(config)))
+
+
+def _refuse_other_config(path: Path, config: Config) -> None:
+    differences = config_differences(read_config_json(path / CONFIG), config)
+    if differences:
+        raise UserError(
+            f"{path} holds a run with another config: {'; '.join(differences)}; "
+            "use that config or choose another folder with --out"
+        )
+
+
+def _read_summary(path: Path) -> dict:
+    try:
+        summary = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}; delete it to run every stage again") from error
+    if not isinstance(summary, dict) or not isinstance(summary.get("stages"), dict):
+        raise UserError(f"{path} is damaged: it lists no stages; delete it to run every stage again")
+    return summary
+
+
+def _fresh_summary(config: Config) -> dict:
+    return {
+        "name": config.name,
+        "seed": config.seed,
+        "config_hash": config_hash(config),
+        "versions": _versions(),
+        "machine": _machine(),
+        "stages": {},
+        "result": {},
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _machine() -> str:
+    """Such as `AMD EPYC 7B13, 2 cores, 8 GiB`."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{model}, {os.cpu_count()} cores, {gib:.0f} GiB"
+
+
+def _to_json(content: dict) -> str:
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
