@@ -37,7 +37,9 @@ class ImaginationActor:
         Raises RuntimeError if the replica does not hold the version that the request asks for.
         """
         if self.version.num_updates != request.version:
-            raise RuntimeError(f"request {request.request_id} wants weights {request.version}, replica has {self.version}")
+            raise RuntimeError(
+                f"request {request.request_id} wants weights {request.version}, replica has {self.version}"
+            )
         started = time.monotonic()
         result = imagine(self.policy, self.world_model, request, self.config.num_chunks)
         return (self.version, time.monotonic() - started), result.videos, result.trajectories

@@ -8,6 +8,7 @@ import numpy as np
 
 from wmpo_ray.config import Config
 from wmpo_ray.imagination import imagine_actions
+from wmpo_ray.interfaces import WorldModel
 from wmpo_ray.registry import load_reward_model, load_world_model
 from wmpo_ray.runtime_settings import configure_process
 from wmpo_ray.scoring import score_videos, verify_successes
@@ -25,14 +26,14 @@ class RewardActor:
         """One decision for each video, and the seconds it took."""
         started = time.monotonic()
         scores = score_videos(self.model, videos.frames, videos.instructions, self.config.reward.min_steps)
-        if self.verifier is not None:
-            scores = verify_successes(scores, lambda rows: self._imagine_again(videos, rows))
+        if (verifier := self.verifier) is not None:
+            scores = verify_successes(scores, lambda rows: self._imagine_again(verifier, videos, rows))
         return scores, time.monotonic() - started
 
-    def _imagine_again(self, videos: Videos, rows: np.ndarray) -> Scores:
+    def _imagine_again(self, verifier: WorldModel, videos: Videos, rows: np.ndarray) -> Scores:
         members = [(group, member) for group in videos.requests for member in range(group.group_size)]
         keys = [members[row] for row in rows]
         starts = [group.start for group, _ in keys]
-        again = imagine_actions(self.verifier, starts, videos.actions[rows], keys)
+        again = imagine_actions(verifier, starts, videos.actions[rows], keys)
         texts = [videos.instructions[row] for row in rows]
         return score_videos(self.model, again, texts, self.config.reward.min_steps)

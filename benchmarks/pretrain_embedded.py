@@ -98,15 +98,17 @@ def build(args: argparse.Namespace) -> tuple[DiffusionWorldModel, WorldModelTrai
         sampler=SamplerConfig(num_steps=1),
     )
     world_model = DiffusionWorldModel.create(config, PocketEnvironment.action_dim, 4, args.seed)
+    if args.init:
+        world_model = DiffusionWorldModel.load(args.init)
     training = WorldModelTrainingConfig(
         steps=args.steps,
         batch_size=32,
         learning_rate=args.lr,
         warmup_steps=100,
-        decay_share=0.45,
+        decay_share=args.decay,
         ema_decay=0.998,
         self_context_share=0.3,
-        self_context_start=0.55,
+        self_context_start=1 - args.decay,
         contact_weight=3.0,
     )
     play = collect_play(args.videos, HORIZON, seed=args.seed + 1)
@@ -133,6 +135,9 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=3)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--stop", type=int, help="stop after this step of the schedule")
+    parser.add_argument("--init", default="", help="go on from the weights of this world model")
+    parser.add_argument("--decay", type=float, default=0.45, help="last share of the steps, with a falling rate")
     parser.add_argument("--eval-every", type=int, default=500)
     parser.add_argument("--out", type=Path, default=PRETRAINED_DIR)
     parser.add_argument("--keep-all", action="store_true", help="keep every evaluated checkpoint")
@@ -144,12 +149,13 @@ def main() -> None:
     world_model, trainer, samplers = build(args)
     print(f"play data and network ready after {time.monotonic() - started:.0f} s", flush=True)
     best: dict = {}
-    while trainer.num_steps < args.steps:
+    last = args.stop or args.steps
+    while trainer.num_steps < last:
         metrics = trainer.step(samplers, [1.0])
         step = trainer.num_steps
         if step % 100 == 0:
             print(f"step {step} loss {metrics['loss']:.4f} {time.monotonic() - started:.0f} s", flush=True)
-        if step % args.eval_every and step != args.steps:
+        if step % args.eval_every and step != last:
             continue
         trainer.average.swap()
         figures = judge.figures(world_model)
@@ -166,8 +172,14 @@ def main() -> None:
 
 def write_card(args: argparse.Namespace, best: dict, seconds: float) -> None:
     path = args.out / args.name
-    figures = {**best, "seconds": round(seconds), "threads": 1, "machine": platform.processor() or platform.machine(),
-               "date": datetime.date.today().isoformat(), "torch": torch.__version__}
+    figures = {
+        **best,
+        "seconds": round(seconds),
+        "threads": 1,
+        "machine": platform.processor() or platform.machine(),
+        "date": datetime.date.today().isoformat(),
+        "torch": torch.__version__,
+    }
     settings = {key: str(value) for key, value in vars(args).items() if key not in ("out",)}
     (path / "card.json").write_text(json.dumps({"settings": settings, "figures": figures}, indent=1) + "\n")
     (path / "README.md").write_text(

@@ -20,8 +20,14 @@ class Worker:
 class ActorPool:
     """`spawn(index)` places one actor; `prepare(actor)` makes it ready to serve (weights) before its first call."""
 
-    def __init__(self, runtime: Runtime, size: int, spawn: Callable[[int], Any], prepare: Callable[[Any], None],
-                 max_restarts: int):
+    def __init__(
+        self,
+        runtime: Runtime,
+        size: int,
+        spawn: Callable[[int], Any],
+        prepare: Callable[[Any], None],
+        max_restarts: int,
+    ):
         self._runtime, self._spawn, self._prepare = runtime, spawn, prepare
         self._restarts_left = max_restarts
         self.num_restarts = 0

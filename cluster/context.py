@@ -16,7 +16,9 @@ from wmpo_ray.types import Episodes
 class RunContext:
     """Config, folder and the runtime, which is started when a stage first needs it."""
 
-    def __init__(self, config: Config, folder: RunFolder, reporter: Reporter, start: Callable[[], Runtime], force: bool):
+    def __init__(
+        self, config: Config, folder: RunFolder, reporter: Reporter, start: Callable[[], Runtime], force: bool
+    ):
         self.config, self.folder, self.reporter, self.force = config, folder, reporter, force
         self._start = start
         self._runtime: Runtime | None = None

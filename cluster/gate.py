@@ -93,11 +93,13 @@ def _event_agreement(context: RunContext, episodes: Episodes, videos: np.ndarray
 def _save_side_by_side(context: RunContext, episodes: Episodes, videos: np.ndarray, success: np.ndarray) -> None:
     """A few replays for the report, disagreements included."""
     agree = success == episodes.success
-    rows = np.concatenate([
-        np.flatnonzero(agree & episodes.success)[:3],
-        np.flatnonzero(agree & ~episodes.success)[:3],
-        np.flatnonzero(~agree)[:2],
-    ])
+    rows = np.concatenate(
+        [
+            np.flatnonzero(agree & episodes.success)[:3],
+            np.flatnonzero(agree & ~episodes.success)[:3],
+            np.flatnonzero(~agree)[:2],
+        ]
+    )
     context.folder.videos.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
         context.folder.videos / "side_by_side.npz",

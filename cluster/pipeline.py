@@ -111,8 +111,13 @@ def evaluate_policy(
     seeds = start_seeds("evaluate", count, config.seed)
     with torch.no_grad(), Reporter().bar("real episodes", count) as advance:
         episodes = rollout_policy(
-            policy, environment, seeds, config.evaluation.temperature, (config.seed, "evaluate"),
-            keep_frames=False, progress=advance,
+            policy,
+            environment,
+            seeds,
+            config.evaluation.temperature,
+            (config.seed, "evaluate"),
+            keep_frames=False,
+            progress=advance,
         )
     low, high = wilson_interval(int(episodes.success.sum()), count)
     failures = {name: float((flags & ~episodes.success).mean()) for name, flags in episodes.failures.items()}

@@ -121,7 +121,7 @@ class SerialRuntime:
                 results = result if num_returns > 1 else [result]
                 for ref, value in zip(refs, results, strict=True):
                     ref.value, ref.ready = value, True
-            except Exception as error:  # handed to whoever asks for the value, as Ray does
+            except Exception as error:  # noqa: BLE001  handed to whoever asks for the value, as Ray does
                 for ref in refs:
                     ref.error, ref.ready = error, True
 

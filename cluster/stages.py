@@ -37,7 +37,11 @@ def demos(context: RunContext) -> dict[str, Any]:
     seeds = start_seeds("demos", config.demos.num_trajectories, config.seed)
     episodes = rollout_expert(environment, seeds, config.demos.action_noise, (config.seed, "demos"))
     save_episodes(context.folder.trajectories / "demos.parquet", episodes)
-    return {"num": len(episodes), "success": float(episodes.success.mean()), "mean_length": float(episodes.lengths.mean())}
+    return {
+        "num": len(episodes),
+        "success": float(episodes.success.mean()),
+        "mean_length": float(episodes.lengths.mean()),
+    }
 
 
 def policy(context: RunContext) -> dict[str, Any]:
@@ -104,8 +108,11 @@ def world_model(context: RunContext) -> dict[str, Any]:
     data = runtime.put((train, context.episodes("demos"), held_out))
     workers = {
         name: runtime.spawn(
-            WorldModelAligner, config, name, pretrained, resources=Resources(config.cluster.cpus_per_imagination_actor,
-                                                                            config.cluster.gpus_per_imagination_actor),
+            WorldModelAligner,
+            config,
+            name,
+            pretrained,
+            resources=Resources(config.cluster.cpus_per_imagination_actor, config.cluster.gpus_per_imagination_actor),
             name=f"align-{name}",
         )
         for name, pretrained in names.items()
@@ -151,7 +158,9 @@ def reward_model(context: RunContext) -> dict[str, Any]:
     best = np.concatenate([best_probability(model, episodes, config.reward.min_steps) for episodes in judged])
     truth = np.concatenate([episodes.success for episodes in judged])
     model.threshold, curve = choose_threshold(best, truth)
-    report = binary_report(best_probability(model, held_out, config.reward.min_steps) >= model.threshold, held_out.success)
+    report = binary_report(
+        best_probability(model, held_out, config.reward.min_steps) >= model.threshold, held_out.success
+    )
     model.save(context.model("reward-model"))
     return {**figures, "threshold": model.threshold, "threshold_curve": curve, **report}
 
@@ -181,7 +190,9 @@ def evaluate(context: RunContext) -> dict[str, Any]:
         results[label] = {"value": float(episodes.success.mean()), "low": low, "high": high, "num": len(episodes)}
         figures[f"success_{label}"] = results[label]["value"]
         figures[f"failures_{label}"] = failure_rates(episodes)
-        figures[f"success_length_{label}"] = float(episodes.lengths[episodes.success].mean()) if episodes.success.any() else None
+        figures[f"success_length_{label}"] = (
+            float(episodes.lengths[episodes.success].mean()) if episodes.success.any() else None
+        )
         save_videos(context, label, episodes)
     context.folder.set_result(results["base"], results["final"])
     return figures

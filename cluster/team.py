@@ -40,7 +40,12 @@ class Team:
         self.publisher = ObjectStorePublisher(runtime)
         roles = role_resources(config.cluster)
         self.learner = runtime.spawn(
-            GrpoLearner, config, str(paths.policy), str(paths.checkpoints), resources=roles["learner"][1], name="learner"
+            GrpoLearner,
+            config,
+            str(paths.policy),
+            str(paths.checkpoints),
+            resources=roles["learner"][1],
+            name="learner",
         )
         self.environment = runtime.spawn(
             EnvironmentActor, config, str(paths.policy), resources=roles["environment"][1], name="environment"
@@ -49,9 +54,7 @@ class Team:
         self.imagination = ActorPool(
             runtime, config.cluster.imagination_actors, self._spawn_imagination, self.publisher.send, restarts
         )
-        self.reward = ActorPool(
-            runtime, config.cluster.reward_actors, self._spawn_reward, lambda actor: None, restarts
-        )
+        self.reward = ActorPool(runtime, config.cluster.reward_actors, self._spawn_reward, lambda actor: None, restarts)
         self.evaluation_seeds = [
             int(seed) for seed in start_seeds("on_the_way", config.evaluation.num_starts_on_the_way, config.seed)
         ]
@@ -115,5 +118,10 @@ class Team:
         resources = role_resources(self.config.cluster)["reward"][1]
         verifier = str(self.paths.verifier) if self.paths.verifier else None
         return self.runtime.spawn(
-            RewardActor, self.config, str(self.paths.reward_model), verifier, resources=resources, name=f"reward-{index}"
+            RewardActor,
+            self.config,
+            str(self.paths.reward_model),
+            verifier,
+            resources=resources,
+            name=f"reward-{index}",
         )

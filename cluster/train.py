@@ -207,9 +207,7 @@ class TrainingLoop:
         ]
         metrics = {**batch.metrics, **self.sums, "faults/restarts": self.team.num_restarts}
         self.sums = {}
-        result, weights = self.runtime.call(
-            self.team.learner, "update", slices, metrics, *sources, num_returns=2
-        )
+        result, weights = self.runtime.call(self.team.learner, "update", slices, metrics, *sources, num_returns=2)
         self.watch(result, lambda value: Updated(value, weights), _learner_lost)
 
     def advance(self, event: Updated) -> None:
@@ -240,16 +238,17 @@ class TrainingLoop:
         seeds = [g.start.seed for g in event.request.groups for _ in range(g.group_size)]
         if any(seed is None for seed in seeds):
             return
-        ref = self.runtime.call(
-            self.team.environment, "compare_labels", event.trajectories, seeds, event.scores_ref
-        )
+        ref = self.runtime.call(self.team.environment, "compare_labels", event.trajectories, seeds, event.scores_ref)
         update = event.request.groups[0].update + 1
         self.watch(
             ref,
-            lambda labels: Evaluated(update, {
-                "real/label_agreement": float((labels[0] == labels[1]).mean()),
-                "real/false_positive_rate": float((labels[1] & ~labels[0]).mean()),
-            }),
+            lambda labels: Evaluated(
+                update,
+                {
+                    "real/label_agreement": float((labels[0] == labels[1]).mean()),
+                    "real/false_positive_rate": float((labels[1] & ~labels[0]).mean()),
+                },
+            ),
             lambda error: None,
         )
 

@@ -38,6 +38,7 @@ class GrpoLearner:
         self.checkpoint_dir = Path(checkpoint_dir)
         self.num_updates = 0
         self.num_skipped = 0
+        self._history: list[dict] = []  # metrics of every update, kept with the checkpoint
 
     # -- weights -------------------------------------------------------------------------------------------------
 
@@ -65,13 +66,15 @@ class GrpoLearner:
         state, meta = optimizer_to_tensors(self.optimizer)
         tensors = {f"policy.{k}": v for k, v in self.policy.state_dict().items()}
         tensors |= {f"optimizer.{k}": v for k, v in state.items()}
-        record = {"optimizer": meta, "num_updates": self.num_updates, "num_skipped": self.num_skipped,
-                  "metrics": self._history}
+        record = {
+            "optimizer": meta,
+            "num_updates": self.num_updates,
+            "num_skipped": self.num_skipped,
+            "metrics": self._history,
+        }
         save_checkpoint(self.checkpoint_dir, self.num_updates, tensors, record, self.config.checkpoint.keep)
 
     # -- training ------------------------------------------------------------------------------------------------
-
-    _history: list[dict] = []
 
     def update(
         self, groups: Sequence[GroupSlice], driver_metrics: dict[str, float], *sources: Trajectories

@@ -76,8 +76,11 @@ class RewardTrainer:
         half = config.batch_size // 2
         swapped = round(half * config.swapped_share) if len(self.model.instructions) > 1 else 0
         index = torch.cat(
-            [self._draw(self.clips.positive, half), self._draw(self.clips.negative, half - swapped),
-             self._draw(self.clips.positive, swapped)]
+            [
+                self._draw(self.clips.positive, half),
+                self._draw(self.clips.negative, half - swapped),
+                self._draw(self.clips.positive, swapped),
+            ]
         )
         label = torch.cat([torch.ones(half), torch.zeros(half)])
         texts = [self.instructions[i] for i in index[:, 0].tolist()]
@@ -137,12 +140,14 @@ def choose_threshold(best_probability: np.ndarray, success: np.ndarray) -> tuple
         report = binary_report(best_probability >= threshold, success)
         true_positive = float((best_probability >= threshold)[success].sum())
         predicted = report["predicted_rate"] * report["num"]
-        curve.append({
-            "threshold": float(threshold),
-            "f1": report["f1"],
-            "precision": true_positive / predicted if predicted else 1.0,
-            "recall": true_positive / max(float(success.sum()), 1.0),
-        })
+        curve.append(
+            {
+                "threshold": float(threshold),
+                "f1": report["f1"],
+                "precision": true_positive / predicted if predicted else 1.0,
+                "recall": true_positive / max(float(success.sum()), 1.0),
+            }
+        )
     f1 = np.array([point["f1"] for point in curve])
     runs = _equal_runs(np.flatnonzero(f1 >= f1.max() - 1e-9))
     widest = max(runs, key=len)

@@ -54,8 +54,13 @@ def learning_rate_factor(step: int, config: WorldModelTrainingConfig) -> float:
 class WorldModelTrainer:
     """Optimizer, average and random numbers of one training; `step` is one optimizer step."""
 
-    def __init__(self, world_model: DiffusionWorldModel, config: WorldModelTrainingConfig, seed: int,
-                 compile_network: bool = False):
+    def __init__(
+        self,
+        world_model: DiffusionWorldModel,
+        config: WorldModelTrainingConfig,
+        seed: int,
+        compile_network: bool = False,
+    ):
         self.world_model = world_model
         self.config = config
         self.generator = generator_for(seed, "world-model")
@@ -103,8 +108,9 @@ class WorldModelTrainer:
         ready = self.num_steps >= self.config.self_context_start * self.config.steps
         if torch.rand((), generator=self.generator) < self.config.self_context_share and ready:
             own = self._own_context(batch)
-            clip = torch.cat([torch.where(batch.has_previous.view(-1, 1, 1, 1, 1), own, clip[:, :, :c]),
-                              clip[:, :, c:]], 2)
+            clip = torch.cat(
+                [torch.where(batch.has_previous.view(-1, 1, 1, 1, 1), own, clip[:, :, :c]), clip[:, :, c:]], 2
+            )
         actions = batch.actions
         if self.config.vertical_flip:
             flip = torch.rand(len(clip), generator=self.generator) < 0.5
@@ -124,8 +130,12 @@ class WorldModelTrainer:
         return torch.cat([previous[:, :, :c], latents], 2)[:, :, -c:]
 
 
-def train_world_model(trainer: WorldModelTrainer, samplers: Sequence[WindowSampler], shares: Sequence[float],
-                      progress: Progress = lambda step, metrics: None) -> dict[str, float]:
+def train_world_model(
+    trainer: WorldModelTrainer,
+    samplers: Sequence[WindowSampler],
+    shares: Sequence[float],
+    progress: Progress = lambda step, metrics: None,
+) -> dict[str, float]:
     """Run all configured steps and leave the averaged weights in the model; returns the last figures."""
     started = time.monotonic()
     smoothed = None

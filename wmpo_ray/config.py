@@ -276,9 +276,7 @@ class Config(Section):
                 f"{self.reward.network.tubelet_size}; set one of them"
             )
         if self.filter.min_mean > self.filter.max_mean:
-            raise ValueError(
-                f"filter.min_mean={self.filter.min_mean} is above filter.max_mean={self.filter.max_mean}"
-            )
+            raise ValueError(f"filter.min_mean={self.filter.min_mean} is above filter.max_mean={self.filter.max_mean}")
         group = self.rollout.group_size * self.rollout.groups_per_update
         if self.grpo.minibatch_trajectories > group:
             raise ValueError(
@@ -286,5 +284,5 @@ class Config(Section):
                 "of an update; set grpo.minibatch_trajectories"
             )
         if self.reward.verify.enabled and self.world_model.kind == "simulator":
-            raise ValueError("reward.verify.enabled needs world_model.kind = \"diffusion\": a simulator is never wrong")
+            raise ValueError('reward.verify.enabled needs world_model.kind = "diffusion": a simulator is never wrong')
         return self

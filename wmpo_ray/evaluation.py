@@ -54,7 +54,9 @@ def _rollout_batch(policy, environment, seeds, temperature, run_key, keep_frames
     return _episodes(environment, seeds, frames if keep_frames else frames[:1], actions, ended)
 
 
-def rollout_expert(environment: Environment, seeds: Sequence[int] | np.ndarray, noise: float, run_key: tuple) -> Episodes:
+def rollout_expert(
+    environment: Environment, seeds: Sequence[int] | np.ndarray, noise: float, run_key: tuple
+) -> Episodes:
     """Demonstrations by the environment's scripted expert with `noise` added to its targets."""
     seeds = np.asarray(seeds)
     rng = np.random.default_rng(seed_for(*run_key))

@@ -45,8 +45,9 @@ def imagine(policy: Policy, world_model: WorldModel, request: RolloutRequest, nu
     trajectories = Trajectories(
         np.stack(seen, 1), instructions, np.stack(tokens, 1), np.stack(logprobs, 1), chunks, request.version
     )
-    videos = Videos(np.concatenate(frames, 1), instructions, chunks.reshape(len(members), -1, chunks.shape[-1]),
-                    request.groups)
+    videos = Videos(
+        np.concatenate(frames, 1), instructions, chunks.reshape(len(members), -1, chunks.shape[-1]), request.groups
+    )
     return ImaginedRollouts(videos, trajectories)
 
 

@@ -5,12 +5,13 @@ B trajectories in a batch, K actions and frames per chunk, D action dimensions, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
+from torch.nn import Parameter
 
 from wmpo_ray.types import StartState
 
@@ -35,6 +36,14 @@ class Policy(Protocol):
         """Differentiable log-probabilities [B, L] of given tokens [B, L]."""
 
     def save_pretrained(self, path: str | Path) -> None: ...
+
+    def parameters(self) -> Iterator[Parameter]: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> Any: ...
+
+    def eval(self) -> Any: ...
 
 
 @runtime_checkable

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 from wmpo_ray.config import Config, EnvironmentConfig
+from wmpo_ray.errors import ConfigError
 from wmpo_ray.interfaces import Environment, Policy, RewardModel, WorldModel
 
 ENVIRONMENTS = {"pocket": "wmpo_ray.environments.pocket:PocketEnvironment"}
@@ -18,9 +19,9 @@ REWARD_MODELS = {"videomae": "wmpo_ray.reward_models.videomae:VideoMAERewardMode
 
 
 def resolve(table: dict[str, str], kind: str, key: str) -> Any:
-    """The class behind a name; ValueError with the known names and the config key otherwise."""
+    """The class behind a name; ConfigError with the known names and the config key otherwise."""
     if kind not in table:
-        raise ValueError(f"{key}={kind!r} is unknown; known are {sorted(table)}")
+        raise ConfigError(f"{key}={kind!r} is unknown; known are {sorted(table)}")
     module, name = table[kind].split(":")
     return getattr(import_module(module), name)
 

@@ -45,14 +45,18 @@ def small_config(**cluster) -> Config:
 def small_starts(count: int = 12) -> list[StartState]:
     environment = PocketEnvironment(8)
     frames = environment.reset(np.arange(count))
-    return [StartState(f[None], text, i) for i, (f, text) in enumerate(zip(frames, environment.instruction, strict=True))]
+    return [
+        StartState(f[None], text, i) for i, (f, text) in enumerate(zip(frames, environment.instruction, strict=True))
+    ]
 
 
 def save_models(folder: Path, config: Config) -> None:
     """Untrained models; the reward model's threshold is the median of what it sees, so that outcomes are mixed."""
     torch.manual_seed(0)
     settings = config.policy.network.model_dump()
-    TinyPolicy(TinyPolicyHFConfig(**settings, vocabulary=vocabulary_of(INSTRUCTIONS))).save_pretrained(folder / "policy")
+    TinyPolicy(TinyPolicyHFConfig(**settings, vocabulary=vocabulary_of(INSTRUCTIONS))).save_pretrained(
+        folder / "policy"
+    )
     world_model = DiffusionWorldModel.create(config.world_model, 3, config.rollout.chunk_length, seed=1)
     # A fresh network predicts no change at all; let it imagine something that depends on the actions.
     for parameter in world_model.denoiser.network.parameters():

@@ -37,7 +37,7 @@ def ray_runtime():
 
 
 def test_a_run_trains_and_logs_every_update(serial):
-    digest, lines = serial
+    _, lines = serial
     updates = [line for line in lines if "policy/loss" in line]
     assert [line["update"] for line in updates] == [1, 2, 3]
     assert len({line["policy/loss"] for line in updates}) == 3

@@ -8,6 +8,7 @@ import torch
 
 from wmpo_ray.config import Config, RewardConfig, WorldModelConfig
 from wmpo_ray.environments.pocket import INSTRUCTIONS, PocketEnvironment
+from wmpo_ray.errors import ConfigError
 from wmpo_ray.interfaces import Environment, Policy, RewardModel, WorldModel
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
 from wmpo_ray.registry import ENVIRONMENTS, POLICIES, REWARD_MODELS, WORLD_MODELS, make_environment, resolve
@@ -36,11 +37,16 @@ def make_tiny() -> TinyPolicy:
 MAKERS = {
     "environment": {"pocket": lambda: PocketEnvironment(8)},
     "policy": {"tiny": make_tiny},
-    "world_model": {"diffusion": make_diffusion, "simulator": lambda: SimulatorWorldModel(lambda: PocketEnvironment(8), 4)},
+    "world_model": {
+        "diffusion": make_diffusion,
+        "simulator": lambda: SimulatorWorldModel(lambda: PocketEnvironment(8), 4),
+    },
     "reward_model": {
         "videomae": lambda: VideoMAERewardModel.create(
             RewardConfig.model_validate({"network": {"hidden_size": 16, "num_layers": 1, "num_heads": 2}}),
-            16, INSTRUCTIONS, 0,
+            16,
+            INSTRUCTIONS,
+            0,
         )
     },
 }
@@ -48,8 +54,12 @@ MAKERS = {
 
 @pytest.mark.parametrize(
     "table, makers",
-    [(ENVIRONMENTS, MAKERS["environment"]), (POLICIES, MAKERS["policy"]), (WORLD_MODELS, MAKERS["world_model"]),
-     (REWARD_MODELS, MAKERS["reward_model"])],
+    [
+        (ENVIRONMENTS, MAKERS["environment"]),
+        (POLICIES, MAKERS["policy"]),
+        (WORLD_MODELS, MAKERS["world_model"]),
+        (REWARD_MODELS, MAKERS["reward_model"]),
+    ],
 )
 def test_everything_registered_is_under_contract(table, makers):
     assert set(table) == set(makers)
@@ -58,14 +68,16 @@ def test_everything_registered_is_under_contract(table, makers):
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"policy.kind='huge' is unknown; known are \['tiny'\]"):
+    with pytest.raises(ConfigError, match=r"policy.kind='huge' is unknown; known are \['tiny'\]"):
         resolve(POLICIES, "huge", "policy.kind")
 
 
 def make_starts(count: int = 3) -> list[StartState]:
     environment = PocketEnvironment(8)
     frames = environment.reset(np.arange(count))
-    return [StartState(f[None], text, i) for i, (f, text) in enumerate(zip(frames, environment.instruction, strict=True))]
+    return [
+        StartState(f[None], text, i) for i, (f, text) in enumerate(zip(frames, environment.instruction, strict=True))
+    ]
 
 
 @pytest.mark.parametrize("kind", MAKERS["environment"])

@@ -18,10 +18,11 @@ def random_actions(num_scenes: int, num_steps: int, seed: int) -> np.ndarray:
     return actions.clip(-1, 1)
 
 
-def test_implements_the_protocol():
+def test_implements_the_protocol_before_and_after_a_reset():
     env = PocketEnvironment()
+    assert isinstance(env, Environment) and env.success.shape == (0,)
     env.reset([0])
-    assert isinstance(env, Environment)
+    assert isinstance(env, Environment) and env.success.shape == (1,)
 
 
 def test_unknown_disruption_names_the_setting():

@@ -22,7 +22,9 @@ NUM_CHUNKS, GROUP = 2, 4
 def policy_dir(tmp_path) -> str:
     torch.manual_seed(0)
     settings = small_config().policy.network.model_dump()
-    TinyPolicy(TinyPolicyHFConfig(**settings, vocabulary=vocabulary_of(INSTRUCTIONS))).save_pretrained(tmp_path / "policy")
+    TinyPolicy(TinyPolicyHFConfig(**settings, vocabulary=vocabulary_of(INSTRUCTIONS))).save_pretrained(
+        tmp_path / "policy"
+    )
     return str(tmp_path / "policy")
 
 
@@ -51,7 +53,9 @@ def success_logprob(learner: GrpoLearner, data: Trajectories) -> float:
     texts = [data.instructions[i] for i in rows]
     with torch.no_grad():
         return float(
-            learner.policy.log_prob(data.frames[rows, 0], texts, torch.from_numpy(data.action_tokens[rows, 0]), 1.0).sum()
+            learner.policy.log_prob(
+                data.frames[rows, 0], texts, torch.from_numpy(data.action_tokens[rows, 0]), 1.0
+            ).sum()
         )
 
 

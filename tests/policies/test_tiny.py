@@ -16,7 +16,9 @@ from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
 @pytest.fixture(scope="module")
 def policy() -> TinyPolicy:
     torch.manual_seed(0)
-    config = TinyPolicyHFConfig(width=32, num_layers=1, num_heads=2, patch_size=8, vocabulary=vocabulary_of(INSTRUCTIONS))
+    config = TinyPolicyHFConfig(
+        width=32, num_layers=1, num_heads=2, patch_size=8, vocabulary=vocabulary_of(INSTRUCTIONS)
+    )
     return TinyPolicy(config).eval()
 
 
@@ -77,7 +79,9 @@ def test_temperature_zero_takes_the_likeliest(policy, frames):
 
 
 def test_the_instruction_is_read(policy, frames):
-    blue, pink = (policy.log_prob(frames, [text] * 6, torch.zeros(6, 12, dtype=torch.long), 1.0) for text in INSTRUCTIONS)
+    blue, pink = (
+        policy.log_prob(frames, [text] * 6, torch.zeros(6, 12, dtype=torch.long), 1.0) for text in INSTRUCTIONS
+    )
     assert not torch.allclose(blue, pink)
 
 

@@ -12,8 +12,13 @@ from wmpo_ray.reward_models.videomae import VideoMAERewardModel
 from wmpo_ray.types import Episodes
 
 CONFIG = RewardConfig.model_validate(
-    {"network": {"hidden_size": 16, "num_layers": 1, "num_heads": 2}, "steps": 160, "batch_size": 16,
-     "learning_rate": 3e-3, "swapped_share": 0.4}
+    {
+        "network": {"hidden_size": 16, "num_layers": 1, "num_heads": 2},
+        "steps": 160,
+        "batch_size": 16,
+        "learning_rate": 3e-3,
+        "swapped_share": 0.4,
+    }
 )
 TEXTS = ("blue", "pink")
 

@@ -34,6 +34,7 @@ def test_every_part_equals_the_published_intermediate_output(network):
     parts = ["x_embedder", "action_embedder", "final_layer"]
     parts += [f"{kind}_blocks.{i}" for kind in ("spatial", "temporal") for i in (0, 1)]
     for part in parts:
+
         def keep(module, args, output, part=part):
             seen[part] = output[0] if isinstance(output, tuple) else output
 

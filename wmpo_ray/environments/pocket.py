@@ -59,6 +59,7 @@ class PocketEnvironment:
         self.disruption = disruption
         self.look = LOOKS[disruption]
         self.ends_on_success = ends_on_success
+        self.reset((), render=False)  # no scene yet, but every attribute is there
 
     # -- episodes ------------------------------------------------------------------------------------------------
 

@@ -94,9 +94,7 @@ class TinyPolicy(PreTrainedModel):
         self.patch_position = nn.Parameter(torch.randn(num_patches, width) * 0.3)
         self.words = nn.Embedding(len(config.vocabulary) + 1, width)
         self.queries = nn.Parameter(torch.randn(config.chunk_length * config.action_dim, width) * 0.5)
-        self.layers = nn.ModuleList(
-            _Layer(width, config.num_heads, config.mlp_ratio) for _ in range(config.num_layers)
-        )
+        self.layers = nn.ModuleList(_Layer(width, config.num_heads, config.mlp_ratio) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(width)
         num_outputs = config.num_bases + 2 if config.num_bases else config.num_bins
         self.heads = nn.Parameter(torch.randn(config.action_dim, width, num_outputs) * width**-0.5)

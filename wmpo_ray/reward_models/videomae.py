@@ -24,8 +24,14 @@ class VideoMAERewardModel:
     instruction that was given and 0 elsewhere; with none, this is the published three-channel classifier.
     """
 
-    def __init__(self, network: VideoMAEForVideoClassification, instructions: Sequence[str], threshold: float = 0.5,
-                 image_mean: Sequence[float] = (40.0, 44.0, 52.0), image_std: float = 64.0):
+    def __init__(
+        self,
+        network: VideoMAEForVideoClassification,
+        instructions: Sequence[str],
+        threshold: float = 0.5,
+        image_mean: Sequence[float] = (40.0, 44.0, 52.0),
+        image_std: float = 64.0,
+    ):
         self.network = network
         self.instructions = tuple(instructions)
         self.threshold = threshold

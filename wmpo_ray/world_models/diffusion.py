@@ -37,8 +37,14 @@ class LatentContext:
 class DiffusionWorldModel:
     """Imagines the next K frames from the last c frames and K actions (implements `interfaces.WorldModel`)."""
 
-    def __init__(self, denoiser: Denoiser, codec: FrameCodec, sampler: RectifiedFlowSampler, context_frames: int,
-                 chunk_length: int):
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        codec: FrameCodec,
+        sampler: RectifiedFlowSampler,
+        context_frames: int,
+        chunk_length: int,
+    ):
         self.denoiser = denoiser
         self.codec = codec
         self.sampler = sampler

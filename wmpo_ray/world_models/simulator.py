@@ -62,9 +62,7 @@ class SimulatorWorldModel:
         `seeds` are not used: the real environment has no noise. Raises ValueError if K is not the chunk length.
         """
         if actions.shape[1] != self.chunk_length:
-            raise ValueError(
-                f"{actions.shape[1]} actions for a chunk of {self.chunk_length}; set rollout.chunk_length"
-            )
+            raise ValueError(f"{actions.shape[1]} actions for a chunk of {self.chunk_length}; set rollout.chunk_length")
         self.environment.reset(state.seeds.numpy(), render=False)
         for action in state.actions.numpy().swapaxes(0, 1):
             self.environment.step(action, render=False)
