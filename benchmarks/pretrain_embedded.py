@@ -18,15 +18,25 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from learners.policy_cloning import clone_policy
 from learners.world_model_trainer import WorldModelTrainer
-from wmpo_ray.config import DenoiserConfig, NetworkConfig, SamplerConfig, WorldModelConfig, WorldModelTrainingConfig
+from wmpo_ray.config import (
+    CloningConfig,
+    DenoiserConfig,
+    NetworkConfig,
+    SamplerConfig,
+    WorldModelConfig,
+    WorldModelTrainingConfig,
+)
 from wmpo_ray.data.windows import WindowSampler
 from wmpo_ray.environments.pocket import PocketEnvironment
 from wmpo_ray.environments.pocket_geometry import POCKET_TOLERANCE, SEATED_X
 from wmpo_ray.environments.pocket_play import collect_play
 from wmpo_ray.environments.pocket_rendering import detect_events, locate_block
-from wmpo_ray.fidelity import binary_report, psnr_per_frame, replay
-from wmpo_ray.types import StartState
+from wmpo_ray.evaluation import rollout_expert, rollout_policy
+from wmpo_ray.fidelity import binary_report, psnr_per_frame, replay, starts_of
+from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
+from wmpo_ray.starts import start_seeds
 from wmpo_ray.world_models.diffusion import PRETRAINED_DIR, DiffusionWorldModel
 
 HORIZON = 32
@@ -38,35 +48,26 @@ DENOISER = DenoiserConfig(
     sampling_noise=0.07,
     changed_pixel_weight=6.0,
     action_bands=4,
+    action_map=True,
     time_distribution="uniform",
-    pure_noise_share=0.5,
+    pure_noise_share=0.85,
     precision="bf16",
 )
 
 
 class Judge:
-    """Held-out rollouts of a clumsy expert, half of which fail, and what the environment says of them."""
+    """Held-out rollouts of a cloned policy, about half of which fail, and what the environment says of them."""
 
     def __init__(self, num_rollouts: int = 256):
-        rng = np.random.default_rng(20_000)
         env = PocketEnvironment(HORIZON)
-        frames = [env.reset(np.arange(7_000_000, 7_000_000 + num_rollouts))]
-        self.starts = [StartState(f[None], text) for f, text in zip(frames[0], env.instruction, strict=True)]
-        noise = rng.choice([0.4, 1.2, 2.0], num_rollouts)[:, None]
-        offset = rng.normal(0, 1.3, (num_rollouts, 2)) / 8
-        actions, done = [], []
-        for t in range(HORIZON):
-            action = env.expert_action(rng, 0.0)
-            action[:, :2] += rng.normal(0, 1, (num_rollouts, 2)) * noise / 8 + offset * (t < 24)
-            action[:, 2] *= np.where(rng.random(num_rollouts) < 0.04, -1, 1)
-            actions.append(np.clip(action, -1, 1))
-            frame, terminated = env.step(actions[-1])
-            frames.append(frame)
-            done.append(terminated)
-        self.frames, self.actions = np.stack(frames, 1), np.stack(actions, 1).astype(np.float32)
-        done = np.stack(done, 1)
-        self.lengths = np.where(done.any(1), done.argmax(1) + 1, HORIZON)
-        self.success, self.goal_y = env.success.copy(), env.goal_y.copy()
+        demos = rollout_expert(env, start_seeds("demos", 60, 3999), 0.2, ("judge", "demos"))
+        torch.manual_seed(0)
+        policy = TinyPolicy(TinyPolicyHFConfig(patch_size=8, vocabulary=vocabulary_of(env.instructions)))
+        clone_policy(policy, demos, CloningConfig(), seed=0)
+        seeds = start_seeds("gate", num_rollouts, 3999)
+        self.episodes = rollout_policy(policy, env, seeds, 1.0, ("judge",))
+        env.reset(seeds, render=False)
+        self.goal_y = env.goal_y
 
     def placed(self, videos: np.ndarray) -> np.ndarray:
         """Success read from pixels: the block deep in the pocket at the goal's height, in two frames."""
@@ -76,9 +77,11 @@ class Judge:
         return (inside[:, 1:] & inside[:, :-1]).any(1) | inside[:, -1]
 
     def figures(self, world_model: DiffusionWorldModel) -> dict[str, float]:
-        videos = replay(world_model, self.starts, self.actions, seed=1)
-        label = binary_report(self.placed(videos), self.success)
-        real, imagined = detect_events(self.frames), detect_events(videos)
+        episodes = self.episodes
+        videos = replay(world_model, starts_of(episodes), episodes.actions, seed=1)
+        label = binary_report(self.placed(videos), episodes.success)
+        last = np.minimum(np.arange(HORIZON + 1)[None], episodes.lengths[:, None])[..., None, None, None]
+        real, imagined = detect_events(episodes.frames), detect_events(np.take_along_axis(videos, last, 1))
         return {
             "label_agreement": label["agreement"],
             "false_positives": label["false_positives"],
@@ -86,8 +89,18 @@ class Judge:
             "true_rate": label["true_rate"],
             "grasp_agreement": float((real["grasp"] == imagined["grasp"]).mean()),
             "placement_agreement": float((real["placement"] == imagined["placement"]).mean()),
-            "psnr_db": float(psnr_per_frame(self.frames, videos, self.lengths).mean()),
+            "psnr_db": float(psnr_per_frame(episodes.frames, videos, episodes.lengths).mean()),
         }
+
+
+def start_from(world_model: DiffusionWorldModel, path: str) -> None:
+    """Take over weights; input channels that the older model did not have start at zero."""
+    network = world_model.denoiser.network
+    state = DiffusionWorldModel.load(path).denoiser.network.state_dict()
+    key = "x_embedder.proj.weight"
+    missing = network.state_dict()[key].shape[1] - state[key].shape[1]
+    state[key] = torch.nn.functional.pad(state[key], (0, 0) * 3 + (0, missing))
+    network.load_state_dict(state)
 
 
 def build(args: argparse.Namespace) -> tuple[DiffusionWorldModel, WorldModelTrainer, list[WindowSampler]]:
@@ -99,7 +112,7 @@ def build(args: argparse.Namespace) -> tuple[DiffusionWorldModel, WorldModelTrai
     )
     world_model = DiffusionWorldModel.create(config, PocketEnvironment.action_dim, 4, args.seed)
     if args.init:
-        world_model = DiffusionWorldModel.load(args.init)
+        start_from(world_model, args.init)
     training = WorldModelTrainingConfig(
         steps=args.steps,
         batch_size=32,
@@ -190,7 +203,7 @@ def write_card(args: argparse.Namespace, best: dict, seconds: float) -> None:
         f"each, seed {args.seed + 1}. No goals, no success labels, no episode ends.\n"
         f"- **Training**: {args.steps} steps of batch 32, seed {args.seed}; the checkpoint of step {best['step']} was "
         f"kept. {seconds:.0f} s on one core. Weights are stored in bfloat16.\n"
-        f"- **Fidelity** on 256 held-out rollouts of a clumsy expert ({best['true_rate']:.0%} succeed), replayed open "
+        f"- **Fidelity** on 256 held-out rollouts of a cloned policy ({best['true_rate']:.0%} succeed), replayed open "
         f"loop for {HORIZON} frames: success label right in {best['label_agreement']:.1%} "
         f"({best['false_positives']} false positives, {best['false_negatives']} false negatives), grasp "
         f"{best['grasp_agreement']:.1%}, placement {best['placement_agreement']:.1%}, PSNR {best['psnr_db']:.1f} dB. "

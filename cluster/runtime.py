@@ -25,6 +25,10 @@ class ActorLostError(RuntimeError):
 
 
 class Runtime(Protocol):
+    @property
+    def available(self) -> dict[str, float]:
+        """What there is: {"CPU": ..., "GPU": ...}."""
+
     def spawn(self, cls: type, *args: Any, resources: Resources, name: str) -> Any:
         """Place an actor; its constructor runs later, and its failure shows in the first call."""
 

@@ -20,12 +20,13 @@ from wmpo_ray.evaluation import concatenate_episodes, rollout_expert, rollout_po
 from wmpo_ray.fidelity import binary_report, decode_one_chunk_ahead
 from wmpo_ray.files import atomic_directory
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
-from wmpo_ray.registry import load_policy, load_world_model, make_environment
+from wmpo_ray.registry import load_policy, make_environment
 from wmpo_ray.reward_models.videomae import VideoMAERewardModel
 from wmpo_ray.seeding import seed_for
-from wmpo_ray.starts import start_seeds
+from wmpo_ray.starts import Split, start_seeds
 from wmpo_ray.statistics import wilson_interval
 from wmpo_ray.types import Episodes
+from wmpo_ray.world_models.diffusion import DiffusionWorldModel
 
 __all__ = ["collect", "demos", "evaluate", "gate", "optimize", "policy", "reward_model", "world_model"]
 
@@ -71,10 +72,11 @@ def collect(context: RunContext) -> dict[str, Any]:
     network = load_policy(config.policy.kind, str(context.model("base-policy")))
     environment = make_environment(config.environment)
     figures: dict[str, Any] = {}
-    for split, name, count in (
+    sources: tuple[tuple[Split, str, int], ...] = (
         ("collect", "collect", config.collect.num_trajectories),
         ("gate", "held-out", config.gate.num_trajectories),
-    ):
+    )
+    for split, name, count in sources:
         with context.reporter.bar(f"real episodes ({name})", count) as advance:
             episodes = rollout_policy(
                 network,
@@ -144,7 +146,7 @@ def reward_model(context: RunContext) -> dict[str, Any]:
     expert, held_out = context.episodes("demos"), context.episodes("held-out")
     sources, judged = [expert, train], [validation]
     if config.world_model.kind != "simulator":
-        world = load_world_model(config, str(context.model("world-model")))
+        world = DiffusionWorldModel.load(context.model("world-model"))
         sources.append(decode_one_chunk_ahead(world, train, config.seed))
         judged.append(decode_one_chunk_ahead(world, validation, config.seed))
     instructions = sorted(set(expert.instructions) | set(train.instructions))

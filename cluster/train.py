@@ -145,7 +145,7 @@ class TrainingLoop:
 
         self.watch(
             head,
-            lambda value: Imagined(request, worker, *value, videos, trajectories),
+            lambda value: Imagined(request, worker, value[0], value[1], videos, trajectories),
             retry_on_new_actor,
         )
 
@@ -170,7 +170,7 @@ class TrainingLoop:
         failed_actor = worker.actor
         self.watch(
             ref,
-            lambda value: Scored(event.request, worker, event.version, *value, ref, event.trajectories),
+            lambda value: Scored(event.request, worker, event.version, value[0], value[1], ref, event.trajectories),
             retry_on_new_actor,
         )
 

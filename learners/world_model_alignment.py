@@ -79,4 +79,5 @@ def grip_changes(actions: np.ndarray, chunk_length: int) -> np.ndarray:
     """Windows [M, T] bool in which the gripper (the last action dimension) opens or closes: they decide the outcome."""
     closed = actions[..., -1] > 0
     changes = np.pad(closed[:, 1:] != closed[:, :-1], ((0, 0), (1, chunk_length - 1)))
-    return np.lib.stride_tricks.sliding_window_view(changes, chunk_length, axis=1).any(-1)
+    windows = np.lib.stride_tricks.sliding_window_view(changes, chunk_length, axis=1)
+    return np.asarray(windows.any(-1))

@@ -18,8 +18,8 @@ def decide(probabilities: np.ndarray, threshold: float, clip_length: int, min_st
     """
     ends = np.arange(probabilities.shape[1]) + clip_length - 1
     judged = np.where(ends[None] >= min_steps, probabilities, -1.0)
-    passed = judged >= threshold
-    success = passed.any(1)
+    passed: np.ndarray = np.asarray(judged >= threshold)
+    success: np.ndarray = np.asarray(passed.any(1))
     finish_step = np.where(success, ends[passed.argmax(1)], horizon)
     return Scores(success, finish_step.astype(np.int64), judged.max(1).astype(np.float32))
 

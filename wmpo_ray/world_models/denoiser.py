@@ -36,6 +36,29 @@ def action_features(actions: Tensor, bands: int) -> Tensor:
     return torch.cat([actions, angles.sin(), angles.cos()], -1)
 
 
+MAP_CHANNELS = 3
+
+
+def action_map(actions: Tensor, height: int, width: int) -> Tensor:
+    """Draw absolute image-plane targets: [B, K, D] -> [B, MAP_CHANNELS, K, height, width].
+
+    The first two dimensions are the target's x and y in [-1, 1] over the frame, the last one closes the gripper when
+    positive. Channels: a 2x2 pixel square at the target (exact coverage, so that its position is known to a fraction
+    of a pixel), the same times the grip, and the grip everywhere.
+    """
+    x = (actions[..., 0] + 1) / 2 * width
+    y = (actions[..., 1] + 1) / 2 * height
+    grip = (actions[..., -1] * 8).clamp(-1, 1)[..., None, None]
+
+    def coverage(centre: Tensor, size: int) -> Tensor:
+        pixel = torch.arange(size, device=actions.device)
+        low, high = centre[..., None] - 1, centre[..., None] + 1
+        return (torch.minimum(pixel + 1, high) - torch.maximum(pixel, low)).clamp(0, 1)
+
+    square = coverage(y, height)[..., :, None] * coverage(x, width)[..., None, :]
+    return torch.stack([square, square * grip, grip.expand_as(square)], 1)
+
+
 def num_action_features(action_dim: int, bands: int) -> int:
     return action_dim * (1 + 2 * bands)
 
@@ -61,7 +84,7 @@ class Denoiser(nn.Module):
         level = self.config.sampling_noise
         shown = context if noise is None or not level else torch.lerp(context, noise, level)
         with self.autocast():
-            cache = self.network.encode_conditioning(shown, *self.frame_size)
+            cache = self.network.encode_conditioning(self._with_map(shown, None), *self.frame_size)
         return Conditioning(cache, context[:, :, -1:])
 
     def velocity(self, noisy: Tensor, t: Tensor, actions: Tensor, conditioning: Conditioning) -> Tensor:
@@ -69,7 +92,11 @@ class Denoiser(nn.Module):
         features = action_features(actions, self.config.action_bands)
         with self.autocast():
             output = self.network.forward_cached(
-                self._shown(noisy, t), t * TIME_SCALE, features, conditioning.cache, *self.frame_size
+                self._with_map(self._shown(noisy, t), actions),
+                t * TIME_SCALE,
+                features,
+                conditioning.cache,
+                *self.frame_size,
             )
         output = output[:, : noisy.shape[1]]
         if self.config.prediction == "velocity":
@@ -79,6 +106,15 @@ class Denoiser(nn.Module):
 
     def _shown(self, noisy: Tensor, t: Tensor) -> Tensor:
         return noisy * (1 - _per_sample(t, noisy)) if self.config.input_scaling else noisy
+
+    def _with_map(self, frames: Tensor, actions: Tensor | None) -> Tensor:
+        """Append the action map to frames being denoised, zeros to conditioning frames: they know no action."""
+        if not self.config.action_map:
+            return frames
+        batch, _, length, height, width = frames.shape
+        if actions is None:
+            return torch.cat([frames, frames.new_zeros(batch, MAP_CHANNELS, length, height, width)], 1)
+        return torch.cat([frames, action_map(actions, height, width).to(frames.dtype)], 1)
 
     # -- training ------------------------------------------------------------------------------------------------
 
@@ -104,7 +140,7 @@ class Denoiser(nn.Module):
         future, last = clip[:, :, c:], clip[:, :, c - 1 : c]
         noisy = torch.lerp(future, noise[:, :, c:], _per_sample(t, clip))
         context = torch.lerp(clip[:, :, :c], noise[:, :, :c], self.config.conditioning_noise)
-        shown = torch.cat([context, self._shown(noisy, t)], 2)
+        shown = torch.cat([self._with_map(context, None), self._with_map(self._shown(noisy, t), actions)], 2)
         with self.autocast():
             features = action_features(actions, self.config.action_bands)
             output = self.network(shown, t * TIME_SCALE, features, x_mask, *self.frame_size)

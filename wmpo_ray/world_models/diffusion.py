@@ -15,7 +15,7 @@ from wmpo_ray.config import DenoiserConfig, SamplerConfig, WorldModelConfig
 from wmpo_ray.seeding import keyed_noise
 from wmpo_ray.types import StartState
 from wmpo_ray.world_models.autoencoder import AutoencoderCodec, FrameCodec, PixelCodec
-from wmpo_ray.world_models.denoiser import Denoiser, num_action_features
+from wmpo_ray.world_models.denoiser import MAP_CHANNELS, Denoiser, num_action_features
 from wmpo_ray.world_models.sampler import RectifiedFlowSampler
 from wmpo_ray.world_models.stdit import STDiT
 
@@ -59,7 +59,8 @@ class DiffusionWorldModel:
             torch.manual_seed(seed)
             network = STDiT(
                 **config.network.model_dump(),
-                in_channels=codec.latent_channels,
+                in_channels=codec.latent_channels + MAP_CHANNELS * config.denoiser.action_map,
+                out_channels=codec.latent_channels if config.denoiser.action_map else None,
                 action_dim=num_action_features(action_dim, config.denoiser.action_bands),
                 pad_action_num=config.context_frames,
                 conditioning_timestep=1000 * config.denoiser.conditioning_noise,

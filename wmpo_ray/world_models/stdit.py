@@ -75,6 +75,7 @@ class STDiT(ModelMixin, ConfigMixin):
         mlp_activation: str = "gelu_tanh",
         gate: str = "plain",
         per_block_modulation: bool = False,
+        out_channels: int | None = None,
     ):
         super().__init__()
         if hidden_size % num_heads or (hidden_size // num_heads) % 2 or hidden_size % 4:
@@ -83,8 +84,8 @@ class STDiT(ModelMixin, ConfigMixin):
                 "the number of heads; set world_model.network"
             )
         width = hidden_size
-        self.patch_size = tuple(patch_size)
-        self.out_channels = in_channels * 2 if pred_sigma else in_channels
+        self.patch_size = (patch_size[0], patch_size[1], patch_size[2])  # a list when it comes from a file
+        self.out_channels = out_channels or (in_channels * 2 if pred_sigma else in_channels)
         self.x_embedder = PatchEmbedder(in_channels, width, self.patch_size)
         self.t_embedder = TimestepEmbedder(width)
         self.action_embedder = ActionEmbedder(action_dim, width, pad_action_num)

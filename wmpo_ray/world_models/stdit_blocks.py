@@ -48,7 +48,7 @@ class TimestepEmbedder(nn.Module):
     def forward(self, timestep: Tensor) -> Tensor:
         freqs = timestep_frequencies(self.num_frequencies // 2).to(timestep.device)
         angles = timestep[:, None].float() * freqs
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], -1).to(self.mlp[0].weight.dtype))
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], -1).to(next(self.mlp.parameters()).dtype))
 
 
 class ActionEmbedder(nn.Module):
@@ -62,7 +62,7 @@ class ActionEmbedder(nn.Module):
 
     def forward(self, actions: Tensor) -> Tensor:
         none = self.none_action.weight.expand(actions.shape[0], self.pad, -1)
-        embedded = self.fc(actions.to(self.fc[0].weight.dtype))
+        embedded = self.fc(actions.to(self.none_action.weight.dtype))
         return torch.cat([none.to(embedded.dtype), embedded], 1)
 
 
