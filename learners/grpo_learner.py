@@ -16,6 +16,7 @@ from wmpo_ray.batching import Batch, GroupSlice, build_batch
 from wmpo_ray.checkpoint import load_checkpoint, optimizer_from_tensors, optimizer_to_tensors, save_checkpoint
 from wmpo_ray.config import Config
 from wmpo_ray.errors import UserError
+from wmpo_ray.files import json_clean
 from wmpo_ray.registry import load_policy
 from wmpo_ray.runtime_settings import configure_process
 from wmpo_ray.types import Trajectories, UpdateResult, WeightVersion
@@ -97,7 +98,7 @@ class GrpoLearner:
         metrics["policy/skipped_steps"] = self.num_skipped
         self.num_updates += 1
         metrics["time/update_s"] = time.monotonic() - started
-        self._history = [*self._history, {"update": self.num_updates, **metrics}]
+        self._history = [*self._history, json_clean({"update": self.num_updates, **metrics})]
         last = self.num_updates == self.config.grpo.num_updates
         if self.num_updates % self.config.checkpoint.every_updates == 0 or last:
             self._save()

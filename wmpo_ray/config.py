@@ -148,9 +148,9 @@ class RewardConfig(Section):
     clip_length: Annotated[int, Field(ge=2)] = 4  # L
     min_steps: Annotated[int, Field(ge=0)] = 0  # windows that end before are not judged
     network: RewardNetworkConfig = RewardNetworkConfig()
-    steps: Count = 400
+    steps: Count = 800
     batch_size: Annotated[int, Field(ge=4)] = 64
-    learning_rate: Positive = 1e-3
+    learning_rate: Positive = 2e-3
     weight_decay: NonNegative = 0.05
     pixel_noise: NonNegative = 4.0  # of 255, augmentation
     success_margin: Count = 2  # clips of a success that end this close to its end are no negatives

@@ -52,19 +52,23 @@ def _play_chunk(n: int, horizon: int, rng: np.random.Generator) -> PlayData:
 
 
 def _vary_start(env: PocketEnvironment, rng: np.random.Generator) -> None:
-    """A third of the scenes start with the block held, some with a closed, empty gripper."""
+    """A quarter of the scenes start with the block held, another with a closed, empty gripper."""
     n = len(env.goal)
     pick = rng.random(n)
-    held = pick < 0.35
+    held = pick < 0.25
     env.held |= held
-    env.closed |= held | (pick > 0.9)
+    env.closed |= pick < 0.5
     env.block[held] = rng.uniform([1.5, 1.5], [9.0, 14.5], (held.sum(), 2))
     env.gripper[held] = env.block[held]
 
 
 def _touches(before, after) -> np.ndarray:
-    """Steps [N] whose outcome hangs on contact: any change of the grip near the block, or a held block at the wall."""
-    grip = (before.closed != after.closed) & (np.abs(after.gripper - after.block).max(1) < 2.4)
+    """Steps [N] whose outcome hangs on contact.
+
+    Any change of the grip near the block, a closed and empty gripper passing over it, a held block at the wall.
+    """
+    near = np.abs(after.gripper - after.block).max(1) < 2.6
+    grip = near & ((before.closed != after.closed) | (after.closed & ~after.held))
     wall = after.held & (np.abs(after.block[:, 0] + BLOCK_HALF - WALL_X) < 1.5)
     return grip | (before.held != after.held) | wall
 
@@ -75,6 +79,8 @@ class _Hand:
     def __init__(self, env: PocketEnvironment, rng: np.random.Generator):
         n = len(env.goal)
         self.rng = rng
+        # Policies fail by carrying nothing: half of the hands stay closed when they have missed.
+        self.stubborn = rng.random(n) < 0.5
         self.noise = rng.choice([0.05, 0.2, 0.4, 0.8], n)[:, None]
         self.speed = rng.choice([1.0, 1.5, 2.5, 5.0], n)[:, None] * rng.uniform(0.8, 1.1, (n, 1))
         self.way_point = np.zeros((n, 2))
@@ -124,6 +130,9 @@ class _Hand:
         away = np.where(draw_ < 0.35, 1.0, -1.0)
         chosen = np.where(env.held, holding, np.where(close_by, by_block, away))
         # A closed, empty gripper near the block opens first, so that it can try again.
-        chosen = np.where(env.closed & ~env.held & close_by & (draw_ < 0.7), -1.0, chosen)
+        empty = env.closed & ~env.held
+        chosen = np.where(empty & close_by & (draw_ < 0.7), -1.0, chosen)
+        chosen = np.where(empty & self.stubborn & (rng.random(n) < 0.85), 1.0, chosen)
         self.grip = np.where(arrived, chosen, self.grip)
-        self.grip = np.where(rng.random(n) < 0.05, -self.grip, self.grip)
+        flips = rng.random(n) < np.where(self.stubborn & empty, 0.015, 0.05)
+        self.grip = np.where(flips, -self.grip, self.grip)
