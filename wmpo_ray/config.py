@@ -132,7 +132,7 @@ class RewardNetworkConfig(Section):
     num_layers: Count = 2
     num_heads: Count = 4
     mlp_ratio: Positive = 2.0
-    patch_size: Count = 4
+    patch_size: Count = 8
     tubelet_size: Count = 2
 
 
@@ -171,7 +171,7 @@ class GateConfig(Section):
 class RolloutConfig(Section):
     chunk_length: Count = 4  # K
     group_size: int = 8  # G
-    groups_per_update: Count = 64  # B
+    groups_per_update: Count = 40  # B
     groups_per_request: Count = 4  # groups that one actor imagines in one batch
     temperature: Positive = 1.0
     max_attempts: Count = 512  # groups issued for one update before the run gives up
