@@ -193,7 +193,7 @@ def write_card(args: argparse.Namespace, best: dict, seconds: float) -> None:
         "date": datetime.date.today().isoformat(),
         "torch": torch.__version__,
     }
-    settings = {key: str(value) for key, value in vars(args).items() if key not in ("out",)}
+    settings = {key: str(value) for key, value in vars(args).items() if key != "out"}
     (path / "card.json").write_text(json.dumps({"settings": settings, "figures": figures}, indent=1) + "\n")
     (path / "README.md").write_text(
         f"# World model `{args.name}`\n\n"
