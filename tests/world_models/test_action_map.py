@@ -76,8 +76,6 @@ def test_saved_and_loaded_it_imagines_the_same(tmp_path):
     world_model = make_world_model()
     world_model.save(tmp_path / "model")
     loaded = DiffusionWorldModel.load(tmp_path / "model")
-    for one, other in zip(
-        world_model.denoiser.network.parameters(), loaded.denoiser.network.parameters(), strict=True
-    ):
+    for one, other in zip(world_model.denoiser.network.parameters(), loaded.denoiser.network.parameters(), strict=True):
         assert torch.equal(one, other)
     assert loaded.denoiser.config == world_model.denoiser.config
