@@ -7,3 +7,9 @@ import torch
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def full_precision() -> None:
+    """What a run sets in its process must not reach the next test: bfloat16 products differ with the batch's size."""
+    torch.set_float32_matmul_precision("highest")
