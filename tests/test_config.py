@@ -39,7 +39,7 @@ num_trajectories = 256
 steps = 600
 
 [reward]
-steps = 800
+steps = 900
 
 [rollout]
 group_size = 16

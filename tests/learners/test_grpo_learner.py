@@ -72,6 +72,12 @@ def test_log_probabilities_of_sampling_time_are_those_of_the_learner(learner):
     assert result.metrics["policy/logprob_distance"] < 1e-5
 
 
+def test_the_distance_of_log_probabilities_sees_other_weights(learner):
+    data = sample(learner)
+    learner.update(groups(), {}, data)
+    assert learner.update(groups(), {}, data)[0].metrics["policy/logprob_distance"] > 1e-3
+
+
 def test_what_happens_after_the_finish_step_teaches_nothing(policy_dir, tmp_path):
     digests = []
     for seed in (0, 1):
