@@ -15,8 +15,8 @@ import torch
 RESULTS_DIR = Path(__file__).parent / "results"
 
 
-def write_results(name: str, figures: dict[str, dict[str, Any]], command: str) -> Path:
-    """Write `benchmarks/results/NAME.json` and return its path.
+def write_results(name: str, figures: dict[str, dict[str, Any]], command: str, commit: str | None = None) -> Path:
+    """Write `benchmarks/results/NAME.json` and return its path; `commit` is the one measured, if not the current one.
 
     `figures` maps a name to `{"value", "unit"}` and optionally `"interval"` [low, high] and `"seeds"`; raises
     ValueError where one of the two is missing.
@@ -27,7 +27,7 @@ def write_results(name: str, figures: dict[str, dict[str, Any]], command: str) -
             raise ValueError(f"figure {key!r} has no {min(missing)!r}")
     content = {
         "command": command,
-        "commit": current_commit(),
+        "commit": commit or current_commit(),
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
         "figures": figures,
