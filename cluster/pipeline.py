@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -12,12 +13,13 @@ import torch
 
 from cluster import stages
 from cluster.context import RunContext
+from cluster.placement import check_placement
 from cluster.progress import Reporter
 from cluster.runtime import start_runtime
 from wmpo_ray.config import Config
 from wmpo_ray.errors import UserError
 from wmpo_ray.evaluation import rollout_policy
-from wmpo_ray.registry import load_policy, make_environment
+from wmpo_ray.registry import check_kinds, load_policy, make_environment
 from wmpo_ray.report.html import write_report
 from wmpo_ray.run_state import RunFolder
 from wmpo_ray.runtime_settings import configure_process
@@ -56,6 +58,10 @@ def run_pipeline(
     for name in (only, until):
         if name is not None and name not in STAGES:
             raise UserError(f"unknown stage {name!r}; the stages are {', '.join(STAGES)}")
+    check_kinds(config)
+    if not serial and not config.cluster.address:  # another cluster is asked once it is connected
+        here = {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
+        check_placement(config.cluster, here)
     configure_process(config.cluster.threads_per_process)
     reporter = reporter or Reporter()
     with open_folder(out, config, resume) as folder:

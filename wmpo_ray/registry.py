@@ -26,6 +26,17 @@ def resolve(table: dict[str, str], kind: str, key: str) -> Any:
     return getattr(import_module(module), name)
 
 
+def check_kinds(config: Config) -> None:
+    """ConfigError for a kind that nothing is registered for, before any work is done."""
+    for table, kind, key in (
+        (ENVIRONMENTS, config.environment.kind, "environment.kind"),
+        (POLICIES, config.policy.kind, "policy.kind"),
+        (WORLD_MODELS, config.world_model.kind, "world_model.kind"),
+        (REWARD_MODELS, config.reward.kind, "reward.kind"),
+    ):
+        resolve(table, kind, key)
+
+
 def make_environment(config: EnvironmentConfig) -> Environment:
     cls = resolve(ENVIRONMENTS, config.kind, "environment.kind")
     return cls(horizon=config.horizon, disruption=config.disruption)
