@@ -52,21 +52,29 @@ def memory_gb(pid: int) -> float:
     return total * 1024 / 1e9
 
 
-def run_demo(preset: str, seed: int, out: Path, settings: list[str]) -> dict:
-    """One run in its own process -> its summary, with `wall_s` and `peak_memory_gb`."""
-    shutil.rmtree(out, ignore_errors=True)
+def run_demo(preset: str, seed: int, out: Path, settings: list[str], keep: bool, force: bool) -> dict:
+    """One run in its own process -> its summary, with `wall_s` and `peak_memory_gb`.
+
+    With `keep` a run that is there is gone on with: its seconds are then those of its stages, and its memory is
+    measured only in what was left to do (0 if nothing was).
+    """
+    if not keep:
+        shutil.rmtree(out, ignore_errors=True)
     command = [sys.executable, "-m", "wmpo_ray", "run", preset, "--out", str(out), "--set", f"seed={seed}"]
     for setting in settings:
         command += ["--set", setting]
+    command += ["--force"] if force else []
     started, peak = time.monotonic(), 0.0
     process = subprocess.Popen(command, cwd=ROOT)
     while process.poll() is None:
         peak = max(peak, memory_gb(process.pid))
         time.sleep(1)
+    wall = time.monotonic() - started
     if process.returncode != 0:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
     summary = json.loads((out / "summary.json").read_text())
-    return {**summary, "wall_s": time.monotonic() - started, "peak_memory_gb": peak}
+    stages = sum(stage["seconds"] for stage in summary["stages"].values())
+    return {**summary, "wall_s": max(wall, stages), "peak_memory_gb": peak}
 
 
 def ci_seconds() -> float:
@@ -135,13 +143,18 @@ def main() -> None:
     parser.add_argument("--name", default="demo", help="name of the results file")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--keep", action="store_true", help="go on with runs that are in --out already")
+    parser.add_argument("--force", action="store_true", help="go on past a gate that is not met")
     parser.add_argument("--ci", action="store_true", help="also time .ci/run in a clean clone")
     parser.add_argument("--only-ci", action="store_true", help="add the time of .ci/run to the results that are there")
     args = parser.parse_args()
     if args.only_ci:
         add_ci(args.name)
         return
-    runs = [run_demo(args.preset, seed, args.out / f"{args.preset}-{seed}", args.settings) for seed in args.seeds]
+    runs = [
+        run_demo(args.preset, seed, args.out / f"{args.preset}-{seed}", args.settings, args.keep, args.force)
+        for seed in args.seeds
+    ]
     figures = {**figures_of(runs), **cache_figure()}
     if args.ci:
         figures["ci_seconds"] = {"value": ci_seconds(), "unit": "s"}

@@ -164,7 +164,7 @@ class GateConfig(Section):
     num_trajectories: Count = 256  # evaluation rollouts on held-out start states, not counted in P
     min_label_agreement: Share = 0.85
     min_f1: Share = 0.85
-    min_event_agreement: Share = 0.85
+    min_event_agreement: Share = 0.8
     max_success_gap: Share = 0.12
 
 
