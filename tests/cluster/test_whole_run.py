@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 def wmpo(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "wmpo_ray", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
 
 
 @pytest.fixture(scope="module")
