@@ -48,7 +48,7 @@ class ActorPool:
         """Put a new actor in the place of one that died; raises the original error once restarts are used up."""
         if self._restarts_left == 0:
             raise RuntimeError(
-                f"{error}\nno restart is left for worker {worker.index}; raise cluster.max_actor_restarts"
+                f"{error}\nno restart is left for worker {worker.index}; raise faults.max_start_failures"
             ) from error
         self._restarts_left -= 1
         self.num_restarts += 1

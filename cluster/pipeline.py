@@ -61,7 +61,7 @@ def run_pipeline(
     check_kinds(config)
     if not serial and not config.cluster.address:  # another cluster is asked once it is connected
         here = {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
-        check_placement(config.cluster, here)
+        check_placement(config, here)
     configure_process(config.cluster.threads_per_process)
     reporter = reporter or Reporter()
     with open_folder(out, config, resume) as folder:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from wmpo_ray.config import ClusterConfig
+from wmpo_ray.config import Config
+from wmpo_ray.config_cluster import RolePlacement, bounds
 from wmpo_ray.errors import UserError
 
 
@@ -13,20 +14,22 @@ class Resources(NamedTuple):
     num_gpus: float = 0.0
 
 
-def role_resources(config: ClusterConfig) -> dict[str, tuple[int, Resources]]:
-    """Role -> (number of actors, resources of each). The environment actor only evaluates: it waits for free time."""
+def role_resources(config: Config) -> dict[str, tuple[int, Resources]]:
+    """Role -> (number of actors at least, resources of each)."""
+    cluster, placement = config.cluster, config.placement
     return {
-        "imagination": (
-            config.imagination_actors,
-            Resources(config.cpus_per_imagination_actor, config.gpus_per_imagination_actor),
-        ),
-        "reward": (config.reward_actors, Resources(config.cpus_per_reward_actor, config.gpus_per_reward_actor)),
-        "learner": (1, Resources(config.cpus_per_learner, config.gpus_per_learner)),
-        "environment": (1, Resources()),
+        "imagination": (bounds(cluster.imagination_actors)[0], _resources(placement.imagination)),
+        "reward": (bounds(cluster.reward_actors)[0], _resources(placement.reward)),
+        "learner": (1, _resources(placement.learner)),
+        "environment": (1, _resources(placement.environment)),
     }
 
 
-def check_placement(config: ClusterConfig, available: dict[str, float]) -> None:
+def _resources(role: RolePlacement) -> Resources:
+    return Resources(role.cpus, role.gpus)
+
+
+def check_placement(config: Config, available: dict[str, float]) -> None:
     """UserError if the roles together ask for more than there is: Ray would wait for ever."""
     roles = role_resources(config)
     for kind, field in (("CPU", "num_cpus"), ("GPU", "num_gpus")):
@@ -36,6 +39,6 @@ def check_placement(config: ClusterConfig, available: dict[str, float]) -> None:
             per_role = ", ".join(f"{count} {role} x {getattr(r, field):g}" for role, (count, r) in roles.items())
             raise UserError(
                 f"the actors ask for {needed:g} {kind}s ({per_role}) and there are {there:g}; lower "
-                f"cluster.imagination_actors={config.imagination_actors} or cluster.{kind.lower()}s_per_*, "
+                f"cluster.imagination_actors={config.cluster.imagination_actors} or placement.*.{kind.lower()}s, "
                 "or use --serial"
             )

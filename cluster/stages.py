@@ -11,7 +11,7 @@ import torch
 from cluster.context import RunContext
 from cluster.gate import gate
 from cluster.optimization import optimize
-from cluster.placement import Resources
+from cluster.placement import role_resources
 from learners.policy_cloning import clone_policy
 from learners.reward_trainer import choose_threshold, train_reward_model
 from learners.world_model_alignment import WorldModelAligner
@@ -114,7 +114,7 @@ def world_model(context: RunContext) -> dict[str, Any]:
             config,
             name,
             pretrained,
-            resources=Resources(config.cluster.cpus_per_imagination_actor, config.cluster.gpus_per_imagination_actor),
+            resources=role_resources(config)["imagination"][1],
             name=f"align-{name}",
         )
         for name, pretrained in names.items()

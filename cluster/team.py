@@ -17,6 +17,7 @@ from cluster.runtime import Ref, Runtime
 from cluster.weight_store import ObjectStorePublisher
 from learners.grpo_learner import GrpoLearner
 from wmpo_ray.config import Config
+from wmpo_ray.config_cluster import bounds
 from wmpo_ray.starts import start_seeds
 from wmpo_ray.statistics import wilson_interval
 from wmpo_ray.types import WeightVersion
@@ -35,10 +36,10 @@ class ModelPaths:
 
 class Team:
     def __init__(self, config: Config, runtime: Runtime, paths: ModelPaths):
-        check_placement(config.cluster, runtime.available)
+        check_placement(config, runtime.available)
         self.config, self.runtime, self.paths = config, runtime, paths
         self.publisher = ObjectStorePublisher(runtime)
-        roles = role_resources(config.cluster)
+        roles = role_resources(config)
         self.learner = runtime.spawn(
             GrpoLearner,
             config,
@@ -50,11 +51,17 @@ class Team:
         self.environment = runtime.spawn(
             EnvironmentActor, config, str(paths.policy), resources=roles["environment"][1], name="environment"
         )
-        restarts = config.cluster.max_actor_restarts
+        restarts = config.faults.max_start_failures
         self.imagination = ActorPool(
-            runtime, config.cluster.imagination_actors, self._spawn_imagination, self.publisher.send, restarts
+            runtime,
+            bounds(config.cluster.imagination_actors)[1],
+            self._spawn_imagination,
+            self.publisher.send,
+            restarts,
         )
-        self.reward = ActorPool(runtime, config.cluster.reward_actors, self._spawn_reward, lambda actor: None, restarts)
+        self.reward = ActorPool(
+            runtime, bounds(config.cluster.reward_actors)[1], self._spawn_reward, lambda actor: None, restarts
+        )
         self.evaluation_seeds = [
             int(seed) for seed in start_seeds("on_the_way", config.evaluation.num_starts_on_the_way, config.seed)
         ]
@@ -104,7 +111,7 @@ class Team:
         return self.runtime.get(ref)
 
     def _spawn_imagination(self, index: int) -> Any:
-        resources = role_resources(self.config.cluster)["imagination"][1]
+        resources = role_resources(self.config)["imagination"][1]
         return self.runtime.spawn(
             ImaginationActor,
             self.config,
@@ -115,7 +122,7 @@ class Team:
         )
 
     def _spawn_reward(self, index: int) -> Any:
-        resources = role_resources(self.config.cluster)["reward"][1]
+        resources = role_resources(self.config)["reward"][1]
         verifier = str(self.paths.verifier) if self.paths.verifier else None
         return self.runtime.spawn(
             RewardActor,

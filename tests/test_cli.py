@@ -202,7 +202,7 @@ def test_more_actors_than_cpus_says_what_is_there_and_what_to_set():
     with pytest.raises(UserError, match=r"ask for 6\.2 CPUS, but there are 2; set cluster\.imagination_actors"):
         check_resources(config, num_cpus=2)
     with pytest.raises(UserError, match="ask for 0.5 GPUS, but there are 0"):
-        check_resources(load_config("smoke", ["cluster.gpus_per_learner=0.5"]), num_cpus=8)
+        check_resources(load_config("smoke", ["placement.learner.gpus=0.5"]), num_cpus=8)
 
 
 # -- doctor ------------------------------------------------------------------------------------------------------

@@ -8,16 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+from wmpo_ray.config_cluster import CheckpointConfig, ClusterConfig, FaultsConfig, PlacementConfig, WeightsConfig
+from wmpo_ray.config_section import Count, NonNegative, Positive, Section, Share
 
 
 class EnvironmentConfig(Section):
@@ -206,6 +200,7 @@ class GrpoConfig(Section):
     num_epochs: Count = 1
     max_grad_norm: Positive = 1.0
     max_skipped_steps: Count = 5  # steps with a NaN loss before the run gives up
+    trained_parameters: str = ""  # regular expression on parameter names, such as "lora_"; "": all are trained
 
 
 class EvaluationConfig(Section):
@@ -213,25 +208,6 @@ class EvaluationConfig(Section):
     temperature: NonNegative = 1.0  # 0: the most likely action
     every_updates: Annotated[int, Field(ge=0)] = 5  # real success on the way, for the curves; 0: never
     num_starts_on_the_way: Count = 128
-
-
-class ClusterConfig(Section):
-    imagination_actors: Count = 2
-    reward_actors: Count = 1
-    cpus_per_imagination_actor: NonNegative = 0.7
-    cpus_per_reward_actor: NonNegative = 0.3
-    cpus_per_learner: NonNegative = 0.3
-    gpus_per_imagination_actor: NonNegative = 0.0
-    gpus_per_reward_actor: NonNegative = 0.0
-    gpus_per_learner: NonNegative = 0.0
-    threads_per_process: Count = 1
-    address: str = ""  # a running cluster; "" starts one on this machine
-    max_actor_restarts: Annotated[int, Field(ge=0)] = 3
-
-
-class CheckpointConfig(Section):
-    every_updates: Count = 1
-    keep: Count = 2
 
 
 class Config(Section):
@@ -251,6 +227,9 @@ class Config(Section):
     grpo: GrpoConfig = GrpoConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
+    placement: PlacementConfig = PlacementConfig()
+    weights: WeightsConfig = WeightsConfig()
+    faults: FaultsConfig = FaultsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     @property

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from wmpo_ray.config import Config
+from wmpo_ray.config_cluster import bounds
 from wmpo_ray.errors import UserError
 from wmpo_ray.interfaces import Environment
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
@@ -107,17 +108,17 @@ def make_plan(config: Config) -> Plan:
 
 def check_resources(config: Config, num_cpus: float, num_gpus: float = 0.0) -> None:
     """Raises UserError if the configured actors ask for more than there is, and says what to set."""
-    cluster = config.cluster
+    workers, judges = bounds(config.cluster.imagination_actors)[0], bounds(config.cluster.reward_actors)[0]
     for resource, available in (("cpus", num_cpus), ("gpus", num_gpus)):
-        per_imagination = getattr(cluster, f"{resource}_per_imagination_actor")
-        per_reward = getattr(cluster, f"{resource}_per_reward_actor")
-        learner = getattr(cluster, f"{resource}_per_learner")
-        wanted = cluster.imagination_actors * per_imagination + cluster.reward_actors * per_reward + learner
+        imagination, reward, learner = (
+            getattr(getattr(config.placement, role), resource) for role in ("imagination", "reward", "learner")
+        )
+        wanted = workers * imagination + judges * reward + learner
         if wanted > available + 1e-6:
             raise UserError(
-                f"{cluster.imagination_actors} imagination actors, {cluster.reward_actors} reward actors and the "
+                f"{workers} imagination actors, {judges} reward actors and the "
                 f"learner ask for {wanted:g} {resource.upper()}, but there are {available:g}; set "
-                f"cluster.imagination_actors, cluster.reward_actors or cluster.{resource}_per_imagination_actor lower"
+                f"cluster.imagination_actors, cluster.reward_actors or placement.imagination.{resource} lower"
             )
 
 
@@ -199,25 +200,25 @@ def _actors(config: Config, policy: ModelCost, world: ModelCost, reward: ModelCo
     return (
         ActorPlan(
             "imagination",
-            cluster.imagination_actors,
-            cluster.cpus_per_imagination_actor,
-            cluster.gpus_per_imagination_actor,
+            bounds(cluster.imagination_actors)[1],
+            config.placement.imagination.cpus,
+            config.placement.imagination.gpus,
             (policy.name, world.name),
             policy.memory_mib + world.memory_mib,
         ),
         ActorPlan(
             "reward",
-            cluster.reward_actors,
-            cluster.cpus_per_reward_actor,
-            cluster.gpus_per_reward_actor,
+            bounds(cluster.reward_actors)[1],
+            config.placement.reward.cpus,
+            config.placement.reward.gpus,
             (reward.name, *("second world model" for _ in verifier)),
             sum(model.memory_mib for model in judges),
         ),
         ActorPlan(
             "learner",
             1,
-            cluster.cpus_per_learner,
-            cluster.gpus_per_learner,
+            config.placement.learner.cpus,
+            config.placement.learner.gpus,
             (f"{policy.name} in training",),
             TRAINING_COPIES * policy.memory_mib,
         ),

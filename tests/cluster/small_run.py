@@ -34,12 +34,12 @@ SETTINGS = {
     "rollout": {"group_size": 4, "groups_per_update": 4, "groups_per_request": 2},
     "grpo": {"num_updates": 3, "minibatch_trajectories": 8, "learning_rate": 1e-3},
     "evaluation": {"num_starts_on_the_way": 4, "every_updates": 2},
-    "cluster": {"cpus_per_imagination_actor": 0.2, "cpus_per_reward_actor": 0.2, "cpus_per_learner": 0.2},
+    "placement": {"imagination": {"cpus": 0.2}, "reward": {"cpus": 0.2}, "learner": {"cpus": 0.2}},
 }
 
 
 def small_config(**cluster) -> Config:
-    return Config.model_validate({**SETTINGS, "cluster": {**SETTINGS["cluster"], **cluster}})
+    return Config.model_validate({**SETTINGS, "cluster": cluster})
 
 
 def small_starts(count: int = 12) -> list[StartState]:

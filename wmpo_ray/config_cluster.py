@@ -1,0 +1,99 @@
+"""Settings of a run that say where it runs and what it survives. None of them but the threads changes its result."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from wmpo_ray.config_section import Count, NonNegative, Positive, Section
+
+Size = int | tuple[int, int]  # a fixed number of actors, or (min, max)
+
+
+def bounds(size: Size) -> tuple[int, int]:
+    """(min, max) of a number of actors."""
+    return size if isinstance(size, tuple) else (size, size)
+
+
+class ClusterConfig(Section):
+    imagination_actors: Size = 2  # or [min, max]: elastic
+    reward_actors: Size = 1
+    threads_per_process: Count = 1
+    address: str = ""  # a running cluster; "" starts one on this machine
+
+    @field_validator("imagination_actors", "reward_actors")
+    @classmethod
+    def _check_size(cls, size: Size) -> Size:
+        low, high = bounds(size)
+        if not (0 <= low <= high and high >= 1):
+            raise ValueError(
+                f"{size}: a number of actors is 1 or more, or [min, max] with 0 <= min <= max and max >= 1"
+            )
+        return size
+
+
+class RolePlacement(Section):
+    """What one actor of a role asks for."""
+
+    cpus: NonNegative = 0.0
+    gpus: NonNegative = 0.0  # a fraction shares the GPU
+    accelerator_type: str = ""  # such as "H100"; "": any
+    labels: tuple[str, ...] = ()  # of the node, such as "ray.io/market-type=spot"
+
+    @field_validator("labels")
+    @classmethod
+    def _check_labels(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        for label in labels:
+            key, separator, value = label.partition("=")
+            if not (key and separator and value):
+                raise ValueError(f'label {label!r}: expected "key=value"')
+        return labels
+
+
+class PlacementConfig(Section):
+    """Who stands where. The policy replica always stands with its world model, in the imagination actor."""
+
+    layout: Literal["separate", "collocated"] = "separate"  # collocated: the learner shares the first worker's GPU
+    imagination: RolePlacement = RolePlacement(cpus=0.7)
+    reward: RolePlacement = RolePlacement(cpus=0.3)
+    learner: RolePlacement = RolePlacement(cpus=0.3)
+    environment: RolePlacement = RolePlacement()  # only evaluates: it waits for free time
+
+
+class WeightsConfig(Section):
+    """How the learner's weights reach the replicas."""
+
+    transport: Literal["object_store", "gloo", "nccl"] = "object_store"
+    payload: Literal["full", "adapter", "delta"] = "full"  # all, the trained parameters only, the changed elements only
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights on their way, and so of the behaviour policy
+    timeout_s: Positive = 60.0  # of one broadcast in a fixed group
+
+
+class FaultsConfig(Section):
+    """What is taken for a fault, and how much of it a run puts up with."""
+
+    heartbeat_every_s: Positive = 2.0
+    heartbeat_timeout_s: Positive = 10.0  # an actor that does not answer for so long is replaced
+    stall_timeout_s: Positive = 1800.0  # so is one that answers but gets no further
+    max_start_failures: Count = 3  # of one actor in a row, before the run gives up
+    backoff_s: Positive = 0.5  # before the second start in a row; doubles each time
+    max_backoff_s: Positive = 30.0
+    max_crashes: Count = 3  # of workers under one request, before the request is quarantined
+    max_quarantined: Annotated[int, Field(ge=0)] = 16  # groups, before the run gives up
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.heartbeat_timeout_s <= self.heartbeat_every_s:
+            raise ValueError(
+                f"faults.heartbeat_timeout_s={self.heartbeat_timeout_s} must be above "
+                f"faults.heartbeat_every_s={self.heartbeat_every_s}"
+            )
+        return self
+
+
+class CheckpointConfig(Section):
+    every_updates: Count = 1
+    keep: Count = 2
+    every_optimizer_steps: Annotated[int, Field(ge=0)] = 1  # inside an update; 0: only between updates
+    every_training_steps: Annotated[int, Field(ge=0)] = 100  # of the supervised stages; 0: never inside a stage
