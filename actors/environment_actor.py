@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
+from actors.replica import Replica
 from wmpo_ray.config import Config
 from wmpo_ray.evaluation import execute_actions, rollout_policy
 from wmpo_ray.registry import load_policy, make_environment
 from wmpo_ray.runtime_settings import configure_process
 from wmpo_ray.types import Scores, Trajectories
+from wmpo_ray.weights import WeightPayload
 
 
-class EnvironmentActor:
+class EnvironmentActor(Replica):
     def __init__(self, config: Config, policy_dir: str):
         configure_process(config.cluster.threads_per_process)
+        super().__init__(load_policy(config.policy.kind, policy_dir), config.cluster.threads_per_process)
         self.config = config
-        self.policy = load_policy(config.policy.kind, policy_dir)
         self.environment = make_environment(config.environment)
 
-    def evaluate(self, weights: dict[str, np.ndarray], seeds: list[int], temperature: float) -> np.ndarray:
-        """Real success [M] bool of the given weights from the given start states."""
-        self.policy.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in weights.items()})
+    def evaluate(self, weights: WeightPayload, seeds: list[int], temperature: float) -> np.ndarray:
+        """Real success [M] bool of the weights in a full payload from the given start states."""
+        self.load_weights(weights)
         key = (self.config.seed, "evaluate")
         episodes = rollout_policy(self.policy, self.environment, seeds, temperature, key, keep_frames=False)
         return episodes.success

@@ -3,43 +3,48 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
-import torch
-
+from actors.replica import Replica
 from wmpo_ray.config import Config
+from wmpo_ray.data.rollout_spool import save_trajectories
 from wmpo_ray.imagination import imagine
 from wmpo_ray.registry import load_policy, load_world_model
 from wmpo_ray.runtime_settings import configure_process
-from wmpo_ray.types import RolloutRequest, Trajectories, Videos, WeightVersion
+from wmpo_ray.types import RolloutRequest, Trajectories, Videos
 
 
-class ImaginationActor:
+class Imagination(NamedTuple):
+    """What the driver hears of an imagined request."""
+
+    seconds: float
+    sha256: str  # of the spooled trajectories
+
+
+class ImaginationActor(Replica):
     """Plain class; `cluster` wraps it where it is placed."""
 
     def __init__(self, config: Config, policy_dir: str, world_model_dir: str):
         configure_process(config.cluster.threads_per_process)
+        super().__init__(load_policy(config.policy.kind, policy_dir), config.cluster.threads_per_process)
         self.config = config
-        self.policy = load_policy(config.policy.kind, policy_dir)
         self.world_model = load_world_model(config, world_model_dir)
-        self.version = WeightVersion(-1, "")
+        self.num_beats = 0
 
-    def load_weights(self, version: WeightVersion, weights: dict[str, np.ndarray]) -> WeightVersion:
-        """Take new weights between groups, so that every group has exactly one version."""
-        # Copied: the arrays may be read-only views into shared memory.
-        self.policy.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in weights.items()})
-        self.version = version
-        return version
+    def imagine(self, request: RolloutRequest, spool: str | None = None) -> tuple[Imagination, Videos, Trajectories]:
+        """Imagine a request: figures for the driver, videos for a reward actor, trajectories for the learner.
 
-    def imagine(self, request: RolloutRequest) -> tuple[tuple[WeightVersion, float], Videos, Trajectories]:
-        """Imagine a request: (version, seconds) for the driver, videos for a reward actor, trajectories for the learner.
-
-        Raises RuntimeError if the replica does not hold the version that the request asks for.
+        `spool` is where the trajectories are also written, so that a restart of the run need not imagine them again.
+        Raises RuntimeError if the replica does not hold the weights that the request asks for.
         """
-        if self.version.num_updates != request.version:
-            raise RuntimeError(
-                f"request {request.request_id} wants weights {request.version}, replica has {self.version}"
-            )
+        if self.version.digest != request.weights:
+            raise RuntimeError(f"request {request.request_id} wants weights {request.weights}, not {self.version}")
         started = time.monotonic()
-        result = imagine(self.policy, self.world_model, request, self.config.num_chunks)
-        return (self.version, time.monotonic() - started), result.videos, result.trajectories
+        result = imagine(self.policy, self.world_model, request, self.config.num_chunks, self.count_beat)
+        sha256 = save_trajectories(Path(spool), result.trajectories) if spool else ""
+        return Imagination(time.monotonic() - started, sha256), result.videos, result.trajectories
+
+    def count_beat(self) -> None:
+        """Called after every chunk: a worker that gets on is not hung, however long its request."""
+        self.num_beats += 1

@@ -20,6 +20,7 @@ class RewardActor:
         configure_process(config.cluster.threads_per_process)
         self.config = config
         self.model = load_reward_model(config.reward.kind, reward_model_dir)
+        self.num_beats = 0
         self.verifier = load_world_model(config, verifier_dir) if verifier_dir else None
 
     def score(self, videos: Videos) -> tuple[Scores, float]:
@@ -28,6 +29,7 @@ class RewardActor:
         scores = score_videos(self.model, videos.frames, videos.instructions, self.config.reward.min_steps)
         if (verifier := self.verifier) is not None:
             scores = verify_successes(scores, lambda rows: self._imagine_again(verifier, videos, rows))
+        self.num_beats += 1
         return scores, time.monotonic() - started
 
     def _imagine_again(self, verifier: WorldModel, videos: Videos, rows: np.ndarray) -> Scores:

@@ -1,6 +1,6 @@
 """The command line: reads arguments, loads the configuration, calls the pipeline, prints tables.
 
-A mistake of the user's is one line on stderr and exit code 2; an interruption is exit code 130. Heavy modules are
+A mistake of the user's is one line on stderr and exit code 2; an interruption is exit code 130, a preemption 75. Heavy modules are
 imported inside the commands, so that `--help` and a wrong key answer at once.
 """
 
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -19,11 +20,9 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
+from cluster.preemption import EXIT_PREEMPTED, Preempted, leave_on_sigterm, restart_on_crash
 from wmpo_ray.config_loading import config_to_toml, describe_errors, list_presets, load_config
 from wmpo_ray.errors import UserError
-
-if TYPE_CHECKING:
-    from wmpo_ray.plan import Plan
 
 USER_ERROR, INTERRUPTED = 2, 130
 RESUMABLE = ("run", "stage")
@@ -48,6 +47,9 @@ class OneLineErrors(TyperGroup):
             resume = ": the same command with --resume goes on from here" if ctx.invoked_subcommand in RESUMABLE else ""
             typer.echo(f"interrupted{resume}", err=True)
             raise typer.Exit(INTERRUPTED) from None
+        except Preempted:
+            typer.echo("preempted: the same command with --resume goes on from here", err=True)
+            raise typer.Exit(EXIT_PREEMPTED) from None
 
 
 def _fail(message: str) -> None:
@@ -83,16 +85,20 @@ def run(
     force: Force = False,
     overrides: Overrides = None,
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
+    restarts: Annotated[int, typer.Option(min=0, help="Go on by itself after a crash, so many times.")] = 0,
 ) -> None:
     """Run every stage in order; skip what is done.
 
     Stages: demos, policy, collect, world-model, reward-model, gate, optimize, evaluate. Ends with a table and a report.
     """
     config = load_config(source, overrides or ())
+    if restarts:
+        raise typer.Exit(restart_on_crash(_without_option(sys.argv[1:], "--restarts"), restarts, _tell))
     from cluster.pipeline import run_pipeline
 
     _check_stage(until)
-    summary = run_pipeline(config, out, resume=resume, serial=serial, force=force, until=until)
+    with leave_on_sigterm():
+        summary = run_pipeline(config, out, resume=resume, serial=serial, force=force, until=until)
     _print_summary(summary)
     if "result" in summary:
         _console().print(f"report: {out / 'report' / 'index.html'}", soft_wrap=True)
@@ -113,7 +119,9 @@ def stage(
     from cluster.pipeline import run_pipeline
 
     _check_stage(name)
-    _print_summary(run_pipeline(config, out, resume=resume, serial=serial, force=force, only=name))
+    with leave_on_sigterm():
+        summary = run_pipeline(config, out, resume=resume, serial=serial, force=force, only=name)
+    _print_summary(summary)
 
 
 @app.command()
@@ -157,14 +165,48 @@ def report(
 
 
 @app.command()
-def plan(source: Source, overrides: Overrides = None) -> None:
-    """Show what would run where, its memory and its work, without running it."""
-    config = load_config(source, overrides or ())
-    from wmpo_ray.plan import check_resources, make_plan
+def ledger(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.")],
+) -> None:
+    """Account for every group of a run: what was issued, and what became of it."""
+    from cluster.ledger import FILE_NAME, Ledger
 
-    _print_plan(make_plan(config))
-    if not config.cluster.address:
-        check_resources(config, os.cpu_count() or 1, _num_gpus())
+    if not (folder / FILE_NAME).is_file():
+        raise UserError(f"{folder} has no {FILE_NAME}: its stage optimize has not begun")
+    book = Ledger.read(folder / FILE_NAME)
+    table = Table("groups", "number", title=f"Ledger of {folder}")
+    table.columns[1].justify = "right"
+    for name, number in book.account()._asdict().items():
+        table.add_row(name.replace("_", " "), str(number))
+    for verdict, number in sorted(book.verdicts().items()):
+        table.add_row(f"  rejected: {verdict}", str(number))
+    _console().print(table)
+    if not book.account().balances:
+        raise UserError(f"{folder}: the account does not balance")
+
+
+@app.command()
+def plan(
+    source: Source,
+    overrides: Overrides = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="ADDR", help="A running cluster to look at; cluster.address if absent.")
+    ] = None,
+) -> None:
+    """Show what would run where, its memory and its work, without running it; exit code 2 if it does not fit."""
+    config = load_config(source, overrides or ())
+    from cluster.placement import check_placement
+    from cluster.plan_tables import print_fit, print_plan, read_nodes, totals
+    from wmpo_ray.plan import make_plan
+
+    cluster = address if address is not None else config.cluster.address
+    nodes = read_nodes(cluster) if cluster else []
+    here = {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(_num_gpus())}
+    print_plan(_console(), make_plan(config), config, totals(nodes) if cluster else here)
+    if cluster:
+        print_fit(_console(), config, nodes)
+    else:
+        check_placement(config, here)
 
 
 @app.command()
@@ -200,6 +242,20 @@ def presets(
 
 def _console() -> Console:
     return Console()
+
+
+def _tell(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _without_option(arguments: list[str], option: str) -> list[str]:
+    """Arguments without an option and its value, however it was written."""
+    kept, skip = [], False
+    for argument in arguments:
+        if not skip and argument != option and not argument.startswith(f"{option}="):
+            kept.append(argument)
+        skip = argument == option
+    return kept
 
 
 def _check_stage(name: str | None) -> None:
@@ -242,29 +298,3 @@ def _num_gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
-
-
-def _print_plan(plan: Plan) -> None:
-    console = _console()
-    actors = Table("actor", "count", "CPUs each", "GPUs each", "models", "MiB of models each", title="Who runs where")
-    for actor in plan.actors:
-        resources = (str(actor.count), f"{actor.cpus:g}", f"{actor.gpus:g}")
-        actors.add_row(actor.name, *resources, "\n".join(actor.models), f"{actor.memory_mib:.1f}")
-    actors.add_section()
-    actors.add_row("all", "", f"{plan.cpus:g} of {os.cpu_count()}", f"{plan.gpus:g} of {_num_gpus()}", "", "")
-    models = Table("model", "parameters", "MiB", "GFLOP", title="Models")
-    for model in plan.models:
-        cost = f"{model.tflop * 1e3:.3g} per {model.unit}"
-        models.add_row(model.name, f"{model.num_parameters:,}", f"{model.memory_mib:.1f}", cost)
-    work = Table("work", "amount", "TFLOP", title="One update, at most (full length, no group rejected)")
-    for item in plan.work:
-        work.add_row(item.name, f"{item.amount:,} {item.unit}", f"{item.tflop:.3g}")
-    work.add_section()
-    work.add_row("all", "", f"{sum(item.tflop for item in plan.work):.3g}")
-    for table in (actors, models, work):
-        console.print(table)
-    console.print(
-        f"real trajectories: {plan.real_budget} collected, {plan.real_demos} demonstrations\n"
-        f"slots: {plan.num_slots} groups; video of one request: {plan.video_mib:.1f} MiB; "
-        f"batch of one update: {plan.batch_mib:.1f} MiB"
-    )

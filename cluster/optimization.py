@@ -2,46 +2,53 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from cluster.context import RunContext
+from cluster.ledger import FILE_NAME, Ledger
+from cluster.rollouts import Rollouts
+from cluster.run_log import FolderLog
 from cluster.team import ModelPaths, Team
 from cluster.train import TrainingLoop
 from wmpo_ray.config import Config
 from wmpo_ray.fidelity import starts_of
-from wmpo_ray.metrics import MetricsLog
 
 
 def optimize(context: RunContext) -> dict[str, Any]:
     """Improve the base policy, from the newest checkpoint if there is one; leaves it in models/policy."""
-    config = context.config
+    config, folder = context.config, context.folder.path
     starts = starts_of(context.episodes("collect"))
-    team = Team(config, context.runtime, model_paths(context, config))
-    log = MetricsLog(context.folder.path)
-    try:
-        history, problems = team.start()
-        for problem in problems:
-            context.reporter.say(f"[yellow]{problem}[/yellow]")
-        restore_log(log, history)
-        with context.reporter.bar("GRPO in imagination", config.grpo.num_updates) as advance:
+    ledger = Ledger(folder / FILE_NAME)
+    with context.reporter.bar("GRPO in imagination", config.grpo.num_updates) as advance:
 
-            def record(update: int, values: dict[str, float]) -> None:
-                log.log(update, values)
-                shown = {"imagined": values["imagined/success_rate"]} if "imagined/success_rate" in values else {}
-                advance(update, shown)
+        def show(update: int, values: dict[str, float]) -> None:
+            shown = {"imagined": values["imagined/success_rate"]} if "imagined/success_rate" in values else {}
+            advance(update, shown)
 
-            advance(team.version.num_updates)
-            version = TrainingLoop(config, context.runtime, team, starts, record).run()
-        team.save_policy(context.model("policy"))
-    finally:
-        log.close()
-        team.stop()
+        log = FolderLog(folder, show)
+        team = Team(config, context.runtime, model_paths(context, config), context.reporter.say, log.fault)
+        rollouts = Rollouts(config, team, ledger, *rollout_folders(folder))
+        loop = TrainingLoop(config, team, starts, ledger, log, rollouts)
+        try:
+            version = loop.run(str(context.model("policy")))
+        finally:
+            log.close()
+            ledger.close()
+            team.stop()
+    rollouts.forget(config.grpo.num_updates)
     return {
         "num_updates": version.num_updates,
         "weights": version.digest,
         "restarts": team.num_restarts,
-        "resumed_from": len(history),
+        "resumed_from": loop.resumed_from,
+        "groups": ledger.account()._asdict(),
     }
+
+
+def rollout_folders(folder: Path) -> tuple[Path, Path]:
+    """Where trajectories are spooled, and where start states that crash their workers are kept."""
+    return folder / "rollouts", folder / "quarantine"
 
 
 def model_paths(context: RunContext, config: Config) -> ModelPaths:
@@ -52,12 +59,3 @@ def model_paths(context: RunContext, config: Config) -> ModelPaths:
         reward_model=context.model("reward-model"),
         checkpoints=context.folder.checkpoints,
     )
-
-
-def restore_log(log: MetricsLog, history: list[dict]) -> None:
-    """Bring the metrics file to the checkpoint's state: a kill may have lost its last line, or left later ones."""
-    log.truncate(len(history))
-    there = {line["update"] for line in MetricsLog.read(log.path.parent) if "policy/loss" in line}
-    for line in history:
-        if line["update"] not in there:
-            log.log(line["update"], {key: value for key, value in line.items() if key != "update"})

@@ -2,41 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.runtime import ActorLostError, Ref, Runtime
+from cluster.actor_pool import Worker
+from cluster.runtime import Ref, Runtime
+from wmpo_ray.errors import UserError
 
 MakeEvent = Callable[[Any], Any]
+OnFailure = Callable[[Exception], None]
 
 
 @dataclass(frozen=True)
 class Failed:
-    """A call whose actor died; `on_loss` says what to do about it."""
+    """A call that did not end well; `on_failure` says what to do about it."""
 
-    error: ActorLostError
-    on_loss: Callable[[Exception], None]
+    error: Exception
+    on_failure: OnFailure
+
+
+@dataclass(frozen=True)
+class Late:
+    """An answer of an actor that has been replaced since. Nobody waits for it."""
+
+    worker: Worker
+
+
+@dataclass(frozen=True)
+class _Call:
+    make_event: MakeEvent
+    on_failure: OnFailure
+    worker: Worker
+    epoch: int
 
 
 class Pending:
     def __init__(self, runtime: Runtime):
         self._runtime = runtime
-        self._calls: dict[Ref, tuple[MakeEvent, Callable[[Exception], None]]] = {}
+        self._calls: dict[Ref, _Call] = {}
 
-    def add(self, ref: Ref, make_event: MakeEvent, on_loss: Callable[[Exception], None]) -> None:
-        """Watch a call. `make_event` turns its value into an event; `on_loss` is for when its actor died."""
-        self._calls[ref] = (make_event, on_loss)
+    def add(self, ref: Ref, worker: Worker, make_event: MakeEvent, on_failure: OnFailure) -> None:
+        """Watch a call to a worker. `make_event` turns its value into an event."""
+        self._calls[ref] = _Call(make_event, on_failure, worker, worker.epoch)
 
     def __len__(self) -> int:
-        return len(self._calls)
+        """Calls whose actor is still the one that was called."""
+        return sum(call.worker.epoch == call.epoch for call in self._calls.values())
 
-    def next(self) -> Any:
-        """Wait for the next call to end and return its event, or `Failed`. What the call raised is raised here."""
-        ref = self._runtime.wait(list(self._calls))
-        make_event, on_loss = self._calls.pop(ref)
+    def wait(self, timeout_s: float) -> list[Ref]:
+        """Wait for calls to end: those that have, in the order in which they were made."""
+        ready = set(self._runtime.wait(list(self._calls), timeout_s))
+        return [ref for ref in self._calls if ref in ready]
+
+    def events(self, refs: list[Ref]) -> Iterator[Any]:
+        """What ended calls mean: their events, `Failed` or `Late`.
+
+        Each is made when it is asked for: what one brings about may make the next one late.
+        """
+        for ref in refs:
+            yield self._event(self._calls.pop(ref), ref)
+
+    def _event(self, call: _Call, ref: Ref) -> Any:
+        if call.worker.epoch != call.epoch:
+            return Late(call.worker)
         try:
             value = self._runtime.get(ref)
-        except ActorLostError as error:
-            return Failed(error, on_loss)
-        return make_event(value)
+        except UserError:
+            raise
+        except Exception as error:  # noqa: BLE001  whoever made the call decides what it survives
+            return Failed(error, call.on_failure)
+        return call.make_event(value)

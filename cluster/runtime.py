@@ -1,4 +1,4 @@
-"""Where actors run: on Ray, or one after the other in this process.
+"""Where actors run: one after the other in this process, or on Ray (`cluster/ray_runtime.py`).
 
 Both give the same few verbs, so that the main loop and the actor classes are the same in both. `wait` is called from
 `cluster/pending.py` only.
@@ -6,14 +6,12 @@ Both give the same few verbs, so that the main loop and the actor classes are th
 
 from __future__ import annotations
 
-import logging
+import os
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import ray
-from ray.exceptions import RayActorError, RayTaskError
+from typing import Any, NamedTuple, Protocol
 
 from cluster.placement import Resources
 
@@ -24,73 +22,59 @@ class ActorLostError(RuntimeError):
     """The process of an actor is gone; what it was doing may or may not have been executed."""
 
 
+class HungError(ActorLostError):
+    """An actor that does not answer, or gets no further; its process is ended."""
+
+
+class InputLostError(RuntimeError):
+    """What a call was given has vanished, with the node that held it; the actor that was called is well."""
+
+
+class ProcessInfo(NamedTuple):
+    pid: int
+    node: str
+
+
 class Runtime(Protocol):
     @property
     def available(self) -> dict[str, float]:
         """What there is: {"CPU": ..., "GPU": ...}."""
 
+    def clock(self) -> float:
+        """Seconds, from any start."""
+
     def spawn(self, cls: type, *args: Any, resources: Resources, name: str) -> Any:
-        """Place an actor; its constructor runs later, and its failure shows in the first call."""
+        """Ask for a process for an actor; never blocks. `build` runs the constructor."""
+
+    def locate(self, actor: Any) -> Ref:
+        """Resolves to the `ProcessInfo` of an actor once it has found a place."""
+
+    def build(self, actor: Any) -> Ref:
+        """Run the constructor; resolves to the seconds it took, raises what it raises."""
+
+    def beat(self, actor: Any) -> Ref:
+        """Resolves to the actor's count of finished pieces of work, at once even while it works."""
 
     def call(self, actor: Any, method: str, *args: Any, num_returns: int = 1) -> Any:
         """Start a call and return its reference, or a list of `num_returns`; references among `args` are resolved."""
 
-    def wait(self, refs: list[Ref]) -> Ref:
-        """Block until one of the references is ready."""
+    def wait(self, refs: list[Ref], timeout_s: float | None = None) -> list[Ref]:
+        """Block until one of the references is ready or the time is over; all that are ready."""
 
     def get(self, ref: Ref) -> Any:
-        """The value of a ready reference. Raises what the call raised, ActorLostError if its process died."""
+        """The value of a ready reference. Raises what the call raised, ActorLostError, InputLostError."""
 
     def put(self, value: Any) -> Ref: ...
 
+    def kill(self, actor: Any, process: ProcessInfo | None = None) -> None:
+        """End an actor's process whatever it is doing, even if it is stopped."""
+
     def stop(self, actor: Any) -> None: ...
 
+    def draining_nodes(self) -> dict[str, float]:
+        """Node -> seconds until it is taken away."""
+
     def shutdown(self) -> None: ...
-
-
-class RayRuntime:
-    """Actors as Ray actors, on a running cluster or on one started here and stopped at the end."""
-
-    def __init__(self, address: str = ""):
-        self._started_here = not ray.is_initialized()
-        if self._started_here:
-            local = {"include_dashboard": False} if not address else {}
-            ray.init(address=address or "local", logging_level=logging.WARNING, log_to_driver=False, **local)
-
-    @property
-    def available(self) -> dict[str, float]:
-        return ray.cluster_resources()
-
-    def spawn(self, cls: type, *args: Any, resources: Resources, name: str) -> Any:
-        # Restarts are ours: an actor that fails in its constructor under Ray's own restarts is silent for ever.
-        options = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus, "max_restarts": 0}
-        return ray.remote(cls).options(**options).remote(*args)
-
-    def call(self, actor: Any, method: str, *args: Any, num_returns: int = 1) -> Any:
-        return getattr(actor, method).options(num_returns=num_returns).remote(*args)
-
-    def wait(self, refs: list[Ref]) -> Ref:
-        ready, _ = ray.wait(refs, num_returns=1, fetch_local=False)
-        return ready[0]
-
-    def get(self, ref: Ref) -> Any:
-        try:
-            return ray.get(ref)
-        except RayActorError as error:
-            raise ActorLostError(str(error)) from error
-        except RayTaskError as error:
-            # The cause is what the code raised; Ray's wrapper adds its own frames to the message.
-            raise error.cause from error
-
-    def put(self, value: Any) -> Ref:
-        return ray.put(value)
-
-    def stop(self, actor: Any) -> None:
-        ray.kill(actor)
-
-    def shutdown(self) -> None:
-        if self._started_here:
-            ray.shutdown()
 
 
 @dataclass(eq=False)
@@ -100,6 +84,14 @@ class LocalRef:
     value: Any = None
     error: Exception | None = None
     ready: bool = False
+
+
+class LocalActor:
+    """A plain object, constructed by `build`."""
+
+    def __init__(self, cls: type, args: tuple):
+        self.make = lambda: cls(*args)
+        self.instance: Any = None
 
 
 class SerialRuntime:
@@ -112,16 +104,42 @@ class SerialRuntime:
     def available(self) -> dict[str, float]:
         return {"CPU": float("inf"), "GPU": float("inf")}
 
-    def spawn(self, cls: type, *args: Any, resources: Resources, name: str) -> Any:
-        return cls(*args)
+    def clock(self) -> float:
+        return time.monotonic()
 
-    def call(self, actor: Any, method: str, *args: Any, num_returns: int = 1) -> Any:
+    def spawn(self, cls: type, *args: Any, resources: Resources, name: str) -> Any:
+        return LocalActor(cls, args)
+
+    def locate(self, actor: LocalActor) -> Ref:
+        return self.put(ProcessInfo(os.getpid(), ""))
+
+    def build(self, actor: LocalActor) -> Ref:
+        def construct() -> float:
+            started = time.monotonic()
+            actor.instance = actor.make()
+            return time.monotonic() - started
+
+        return self._later(construct, 1)[0]
+
+    def beat(self, actor: LocalActor) -> Ref:
+        return self.put(getattr(actor.instance, "num_beats", 0))
+
+    def call(self, actor: LocalActor, method: str, *args: Any, num_returns: int = 1) -> Any:
+        def run() -> Any:
+            if actor.instance is None:
+                actor.instance = actor.make()
+            values = [self.get(arg) if isinstance(arg, LocalRef) else arg for arg in args]
+            return getattr(actor.instance, method)(*values)
+
+        refs = self._later(run, num_returns)
+        return refs if num_returns > 1 else refs[0]
+
+    def _later(self, run: Callable[[], Any], num_returns: int) -> list[LocalRef]:
         refs = [LocalRef() for _ in range(num_returns)]
 
-        def run() -> None:
+        def settle() -> None:
             try:
-                values = [arg.value if isinstance(arg, LocalRef) else arg for arg in args]
-                result = getattr(actor, method)(*values)
+                result = run()
                 results = result if num_returns > 1 else [result]
                 for ref, value in zip(refs, results, strict=True):
                     ref.value, ref.ready = value, True
@@ -129,14 +147,17 @@ class SerialRuntime:
                 for ref in refs:
                     ref.error, ref.ready = error, True
 
-        self._calls.append(run)
-        return refs if num_returns > 1 else refs[0]
+        self._calls.append(settle)
+        return refs
 
-    def wait(self, refs: list[Ref]) -> Ref:
+    def wait(self, refs: list[LocalRef], timeout_s: float | None = None) -> list[LocalRef]:
         while True:
-            for ref in refs:
-                if ref.ready:
-                    return ref
+            if ready := [ref for ref in refs if ref.ready]:
+                return ready
+            if not self._calls:
+                assert timeout_s is not None, "waiting for calls that nobody made"
+                time.sleep(timeout_s)
+                return []
             self._calls.popleft()()
 
     def get(self, ref: LocalRef) -> Any:
@@ -147,12 +168,22 @@ class SerialRuntime:
     def put(self, value: Any) -> LocalRef:
         return LocalRef(value, ready=True)
 
+    def kill(self, actor: LocalActor, process: ProcessInfo | None = None) -> None:
+        actor.instance = None
+
     def stop(self, actor: Any) -> None:
         """Nothing to stop: the object goes with its last reference."""
+
+    def draining_nodes(self) -> dict[str, float]:
+        return {}
 
     def shutdown(self) -> None:
         self._calls.clear()
 
 
-def start_runtime(serial: bool, address: str = "") -> RayRuntime | SerialRuntime:
-    return SerialRuntime() if serial else RayRuntime(address)
+def start_runtime(serial: bool, address: str = "") -> Runtime:
+    if serial:
+        return SerialRuntime()
+    from cluster.ray_runtime import RayRuntime
+
+    return RayRuntime(address)

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.markup import escape
 
 from cluster.context import RunContext
 from cluster.gate import gate
 from cluster.optimization import optimize
-from cluster.placement import role_resources
+from cluster.world_model_stage import world_model
 from learners.policy_cloning import clone_policy
 from learners.reward_trainer import choose_threshold, train_reward_model
-from learners.world_model_alignment import WorldModelAligner
+from learners.training_state import TrainingCheckpoints
 from wmpo_ray.data.trajectory_store import save_episodes
 from wmpo_ray.evaluation import concatenate_episodes, rollout_expert, rollout_policy
 from wmpo_ray.fidelity import binary_report, decode_one_chunk_ahead
@@ -60,10 +61,23 @@ def policy(context: RunContext) -> dict[str, Any]:
             )
         )
     with context.reporter.bar("behaviour cloning", config.policy.cloning.steps) as advance:
-        figures = clone_policy(network, episodes, config.policy.cloning, config.seed, advance)
+        figures = clone_policy(
+            network, episodes, config.policy.cloning, config.seed, advance, training_checkpoints(context, "policy")
+        )
     with atomic_directory(context.model("base-policy")) as folder:
         network.save_pretrained(folder)
     return figures
+
+
+def training_checkpoints(context: RunContext, name: str) -> TrainingCheckpoints:
+    """Where the stage saves its training, with what is to be told about it going to the person."""
+    settings = context.config.checkpoint
+    return TrainingCheckpoints(
+        context.folder.training_checkpoints(name),
+        settings.every_training_steps,
+        settings.keep,
+        lambda message: context.reporter.say(f"[yellow]{escape(message)}[/yellow]"),
+    )
 
 
 def collect(context: RunContext) -> dict[str, Any]:
@@ -97,48 +111,6 @@ def failure_rates(episodes: Episodes) -> dict[str, float]:
     return {name: float((flags & ~episodes.success).mean()) for name, flags in episodes.failures.items()}
 
 
-def world_model(context: RunContext) -> dict[str, Any]:
-    """Policy behaviour alignment of the world model and of its verifier, side by side on the runtime."""
-    config = context.config
-    if config.world_model.kind == "simulator":
-        return {"kind": "simulator"}
-    names = {"world-model": config.world_model.pretrained}
-    if config.reward.verify.enabled:
-        names["verifier"] = config.reward.verify.pretrained
-    train, held_out = context.collected()
-    runtime = context.runtime
-    data = runtime.put((train, context.episodes("demos"), held_out))
-    workers = {
-        name: runtime.spawn(
-            WorldModelAligner,
-            config,
-            name,
-            pretrained,
-            resources=role_resources(config)["imagination"][1],
-            name=f"align-{name}",
-        )
-        for name, pretrained in names.items()
-    }
-    total = config.world_model.alignment.steps
-    figures: dict[str, Any] = {}
-    with context.reporter.bar("aligning world models", total * len(workers)) as advance:
-        progress = dict.fromkeys(workers, 0)
-        calls = {runtime.call(worker, "advance", data): name for name, worker in workers.items()}
-        while calls:
-            ref = runtime.wait(list(calls))
-            name = calls.pop(ref)
-            progress[name], metrics = runtime.get(ref)
-            advance(sum(progress.values()), metrics)
-            if progress[name] < total:
-                calls[runtime.call(workers[name], "advance", data)] = name
-    for name, worker in workers.items():
-        ref = runtime.call(worker, "finish", str(context.model(name)))
-        runtime.wait([ref])
-        figures[name] = runtime.get(ref)
-        runtime.stop(worker)
-    return {**figures.pop("world-model"), **figures}
-
-
 def reward_model(context: RunContext) -> dict[str, Any]:
     """Clip classifier on demonstrations, P and P as the world model shows it; threshold on validation; F1 held out."""
     config = context.config
@@ -155,7 +127,12 @@ def reward_model(context: RunContext) -> dict[str, Any]:
     )
     with context.reporter.bar("reward model", config.reward.steps) as advance:
         figures: dict[str, Any] = train_reward_model(
-            model, config.reward, concatenate_episodes(sources), config.seed, advance
+            model,
+            config.reward,
+            concatenate_episodes(sources),
+            config.seed,
+            advance,
+            training_checkpoints(context, "reward-model"),
         )
     best = np.concatenate([best_probability(model, episodes, config.reward.min_steps) for episodes in judged])
     truth = np.concatenate([episodes.success for episodes in judged])

@@ -1,26 +1,30 @@
-"""The actors of a training run: placed once, replaced where they die, stopped at the end."""
+"""The actors of a training run: four pools, and the way of the weights to those who act with them."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from actors.environment_actor import EnvironmentActor
 from actors.imagination_actor import ImaginationActor
 from actors.reward_actor import RewardActor
-from cluster.actor_pool import ActorPool
-from cluster.placement import check_placement, role_resources
-from cluster.runtime import Ref, Runtime
-from cluster.weight_store import ObjectStorePublisher
+from cluster.actor_pool import ActorPool, Worker
+from cluster.crew import Crew
+from cluster.elasticity import Autoscaler, WorkerTargets
+from cluster.placement import PlacementBook, Reservation, bundles_for, check_placement
+from cluster.ray_runtime import RayRuntime
+from cluster.runtime import ActorLostError, InputLostError, Ref, Runtime
+from cluster.weight_store import make_publisher
 from learners.grpo_learner import GrpoLearner
 from wmpo_ray.config import Config
-from wmpo_ray.config_cluster import bounds
-from wmpo_ray.starts import start_seeds
-from wmpo_ray.statistics import wilson_interval
 from wmpo_ray.types import WeightVersion
+
+NODES_EVERY_S = 2.0  # between two questions for nodes that are being taken away
+HAND_BACK_S = 10.0  # before its node goes, a worker hands back what it is at
+MAX_MISMATCHES = 3  # times that one replica's weights may arrive damaged, before it is replaced
 
 
 @dataclass(frozen=True)
@@ -34,101 +38,148 @@ class ModelPaths:
     checkpoints: Path
 
 
+@dataclass(frozen=True)
+class WeightsLoaded:
+    worker: Worker
+    version: WeightVersion
+
+
 class Team:
-    def __init__(self, config: Config, runtime: Runtime, paths: ModelPaths):
-        check_placement(config, runtime.available)
-        self.config, self.runtime, self.paths = config, runtime, paths
-        self.publisher = ObjectStorePublisher(runtime)
-        roles = role_resources(config)
-        self.learner = runtime.spawn(
-            GrpoLearner,
-            config,
+    def __init__(
+        self,
+        config: Config,
+        runtime: Runtime,
+        paths: ModelPaths,
+        report: Callable[[str], None] = lambda text: None,
+        record: Callable[[dict[str, Any]], None] = lambda fact: None,
+    ):
+        check_placement(config, runtime.available, isinstance(runtime, RayRuntime) and runtime.can_grow)
+        self.config, self.runtime, self.paths, self.report = config, runtime, paths, report
+        self.publisher = make_publisher(config, runtime)
+        self.are_weights_lost = False  # the node that held them is gone
+        self._is_new = False
+        self._nodes_looked_at = -math.inf
+        self.crew = Crew(runtime, config.faults, report, record)
+        self.book = PlacementBook(config, Reservation if isinstance(runtime, RayRuntime) else None)
+        self.autoscaler = Autoscaler() if isinstance(runtime, RayRuntime) else None
+        self.rates = WorkerTargets(config)
+        first = self.rates.targets()
+        verifier = str(paths.verifier) if paths.verifier else None
+        self._add("learner", 1, GrpoLearner, str(paths.policy), str(paths.checkpoints))
+        self._add("environment", 1, EnvironmentActor, str(paths.policy))
+        self._add(
+            "imagination",
+            first.imagination,
+            ImaginationActor,
             str(paths.policy),
-            str(paths.checkpoints),
-            resources=roles["learner"][1],
-            name="learner",
+            str(paths.world_model),
         )
-        self.environment = runtime.spawn(
-            EnvironmentActor, config, str(paths.policy), resources=roles["environment"][1], name="environment"
+        self._add("reward", first.reward, RewardActor, str(paths.reward_model), verifier)
+
+    def _add(self, role: str, size: int, cls: type, *args: Any) -> None:
+        def spawn(index: int) -> Any:
+            place = self.book.place(role, index)
+            return self.runtime.spawn(cls, self.config, *args, resources=place, name=f"{role}-{index}")
+
+        def release(index: int) -> None:
+            self.book.release(role, index)
+
+        pool = ActorPool(self.runtime, role, size, self.config.faults, spawn, release, is_single=role == "learner")
+        self.crew.pools[role] = pool
+
+    # -- weights -------------------------------------------------------------------------------------------------
+
+    def offer(self, version: WeightVersion, full: Ref, compact: Ref | None) -> None:
+        """From now on these are the weights to imagine with."""
+        self.publisher.offer(version, full, compact)
+        self._is_new, self.are_weights_lost = True, False
+
+    def deliver(self) -> None:
+        """Bring the offered weights to every imagination worker that neither holds them nor is about to."""
+        version = self.publisher.version
+        if version is None:
+            return
+        behind = [w for w in self.crew.pools["imagination"].ready if version.digest not in (w.digest, w.loading)]
+        if self._is_new and behind:
+            self._is_new = False
+            for worker, ref in self.publisher.deliver(behind):
+                self._watch(worker, ref, version)
+        else:  # they have just joined
+            for worker in behind:
+                self._watch(worker, self.publisher.send_full(worker), version)
+
+    def _watch(self, worker: Worker, ref: Ref, version: WeightVersion) -> None:
+        worker.loading = version.digest
+        self.crew.watch(
+            ref,
+            worker,
+            lambda loaded: WeightsLoaded(worker, loaded),
+            lambda error: self._not_loaded(worker, version, error),
         )
-        restarts = config.faults.max_start_failures
-        self.imagination = ActorPool(
-            runtime,
-            bounds(config.cluster.imagination_actors)[1],
-            self._spawn_imagination,
-            self.publisher.send,
-            restarts,
-        )
-        self.reward = ActorPool(
-            runtime, bounds(config.cluster.reward_actors)[1], self._spawn_reward, lambda actor: None, restarts
-        )
-        self.evaluation_seeds = [
-            int(seed) for seed in start_seeds("on_the_way", config.evaluation.num_starts_on_the_way, config.seed)
-        ]
 
-    def start(self) -> tuple[list[dict], list[str]]:
-        """Resume the learner from its newest checkpoint, if any, and give all replicas its weights.
+    def loaded(self, event: WeightsLoaded) -> None:
+        """A replica says what it holds; it serves once that is what was sent."""
+        worker, offered = event.worker, self.publisher.version
+        assert offered is not None
+        worker.digest = event.version.digest
+        if worker.digest == offered.digest:
+            worker.loading, worker.num_mismatches = "", 0
+            self.crew.serves(worker)
+        elif event.version.num_updates == offered.num_updates:
+            self._not_loaded(worker, offered, RuntimeError(f"it holds {worker.digest} instead of {offered.digest}"))
+        elif worker.loading != offered.digest:  # others were offered since: they have not been sent yet
+            worker.loading = ""
 
-        Returns the metrics of the updates already done and what was wrong with unusable checkpoints.
-        """
-        _, history, problems = self._ask(self.learner, "resume")
-        version, weights = self.runtime.call(self.learner, "weights", num_returns=2)
-        self.runtime.wait([version])
-        for ref in self.publish(self.runtime.get(version), weights):
-            self.runtime.wait([ref])
-            self.runtime.get(ref)
-        return history, problems
+    def _not_loaded(self, worker: Worker, version: WeightVersion, error: Exception) -> None:
+        """Weights that did not arrive are sent again, in full."""
+        worker.num_mismatches += 1
+        if isinstance(error, ActorLostError) or worker.num_mismatches > MAX_MISMATCHES:
+            self.crew.fail(worker, error)
+        elif isinstance(error, InputLostError):
+            self._forget_loading(worker, version)  # the learner is asked for them again
+            self.are_weights_lost |= version == self.publisher.version
+        elif version != self.publisher.version:
+            self._forget_loading(worker, version)
+        else:
+            self.report(f"[yellow]{worker.name}: {error}; sending the weights in full[/yellow]")
+            self._watch(worker, self.publisher.send_full(worker), version)
 
-    def publish(self, version: WeightVersion, weights: Ref) -> list[Ref]:
-        return self.publisher.publish(version, weights, self.imagination.actors)
+    def _forget_loading(self, worker: Worker, version: WeightVersion) -> None:
+        worker.digest = ""  # half of them may have arrived
+        if worker.loading == version.digest:
+            worker.loading = ""
 
-    def save_policy(self, path: Path) -> None:
-        self._ask(self.learner, "save_policy", str(path))
+    # -- how many ------------------------------------------------------------------------------------------------
+
+    def adjust(self, has_work: bool) -> None:
+        """Have as many workers as the measured rates ask for, and ask the autoscaler for the nodes under them."""
+        targets = self.rates.targets(has_work)
+        for role, size in targets._asdict().items():
+            pool = self.crew.pools[role]
+            if size != pool.target:
+                self.report(f"[dim]{role} workers: {pool.target} -> {size}[/dim]")
+                pool.resize(size)
+        if self.autoscaler is not None:
+            self.autoscaler.request(bundles_for(self.config, *targets))
+        draining = self.runtime.draining_nodes() if self._looks_at_nodes() else {}
+        if draining:
+            self.crew.leave_nodes(draining, HAND_BACK_S)
+
+    def _looks_at_nodes(self) -> bool:
+        now = self.runtime.clock()
+        is_due = now - self._nodes_looked_at >= NODES_EVERY_S
+        self._nodes_looked_at = now if is_due else self._nodes_looked_at
+        return is_due
+
+    # -- the end -------------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
-        self.imagination.stop()
-        self.reward.stop()
-        self.runtime.stop(self.learner)
-        self.runtime.stop(self.environment)
-
-    @property
-    def version(self) -> WeightVersion:
-        assert self.publisher.version is not None, "start() comes first"
-        return self.publisher.version
+        if self.autoscaler is not None:
+            self.autoscaler.withdraw()
+        self.publisher.close()
+        self.crew.stop()
+        self.book.close()
 
     @property
     def num_restarts(self) -> int:
-        return self.imagination.num_restarts + self.reward.num_restarts
-
-    @staticmethod
-    def success_figures(success: np.ndarray) -> dict[str, float]:
-        low, high = wilson_interval(int(success.sum()), len(success))
-        return {"real/success_rate": float(success.mean()), "real/success_low": low, "real/success_high": high}
-
-    def _ask(self, actor: Any, method: str, *args: Any) -> Any:
-        ref = self.runtime.call(actor, method, *args)
-        self.runtime.wait([ref])
-        return self.runtime.get(ref)
-
-    def _spawn_imagination(self, index: int) -> Any:
-        resources = role_resources(self.config)["imagination"][1]
-        return self.runtime.spawn(
-            ImaginationActor,
-            self.config,
-            str(self.paths.policy),
-            str(self.paths.world_model),
-            resources=resources,
-            name=f"imagination-{index}",
-        )
-
-    def _spawn_reward(self, index: int) -> Any:
-        resources = role_resources(self.config)["reward"][1]
-        verifier = str(self.paths.verifier) if self.paths.verifier else None
-        return self.runtime.spawn(
-            RewardActor,
-            self.config,
-            str(self.paths.reward_model),
-            verifier,
-            resources=resources,
-            name=f"reward-{index}",
-        )
+        return sum(pool.num_restarts for pool in self.crew.pools.values())

@@ -1,123 +1,143 @@
 """The main loop of GRPO in imagination: one process, one wait, a handful of events. Read this file first.
 
-    issue requests -> imagine -> score -> judge, settle in the queue -> update -> broadcast -> issue ...
+    issue requests -> imagine -> score -> judge, settle in the queue -> update -> publish weights -> issue ...
 
 The driver holds references only: videos go from an imagination actor to a reward actor, trajectories to the learner.
+Who does the work, and what becomes of it when an actor dies, is in `crew.py`; every step of every group is in the
+ledger. Groups for update u are imagined under the weights of update max(0, u - max_staleness), never under others: so
+the result depends neither on the number of actors nor on their faults.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cluster.actor_pool import Worker
-from cluster.pending import Failed, Pending
-from cluster.runtime import Ref, Runtime
-from cluster.team import Team
+from cluster.crew import HungError, Joined, Task
+from cluster.ledger import Ledger, State
+from cluster.reality import Evaluated, Reality
+from cluster.recovery import reinstate
+from cluster.rollouts import Imagined, Rollouts, Scored
+from cluster.run_log import RunLog
+from cluster.runtime import ActorLostError, Ref
+from cluster.team import Team, WeightsLoaded
+from learners.grpo_learner import Spooled, UpdateFacts
 from wmpo_ray.batching import GroupSlice
 from wmpo_ray.config import Config
-from wmpo_ray.group_queue import GroupQueue
+from wmpo_ray.group_queue import GroupQueue, ReadyBatch
 from wmpo_ray.seeding import seed_for
-from wmpo_ray.types import (
-    Group,
-    GroupRequest,
-    RolloutRequest,
-    Scores,
-    StartState,
-    UpdateResult,
-    WeightVersion,
-)
+from wmpo_ray.types import GroupRequest, LearnerState, RolloutRequest, StartState, UpdateResult, WeightVersion
 
-Log = Callable[[int, dict[str, float]], None]
-
-
-class Imagined(NamedTuple):
-    request: RolloutRequest
-    worker: Worker
-    version: WeightVersion
-    seconds: float
-    videos: Ref
-    trajectories: Ref
-
-
-class Scored(NamedTuple):
-    request: RolloutRequest
-    worker: Worker
-    version: WeightVersion
-    scores: Scores
-    seconds: float
-    scores_ref: Ref
-    trajectories: Ref
+TURN_S = 0.5  # the longest wait between two looks at heartbeats, pauses and the number of workers
 
 
 class Updated(NamedTuple):
     result: UpdateResult
-    weights: Ref
+    full: Ref
+    compact: Ref | None
 
 
-class Evaluated(NamedTuple):
-    update: int
-    figures: dict[str, float]
+class LearnerRestored(NamedTuple):
+    worker: Worker
+    state: LearnerState
 
 
-class WeightsLoaded(NamedTuple):
-    version: WeightVersion
+class Saved(NamedTuple):
+    path: str
 
 
 class TrainingLoop:
     """State of the loop; `run` is the loop itself."""
 
-    def __init__(self, config: Config, runtime: Runtime, team: Team, starts: Sequence[StartState], log: Log):
-        self.config, self.runtime, self.team, self.starts, self.log = config, runtime, team, starts, log
-        self.pending = Pending(runtime)
-        self.queue = GroupQueue(config)
-        self.version = team.version
-        self.num_attempts: dict[int, int] = {}  # update -> groups issued for it
+    def __init__(
+        self, config: Config, team: Team, starts: Sequence[StartState], ledger: Ledger, log: RunLog, rollouts: Rollouts
+    ):
+        self.config, self.team, self.starts, self.ledger, self.log = config, team, starts, ledger, log
+        self.crew, self.rollouts = team.crew, rollouts
+        self.reality = Reality(config, team)
+        self.version: WeightVersion | None = None  # the learner's; None until it has said where it stands
+        self.training: ReadyBatch | None = None
+        self.next_update = 0  # the first one whose batch has not been taken
+        self.offered = -1  # version of the weights that groups are imagined under
+        self.weights: dict[int, tuple[WeightVersion, Ref, Ref | None]] = {}
+        self.num_learner_losses = 0  # under the update that is being trained
         self.num_requests = 0
-        self.is_updating = False
-        self.load: dict[int, int] = {}  # reward worker -> calls under way
-        self.sums: dict[str, float] = {}
+        self.saved: str | None = None
+        self.resumed_from = 0
+        self.busy_s = 0.0  # what the loop itself took, without its waits
 
-    def run(self) -> WeightVersion:
-        if self.version.num_updates == 0:
-            self.evaluate(self.team.publisher.weights)  # where the curve starts
-        while self.version.num_updates < self.config.grpo.num_updates:
+    @property
+    def queue(self) -> GroupQueue:
+        return self.rollouts.queue
+
+    def run(self, policy_path: str) -> WeightVersion:
+        """Train to the last update and leave the policy in `policy_path`."""
+        while self.saved is None:
+            started = time.perf_counter()
             self.issue_requests()
             self.start_update()
-            self.handle(self.pending.next())
-        while len(self.pending):  # evaluations of the last update, surplus groups
-            self.handle(self.pending.next())
+            self.offer_weights()
+            self.finish(policy_path)
+            self.team.adjust(has_work=self.has_work)
+            self.crew.turn()
+            self.ledger.flush()
+            self.busy_s += time.perf_counter() - started
+            ended = self.crew.pending.wait(TURN_S)
+            started = time.perf_counter()
+            for event in self.crew.events(ended):
+                self.handle(event)
+            self.busy_s += time.perf_counter() - started
+        assert self.version is not None
         return self.version
+
+    @property
+    def has_work(self) -> bool:
+        """Whether groups will still be asked for."""
+        return self.next_update < self.config.grpo.num_updates
 
     def handle(self, event: Any) -> None:
         match event:
             case Imagined():
-                self.ask_for_scores(event)
+                self.rollouts.score(event)
             case Scored():
                 self.settle(event)
             case Updated():
                 self.advance(event)
-            case Evaluated():
-                self.log(event.update, event.figures)
-            case Failed():
-                event.on_loss(event.error)
             case WeightsLoaded():
-                pass
+                self.team.loaded(event)
+            case Evaluated():
+                self.log.metrics(event.update, event.figures)
+            case Joined():
+                self.welcome(event.worker)
+            case LearnerRestored():
+                self.learner_restored(event)
+            case Saved():
+                self.saved = event.path
 
     # -- requests ------------------------------------------------------------------------------------------------
 
-    def issue_requests(self) -> None:
-        while self.queue.num_free_slots > 0 and (worker := self.team.imagination.idle()):
-            self.imagine(self.next_request(), worker)
+    def weights_for(self, update: int) -> int:
+        """The version that groups for an update are imagined under."""
+        return max(0, update - self.config.filter.max_staleness)
 
-    def next_request(self) -> RolloutRequest:
+    def issue_requests(self) -> None:
+        """All requests for the updates whose weights are out, as far as there are slots."""
+        if self.version is None:
+            return
+        update = self.next_update
+        while update < self.config.grpo.num_updates and self.weights_for(update) == self.offered:
+            while self.queue.has_free_slot(update):
+                self.queue.check_attempts(update)
+                self.rollouts.imagine(self.next_request(update))
+            update += 1
+
+    def next_request(self, update: int) -> RolloutRequest:
         """The next groups in issue order: a fresh shuffle of the start states for every update, walked in a circle."""
-        update = self.version.num_updates + self.is_updating
-        first = self.num_attempts.get(update, 0)
-        self.queue.check_attempts(first)
+        first = self.queue.num_issued(update)
         shuffled = np.random.default_rng(seed_for(self.config.seed, "starts", update)).permutation(len(self.starts))
         groups = []
         for attempt in range(first, first + self.config.rollout.groups_per_request):
@@ -127,139 +147,193 @@ class TrainingLoop:
                     update, attempt, index, self.starts[index], self.config.rollout.group_size, self.config.seed
                 )
             )
-        self.num_attempts[update] = first + len(groups)
         self.num_requests += 1
+        version = self.weights[self.weights_for(update)][0]
         request = RolloutRequest(
-            self.num_requests, tuple(groups), self.version.num_updates, self.config.rollout.temperature
+            self.num_requests, tuple(groups), version.num_updates, self.config.rollout.temperature, version.digest
         )
         self.queue.issue(request)
+        for group in groups:
+            self.ledger.append(State.ISSUED, group.key, start=group.start_index, weights=request.weights)
         return request
 
-    def imagine(self, request: RolloutRequest, worker: Worker) -> None:
-        worker.busy = True
-        head, videos, trajectories = self.runtime.call(worker.actor, "imagine", request, num_returns=3)
-
-        def retry_on_new_actor(error: Exception) -> None:
-            self.team.imagination.replace(worker, error)
-            self.imagine(request, worker)
-
-        self.watch(
-            head,
-            lambda value: Imagined(request, worker, value[0], value[1], videos, trajectories),
-            retry_on_new_actor,
-        )
-
-    def ask_for_scores(self, event: Imagined) -> None:
-        event.worker.busy = False
-        self.add("time/imagine_s", event.seconds)
-        if self.queue.is_surplus(event.request):
-            return
-        self.score(event)
-
-    def score(self, event: Imagined) -> None:
-        worker = self.team.reward.least_loaded(self.load)
-        self.load[worker.index] = self.load.get(worker.index, 0) + 1
-        ref = self.runtime.call(worker.actor, "score", event.videos)
-
-        def retry_on_new_actor(error: Exception) -> None:
-            self.load[worker.index] -= 1
-            if worker.actor is failed_actor:  # several of its calls fail together; one replaces it
-                self.team.reward.replace(worker, error)
-            self.score(event)
-
-        failed_actor = worker.actor
-        self.watch(
-            ref,
-            lambda value: Scored(event.request, worker, event.version, value[0], value[1], ref, event.trajectories),
-            retry_on_new_actor,
-        )
-
     def settle(self, event: Scored) -> None:
-        self.load[event.worker.index] -= 1
-        self.add("time/score_s", event.seconds)
-        if event.request.groups[0].attempt == 0:
-            self.compare_labels(event)
-        size = self.config.rollout.group_size
-        for i, request in enumerate(event.request.groups):
-            rows = slice(i * size, (i + 1) * size)
-            refuted = event.scores.refuted
-            group = Group(
-                request,
-                event.version.num_updates,
-                event.scores.success[rows],
-                event.scores.finish_step[rows],
-                int(refuted[rows].sum()) if refuted is not None else 0,
-                event.trajectories,
-                (rows.start, rows.stop),
-            )
-            self.queue.settle(group, self.version.num_updates)
+        assert self.version is not None
+        if event.request.groups[0].attempt == 0 and self.rollouts.is_open(event.request):
+            self.reality.compare_labels(event)
+        self.rollouts.settle(event, self.version.num_updates)
 
     # -- updates -------------------------------------------------------------------------------------------------
 
     def start_update(self) -> None:
-        if self.is_updating or (batch := self.queue.take_batch()) is None:
+        if self.version is None or self.training or (batch := self.queue.take_batch(self.next_update)) is None:
             return
-        self.is_updating = True
-        sources = list(dict.fromkeys(group.trajectories for group in batch.groups))
+        self.rollouts.drop_surplus(batch.surplus)
+        self.training, self.next_update, self.num_learner_losses = batch, self.next_update + 1, 0
+        self.train(batch)
+
+    def train(self, batch: ReadyBatch, spooled: bool = False) -> None:
+        """Ask the learner for the update; `spooled`: let it read the trajectories from the disk."""
+        assert self.version is not None
+        self.ledger.flush()  # before anything depends on it
+        sources: dict[Any, Any] = {}
+        for group in batch.groups:
+            handle: Any = group.trajectories
+            sources[handle.path] = Spooled(handle.path, handle.sha256) if spooled or not handle.ref else handle.ref
+        places = list(sources)
         slices = [
-            GroupSlice(sources.index(group.trajectories), group.rows, group.success, group.finish_step)
-            for group in batch.groups
+            GroupSlice(places.index(g.trajectories.path), g.rows, g.success, g.finish_step)  # type: ignore[attr-defined]
+            for g in batch.groups
         ]
-        metrics = {**batch.metrics, **self.sums, "faults/restarts": self.team.num_restarts}
-        self.sums = {}
-        result, weights = self.runtime.call(self.team.learner, "update", slices, metrics, *sources, num_returns=2)
-        self.watch(result, lambda value: Updated(value, weights), _learner_lost)
-
-    def advance(self, event: Updated) -> None:
-        started = time.monotonic()
-        self.is_updating = False
-        self.version = event.result.version
-        self.queue.release(self.version.num_updates)
-        for ref in self.team.publish(self.version, event.weights):
-            self.watch(ref, WeightsLoaded, lambda error: None)  # a dead replica shows in its next request
-        self.add("time/broadcast_s", time.monotonic() - started)
-        self.log(self.version.num_updates, event.result.metrics)
-        self.evaluate(event.weights)
-
-    # -- looking at reality (nothing of it reaches the learner) --------------------------------------------------
-
-    def evaluate(self, weights: Ref) -> None:
-        every, update = self.config.evaluation.every_updates, self.version.num_updates
-        if not every or update % every:
-            return
-        seeds = self.team.evaluation_seeds
-        ref = self.runtime.call(self.team.environment, "evaluate", weights, seeds, self.config.evaluation.temperature)
-        self.watch(ref, lambda success: Evaluated(update, self.team.success_figures(success)), lambda error: None)
-
-    def compare_labels(self, event: Scored) -> None:
-        """Execute the first imagined trajectories of an update for real: the imagined labels under optimisation."""
-        if not self.config.evaluation.every_updates:
-            return
-        seeds = [g.start.seed for g in event.request.groups for _ in range(g.group_size)]
-        if any(seed is None for seed in seeds):
-            return
-        ref = self.runtime.call(self.team.environment, "compare_labels", event.trajectories, seeds, event.scores_ref)
-        update = event.request.groups[0].update + 1
-        self.watch(
-            ref,
-            lambda labels: Evaluated(
-                update,
-                {
-                    "real/label_agreement": float((labels[0] == labels[1]).mean()),
-                    "real/false_positive_rate": float((labels[1] & ~labels[0]).mean()),
-                },
-            ),
-            lambda error: None,
+        figures = self.rollouts.take_figures() | {"faults/restarts": float(self.team.num_restarts)}
+        facts = UpdateFacts(batch.metrics | figures, [g.request.key for g in batch.groups], self.ledger.offset)
+        self.crew.submit(
+            Task(
+                "learner",
+                "update",
+                (slices, facts, *sources.values()),
+                order=(batch.update,),
+                done=lambda value, refs: Updated(value, refs[1], refs[2]),
+                given_up=self.learner_lost,
+                input_lost=lambda error: self.trajectories_lost(batch, error, spooled),
+                num_returns=3,
+                weights=self.version.digest,
+                max_crashes=1,  # another learner first has to say where it stands
+            )
         )
 
-    # -- small things --------------------------------------------------------------------------------------------
+    def trajectories_lost(self, batch: ReadyBatch, error: Exception, spooled: bool) -> None:
+        """The node that held them is gone."""
+        if spooled:
+            raise RuntimeError(f"{error}: trajectories of update {batch.update} are lost") from error
+        self.train(batch, spooled=True)
 
-    def watch(self, ref: Ref, make_event: Callable[[Any], Any], on_loss: Callable[[Exception], None]) -> None:
-        self.pending.add(ref, make_event, on_loss)
+    def advance(self, event: Updated) -> None:
+        """The learner has a new version: enter it in the ledger, then let go of what it was made from."""
+        batch, self.training = self.training, None
+        assert batch is not None
+        self.learner_holds(event.result.version)
+        version = event.result.version
+        for group in batch.groups:
+            self.ledger.append(State.TRAINED, group.request.key, version=version.num_updates)
+        self.keep_weights(version, event.full, event.compact)
+        self.rollouts.forget(event.result.oldest_checkpoint)
+        self.log.metrics(version.num_updates, event.result.metrics)
+        num_groups = event.result.metrics["imagined/trajectories"] / self.config.rollout.group_size
+        self.team.rates.updated(round(num_groups), event.result.metrics["time/update_s"])
+        self.reality.evaluate(version.num_updates, event.full)
 
-    def add(self, key: str, value: float) -> None:
-        self.sums[key] = self.sums.get(key, 0.0) + value
+    def keep_weights(self, version: WeightVersion, full: Ref, compact: Ref | None) -> None:
+        self.weights[version.num_updates] = (version, full, compact)
+        for old in [v for v in self.weights if v < min(self.offered, version.num_updates)]:
+            del self.weights[old]
 
+    def offer_weights(self) -> None:
+        """Publish the newest weights that no unfinished batch is in the way of."""
+        if self.version is None or not self.weights:
+            return
+        unfinished = self.next_update
+        while self.queue.is_complete(unfinished):
+            unfinished += 1
+        version = min(self.version.num_updates, self.weights_for(unfinished))
+        if version == self.offered and self.team.are_weights_lost:
+            learner = self.crew.pools["learner"].ready
+            is_kept = self.training is None or version + self.config.filter.max_staleness > self.version.num_updates
+            if not learner or learner[0].digest != self.version.digest or not is_kept:
+                return  # whoever takes its place is asked for them; after this update nobody wants them
+            self.weights[version] = (self.weights[version][0], self.ask_for_weights(learner[0], version), None)
+        if version in self.weights and (version != self.offered or self.team.are_weights_lost):
+            self.offered = version
+            self.team.offer(*self.weights[version])
+        self.team.deliver()
 
-def _learner_lost(error: Exception) -> None:
-    raise RuntimeError(f"{error}\nthe learner is gone; run again with --resume to go on from its last checkpoint")
+    def finish(self, path: str) -> None:
+        """Once everything is trained and looked at, save the policy."""
+        version, last = self.version, self.config.grpo.num_updates
+        if version is None or version.num_updates < last or self.crew.is_busy("environment"):
+            return
+        if not self.crew.is_busy("learner"):
+            self.crew.submit(
+                Task(
+                    "learner",
+                    "save_policy",
+                    (path,),
+                    order=(last,),
+                    done=lambda value, ref: Saved(value),
+                    given_up=self.learner_lost,
+                    weights=version.digest,
+                    max_crashes=1,
+                )
+            )
+
+    # -- a learner that is new or was lost -----------------------------------------------------------------------
+
+    def welcome(self, worker: Worker) -> None:
+        if worker.role != "learner":
+            if worker.role != "imagination":  # that one still needs weights
+                self.crew.serves(worker)
+            return
+        ref = self.team.runtime.call(worker.actor, "resume")
+        self.crew.watch(ref, worker, lambda state: LearnerRestored(worker, state))
+
+    def learner_holds(self, version: WeightVersion) -> None:
+        """What is asked of the learner from now on is asked of these weights, not of one that has just been started."""
+        self.version = version
+        for worker in self.crew.pools["learner"].workers:
+            worker.digest = version.digest
+
+    def learner_lost(self, error: Exception) -> None:
+        self.num_learner_losses += 1
+        if (
+            not isinstance(error, ActorLostError | HungError)
+            or self.num_learner_losses >= self.config.faults.max_crashes
+        ):
+            raise error
+
+    def learner_restored(self, event: LearnerRestored) -> None:
+        """Go on where the learner stands: in the same update, behind it, or where an older checkpoint leaves it."""
+        self.crew.serves(event.worker)
+        state = event.state
+        for problem in state.problems:
+            self.team.report(f"[yellow]{problem}[/yellow]")
+        before = self.version
+        self.crew.cancel(lambda task: task.role == "learner")  # what one that left handed back is asked anew below
+        self.learner_holds(state.version)
+        if before is None:
+            self.resumed_from = state.version.num_updates
+        if before is None or state.version.num_updates < before.num_updates:
+            self.restart_from(event)
+        elif state.version.num_updates > before.num_updates:
+            # The step is in the checkpoint, only its answer was lost.
+            result = UpdateResult(state.version, {k: v for k, v in state.history[-1].items() if k != "update"})
+            self.advance(Updated(result, self.ask_for_weights(event.worker, state.version.num_updates), None))
+        else:
+            version = state.version.num_updates
+            self.keep_weights(state.version, self.ask_for_weights(event.worker, version), None)
+            if self.training is not None:
+                self.train(self.training)
+
+    def restart_from(self, event: LearnerRestored) -> None:
+        """Take back what later checkpoints held; groups whose rollouts are still there are not imagined again."""
+        state = event.state
+        version = state.version.num_updates
+        for key in state.trained:  # the driver went before it could enter them
+            if self.ledger.state(key) is State.ADMITTED:
+                self.ledger.append(State.TRAINED, key, version=version)
+        taken = self.ledger.restored(version)
+        self.crew.cancel(lambda task: task.role in ("imagination", "reward", "learner"))
+        self.rollouts.queue, self.training, self.next_update = GroupQueue(self.config), None, version
+        self.offered = -1
+        self.weights = {}
+        for needed in range(self.weights_for(version), version + 1):
+            full = self.ask_for_weights(event.worker, needed)
+            self.weights[needed] = (WeightVersion(needed, state.digests[needed]), full, None)
+        reinstate(self, taken)
+        if version not in self.log.restore(state.history):
+            self.reality.evaluate(version, self.weights[version][1])
+
+    def ask_for_weights(self, worker: Worker, version: int) -> Ref:
+        call = self.team.runtime.call
+        about, full = call(worker.actor, "weights", version, num_returns=2)
+        self.crew.watch(about, worker, lambda value: None)
+        return full

@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
-import hashlib
+import math
+import re
 import time
+from collections import deque
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from learners.grpo_checkpoint import GrpoCheckpoints, batch_signature, with_prefix
 from wmpo_ray.algorithms import grpo
 from wmpo_ray.batching import Batch, GroupSlice, build_batch
-from wmpo_ray.checkpoint import load_checkpoint, optimizer_from_tensors, optimizer_to_tensors, save_checkpoint
 from wmpo_ray.config import Config
-from wmpo_ray.errors import UserError
+from wmpo_ray.data.rollout_spool import load_trajectories
+from wmpo_ray.errors import ConfigError, UserError
 from wmpo_ray.files import json_clean
 from wmpo_ray.registry import load_policy
 from wmpo_ray.runtime_settings import configure_process
-from wmpo_ray.types import Trajectories, UpdateResult, WeightVersion
+from wmpo_ray.types import LearnerState, Trajectories, UpdateResult, WeightVersion
+from wmpo_ray.weights import WeightEncoder, WeightPayload
 
-Weights = dict[str, np.ndarray]
+
+class Spooled(NamedTuple):
+    """Trajectories that the learner reads from the disk: whoever imagined them is gone."""
+
+    path: str
+    sha256: str
+
+
+class UpdateFacts(NamedTuple):
+    """What the driver tells of an update; kept with the checkpoint."""
+
+    metrics: dict[str, float]
+    keys: list[tuple[int, int]]  # of the groups, in the order of the batch
+    ledger_offset: int
 
 
 class GrpoLearner:
@@ -33,77 +52,129 @@ class GrpoLearner:
         self.policy = load_policy(config.policy.kind, policy_dir)
         self.policy.eval()  # no dropout: behaviour and learner log-probabilities must agree
         settings = config.grpo
+        trained = self._choose_parameters()
         self.optimizer = torch.optim.AdamW(
-            self.policy.parameters(), settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
+            trained.values(), settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
         )
-        self.checkpoint_dir = Path(checkpoint_dir)
+        self.checkpoints = GrpoCheckpoints(Path(checkpoint_dir), config.checkpoint, self.policy, self.optimizer)
+        self._trained = set(trained)
+        self.encoder = WeightEncoder(self.policy, config.weights, self._trained)
         self.num_updates = 0
         self.num_skipped = 0
+        self.num_beats = 0
         self._history: list[dict] = []  # metrics of every update, kept with the checkpoint
+        self._digests: dict[int, str] = {}
+        self._last_keys: list[tuple[int, int]] = []
+        self._payloads: dict[int, WeightPayload] = {}
+        self._earlier: deque[tuple[int, dict[str, Tensor]]] = deque(maxlen=config.filter.max_staleness)
+
+    def _choose_parameters(self) -> dict[str, torch.nn.Parameter]:
+        pattern = re.compile(self.config.grpo.trained_parameters)
+        chosen = {name: p for name, p in self.policy.named_parameters() if pattern.search(name)}
+        if not chosen:
+            raise ConfigError(f"grpo.trained_parameters={pattern.pattern!r} matches no parameter of the policy")
+        for name, parameter in self.policy.named_parameters():
+            parameter.requires_grad_(name in chosen)
+        return chosen
 
     # -- weights -------------------------------------------------------------------------------------------------
 
-    def weights(self) -> tuple[WeightVersion, Weights]:
-        """Version and a copy of the policy's weights."""
-        weights = {name: tensor.detach().cpu().numpy().copy() for name, tensor in self.policy.state_dict().items()}
-        return WeightVersion(self.num_updates, weights_digest(weights)), weights
-
-    def resume(self) -> tuple[int, list[dict], list[str]]:
-        """Load the newest valid checkpoint: updates behind it, their metrics, and what was wrong with newer ones."""
+    def resume(self) -> LearnerState:
+        """Load the newest valid checkpoint, if there is one, and say where that leaves the learner."""
         problems: list[str] = []
-        checkpoint = load_checkpoint(self.checkpoint_dir, problems.append)
-        if checkpoint is None:
-            return 0, [], problems
-        tensors = checkpoint.tensors
-        self.policy.load_state_dict({k[len("policy.") :]: v for k, v in tensors.items() if k.startswith("policy.")})
-        state = {k[len("optimizer.") :]: v for k, v in tensors.items() if k.startswith("optimizer.")}
-        optimizer_from_tensors(self.optimizer, state, checkpoint.meta["optimizer"])
-        self.num_updates = checkpoint.meta["num_updates"]
-        self.num_skipped = checkpoint.meta["num_skipped"]
-        self._history = checkpoint.meta["metrics"]
-        return self.num_updates, self._history, problems
+        checkpoint = self.checkpoints.load(problems)
+        if checkpoint is not None:
+            meta = checkpoint.meta
+            self.num_updates, self.num_skipped = meta["num_updates"], meta["num_skipped"]
+            self._history = meta["metrics"]
+            self._digests = {int(version): digest for version, digest in meta["digests"].items()}
+            self._last_keys = [(update, attempt) for update, attempt in meta["groups"]]
+            for version in meta["earlier"]:
+                self._earlier.append((version, with_prefix(checkpoint.tensors, f"earlier-{version}.")))
+        version, full, _ = self.encoder.encode(self.num_updates)
+        self._publish(version, full)
+        return LearnerState(version, dict(self._digests), self._history, self._last_keys, problems)
 
-    def _save(self) -> None:
-        state, meta = optimizer_to_tensors(self.optimizer)
-        tensors = {f"policy.{k}": v for k, v in self.policy.state_dict().items()}
-        tensors |= {f"optimizer.{k}": v for k, v in state.items()}
-        record = {
-            "optimizer": meta,
-            "num_updates": self.num_updates,
-            "num_skipped": self.num_skipped,
-            "metrics": self._history,
-        }
-        save_checkpoint(self.checkpoint_dir, self.num_updates, tensors, record, self.config.checkpoint.keep)
+    def weights(self, num_updates: int) -> tuple[WeightVersion, WeightPayload]:
+        """The weights of a version: the present one, or one of the `filter.max_staleness` before it."""
+        if num_updates not in self._payloads:
+            state = dict(self._earlier)[num_updates]
+            policy = deepcopy(self.policy)
+            policy.load_state_dict(state)
+            _, self._payloads[num_updates], _ = WeightEncoder(policy, self.config.weights, self._trained).encode(
+                num_updates
+            )
+        payload = self._payloads[num_updates]
+        return payload.version, payload
+
+    def _publish(self, version: WeightVersion, full: WeightPayload) -> None:
+        self._digests[version.num_updates] = version.digest
+        self._payloads[version.num_updates] = full
+        for old in [v for v in self._payloads if v < version.num_updates - self.config.filter.max_staleness]:
+            del self._payloads[old]
 
     # -- training ------------------------------------------------------------------------------------------------
 
     def update(
-        self, groups: Sequence[GroupSlice], driver_metrics: dict[str, float], *sources: Trajectories
-    ) -> tuple[UpdateResult, Weights]:
+        self, groups: Sequence[GroupSlice], facts: UpdateFacts, *sources: Trajectories | Spooled
+    ) -> tuple[UpdateResult, WeightPayload, WeightPayload | None]:
         """Train on the groups in the order given, save a checkpoint if one is due, return the new weights.
 
-        Raises UserError after `grpo.max_skipped_steps` steps whose loss or gradient is not finite.
+        Raises UserError after `grpo.max_skipped_steps` steps whose loss or gradient is not finite, SpoolError where
+        spooled trajectories cannot be read.
         """
         started = time.monotonic()
-        batch = build_batch(groups, sources)
-        size = self.config.grpo.minibatch_trajectories
-        parts: list[dict[str, float]] = []
-        distance = self._logprob_distance(batch, slice(0, size))
-        for _ in range(self.config.grpo.num_epochs):
-            for first in range(0, len(batch.frames), size):
-                parts.append(self._step(batch, slice(first, first + size)))
-        metrics = {key: float(np.mean([part[key] for part in parts if key in part])) for key in parts[0]}
-        metrics |= driver_metrics
-        metrics["policy/logprob_distance"] = distance
+        batch = build_batch(groups, [_open(source) for source in sources])
+        if self._earlier.maxlen:
+            before = {name: tensor.detach().clone() for name, tensor in self.policy.state_dict().items()}
+            self._earlier.append((self.num_updates, before))
+        metrics = self._train(batch) | facts.metrics
         metrics["policy/skipped_steps"] = self.num_skipped
         self.num_updates += 1
+        self._last_keys = facts.keys
         metrics["time/update_s"] = time.monotonic() - started
         self._history = [*self._history, json_clean({"update": self.num_updates, **metrics})]
+        version, full, compact = self.encoder.encode(self.num_updates)
+        self._publish(version, full)
         last = self.num_updates == self.config.grpo.num_updates
         if self.num_updates % self.config.checkpoint.every_updates == 0 or last:
-            self._save()
-        version, weights = self.weights()
-        return UpdateResult(version, metrics), weights
+            self._save(facts.ledger_offset)
+        return UpdateResult(version, metrics, self.checkpoints.oldest), full, compact
+
+    def _save(self, ledger_offset: int) -> None:
+        facts = {
+            "num_updates": self.num_updates,
+            "num_skipped": self.num_skipped,
+            "metrics": self._history,
+            "digests": {str(version): digest for version, digest in self._digests.items()},
+            "groups": [list(key) for key in self._last_keys],
+            "ledger_offset": ledger_offset,
+            "earlier": [version for version, _ in self._earlier],
+        }
+        self.checkpoints.save(self.num_updates, facts, dict(self._earlier))
+
+    def _train(self, batch: Batch) -> dict[str, float]:
+        """All optimizer steps of an update, from where it was interrupted if it was; the mean of their figures."""
+        size, every = self.config.grpo.minibatch_trajectories, self.config.checkpoint.every_optimizer_steps
+        minibatches = [slice(first, first + size) for first in range(0, len(batch.frames), size)]
+        minibatches *= self.config.grpo.num_epochs
+        signature = batch_signature(batch) if every else ""
+        done = self.checkpoints.load_step(self.num_updates, signature) if every else None
+        parts: list[dict[str, float]] = done["parts"] if done else []
+        self.num_skipped = done["num_skipped"] if done else self.num_skipped
+        distance = done["distance"] if done else self._logprob_distance(batch, slice(0, size))
+        for rows in minibatches[len(parts) :]:
+            parts.append(self._step(batch, rows))
+            self.num_beats += 1
+            if every and len(parts) % every == 0 and len(parts) < len(minibatches):
+                progress: dict[str, Any] = {"update": self.num_updates, "signature": signature, "distance": distance}
+                self.checkpoints.save_step(
+                    len(parts), json_clean({**progress, "parts": parts, "num_skipped": self.num_skipped})
+                )
+        # A figure that was not finite is null in a checkpoint.
+        figures = {key: [part[key] for part in parts if part.get(key) is not None] for key in parts[0]}
+        metrics = {key: float(np.mean(values)) if values else math.nan for key, values in figures.items()}
+        return metrics | {"policy/logprob_distance": distance}
 
     def _step(self, batch: Batch, rows: slice) -> dict[str, float]:
         """One optimizer step on a contiguous mini-batch of trajectories."""
@@ -159,10 +230,5 @@ class GrpoLearner:
         return path
 
 
-def weights_digest(weights: Weights) -> str:
-    """Hash of names, shapes and values, 16 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        digest.update(f"{name}{weights[name].shape}{weights[name].dtype}".encode())
-        digest.update(np.ascontiguousarray(weights[name]).tobytes())
-    return digest.hexdigest()[:16]
+def _open(source: Trajectories | Spooled) -> Trajectories:
+    return load_trajectories(Path(source.path), source.sha256) if isinstance(source, Spooled) else source

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from learners.training_state import NO_CHECKPOINTS, Parts, TrainingCheckpoints
 from wmpo_ray.config import RewardConfig
 from wmpo_ray.fidelity import binary_report
 from wmpo_ray.reward_models.videomae import VideoMAERewardModel
@@ -111,18 +112,22 @@ def train_reward_model(
     episodes: Episodes,
     seed: int,
     progress: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
+    checkpoints: TrainingCheckpoints = NO_CHECKPOINTS,
 ) -> dict[str, float]:
-    """Train in place; returns the last smoothed loss and the seconds."""
-    started, smoothed = time.monotonic(), 0.0
+    """Train in place, from the newest checkpoint if there is one; returns the last smoothed loss and the seconds."""
+    started = time.monotonic()
     trainer = RewardTrainer(model, config, episodes, seed)
+    parts: Parts = {"network": model.network, "optimizer": trainer.optimizer, "generator": trainer.generator}
+    first, numbers = checkpoints.restore(parts) or (0, {"loss": 0.0})
     model.network.train()
-    for step in range(config.steps):
+    for step in range(first, config.steps):
         loss = trainer.step(step)
-        smoothed = loss if step == 0 else 0.95 * smoothed + 0.05 * loss
-        progress(step + 1, {"loss": smoothed})
+        numbers["loss"] = loss if step == 0 else 0.95 * numbers["loss"] + 0.05 * loss
+        progress(step + 1, {"loss": numbers["loss"]})
+        checkpoints.save(step + 1, parts, numbers)
     model.network.eval()
     return {
-        "loss": smoothed,
+        "loss": numbers["loss"],
         "seconds": time.monotonic() - started,
         "positive_clips": len(trainer.clips.positive),
         "negative_clips": len(trainer.clips.negative),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from learners.training_state import TrainingCheckpoints
 from learners.world_model_trainer import WorldModelTrainer
 from wmpo_ray.config import Config
 from wmpo_ray.data.windows import WindowSampler
@@ -21,10 +23,11 @@ STEPS_PER_CALL = 10  # between two reports of progress
 class WorldModelAligner:
     """Aligns one world model, a few steps a call, so that whoever placed it sees its progress.
 
-    `name` keys the random numbers: two models aligned on the same data see other batches.
+    `name` keys the random numbers: two models aligned on the same data see other batches. Its training is saved in
+    `checkpoint_dir`, "": nowhere.
     """
 
-    def __init__(self, config: Config, name: str, pretrained: str):
+    def __init__(self, config: Config, name: str, pretrained: str, checkpoint_dir: str = ""):
         configure_process(config.cluster.threads_per_process)
         self.config, self.seed = config, seed_for(config.seed, "align", name)
         chunk, action_dim = config.rollout.chunk_length, 3
@@ -39,20 +42,42 @@ class WorldModelAligner:
             )
         self.trainer = WorldModelTrainer(self.world_model, config.world_model.alignment, self.seed)
         self.samplers: list[WindowSampler] | None = None
+        self.before: list[float] | None = None  # error before the first step
+        self._messages: list[str] = []
+        self.checkpoints = TrainingCheckpoints(
+            Path(checkpoint_dir) if checkpoint_dir else None,
+            config.checkpoint.every_training_steps,
+            config.checkpoint.keep,
+            self._messages.append,
+        )
+
+    def resume(self) -> tuple[int, list[str]]:
+        """Take up the newest checkpoint; returns steps done, and what there is to tell about the checkpoints."""
+        numbers = self.trainer.restore(self.checkpoints)
+        if numbers is not None:
+            self.before = numbers["before"]
+        return self.trainer.num_steps, self._messages
 
     def advance(self, data: tuple[Episodes, Episodes, Episodes]) -> tuple[int, dict[str, float]]:
-        """Train a few steps on (rollouts, demonstrations, held-out rollouts); returns steps done and the loss."""
+        """Train a few steps on (rollouts, demonstrations, held-out rollouts); returns steps done and the loss.
+
+        Needed at least once before `finish`, also where no step is left. Raises `UserError` on a full disk.
+        """
         if self.samplers is None:
             rollouts, expert, self.held_out = data
             self.samplers = [self._sampler(rollouts), self._sampler(expert)]
+        if self.before is None:
             self.before = self._error()
         share = self.config.world_model.alignment.demo_share
+        shown: dict[str, float] = {}
         for _ in range(min(STEPS_PER_CALL, self.trainer.config.steps - self.trainer.num_steps)):
-            metrics = self.trainer.step(self.samplers, [1 - share, share])
-        return self.trainer.num_steps, {"loss": metrics["loss"]}
+            shown = {"loss": self.trainer.step(self.samplers, [1 - share, share])["loss"]}
+            self.trainer.save(self.checkpoints, {"before": self.before})
+        return self.trainer.num_steps, shown
 
     def finish(self, path: str) -> dict[str, Any]:
         """Save the averaged weights and compare the error on held-out rollouts with that before alignment."""
+        assert self.before is not None, "the data comes with `advance`"
         self.trainer.average.swap()
         self.world_model.save(path)
         after = self._error()

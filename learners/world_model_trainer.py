@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from learners.training_state import NO_CHECKPOINTS, Numbers, Parts, TrainingCheckpoints
 from wmpo_ray.config import WorldModelTrainingConfig
 from wmpo_ray.data.windows import WindowBatch, WindowSampler
 from wmpo_ray.seeding import generator_for
@@ -95,6 +96,29 @@ class WorldModelTrainer:
         self.num_steps += 1
         return {"loss": float(loss.detach()), "grad_norm": float(norm)}
 
+    @property
+    def _parts(self) -> Parts:
+        return {
+            "network": self.network,
+            "optimizer": self.optimizer,
+            "average": self.average.average,
+            "generator": self.generator,
+        }
+
+    def save(self, checkpoints: TrainingCheckpoints, numbers: Numbers) -> None:
+        """Save if a checkpoint is due, with further numbers of whoever trains. Raises `UserError` on a full disk."""
+        counts = {"num_skipped": self.num_skipped, "num_averaged": self.average.num_updates}
+        checkpoints.save(self.num_steps, self._parts, {**counts, **numbers})
+
+    def restore(self, checkpoints: TrainingCheckpoints) -> Numbers | None:
+        """Go back to the newest whole checkpoint; returns the numbers saved with it, None where there is none."""
+        restored = checkpoints.restore(self._parts)
+        if restored is None:
+            return None
+        self.num_steps, numbers = restored
+        self.num_skipped, self.average.num_updates = numbers.pop("num_skipped"), numbers.pop("num_averaged")
+        return numbers
+
     def _draw(self, samplers: Sequence[WindowSampler], shares: Sequence[float]) -> WindowBatch:
         sizes = [round(self.config.batch_size * share) for share in shares[:-1]]
         sizes.append(self.config.batch_size - sum(sizes))
@@ -135,13 +159,19 @@ def train_world_model(
     samplers: Sequence[WindowSampler],
     shares: Sequence[float],
     progress: Progress = lambda step, metrics: None,
+    checkpoints: TrainingCheckpoints = NO_CHECKPOINTS,
 ) -> dict[str, float]:
-    """Run all configured steps and leave the averaged weights in the model; returns the last figures."""
+    """Run all configured steps, from the newest checkpoint if there is one, and leave the averaged weights in the model.
+
+    Returns the last figures.
+    """
     started = time.monotonic()
-    smoothed = None
+    numbers = trainer.restore(checkpoints) or {}
     while trainer.num_steps < trainer.config.steps:
-        metrics = trainer.step(samplers, shares)
-        smoothed = metrics["loss"] if smoothed is None else 0.98 * smoothed + 0.02 * metrics["loss"]
-        progress(trainer.num_steps, {"loss": smoothed})
+        loss = trainer.step(samplers, shares)["loss"]
+        numbers["loss"] = 0.98 * numbers["loss"] + 0.02 * loss if numbers else loss
+        progress(trainer.num_steps, {"loss": numbers["loss"]})
+        trainer.save(checkpoints, numbers)
     trainer.average.swap()
-    return {"loss": smoothed or 0.0, "seconds": time.monotonic() - started, "skipped_steps": trainer.num_skipped}
+    loss = numbers.get("loss", 0.0)
+    return {"loss": loss, "seconds": time.monotonic() - started, "skipped_steps": trainer.num_skipped}

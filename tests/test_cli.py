@@ -16,7 +16,7 @@ from cluster.cli import app
 from cluster.doctor import Verdict, check_library, examine
 from wmpo_ray.config_loading import list_presets, load_config
 from wmpo_ray.errors import UserError
-from wmpo_ray.plan import check_resources, make_plan
+from wmpo_ray.plan import make_plan
 
 STAGES = ("demos", "policy", "collect", "world-model", "reward-model", "gate", "optimize", "evaluate")
 SUMMARY = {
@@ -196,13 +196,28 @@ def test_a_missing_world_model_is_a_users_error():
     assert result.exit_code == 2 and "set world_model.pretrained" in result.stderr
 
 
-def test_more_actors_than_cpus_says_what_is_there_and_what_to_set():
-    config = load_config("smoke", ["cluster.imagination_actors=8"])
-    check_resources(config, num_cpus=7)
-    with pytest.raises(UserError, match=r"ask for 6\.2 CPUS, but there are 2; set cluster\.imagination_actors"):
-        check_resources(config, num_cpus=2)
-    with pytest.raises(UserError, match="ask for 0.5 GPUS, but there are 0"):
-        check_resources(load_config("smoke", ["placement.learner.gpus=0.5"]), num_cpus=8)
+def test_a_plan_that_does_not_fit_this_machine_is_printed_and_exits_with_2():
+    result = wmpo("plan", "smoke", *(f"--set={override}" for override in [*SMALL, "placement.learner.gpus=64"]))
+    assert result.exit_code == 2 and "imagined frames" in result.output
+    assert "ask for 64 GPUs" in result.stderr and "placement.*.gpus" in result.stderr
+
+
+def test_a_plan_names_bounds_company_and_wishes():
+    wishes = [
+        "cluster.imagination_actors=[1, 4]",
+        "placement.layout=collocated",
+        "placement.imagination.accelerator_type=H100",
+        'placement.reward.labels=["market=spot"]',
+    ]
+    result = wmpo("plan", "smoke", *(f"--set={override}" for override in [*SMALL, *wishes]))
+    assert result.exit_code == 0, result.output
+    for part in ("1 to 4", "H100", "market=spot", "reward, learner"):
+        assert part in result.output
+
+
+def test_a_cluster_that_is_not_there_is_a_users_error():
+    result = wmpo("plan", "smoke", "--address", "127.0.0.1:1", *(f"--set={override}" for override in SMALL))
+    assert result.exit_code == 2 and "nothing answers at 127.0.0.1:1" in result.stderr
 
 
 # -- doctor ------------------------------------------------------------------------------------------------------

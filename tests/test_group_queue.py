@@ -50,9 +50,9 @@ def test_a_batch_waits_for_everything_issued_before_it():
     queue.issue(request)
     queue.settle(make_group(request, 1, MIXED), 0)
     queue.settle(make_group(request, 2, MIXED), 0)
-    assert queue.take_batch() is None, "group 0 is not settled yet and might be admitted first"
+    assert queue.take_batch(0) is None, "group 0 is not settled yet and might be admitted first"
     queue.settle(make_group(request, 0, MIXED), 0)
-    batch = queue.take_batch()
+    batch = queue.take_batch(0)
     assert [group.request.attempt for group in batch.groups] == [0, 1]
 
 
@@ -70,12 +70,12 @@ def test_the_batch_and_the_number_issued_do_not_depend_on_the_order_of_arrival(o
     def play(order) -> tuple[list[int], int]:
         queue, flying, issued = GroupQueue(make_config(groups=6)), [], 0
         while True:
-            while queue.num_free_slots > 0 and len(flying) < order.limit:
+            while queue.has_free_slot(0) and len(flying) < order.limit:
                 request = make_request(issued * size, size)
                 queue.issue(request)
                 flying.append(request)
                 issued += 1
-            if batch := queue.take_batch():
+            if batch := queue.take_batch(0):
                 return [group.request.attempt for group in batch.groups], issued
             request = flying.pop(order.pick(len(flying)))
             for i, group in enumerate(request.groups):
@@ -100,45 +100,63 @@ def test_the_batch_and_the_number_issued_do_not_depend_on_the_order_of_arrival(o
     assert play(AnyOrder) == play(InOrder)
 
 
-def test_slots_are_held_until_the_weights_are_out():
+def test_an_update_is_closed_by_taking_its_batch():
     queue = GroupQueue(make_config(groups=2))
-    assert queue.num_free_slots == 2
-    request = make_request(0, 2)
+    assert queue.has_free_slot(0)
+    request = make_request(0, 3)
     queue.issue(request)
-    assert queue.num_free_slots == 0
+    assert not queue.has_free_slot(0)
     for i in range(2):
         queue.settle(make_group(request, i, MIXED), 0)
-    assert queue.take_batch() is not None and queue.num_free_slots == 0
-    queue.release(1)
-    assert queue.num_free_slots == 2
+    assert queue.is_complete(0)
+    batch = queue.take_batch(0)
+    assert batch.surplus == [(0, 2)] and batch.metrics["queue/surplus"] == 1
+    assert queue.settle(make_group(request, 2, MIXED), 0) is None, "nobody waits for it any more"
+    assert queue.take_batch(0) is None and not queue.is_complete(0)
 
 
-def test_late_groups_of_an_update_that_is_over_are_counted_as_surplus():
-    queue = GroupQueue(make_config(groups=1))
-    first, second = make_request(0, 1), make_request(1, 1)
-    queue.issue(first)
-    queue.issue(second)
-    queue.settle(make_group(first, 0, MIXED), 0)
-    queue.take_batch()
-    queue.release(1)
-    assert queue.is_surplus(second)
-    assert queue.verdicts[Verdict.SURPLUS] == 1
+def test_a_group_is_settled_once():
+    queue = GroupQueue(make_config(groups=2))
+    request = make_request(0, 2)
+    queue.issue(request)
+    assert queue.settle(make_group(request, 0, MIXED), 0) is Verdict.ADMIT
+    assert queue.settle(make_group(request, 0, MIXED), 0) is None
+    assert queue.settle(make_group(make_request(5, 1), 0, MIXED), 0) is None, "never issued"
+    assert not queue.is_complete(0)
 
 
-def test_staleness_one_keeps_a_group_for_exactly_one_more_update():
+def test_updates_have_issue_orders_of_their_own():
     queue = GroupQueue(make_config(groups=1, staleness=1))
-    first, second = make_request(0, 1, version=0), make_request(0, 1, version=0, update=1)
-    queue.issue(first)
-    queue.issue(second)
+    first, second = make_request(0, 1), make_request(0, 1, update=1)
     for request in (first, second):
+        queue.issue(request)
         queue.settle(make_group(request, 0, MIXED), 0)
-    assert queue.take_batch().groups[0].request is first.groups[0]
-    queue.release(1)
-    assert queue.take_batch().groups[0].request is second.groups[0]
-    third = make_request(1, 1, version=0, update=1)
-    queue.issue(third)
-    queue.release(2)
-    assert queue.settle(make_group(third, 0, MIXED), 2) is Verdict.SURPLUS
+    assert queue.take_batch(1).groups[0].request is second.groups[0]
+    assert queue.take_batch(0).groups[0].request is first.groups[0]
+
+
+def test_groups_imagined_ahead_are_part_of_no_larger_batch():
+    config = make_config(groups=10)
+    ahead = config.model_copy(update={"rollout": config.rollout.model_copy(update={"speculation": 0.2})})
+    queue = GroupQueue(ahead)
+    request = make_request(0, 11)
+    queue.issue(request)
+    assert queue.has_free_slot(0)
+    for i in range(11):
+        queue.settle(make_group(request, i, MIXED), 0)
+    assert len(queue.take_batch(0).groups) == 10
+
+
+def test_a_group_that_is_given_up_is_passed_over():
+    queue = GroupQueue(make_config(groups=1))
+    request = make_request(0, 2)
+    queue.issue(request)
+    queue.settle(make_group(request, 1, MIXED), 0)
+    assert queue.take_batch(0) is None
+    assert queue.quarantine(request.groups[0]) and not queue.quarantine(request.groups[0])
+    batch = queue.take_batch(0)
+    assert [group.request.attempt for group in batch.groups] == [1]
+    assert batch.metrics["queue/quarantined"] == 1 and batch.metrics["imagined/trajectories"] == 2
 
 
 def test_the_attempt_cap_tells_the_outcomes():
@@ -147,6 +165,6 @@ def test_the_attempt_cap_tells_the_outcomes():
     queue.issue(request)
     for i in range(4):
         queue.settle(make_group(request, i, ~UNIFORM), 0)
-    queue.check_attempts(3)
+    queue.check_attempts(1)
     with pytest.raises(NothingAdmittedError, match=r"0/2: 4.*reward model never accepts"):
-        queue.check_attempts(4)
+        queue.check_attempts(0)

@@ -86,6 +86,80 @@ def test_a_stage_stopped_in_the_middle_needs_resume(tmp_path):
     RunFolder.open(tmp_path, CONFIG, resume=False).close()
 
 
+@pytest.mark.parametrize(
+    ("stage", "training"),
+    [
+        ("policy", "policy"),
+        ("world-model", "world-model"),
+        ("world-model", "verifier"),
+        ("reward-model", "reward-model"),
+    ],
+)
+def test_a_supervised_stage_stopped_in_the_middle_needs_resume_and_leaves_no_state_once_done(tmp_path, stage, training):
+    with RunFolder.open(tmp_path, CONFIG, resume=False) as run:
+        save_checkpoint(run.training_checkpoints(training), 100, {}, {}, keep=1)
+    with pytest.raises(UserError, match=f"stage {stage} stopped in the middle.*--resume"):
+        RunFolder.open(tmp_path, CONFIG, resume=False)
+    with RunFolder.open(tmp_path, CONFIG, resume=True) as run:
+        assert (run.training_checkpoints(training) / "step-000100").is_dir()
+        run.finish("demos", 1.0, {})
+        assert run.training_checkpoints(training).is_dir()
+        run.finish(stage, 1.0, {})
+        assert not run.training_checkpoints(training).exists()
+    RunFolder.open(tmp_path, CONFIG, resume=False).close()
+
+
+def test_the_state_of_a_training_goes_even_if_the_kill_came_just_after_its_stage_was_recorded(tmp_path):
+    with RunFolder.open(tmp_path, CONFIG, resume=False) as run:
+        run.finish("policy", 1.0, {})
+        save_checkpoint(run.training_checkpoints("policy"), 100, {}, {}, keep=1)
+        save_checkpoint(run.checkpoints, 1, {}, {}, keep=1)
+        run.finish("optimize", 1.0, {})
+    with RunFolder.open(tmp_path, CONFIG, resume=False) as run:
+        assert not run.training_checkpoints("policy").exists()
+        assert (run.checkpoints / "step-000001").is_dir()  # of optimize: they stay
+
+
+FREE = {
+    "placement": {"layout": "collocated", "reward": {"cpus": 1.0}},
+    "faults": {"max_start_failures": 9},
+    "checkpoint": {"keep": 5, "every_training_steps": 7},
+    "cluster": {"imagination_actors": (1, 4), "reward_actors": 3, "address": "10.0.0.1:6379"},
+    "weights": {"transport": "gloo", "timeout_s": 5.0},
+}
+BOUND = [
+    {"cluster": {"threads_per_process": 4}},
+    {"weights": {"payload": "delta"}},
+    {"weights": {"dtype": "bfloat16"}},
+    {"rollout": {"groups_per_request": 2}},
+]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_settings_that_do_not_change_the_result_are_taken_over(tmp_path, resume):
+    RunFolder.open(tmp_path, CONFIG, resume=False).close()
+    other = Config.model_validate({"name": "test", "seed": 3, **FREE})
+    with RunFolder.open(tmp_path, other, resume) as run:
+        assert run.config == other and run.summary["config_hash"] == config_hash(other)
+        run.finish("demos", 1.0, {})
+    with RunFolder.open(tmp_path, CONFIG, resume) as run:  # and back
+        assert run.config == CONFIG and run.is_done("demos")
+    assert RunFolder(tmp_path).summary["config_hash"] == config_hash(CONFIG)
+
+
+@pytest.mark.parametrize("bound", BOUND, ids=str)
+def test_one_setting_that_does_is_enough_to_refuse_and_only_it_is_named(tmp_path, bound):
+    RunFolder.open(tmp_path, CONFIG, resume=False).close()
+    before = contents(tmp_path)
+    ((section, settings),) = bound.items()
+    merged = {**FREE, section: {**FREE.get(section, {}), **settings}}
+    with pytest.raises(UserError) as raised:
+        RunFolder.open(tmp_path, Config.model_validate({"name": "test", "seed": 3, **merged}), resume=True)
+    differences = str(raised.value).partition("another config: ")[2]
+    assert differences.startswith(f"{section}.{next(iter(settings))}: ") and differences.count(" -> ") == 1
+    assert contents(tmp_path) == before
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_folder_with_other_things_is_refused_and_left_alone(tmp_path, resume):
     (tmp_path / "models").mkdir()

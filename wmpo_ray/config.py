@@ -168,6 +168,7 @@ class RolloutConfig(Section):
     groups_per_update: Count = 40  # B
     groups_per_request: Count = 4  # groups that one actor imagines in one batch
     temperature: Positive = 1.0
+    speculation: Share = 0.0  # groups imagined ahead beyond those that may be needed, as a share of B: shorter tails
     max_attempts: Count = 512  # groups issued for one update before the run gives up
 
     @model_validator(mode="after")

@@ -51,13 +51,25 @@ class RolePlacement(Section):
         return labels
 
 
+class ImaginationPlacement(RolePlacement):
+    cpus: NonNegative = 0.7
+
+
+class RewardPlacement(RolePlacement):
+    cpus: NonNegative = 0.3
+
+
+class LearnerPlacement(RolePlacement):
+    cpus: NonNegative = 0.3
+
+
 class PlacementConfig(Section):
     """Who stands where. The policy replica always stands with its world model, in the imagination actor."""
 
     layout: Literal["separate", "collocated"] = "separate"  # collocated: the learner shares the first worker's GPU
-    imagination: RolePlacement = RolePlacement(cpus=0.7)
-    reward: RolePlacement = RolePlacement(cpus=0.3)
-    learner: RolePlacement = RolePlacement(cpus=0.3)
+    imagination: ImaginationPlacement = ImaginationPlacement()
+    reward: RewardPlacement = RewardPlacement()
+    learner: LearnerPlacement = LearnerPlacement()
     environment: RolePlacement = RolePlacement()  # only evaluates: it waits for free time
 
 

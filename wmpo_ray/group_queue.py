@@ -1,13 +1,13 @@
 """Slots and admission: which groups are in flight, which wait for training, in which order they are taken.
 
-A slot is held from the request until the group is rejected or trained. Groups are admitted in the order they were
-issued, never in the order they finished: first-come admission would favour easy or short groups, and the result would
-depend on the number of actors.
+Every update has its own issue order. Its batch is the shortest prefix of that order that holds enough admitted groups:
+first-come admission would favour easy or short groups, and the result would depend on the number of actors.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,9 @@ import numpy as np
 from wmpo_ray.config import Config
 from wmpo_ray.errors import UserError
 from wmpo_ray.group_filter import judge_group
-from wmpo_ray.types import Group, RolloutRequest, Verdict
+from wmpo_ray.types import Group, GroupRequest, RolloutRequest, Verdict
+
+Key = tuple[int, int]  # update, attempt
 
 
 class NothingAdmittedError(UserError):
@@ -23,111 +25,131 @@ class NothingAdmittedError(UserError):
 
 
 class ReadyBatch(NamedTuple):
+    update: int
     groups: list[Group]  # admitted, in issue order
+    surplus: list[Key]  # issued for this update and not needed, in issue order
     metrics: dict[str, float]  # what became of everything issued up to the last of them
 
 
+@dataclass
+class _Issued:
+    """The groups of one update: `settled` has a verdict and, unless it was quarantined, the scored group."""
+
+    keys: list[Key] = field(default_factory=list)
+    settled: dict[Key, tuple[Verdict, Group | None]] = field(default_factory=dict)
+    num_admitted: int = 0
+
+    @property
+    def num_open(self) -> int:
+        """Groups that are or may become part of the batch."""
+        return len(self.keys) - len(self.settled) + self.num_admitted
+
+
 class GroupQueue:
-    """The groups under way and waiting, in issue order, and counts of every verdict."""
+    """Groups under way and waiting, by update. A key that is not (any longer) issued, or settled before, is nobody's."""
 
     def __init__(self, config: Config):
         self.config = config
-        self.num_slots = (config.filter.max_staleness + 1) * config.rollout.groups_per_update
-        self._issued: dict[tuple[int, int], int] = {}  # key -> version of the weights, in issue order
-        self._settled: dict[tuple[int, int], tuple[Verdict, Group]] = {}
-        self._num_in_training = 0
-        self.verdicts: Counter[Verdict] = Counter()
-        self.outcomes: Counter[int] = Counter()  # successes in a group -> number of groups
+        self._size = config.rollout.groups_per_update
+        self._slots = self._size + round(config.rollout.speculation * self._size)
+        self._updates: dict[int, _Issued] = {}
 
-    @property
-    def num_free_slots(self) -> int:
-        admitted = sum(verdict is Verdict.ADMIT for verdict, _ in self._settled.values())
-        in_flight = len(self._issued) - len(self._settled)
-        return self.num_slots - in_flight - admitted - self._num_in_training
+    def has_free_slot(self, update: int) -> bool:
+        """Whether another group should be issued: those undecided and those admitted may not fill the batch."""
+        issued = self._updates.get(update)
+        return issued is None or issued.num_open < self._slots
+
+    def num_issued(self, update: int) -> int:
+        return len(self._updates[update].keys) if update in self._updates else 0
 
     def issue(self, request: RolloutRequest) -> None:
         for group in request.groups:
-            self._issued[group.key] = request.version
+            self._updates.setdefault(group.update, _Issued()).keys.append(group.key)
 
-    def is_surplus(self, request: RolloutRequest) -> bool:
-        """True if no group of the request is waited for any more; they are counted."""
-        if any(group.key in self._issued for group in request.groups):
-            return False
-        self.verdicts[Verdict.SURPLUS] += len(request.groups)
-        return True
+    def is_open(self, key: Key) -> bool:
+        """True while a group is waited for."""
+        issued = self._updates.get(key[0])
+        # Attempts are issued without gaps: the number tells whether this one was.
+        return issued is not None and key not in issued.settled and key[1] < len(issued.keys)
 
-    def settle(self, group: Group, learner_version: int) -> Verdict:
-        """Judge a scored group; it waits for its turn. A group that nobody waits for any more is surplus."""
-        if group.request.key not in self._issued:
-            self.verdicts[Verdict.SURPLUS] += 1
-            return Verdict.SURPLUS
+    def settle(self, group: Group, learner_version: int) -> Verdict | None:
+        """Judge a scored group; it waits for its turn. None for one that nobody waits for."""
+        if not self.is_open(group.request.key):
+            return None
         verdict = judge_group(group.success, group.version, learner_version, self.config.filter)
-        self._settled[group.request.key] = (verdict, group)
-        self.outcomes[int(group.success.sum())] += 1
+        issued = self._updates[group.request.update]
+        issued.settled[group.request.key] = (verdict, group)
+        issued.num_admitted += verdict is Verdict.ADMIT
         return verdict
 
-    def take_batch(self) -> ReadyBatch | None:
-        """The first `groups_per_update` admitted groups in issue order, once every group before them is settled.
+    def quarantine(self, request: GroupRequest) -> bool:
+        """Give a group up; the batch is filled by others. False if nobody waits for it."""
+        if not self.is_open(request.key):
+            return False
+        self._updates[request.update].settled[request.key] = (Verdict.QUARANTINED, None)
+        return True
 
-        Their slots stay taken until `release`.
+    def is_complete(self, update: int) -> bool:
+        """Whether a batch of this update can be taken."""
+        return self._prefix(update) is not None
+
+    def take_batch(self, update: int) -> ReadyBatch | None:
+        """The first `groups_per_update` admitted groups, once every group issued before the last of them is settled.
+
+        The update is closed by it: its other groups are surplus, and answers that still come are nobody's.
         """
-        taken: list[tuple[Verdict, Group]] = []
-        admitted: list[Group] = []
-        for key in self._issued:
-            if key not in self._settled:
-                return None
-            taken.append(self._settled[key])
-            if taken[-1][0] is Verdict.ADMIT:
-                admitted.append(taken[-1][1])
-            if len(admitted) == self.config.rollout.groups_per_update:
-                break
-        else:
+        prefix = self._prefix(update)
+        if prefix is None:
             return None
-        for _, group in taken:
-            del self._issued[group.request.key], self._settled[group.request.key]
-        self._num_in_training = len(admitted)
-        self.verdicts.update(verdict for verdict, _ in taken)
-        metrics = self._metrics([group for _, group in taken], admitted)
-        self.verdicts.clear()
-        self.outcomes.clear()
-        return ReadyBatch(admitted, metrics)
+        issued = self._updates.pop(update)
+        taken = [issued.settled[key] for key in prefix]
+        admitted = [group for verdict, group in taken if verdict is Verdict.ADMIT and group is not None]
+        surplus = issued.keys[len(prefix) :]
+        verdicts = Counter(verdict for verdict, _ in taken)
+        verdicts[Verdict.SURPLUS] = len(surplus)
+        scored = [group for _, group in taken if group is not None]
+        return ReadyBatch(update, admitted, surplus, _metrics(scored, admitted, verdicts))
 
-    def _metrics(self, groups: list[Group], admitted: list[Group]) -> dict[str, float]:
-        success = np.concatenate([group.success for group in groups])
-        refuted = sum(group.num_refuted for group in groups)
-        finish = np.concatenate([group.finish_step[group.success] for group in groups])
-        figures = {
-            "imagined/success_rate": float(success.mean() + refuted / len(success)),
-            "imagined/verified_success_rate": float(success.mean()),
-            "imagined/success_length_frames": float(finish.mean()) if len(finish) else float("nan"),
-            "imagined/trajectories": float(len(success)),
-            "queue/admitted_success_rate": float(np.mean([group.success.mean() for group in admitted])),
-        }
-        return figures | {f"queue/{verdict.value}": float(self.verdicts[verdict]) for verdict in Verdict}
+    def _prefix(self, update: int) -> list[Key] | None:
+        issued = self._updates.get(update)
+        if issued is None or issued.num_admitted < self._size:
+            return None
+        admitted = 0
+        for i, key in enumerate(issued.keys):
+            if key not in issued.settled:
+                return None
+            admitted += issued.settled[key][0] is Verdict.ADMIT
+            if admitted == self._size:
+                return issued.keys[: i + 1]
+        return None
 
-    def release(self, learner_version: int) -> None:
-        """Free the slots of the batch that was trained; forget what is now too old.
-
-        Groups still in flight for an update that is over are counted as surplus when they come.
-        """
-        self._num_in_training = 0
-        oldest = learner_version - self.config.filter.max_staleness
-        for key in [key for key, version in self._issued.items() if version < oldest]:
-            del self._issued[key]
-            if self._settled.pop(key, None) is not None:
-                self.verdicts[Verdict.SURPLUS] += 1
-
-    def check_attempts(self, attempts: int) -> None:
-        """Raise NothingAdmittedError once `attempts` groups were issued for one update without a full batch."""
+    def check_attempts(self, update: int) -> None:
+        """Raise NothingAdmittedError once `max_attempts` groups were issued for one update without a full batch."""
         limit = self.config.rollout.max_attempts
+        attempts = self.num_issued(update)
         if attempts < limit:
             return
         size = self.config.rollout.group_size
-        admitted = sum(verdict is Verdict.ADMIT for verdict, _ in self._settled.values())
-        histogram = ", ".join(f"{k}/{size}: {self.outcomes[k]}" for k in range(size + 1) if self.outcomes[k])
+        issued = self._updates[update]
+        outcomes = Counter(int(group.success.sum()) for _, group in issued.settled.values() if group is not None)
+        histogram = ", ".join(f"{k}/{size}: {outcomes[k]}" for k in range(size + 1) if outcomes[k])
         raise NothingAdmittedError(
-            f"{attempts} groups were imagined for one update and only {admitted} of the "
-            f"{self.config.rollout.groups_per_update} needed have mixed outcomes; successes in a group -> groups: "
+            f"{attempts} groups were imagined for one update and only {issued.num_admitted} of the "
+            f"{self._size} needed have mixed outcomes; successes in a group -> groups: "
             f"{histogram or 'none scored'}. If all are 0 the reward model never accepts: look at the gate's figures and "
             "its threshold; else lower rollout.groups_per_update or raise rollout.max_attempts"
         )
+
+
+def _metrics(groups: list[Group], admitted: list[Group], verdicts: Counter[Verdict]) -> dict[str, float]:
+    success = np.concatenate([group.success for group in groups])
+    refuted = sum(group.num_refuted for group in groups)
+    finish = np.concatenate([group.finish_step[group.success] for group in groups])
+    figures = {
+        "imagined/success_rate": float(success.mean() + refuted / len(success)),
+        "imagined/verified_success_rate": float(success.mean()),
+        "imagined/success_length_frames": float(finish.mean()) if len(finish) else float("nan"),
+        "imagined/trajectories": float(len(success)),
+        "queue/admitted_success_rate": float(np.mean([group.success.mean() for group in admitted])),
+    }
+    return figures | {f"queue/{verdict.value}": float(verdicts[verdict]) for verdict in Verdict}

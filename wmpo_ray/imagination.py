@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,11 +19,17 @@ class ImaginedRollouts:
     trajectories: Trajectories
 
 
-def imagine(policy: Policy, world_model: WorldModel, request: RolloutRequest, num_chunks: int) -> ImaginedRollouts:
+def imagine(
+    policy: Policy,
+    world_model: WorldModel,
+    request: RolloutRequest,
+    num_chunks: int,
+    progress: Callable[[], None] = lambda: None,
+) -> ImaginedRollouts:
     """Imagine every trajectory of every group of the request, `num_chunks` chunks each.
 
     A pure function of (weights, request): each random number comes from a generator keyed by (run, update, group,
-    member, chunk), so the request can be repeated elsewhere with the same result.
+    member, chunk), so the request can be repeated elsewhere with the same result. `progress` is called after each chunk.
     """
     members = [(group, member) for group in request.groups for member in range(group.group_size)]
     starts = [group.start for group, _ in members]
@@ -41,6 +48,7 @@ def imagine(policy: Policy, world_model: WorldModel, request: RolloutRequest, nu
         actions.append(decision.actions.numpy())
         frames.append(imagined.numpy())
         present = frames[-1][:, -1]
+        progress()
     chunks = np.stack(actions, 1)
     trajectories = Trajectories(
         np.stack(seen, 1), instructions, np.stack(tokens, 1), np.stack(logprobs, 1), chunks, request.version

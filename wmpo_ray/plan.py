@@ -5,9 +5,10 @@ The work is counted by running each model once on one trajectory, so it follows 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from wmpo_ray.config import Config
-from wmpo_ray.config_cluster import bounds
+from wmpo_ray.config_cluster import RolePlacement, Size, bounds
 from wmpo_ray.errors import UserError
 from wmpo_ray.interfaces import Environment
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
@@ -27,6 +28,7 @@ from wmpo_ray.world_models.diffusion import DiffusionWorldModel
 MIB = 2**20
 NUM_INSTRUCTION_SCENES = 64  # scenes that are looked at to learn which instructions there are
 TRAINING_COPIES = 4  # weights, gradients and the two moments of AdamW
+EPSILON = 1e-6
 BACKWARD_FACTOR = 3  # a backward pass costs about two forward passes
 
 
@@ -43,12 +45,18 @@ class ModelCost:
 
 @dataclass(frozen=True)
 class ActorPlan:
-    """`count` processes with `cpus` and `gpus` each; `memory_mib` is that of their models, optimizer state included."""
+    """`min_count` to `count` processes with `cpus` and `gpus` each, on nodes with that accelerator and those labels.
+
+    `memory_mib` is that of the models of one, optimizer state included.
+    """
 
     name: str
+    min_count: int
     count: int
     cpus: float
     gpus: float
+    accelerator_type: str  # "": any
+    labels: tuple[str, ...]
     models: tuple[str, ...]
     memory_mib: float
 
@@ -74,14 +82,6 @@ class Plan:
     video_mib: float  # frames of one request on their way to a reward actor
     batch_mib: float  # what the learner holds for one update
 
-    @property
-    def cpus(self) -> float:
-        return sum(actor.count * actor.cpus for actor in self.actors)
-
-    @property
-    def gpus(self) -> float:
-        return sum(actor.count * actor.gpus for actor in self.actors)
-
 
 def make_plan(config: Config) -> Plan:
     """Build the models of `config` and count. Raises UserError where a pretrained world model is missing."""
@@ -106,20 +106,73 @@ def make_plan(config: Config) -> Plan:
     )
 
 
-def check_resources(config: Config, num_cpus: float, num_gpus: float = 0.0) -> None:
-    """Raises UserError if the configured actors ask for more than there is, and says what to set."""
-    workers, judges = bounds(config.cluster.imagination_actors)[0], bounds(config.cluster.reward_actors)[0]
-    for resource, available in (("cpus", num_cpus), ("gpus", num_gpus)):
-        imagination, reward, learner = (
-            getattr(getattr(config.placement, role), resource) for role in ("imagination", "reward", "learner")
-        )
-        wanted = workers * imagination + judges * reward + learner
-        if wanted > available + 1e-6:
-            raise UserError(
-                f"{workers} imagination actors, {judges} reward actors and the "
-                f"learner ask for {wanted:g} {resource.upper()}, but there are {available:g}; set "
-                f"cluster.imagination_actors, cluster.reward_actors or placement.imagination.{resource} lower"
-            )
+class Demand(Protocol):
+    """Resources that one node must give together."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def resources(self) -> Mapping[str, float]: ...
+
+    @property
+    def label_selector(self) -> Mapping[str, str]: ...
+
+
+def first_fit(demands: Sequence[Demand], nodes: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
+    """Demand -> name of the first node that has room for it beside those before it, or None where none has.
+
+    Demands that are hard to place go first: those that name an accelerator or a label, then the largest. Nodes without
+    GPUs are filled first, so that who needs no GPU blocks none. A share of a GPU is taken of one GPU, whole ones of
+    empty ones. Not the best packing there is; Ray does not look for that either.
+
+    Args:
+        nodes: as `ray.nodes()` gives them: "Alive", "NodeName", "Resources" in total, "Labels"
+    """
+    rooms = [_Room(node) for node in nodes if node["Alive"]]
+    rooms.sort(key=lambda room: len(room.gpus))
+
+    def hardness(demand: Demand) -> tuple[float, ...]:
+        resources = demand.resources
+        constraints = len(demand.label_selector) + len(resources.keys() - {"CPU", "GPU"})
+        return constraints, resources.get("GPU", 0.0), resources.get("CPU", 0.0)
+
+    found: dict[str, str | None] = {demand.name: None for demand in demands}
+    for demand in sorted(demands, key=hardness, reverse=True):
+        room = next((room for room in rooms if room.has_room_for(demand)), None)
+        if room is not None:
+            room.take(demand.resources)
+            found[demand.name] = room.name
+    return found
+
+
+class _Room:
+    """What is left of a node."""
+
+    def __init__(self, node: Mapping[str, Any]):
+        self.name: str = node["NodeName"]
+        self.labels: Mapping[str, str] = node["Labels"]
+        self.left = {kind: amount for kind, amount in node["Resources"].items() if kind != "GPU"}
+        self.gpus = [1.0] * int(node["Resources"].get("GPU", 0))  # free share of each
+
+    def has_room_for(self, demand: Demand) -> bool:
+        plain = all(self.left.get(kind, 0.0) + EPSILON >= x for kind, x in demand.resources.items() if kind != "GPU")
+        labelled = all(self.labels.get(key) == value for key, value in demand.label_selector.items())
+        return plain and labelled and self._gpus_for(demand.resources.get("GPU", 0.0)) is not None
+
+    def take(self, resources: Mapping[str, float]) -> None:
+        for kind, amount in resources.items():
+            if kind != "GPU":
+                self.left[kind] -= amount
+        gpus = resources.get("GPU", 0.0)
+        for i in self._gpus_for(gpus) or ():
+            self.gpus[i] -= min(gpus, 1.0)
+
+    def _gpus_for(self, amount: float) -> list[int] | None:
+        """Indices of the GPUs that would be taken; None if there are too few."""
+        count = math.ceil(amount)
+        fitting = [i for i, free in enumerate(self.gpus) if free + EPSILON >= min(amount, 1.0)]
+        return fitting[:count] if len(fitting) >= count else None
 
 
 # -- models ------------------------------------------------------------------------------------------------------
@@ -194,35 +247,28 @@ def _tflop(call: Callable[[], Any]) -> float:
 
 
 def _actors(config: Config, policy: ModelCost, world: ModelCost, reward: ModelCost) -> tuple[ActorPlan, ...]:
-    cluster = config.cluster
+    cluster, placement = config.cluster, config.placement
     verifier = (world,) if config.reward.verify.enabled else ()
-    judges = (reward, *verifier)
+    judges = (reward.name, *("second world model" for _ in verifier))
+    judges_mib = sum(model.memory_mib for model in (reward, *verifier))
+    imagination = (policy.name, world.name)
+    learner_mib = TRAINING_COPIES * policy.memory_mib
     return (
-        ActorPlan(
+        _actor(
             "imagination",
-            bounds(cluster.imagination_actors)[1],
-            config.placement.imagination.cpus,
-            config.placement.imagination.gpus,
-            (policy.name, world.name),
+            cluster.imagination_actors,
+            placement.imagination,
+            imagination,
             policy.memory_mib + world.memory_mib,
         ),
-        ActorPlan(
-            "reward",
-            bounds(cluster.reward_actors)[1],
-            config.placement.reward.cpus,
-            config.placement.reward.gpus,
-            (reward.name, *("second world model" for _ in verifier)),
-            sum(model.memory_mib for model in judges),
-        ),
-        ActorPlan(
-            "learner",
-            1,
-            config.placement.learner.cpus,
-            config.placement.learner.gpus,
-            (f"{policy.name} in training",),
-            TRAINING_COPIES * policy.memory_mib,
-        ),
+        _actor("reward", cluster.reward_actors, placement.reward, judges, judges_mib),
+        _actor("learner", 1, placement.learner, (f"{policy.name} in training",), learner_mib),
     )
+
+
+def _actor(name: str, size: Size, place: RolePlacement, models: tuple[str, ...], memory_mib: float) -> ActorPlan:
+    low, high = bounds(size)
+    return ActorPlan(name, low, high, place.cpus, place.gpus, place.accelerator_type, place.labels, models, memory_mib)
 
 
 def _work(config: Config, policy: ModelCost, world: ModelCost, reward: ModelCost) -> tuple[Work, ...]:

@@ -14,11 +14,16 @@ from typing import Any, Self
 from wmpo_ray.config import Config
 from wmpo_ray.config_loading import config_differences, config_hash, config_to_json, read_config_json
 from wmpo_ray.errors import UserError
-from wmpo_ray.files import atomic_write, is_leftover, json_clean, remove_leftovers
+from wmpo_ray.files import atomic_write, is_leftover, json_clean, remove_directory, remove_leftovers
 
 CONFIG, SUMMARY, LOCK = "config.json", "summary.json", ".lock"
 SUB_FOLDERS = ("checkpoints", "trajectories", "videos", "models", "report")
-CHECKPOINTED_STAGE = "optimize"  # the one stage that is resumed from its middle
+CHECKPOINTED_STAGE = "optimize"  # its checkpoints stand directly in `checkpoints` and stay when it is done
+TRAININGS = {  # supervised stage -> its trainings, each with a folder in `checkpoints` that goes when the stage is done
+    "policy": ("policy",),
+    "world-model": ("world-model", "verifier"),
+    "reward-model": ("reward-model",),
+}
 PACKAGES = ("torch", "ray", "diffusers", "transformers", "numpy", "wmpo-ray")
 
 
@@ -41,7 +46,8 @@ class RunFolder:
 
         Stages that are done stay done; a stage that stopped in the middle needs `resume`. Raises `UserError` for a
         folder with another config (naming the keys), one that holds other things, one that another process has
-        locked, and an unfinished one without `resume`.
+        locked, and an unfinished one without `resume`. Settings that do not change a run's result may differ; the
+        folder then takes over the new ones.
         """
         _refuse_foreign(path)
         with ExitStack() as on_failure:
@@ -56,12 +62,14 @@ class RunFolder:
                 raise UserError(f"{path} is in use by another process; wait for it or choose another --out") from error
             _prepare(path, config)
             run = cls(path)
-            if not resume and run._stopped_in_the_middle():
+            stopped = run._stopped_in_the_middle()
+            if stopped and not resume:
                 raise UserError(
-                    f"{path}: its stage {CHECKPOINTED_STAGE} stopped in the middle; "
+                    f"{path}: its stage {stopped} stopped in the middle; "
                     "add --resume to go on from its last checkpoint or choose another --out"
                 )
             run._lock = lock
+            run._take_over(config)
             on_failure.pop_all()
         return run
 
@@ -73,6 +81,10 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    def training_checkpoints(self, training: str) -> Path:
+        """Where a supervised training saves its state, one of those in `TRAININGS`."""
+        return self.checkpoints / training
 
     @property
     def trajectories(self) -> Path:
@@ -105,8 +117,9 @@ class RunFolder:
         return dict(self._summary["stages"][stage]["figures"])
 
     def finish(self, stage: str, seconds: float, figures: dict) -> None:
-        """Record a stage as done, on the disk when this returns."""
+        """Record a stage as done, on the disk when this returns; the state of its training is deleted."""
         self._write({"stages": {**self._summary["stages"], stage: {"seconds": seconds, "figures": figures}}})
+        self._remove_training_checkpoints(stage)
 
     def set_result(self, base: dict, final: dict) -> None:
         """Record the outcome: success of the base policy and of the final one, {"value", "low", "high", "num"} each."""
@@ -125,8 +138,28 @@ class RunFolder:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _stopped_in_the_middle(self) -> bool:
-        return not self.is_done(CHECKPOINTED_STAGE) and any(self.checkpoints.glob("step-*"))
+    def _stopped_in_the_middle(self) -> str | None:
+        folders = {stage: [self.training_checkpoints(name) for name in names] for stage, names in TRAININGS.items()}
+        folders[CHECKPOINTED_STAGE] = [self.checkpoints]
+        for stage, roots in folders.items():
+            if not self.is_done(stage) and any(any(root.glob("step-*")) for root in roots):
+                return stage
+        return None
+
+    def _take_over(self, config: Config) -> None:
+        """Settings that do not change the result, from this opening on; and the end of what a kill cut short."""
+        if self.config != config:
+            atomic_write(self.path / CONFIG, config_to_json(config))
+        if self._summary.get("config_hash") != config_hash(config):
+            self._write({"config_hash": config_hash(config)})
+        for stage in TRAININGS:
+            if self.is_done(stage):
+                self._remove_training_checkpoints(stage)
+
+    def _remove_training_checkpoints(self, stage: str) -> None:
+        for name in TRAININGS.get(stage, ()):
+            if self.training_checkpoints(name).exists():
+                remove_directory(self.training_checkpoints(name))
 
     def _write(self, changes: dict) -> None:
         assert self._lock is not None, "only a folder opened with RunFolder.open is written to"
@@ -163,12 +196,35 @@ def _prepare(path: Path, config: Config) -> None:
 
 
 def _refuse_other_config(path: Path, config: Config) -> None:
-    differences = config_differences(read_config_json(path / CONFIG), config)
+    made_with = read_config_json(path / CONFIG)
+    differences = config_differences(_with_free_settings_of(config, made_with), config)
     if differences:
         raise UserError(
             f"{path} holds a run with another config: {'; '.join(differences)}; "
             "use that config or choose another folder with --out"
         )
+
+
+def _with_free_settings_of(other: Config, config: Config) -> Config:
+    """`config`, but where a run is placed and what it survives as in `other`: none of that changes its result."""
+    cluster, weights = other.cluster, other.weights
+    return config.model_copy(
+        update={
+            "placement": other.placement,
+            "faults": other.faults,
+            "checkpoint": other.checkpoint,
+            "cluster": config.cluster.model_copy(
+                update={
+                    "imagination_actors": cluster.imagination_actors,
+                    "reward_actors": cluster.reward_actors,
+                    "address": cluster.address,
+                }
+            ),
+            "weights": config.weights.model_copy(
+                update={"transport": weights.transport, "timeout_s": weights.timeout_s}
+            ),
+        }
+    )
 
 
 def _read_summary(path: Path) -> dict:

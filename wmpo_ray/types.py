@@ -6,7 +6,7 @@ G trajectories per group, N chunks per trajectory, K frames per chunk, T = N*K, 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -52,6 +52,21 @@ class RolloutRequest:
     groups: tuple[GroupRequest, ...]
     version: int
     temperature: float
+    weights: str = ""  # hash of the weights to imagine with
+    kept: int | None = None  # the one group that counts, where the others only fill the batch; None: all of them
+
+    @property
+    def kept_groups(self) -> tuple[tuple[int, GroupRequest], ...]:
+        """(place in the batch, group) of those that count."""
+        places = range(len(self.groups)) if self.kept is None else (self.kept,)
+        return tuple((place, self.groups[place]) for place in places)
+
+    def alone(self, place: int) -> RolloutRequest:
+        """The same batch with one group at every place: whether this group is what crashes its worker.
+
+        The group keeps its place and the batch its shape, so its trajectories stay the same to the last bit.
+        """
+        return replace(self, groups=(self.groups[place],) * len(self.groups), kept=place)
 
 
 @dataclass(frozen=True)
@@ -110,6 +125,7 @@ class Verdict(enum.Enum):
     OUTSIDE = "outside"  # success rate outside [filter.min_mean, filter.max_mean]
     STALE = "stale"  # generated under weights that are too old
     SURPLUS = "surplus"  # not needed for the update it was issued for
+    QUARANTINED = "quarantined"  # it crashed its worker every time
 
 
 @dataclass
@@ -139,6 +155,18 @@ class UpdateResult:
 
     version: WeightVersion
     metrics: dict[str, float] = field(default_factory=dict)
+    oldest_checkpoint: int = 0  # the run can still go back to this update
+
+
+@dataclass(frozen=True)
+class LearnerState:
+    """Where a learner that was (re)started stands."""
+
+    version: WeightVersion
+    digests: dict[int, str]  # hash of the weights of every version so far
+    history: list[dict]  # metrics of every update
+    trained: list[tuple[int, int]]  # keys of the groups of the last update
+    problems: list[str]  # what was wrong with newer checkpoints
 
 
 @dataclass(frozen=True)

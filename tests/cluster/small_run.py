@@ -11,6 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cluster.ledger import Ledger
+from cluster.optimization import rollout_folders
+from cluster.rollouts import Rollouts
 from cluster.runtime import Runtime, SerialRuntime
 from cluster.team import ModelPaths, Team
 from cluster.train import TrainingLoop
@@ -76,23 +79,49 @@ def model_paths(folder: Path, checkpoints: Path) -> ModelPaths:
     return ModelPaths(folder / "policy", folder / "world-model", None, folder / "reward-model", checkpoints)
 
 
-def run(config: Config, runtime: Runtime, models: Path, checkpoints: Path) -> tuple[str, list[dict]]:
+class ListLog:
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict] = []
+        self.faults: list[dict] = []
+        self.told: list[str] = []
+
+    def metrics(self, update: int, values: dict[str, float]) -> None:
+        self.lines.append({"update": update, **values})
+
+    def restore(self, history: list[dict]) -> set[int]:
+        return set()
+
+
+def make_loop(config: Config, runtime: Runtime, models: Path, folder: Path) -> tuple[TrainingLoop, ListLog]:
+    """A loop on a folder, which holds checkpoints, ledger and rollouts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    log, ledger = ListLog(), Ledger(folder / "ledger.jsonl")
+    team = Team(config, runtime, model_paths(models, folder / "checkpoints"), log.told.append, log.faults.append)
+    rollouts = Rollouts(config, team, ledger, *rollout_folders(folder))
+    return TrainingLoop(config, team, small_starts(), ledger, log, rollouts), log
+
+
+def run(config: Config, runtime: Runtime, models: Path, folder: Path) -> tuple[str, list[dict]]:
     """Train, from a checkpoint if there is one; returns the hash of the final weights and what was logged."""
-    lines: list[dict] = []
-    team = Team(config, runtime, model_paths(models, checkpoints))
+    loop, log = make_loop(config, runtime, models, folder)
+    return finish(loop, folder), log.lines
+
+
+def finish(loop: TrainingLoop, folder: Path) -> str:
+    """Run a loop to its end; the account must balance."""
     try:
-        team.start()
-        loop = TrainingLoop(
-            config, runtime, team, small_starts(), lambda update, values: lines.append({"update": update, **values})
-        )
-        version = loop.run()
+        version = loop.run(str(folder / "policy"))
     finally:
-        team.stop()
-    return version.digest, lines
+        loop.ledger.close()
+        loop.team.stop()
+    assert loop.ledger.account().balances
+    return version.digest
 
 
 if __name__ == "__main__":
     settings = small_config()
     settings = settings.model_copy(update={"grpo": settings.grpo.model_copy(update={"num_updates": int(sys.argv[2])})})
-    digest, _ = run(settings, SerialRuntime(), Path(sys.argv[1]) / "models", Path(sys.argv[1]) / "checkpoints")
+    digest, _ = run(settings, SerialRuntime(), Path(sys.argv[1]) / "models", Path(sys.argv[1]) / "run")
     print(digest)

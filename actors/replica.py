@@ -1,0 +1,52 @@
+"""What every process with a replica of the policy offers: taking weights, and knowing which ones it holds."""
+
+from __future__ import annotations
+
+from actors.broadcast_group import BroadcastGroup, GroupSpec
+from wmpo_ray.interfaces import Policy
+from wmpo_ray.types import WeightVersion
+from wmpo_ray.weights import WeightMismatchError, WeightPayload, WeightReceiver
+
+
+class Replica:
+    """Base of the actors that act with the learner's weights.
+
+    `num_threads` hash the weights. Calls are one after the other, so weights change between requests and a request has
+    exactly one version.
+    """
+
+    def __init__(self, policy: Policy, num_threads: int = 1):
+        self.policy = policy
+        self._receiver = WeightReceiver(policy, num_threads)
+        self._group: BroadcastGroup | None = None
+
+    @property
+    def version(self) -> WeightVersion:
+        """The weights held now; (-1, "") before the first ones."""
+        return self._receiver.version
+
+    def load_weights(self, payload: WeightPayload | None) -> WeightVersion:
+        """Take a payload; the digest returned is that of what the policy now holds.
+
+        Raises WeightMismatchError where it does not fit, and for None, which stands for a compact payload that the
+        learner could not make; the full one mends either.
+        """
+        if payload is None:
+            raise WeightMismatchError("there is no compact payload for this version; send the full one")
+        return self._receiver.load(payload)
+
+    def receive_broadcast(self, group: GroupSpec, rank: int) -> WeightVersion:
+        """Take the payload that rank 0 sends to the group; joins the group first where it is a new one.
+
+        Raises BroadcastError if a member goes away or does not come, and what `load_weights` raises.
+        """
+        if self._group is None or self._group.spec != group:
+            self.leave_group()
+            self._group = BroadcastGroup(group, rank)
+        return self._receiver.load(self._group.receive())
+
+    def leave_group(self) -> None:
+        """Give up the connections of the broadcast group, if there is one."""
+        if self._group is not None:
+            self._group.close()
+            self._group = None

@@ -1,0 +1,66 @@
+"""SIGTERM means: this machine is wanted, or the job is stopped. Everything is on the disk already; leave in time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+EXIT_PREEMPTED = 75  # "temporary failure" in sysexits.h: run the same command again
+LEAVE_WITHIN_S = 2.5  # `ray job stop` kills after 3 s
+
+
+class Preempted(BaseException):
+    """Raised in the main thread by SIGTERM; unwinding lets go of the cluster, and nothing has to be saved."""
+
+
+@contextmanager
+def leave_on_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into `Preempted`. Whatever hangs while the block is left, the process ends in time."""
+
+    def leave(_signal: int, _frame: object) -> None:
+        timer = threading.Timer(LEAVE_WITHIN_S, os._exit, (EXIT_PREEMPTED,))
+        timer.daemon = True
+        timer.start()
+        raise Preempted
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def restart_on_crash(arguments: Sequence[str], restarts: int, tell: Callable[[str], None]) -> int:
+    """Run `wmpo` with these arguments in a process of its own, and again with --resume when that dies.
+
+    A mistake of the user's, an interruption and a preemption are no crashes. Returns the last exit code; a process
+    that was ended by signal n counts as 128 + n, as in a shell.
+    """
+    command = [sys.executable, "-m", "wmpo_ray", *arguments]
+    for left in range(restarts, -1, -1):
+        process = subprocess.Popen(command)
+        with _passed_on(process):
+            code = process.wait()
+        code = code if code >= 0 else 128 - code
+        if code in (0, 2, 130, EXIT_PREEMPTED) or not left:
+            return code
+        command += [] if "--resume" in command else ["--resume"]
+        tell(f"the run ended with exit code {code}; going on from its last checkpoint ({left - 1} more restarts)")
+    raise AssertionError("unreachable")
+
+
+@contextmanager
+def _passed_on(process: subprocess.Popen) -> Iterator[None]:
+    """Signals to this process are meant for the run."""
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, lambda n, _: process.send_signal(n)) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)

@@ -1,0 +1,73 @@
+"""Looking at reality while the policy is trained in imagination. Nothing of it reaches the learner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cluster.crew import Task
+from cluster.rollouts import Scored
+from cluster.runtime import Ref
+from cluster.team import Team
+from wmpo_ray.config import Config
+from wmpo_ray.starts import start_seeds
+from wmpo_ray.statistics import wilson_interval
+
+
+class Evaluated(NamedTuple):
+    update: int
+    figures: dict[str, float]
+
+
+class Reality:
+    """Work for the environment actor."""
+
+    def __init__(self, config: Config, team: Team):
+        self.config, self.team = config, team
+        self._seeds = [
+            int(seed) for seed in start_seeds("on_the_way", config.evaluation.num_starts_on_the_way, config.seed)
+        ]
+
+    def evaluate(self, update: int, weights: Ref) -> None:
+        """Real success of these weights, where this update is one that is looked at."""
+        every = self.config.evaluation.every_updates
+        if every and update % every == 0:
+            arguments = (weights, self._seeds, self.config.evaluation.temperature)
+            self._ask("evaluate", arguments, update, success_figures)
+
+    def compare_labels(self, event: Scored) -> None:
+        """Execute the first imagined trajectories of an update for real: the imagined labels under optimisation."""
+        groups = event.request.groups
+        seeds = [group.start.seed for group in groups for _ in range(group.group_size)]
+        if not self.config.evaluation.every_updates or any(seed is None for seed in seeds):
+            return
+        arguments = (event.trajectories.ref, seeds, event.scores_ref)
+        self._ask("compare_labels", arguments, groups[0].update + 1, label_figures)
+
+    def _ask(
+        self, method: str, arguments: tuple, update: int, figures: Callable[[np.ndarray], dict[str, float]]
+    ) -> None:
+        def skip(error: Exception) -> None:
+            self.team.report(f"[yellow]update {update}: {method} is left out: {error}[/yellow]")
+
+        def done(value: Any, _ref: Any) -> Evaluated:
+            return Evaluated(update, figures(value))
+
+        self.team.crew.submit(
+            Task("environment", method, arguments, order=(update,), done=done, given_up=skip, input_lost=skip)
+        )
+
+
+def success_figures(success: np.ndarray) -> dict[str, float]:
+    low, high = wilson_interval(int(success.sum()), len(success))
+    return {"real/success_rate": float(success.mean()), "real/success_low": low, "real/success_high": high}
+
+
+def label_figures(labels: np.ndarray) -> dict[str, float]:
+    """labels [2, M] bool: what happened in reality, what was imagined."""
+    return {
+        "real/label_agreement": float((labels[0] == labels[1]).mean()),
+        "real/false_positive_rate": float((labels[1] & ~labels[0]).mean()),
+    }

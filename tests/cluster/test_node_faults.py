@@ -1,0 +1,245 @@
+"""Nodes, the head's GCS and the driver may go at any time: the run ends with the weights of the undisturbed one.
+
+Run as a program this is a driver that notes what its actors do:
+`python -m tests.cluster.test_node_faults ADDRESS MODELS FOLDER NAME`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from actors.imagination_actor import ImaginationActor
+from benchmarks.soak_cluster import CrashableCluster
+from cluster.ledger import FILE_NAME, Ledger, State
+from cluster.ray_runtime import RayRuntime
+from cluster.rollouts import Imagined, Scored
+from cluster.runtime import SerialRuntime
+from cluster.train import Saved, TrainingLoop
+from learners.grpo_learner import GrpoLearner
+from tests.cluster.small_run import finish, make_loop, save_models
+from tests.cluster.test_faults import faulty_config
+from wmpo_ray.config import Config
+
+SPOT = {"market": "spot"}
+NOTES = "notes.txt"
+
+
+def config_on_spot_nodes(**changes) -> Config:
+    """Those who imagine and score stand on nodes that may go."""
+    place = {"cpus": 0.2, "labels": [f"{key}={value}" for key, value in SPOT.items()]}
+    return faulty_config(placement={"imagination": place, "reward": place}, **changes)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    save_models(folder, faulty_config())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(models, tmp_path_factory) -> tuple[str, TrainingLoop]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    loop, _ = make_loop(faulty_config(), SerialRuntime(), models, folder)
+    return finish(loop, folder), loop
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[CrashableCluster]:
+    # Whatever an actor returns stays on its node until somebody asks for it, as large results do.
+    with CrashableCluster(num_cpus=2, environment={"RAY_max_direct_call_object_size": "100"}) as cluster:
+        for _ in range(2):
+            cluster.add_node(1, SPOT)
+        ray.init(address=cluster.address, logging_level="warning", log_to_driver=False)
+        yield cluster
+        ray.shutdown()
+
+
+def when(loop: TrainingLoop, kind: type, update: int, action: Callable) -> None:
+    """Do something as soon as the loop has dealt with the first event of a kind for an update."""
+    original, left = loop.handle, [action]
+
+    def handle(event) -> None:
+        original(event)
+        if isinstance(event, kind) and event.request.groups[0].update == update and left:
+            left.pop()(event)
+
+    loop.handle = handle  # type: ignore[method-assign]
+
+
+def outcomes(ledger: Ledger) -> dict:
+    return {key: (r.state, r.facts.get("verdict"), r.facts.get("success")) for key, r in ledger.records.items()}
+
+
+def node_of(cluster: CrashableCluster, ref) -> object:
+    """The node that alone holds an object."""
+    (there,) = ray.experimental.get_object_locations([ref])[ref]["node_ids"]
+    return next(node for node in cluster.nodes if node.node_id == there)
+
+
+def test_a_node_may_vanish_with_what_it_holds(undisturbed, models, tmp_path, cluster):
+    loop, log = make_loop(config_on_spot_nodes(), RayRuntime(), models, tmp_path)
+    asked_again: list[int] = []
+    original = loop.trajectories_lost
+    loop.trajectories_lost = lambda batch, *rest: (asked_again.append(batch.update), original(batch, *rest))
+
+    def crash_and_replace(ref) -> None:
+        cluster.crash_node(node_of(cluster, ref))
+        cluster.add_node(1, SPOT)
+
+    when(loop, Scored, 1, lambda event: crash_and_replace(event.trajectories.ref))
+    when(loop, Imagined, 2, lambda event: crash_and_replace(event.videos))
+    assert finish(loop, tmp_path) == undisturbed[0]
+    assert outcomes(loop.ledger) == outcomes(undisturbed[1].ledger)
+    assert asked_again == [1], "the learner read from the disk what had gone with the node"
+    lost = {fact["worker"].split("-")[0] for fact in log.faults if fact["event"] == "lost"}
+    assert "imagination" in lost
+
+
+def test_the_gcs_may_be_killed_and_an_actor_while_it_is_away(undisturbed, models, tmp_path, cluster):
+    loop, _ = make_loop(config_on_spot_nodes(), RayRuntime(), models, tmp_path)
+
+    def kill(event) -> None:
+        cluster.stop_gcs()
+        os.kill(loop.crew.pools["imagination"].workers[0].process.pid, signal.SIGKILL)
+        threading.Timer(1.5, cluster.start_gcs).start()
+
+    when(loop, Imagined, 1, kill)
+    assert finish(loop, tmp_path) == undisturbed[0]
+    assert outcomes(loop.ledger) == outcomes(undisturbed[1].ledger)
+    assert loop.crew.pools["imagination"].num_restarts >= 1
+
+
+def test_a_node_that_is_taken_away_is_left_in_time(undisturbed, models, tmp_path, cluster, monkeypatch):
+    notice_s, hand_back_s = 30.0, 28.0
+    monkeypatch.setattr("cluster.team.HAND_BACK_S", hand_back_s)
+    monkeypatch.setattr("cluster.team.NODES_EVERY_S", 0.5)
+    # A request that is blamed once is given up.
+    loop, log = make_loop(config_on_spot_nodes(faults={"max_crashes": 1}), RayRuntime(), models, tmp_path)
+    drained, left_after = [], []
+
+    def drain(event) -> None:
+        busy = next(w for w in loop.crew.pools["imagination"].workers if w.task is not None)
+        os.kill(busy.process.pid, signal.SIGSTOP)  # it will not finish in time
+        drained.append((next(n for n in cluster.nodes if n.node_id == busy.process.node), time.monotonic()))
+        cluster.drain_node(drained[0][0], notice_s)
+
+    when(loop, Imagined, 1, drain)
+    original = loop.handle
+
+    def look_at_the_end(event) -> None:
+        original(event)
+        if isinstance(event, Saved):
+            node, noticed = drained[0]
+            workers = [w for pool in loop.crew.pools.values() for w in pool.workers if w.process is not None]
+            assert all(w.process.node != node.node_id for w in workers)
+            left_after.append(time.monotonic() - noticed)
+
+    loop.handle = look_at_the_end
+    assert finish(loop, tmp_path) == undisturbed[0]
+    assert outcomes(loop.ledger) == outcomes(undisturbed[1].ledger)
+    assert left_after[0] < notice_s
+    lost = [fact["error"] for fact in log.faults if fact["event"] == "lost"]
+    assert lost and all("its node is being taken away" in error for error in lost)
+    cluster.crash_node(drained[0][0])
+    cluster.add_node(1, SPOT)
+
+
+# -- the driver --------------------------------------------------------------------------------------------------
+
+
+def noting_classes(path: Path, name: str) -> dict[str, type]:
+    """Actors that note every step and every imagined group as `name what ...` in a file."""
+
+    # Made inside a function: they travel to the workers by value.
+    def note(*words: object) -> None:
+        with open(path, "a") as file:
+            file.write(" ".join(map(str, (name, *words))) + "\n")
+
+    class NotingImagination(ImaginationActor):
+        def imagine(self, request, spool=None):
+            for _, group in request.kept_groups:
+                note("imagine", *group.key)
+            return super().imagine(request, spool)
+
+    class NotingLearner(GrpoLearner):
+        def _step(self, batch, rows):
+            note("step", self.num_updates, rows.start)
+            return super()._step(batch, rows)
+
+    return {"ImaginationActor": NotingImagination, "GrpoLearner": NotingLearner}
+
+
+def drive(address: str, models: Path, folder: Path, name: str) -> None:
+    import cluster.team
+
+    for actor, cls in noting_classes(folder / NOTES, name).items():
+        setattr(cluster.team, actor, cls)
+    loop, _ = make_loop(config_on_spot_nodes(), RayRuntime(address), models, folder)
+    (folder / "digest").write_text(finish(loop, folder))
+
+
+def read_notes(folder: Path) -> list[list[str]]:
+    path = folder / NOTES
+    return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def settled(folder: Path) -> set[tuple[int, int]]:
+    """Groups that the ledger on the disk has admitted or trained."""
+    copy = folder / "copy-of-ledger"
+    shutil.copy(folder / FILE_NAME, copy)  # opening a ledger cuts off its torn line
+    ledger = Ledger(copy)
+    ledger.close()
+    return {key for key, record in ledger.records.items() if record.state in (State.ADMITTED, State.TRAINED)}
+
+
+def test_the_driver_may_be_killed_at_any_time(undisturbed, models, tmp_path, cluster):
+    chance = random.Random(0)
+    done: list[set[tuple[int, int]]] = []  # before each start of the driver
+    size = len((Path(undisturbed[1].ledger.path)).read_bytes())
+    for number, share in enumerate((0.2, 0.4, 0.65, 0.9)):
+        driver = start_driver(cluster, models, tmp_path, number)
+        grown_to = size * (share + chance.uniform(-0.15, 0.1))
+        while driver.poll() is None and not is_grown(tmp_path / FILE_NAME, grown_to):
+            time.sleep(0.01)
+        driver.kill()
+        assert driver.wait() == -signal.SIGKILL, "the run was over before the driver was killed"
+        done.append(settled(tmp_path))
+    assert start_driver(cluster, models, tmp_path, len(done)).wait(60) == 0
+    assert (tmp_path / "digest").read_text() == undisturbed[0]
+    notes = read_notes(tmp_path)
+    imagined = {(int(name), (int(a), int(b))) for name, what, a, b in notes if what == "imagine"}
+    again = [(name, key) for name, key in imagined if name and any(key in before for before in done[:name])]
+    assert not again, "admitted groups were imagined again"
+    steps = Counter((int(a), int(b)) for _, what, a, b in notes if what == "step")
+    config = faulty_config()
+    trajectories = config.rollout.groups_per_update * config.rollout.group_size
+    rows = range(0, trajectories, config.grpo.minibatch_trajectories)
+    assert set(steps) == {(update, row) for update in range(config.grpo.num_updates) for row in rows}
+    assert steps.total() <= len(steps) + len(done), "no kill cost more than one optimizer step"
+
+
+def start_driver(cluster: CrashableCluster, models: Path, folder: Path, number: int) -> subprocess.Popen:
+    command = [sys.executable, "-m", "tests.cluster.test_node_faults", cluster.address, models, folder, number]
+    return subprocess.Popen([str(word) for word in command])
+
+
+def is_grown(path: Path, size: float) -> bool:
+    return path.exists() and path.stat().st_size >= size
+
+
+if __name__ == "__main__":
+    drive(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])

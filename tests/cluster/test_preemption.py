@@ -1,0 +1,81 @@
+"""A run that is told to leave does so in time, and a run that crashed goes on by itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from cluster.preemption import EXIT_PREEMPTED, restart_on_crash
+from wmpo_ray.run_state import RunFolder
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(out: Path, *arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "wmpo_ray", "run", "smoke", "--out", str(out), *arguments]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(path: Path, process: subprocess.Popen, limit_s: float = 200.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        time.sleep(0.01)
+
+
+def descendants(pid: int) -> list[int]:
+    listed = subprocess.run(["ps", "-o", "pid=,ppid=", "-A"], capture_output=True, text=True, check=True).stdout
+    parents = {int(child): int(parent) for child, parent in (line.split() for line in listed.splitlines())}
+    found = [pid]
+    for root in found:
+        found += [child for child, parent in parents.items() if parent == root]
+    return found[1:]
+
+
+def test_told_to_leave_it_is_gone_within_three_seconds_and_goes_on_later(tmp_path):
+    out = tmp_path / "run"
+    process = start(out)
+    wait_for(out / "checkpoints" / "step-000001" / "manifest.json", process)
+    others = descendants(process.pid)
+    started = time.monotonic()
+    process.terminate()
+    assert process.wait() == EXIT_PREEMPTED
+    assert time.monotonic() - started < 3.0
+    assert "--resume goes on from here" in process.stderr.read()
+    deadline = time.monotonic() + 15
+    while left := [pid for pid in others if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < deadline, f"processes {left} were left behind"
+        time.sleep(0.1)
+    assert start(out, "--resume", "--serial").wait() == 0
+    assert start(tmp_path / "straight", "--serial").wait() == 0
+    digests = [RunFolder(path).figures("optimize")["weights"] for path in (out, tmp_path / "straight")]
+    assert digests[0] == digests[1]
+
+
+def test_a_crash_is_gone_on_from_and_a_mistake_is_not(tmp_path):
+    out, told = tmp_path / "run", []
+    crashes = tmp_path / "sitecustomize.py"
+    # A process that is killed once in the middle of the first stage that saves its state.
+    crashes.write_text(
+        "import os, pathlib, signal, threading, time\n"
+        f"mark, sign = pathlib.Path({str(tmp_path / 'crashed')!r}), pathlib.Path({str(out / 'trajectories/demos.parquet')!r})\n"
+        "def crash():\n"
+        "    while not sign.exists(): time.sleep(0.01)\n"
+        "    mark.touch(); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "if not mark.exists(): threading.Thread(target=crash, daemon=True).start()\n"
+    )
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(ROOT)])
+    try:
+        arguments = ["run", "smoke", "--out", str(out), "--serial", "--until", "policy"]
+        assert restart_on_crash(arguments, 2, told.append) == 0
+        assert (tmp_path / "crashed").exists() and len(told) == 1 and str(128 + signal.SIGKILL) in told[0]
+        assert RunFolder(out).is_done("policy")
+        assert restart_on_crash(["run", "no-such-preset", "--out", str(out)], 2, told.append) == 2
+        assert len(told) == 1
+    finally:
+        os.environ.pop("PYTHONPATH") if before is None else os.environ.__setitem__("PYTHONPATH", before)

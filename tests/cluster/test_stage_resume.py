@@ -1,0 +1,166 @@
+"""The supervised stages as a run goes through them: stopped anywhere and gone on with, they leave the same models."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster import stages
+from cluster.context import RunContext
+from cluster.progress import Reporter
+from cluster.runtime import ActorLostError, Ref, SerialRuntime
+from cluster.world_model_stage import world_model
+from tests.cluster.small_run import SETTINGS
+from wmpo_ray.config import Config
+from wmpo_ray.data.trajectory_store import save_episodes
+from wmpo_ray.environments.pocket import PocketEnvironment
+from wmpo_ray.errors import UserError
+from wmpo_ray.evaluation import rollout_expert
+from wmpo_ray.run_state import RunFolder
+from wmpo_ray.runtime_settings import configure_process
+
+STEPS = 22
+CONFIG = Config.model_validate(
+    {
+        **SETTINGS,
+        "environment": {"horizon": 24},
+        "policy": {**SETTINGS["policy"], "cloning": {"steps": STEPS, "batch_size": 4}},
+        "world_model": {
+            **SETTINGS["world_model"],
+            "pretrained": "",
+            "alignment": {"steps": STEPS, "batch_size": 4, "warmup_steps": 2},
+        },
+        "reward": {
+            **SETTINGS["reward"],
+            "steps": STEPS,
+            "batch_size": 8,
+            "verify": {"enabled": True, "pretrained": ""},
+        },
+        "faults": {"backoff_s": 0.001, "max_start_failures": 3},
+        "checkpoint": {"every_training_steps": 6},
+    }
+)
+NEVER_SAVED = CONFIG.model_copy(update={"checkpoint": CONFIG.checkpoint.model_copy(update={"every_training_steps": 0})})
+TRAINED = {"policy": stages.policy, "reward-model": stages.reward_model}
+
+
+class Killed(BaseException):
+    """What nothing in a run survives."""
+
+
+class Listener(Reporter):
+    """Keeps what is said; `stop` ends everything when a bar comes so far."""
+
+    def __init__(self, stop: int | None = None):
+        super().__init__(quiet=True)
+        self.said: list[str] = []
+        self.stop = stop
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    @contextmanager
+    def bar(self, description: str, total: int) -> Iterator[Callable[..., None]]:
+        def advance(done: int, figures: dict[str, float] | None = None) -> None:
+            if done == self.stop:
+                raise Killed
+
+        yield advance
+
+
+class LossyRuntime(SerialRuntime):
+    """Loses actors just before their answer arrives: those to the n-th calls of these methods, `("advance", 2)`."""
+
+    def __init__(self, lost: set[tuple[str, int]]):
+        super().__init__()
+        self.lost = lost
+        self.methods: dict[Ref, str] = {}
+        self.num_answers: Counter[str] = Counter()
+
+    def call(self, actor: Any, method: str, *args: Any, num_returns: int = 1) -> Ref:
+        ref = super().call(actor, method, *args, num_returns=num_returns)
+        self.methods[ref] = method
+        return ref
+
+    def get(self, ref: Ref) -> Any:
+        if ref in self.methods:
+            method = self.methods[ref]
+            self.num_answers[method] += 1
+            if (method, self.num_answers[method]) in self.lost:
+                raise ActorLostError("worker [17] died")
+        return super().get(ref)
+
+
+def record(folder: RunFolder) -> None:
+    for name, first, noise in (("demos", 0, 0.2), ("collect", 20, 3.0), ("held-out", 40, 3.0)):
+        seeds = np.arange(first, first + 12)
+        save_episodes(
+            folder.trajectories / f"{name}.parquet", rollout_expert(PocketEnvironment(24), seeds, noise, (0,))
+        )
+
+
+def do(path: Path, name: str, config: Config, reporter: Reporter, runtime: SerialRuntime | None = None) -> dict:
+    """One stage of the run in `path`, up to its place in the summary."""
+    configure_process(config.cluster.threads_per_process)
+    with RunFolder.open(path, config, resume=True) as folder:
+        context = RunContext(config, folder, reporter, lambda: runtime or SerialRuntime(), force=False)
+        figures = {**TRAINED, "world-model": world_model}[name](context)
+        folder.finish(name, 1.0, figures)
+        return {key: value for key, value in figures.items() if key != "seconds"}
+
+
+def files(path: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory) -> tuple[Path, dict[str, dict]]:
+    """A run without a break that never saved a training, and its figures."""
+    path = tmp_path_factory.mktemp("runs") / "straight"
+    with RunFolder.open(path, NEVER_SAVED, resume=False) as folder:
+        record(folder)
+    return path, {name: do(path, name, NEVER_SAVED, Listener()) for name in ("policy", "world-model", "reward-model")}
+
+
+def test_every_supervised_stage_is_gone_on_with_where_it_stopped(straight, tmp_path):
+    path = tmp_path / "stopped"
+    with RunFolder.open(path, CONFIG, resume=False) as folder:
+        record(folder)
+    # Of the two world models together 40 steps, 20 of each.
+    for name, stop, saved in (("policy", 13, 12), ("world-model", 40, 18), ("reward-model", 21, 18)):
+        with pytest.raises(Killed):
+            do(path, name, CONFIG, Listener(stop))
+        with pytest.raises(UserError, match=f"{name} stopped in the middle"):
+            RunFolder.open(path, CONFIG, resume=False)
+        listener = Listener()
+        assert do(path, name, CONFIG, listener) == straight[1][name]
+        assert listener.said and all(f"going on from step {saved}" in said for said in listener.said)
+    assert files(path / "models") == files(straight[0] / "models")
+    assert list((path / "checkpoints").iterdir()) == []
+
+
+def test_alignment_survives_the_loss_of_its_actors(straight, tmp_path):
+    with RunFolder.open(tmp_path / "lossy", CONFIG, resume=False) as folder:
+        record(folder)
+    lost = {("advance", 2), ("advance", 3), ("resume", 4), ("finish", 1)}
+    listener = Listener()
+    figures = do(tmp_path / "lossy", "world-model", CONFIG, listener, LossyRuntime(lost))
+    assert sum("worker [17] died" in said for said in listener.said) == len(lost)
+    assert figures == straight[1]["world-model"]
+    for name in ("world-model", "verifier"):
+        assert files(tmp_path / "lossy" / "models" / name) == files(straight[0] / "models" / name)
+
+
+@pytest.mark.parametrize("config", [CONFIG, NEVER_SAVED], ids=["saved", "never saved"])
+def test_actors_lost_again_and_again_without_getting_further_end_the_run(tmp_path, config):
+    with RunFolder.open(tmp_path, config, resume=False) as folder:
+        record(folder)
+    always = {("advance", n) for n in range(100)}
+    with pytest.raises(RuntimeError, match=r"worker \[17\] died[\s\S]*faults.max_start_failures=3"):
+        do(tmp_path, "world-model", config, Listener(), LossyRuntime(always))

@@ -1,0 +1,78 @@
+"""Imagined trajectories on the disk until an update that used them is in a checkpoint: a restart imagines none again.
+
+One safetensors file for each request, `<root>/update-000003/request-000008.safetensors`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from wmpo_ray.files import atomic_file, explain_full_disk, remove_directory, sha256_of
+from wmpo_ray.types import RolloutRequest, Trajectories
+
+_ARRAYS = ("frames", "action_tokens", "behavior_logprobs", "actions")
+_FOLDER = re.compile(r"update-(\d{6,})")
+
+
+class SpoolError(RuntimeError):
+    """A spooled file is missing or is not what was written; its groups have to be imagined again."""
+
+
+def spool_path(root: Path, request: RolloutRequest) -> Path:
+    first = request.groups[request.kept or 0]
+    name = f"request-{first.attempt:06d}" + ("" if request.kept is None else "-alone")
+    return root / f"update-{first.update:06d}" / f"{name}.safetensors"
+
+
+def save_trajectories(path: Path, trajectories: Trajectories) -> str:
+    """Write the file, whole or not at all; returns its SHA-256. Raises UserError on a full disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {name: np.ascontiguousarray(getattr(trajectories, name)) for name in _ARRAYS}
+    facts = {
+        "instructions": json.dumps(trajectories.instructions),
+        "version": str(trajectories.version),
+        "source": trajectories.source,
+    }
+    with explain_full_disk(path), atomic_file(path) as partial:
+        save_file(arrays, partial, metadata=facts)
+        return sha256_of(partial)
+
+
+def load_trajectories(path: Path, sha256: str) -> Trajectories:
+    """Read a file back. Raises SpoolError where it is missing or altered."""
+    check_spooled(path, sha256)
+    try:
+        with safe_open(path, "numpy") as file:
+            facts = file.metadata()
+            arrays = {name: file.get_tensor(name) for name in _ARRAYS}
+    except (OSError, SafetensorError) as error:
+        raise SpoolError(f"{path}: {error}") from error
+    return Trajectories(
+        **arrays,
+        instructions=tuple(json.loads(facts["instructions"])),
+        version=int(facts["version"]),
+        source=facts["source"],
+    )
+
+
+def check_spooled(path: Path, sha256: str) -> None:
+    """Raises SpoolError unless the file is there and is the one that was written."""
+    if not path.is_file():
+        raise SpoolError(f"{path} is missing")
+    if sha256_of(path) != sha256:
+        raise SpoolError(f"{path} was altered: its SHA-256 is not the one in the ledger")
+
+
+def remove_spooled(root: Path, before_update: int) -> None:
+    """Delete the trajectories of updates before `before_update`: a checkpoint holds what they taught."""
+    if not root.is_dir():
+        return
+    for folder in root.iterdir():
+        if (match := _FOLDER.fullmatch(folder.name)) and int(match[1]) < before_update:
+            remove_directory(folder)
