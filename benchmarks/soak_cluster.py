@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -54,6 +55,8 @@ class CrashableCluster:
             self._before[key] = os.environ.get(key)
             os.environ[key] = value
         self._cluster = Cluster()
+        # The GCS ends with the thread that started it: one that stays.
+        self._starter = ThreadPoolExecutor(1)
         try:
             self._cluster.add_node(num_cpus=self._num_cpus, include_dashboard=False, node_ip_address=NODE_IP)
         except BaseException:
@@ -69,6 +72,7 @@ class CrashableCluster:
     def close(self) -> None:
         address = self._cluster.address
         self._cluster.shutdown()
+        self._starter.shutdown()
         if address and ray._private.utils.read_ray_address() == address:
             ray._private.utils.reset_ray_address()  # nobody else is to look for this cluster
         for key, value in self._before.items():
@@ -101,11 +105,15 @@ class CrashableCluster:
         if not accepted:
             raise RuntimeError(f"the drain request was not accepted: {why}")
 
-    def stop_gcs(self) -> None:
+    def restart_gcs(self, away_s: float) -> Future[None]:
+        """Kill the GCS now and start it again after a while; resolves when that is done."""
         self._cluster.head_node.kill_gcs_server()
 
-    def start_gcs(self) -> None:
-        self._cluster.head_node.start_gcs_server()
+        def start() -> None:
+            time.sleep(away_s)
+            self._cluster.head_node.start_gcs_server()
+
+        return self._starter.submit(start)
 
     def actors(self, cls: str) -> list[int]:
         """Process ids of the living actors of a class, such as "ImaginationActor", on any node."""

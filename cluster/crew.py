@@ -239,7 +239,7 @@ class Crew:
         if silent > faults.heartbeat_timeout_s:
             limit = f"faults.heartbeat_timeout_s={faults.heartbeat_timeout_s:g}"
             return f"{worker.name} has not answered for {silent:.0f} s ({limit})"
-        is_working = worker.task is not None or worker.phase is Phase.BUILDING
+        is_working = worker.task is not None or worker.loading or worker.phase is Phase.BUILDING
         if is_working and now - worker.moved_at > faults.stall_timeout_s:
             limit = f"faults.stall_timeout_s={faults.stall_timeout_s:g}"
             return f"{worker.name} has got no further for {now - worker.moved_at:.0f} s ({limit})"

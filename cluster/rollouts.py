@@ -15,11 +15,13 @@ from cluster.crew import Task
 from cluster.ledger import Key, Ledger, State
 from cluster.runtime import Ref
 from cluster.team import Team
+from learners.grpo_learner import Spooled
+from wmpo_ray.batching import GroupSlice
 from wmpo_ray.config import Config
 from wmpo_ray.data.rollout_spool import remove_spooled, spool_path
 from wmpo_ray.errors import UserError
 from wmpo_ray.files import atomic_directory
-from wmpo_ray.group_queue import GroupQueue
+from wmpo_ray.group_queue import GroupQueue, ReadyBatch
 from wmpo_ray.types import Group, GroupRequest, RolloutRequest, Scores, Verdict
 
 
@@ -208,3 +210,19 @@ class Rollouts:
 
 def _is_only_for(task: Any, keys: set[Key]) -> bool:
     return task.method == "imagine" and all(group.key in keys for _, group in task.args[0].kept_groups)
+
+
+def for_learner(batch: ReadyBatch, spooled: bool) -> tuple[list[GroupSlice], list[Any]]:
+    """Where each group of a batch stands, and the trajectory objects: references, or files if `spooled`."""
+    handles: dict[str, Handle] = {}
+    slices = []
+    for group in batch.groups:
+        handle = group.trajectories
+        assert isinstance(handle, Handle)
+        handles.setdefault(handle.path, handle)
+        place = list(handles).index(handle.path)
+        slices.append(GroupSlice(place, group.rows, group.success, group.finish_step))
+    return slices, [
+        Spooled(handle.path, handle.sha256) if spooled or handle.ref is None else handle.ref
+        for handle in handles.values()
+    ]

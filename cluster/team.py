@@ -13,7 +13,7 @@ from actors.imagination_actor import ImaginationActor
 from actors.reward_actor import RewardActor
 from cluster.actor_pool import ActorPool, Worker
 from cluster.crew import Crew
-from cluster.elasticity import Autoscaler, WorkerTargets
+from cluster.elasticity import Autoscaler, Targets, WorkerTargets
 from cluster.placement import PlacementBook, Reservation, bundles_for, check_placement
 from cluster.ray_runtime import RayRuntime
 from cluster.runtime import ActorLostError, InputLostError, Ref, Runtime
@@ -63,6 +63,7 @@ class Team:
         self.book = PlacementBook(config, Reservation if isinstance(runtime, RayRuntime) else None)
         self.autoscaler = Autoscaler() if isinstance(runtime, RayRuntime) else None
         self.rates = WorkerTargets(config)
+        self._asked_for: Targets | None = None
         first = self.rates.targets()
         verifier = str(paths.verifier) if paths.verifier else None
         self._add("learner", 1, GrpoLearner, str(paths.policy), str(paths.checkpoints))
@@ -109,7 +110,7 @@ class Team:
                 self._watch(worker, self.publisher.send_full(worker), version)
 
     def _watch(self, worker: Worker, ref: Ref, version: WeightVersion) -> None:
-        worker.loading = version.digest
+        worker.loading, worker.moved_at = version.digest, self.runtime.clock()
         self.crew.watch(
             ref,
             worker,
@@ -159,8 +160,9 @@ class Team:
             if size != pool.target:
                 self.report(f"[dim]{role} workers: {pool.target} -> {size}[/dim]")
                 pool.resize(size)
-        if self.autoscaler is not None:
-            self.autoscaler.request(bundles_for(self.config, *targets))
+        if self.autoscaler is not None and targets != self._asked_for:
+            heard = self.autoscaler.request(bundles_for(self.config, *targets))
+            self._asked_for = targets if heard else None
         draining = self.runtime.draining_nodes() if self._looks_at_nodes() else {}
         if draining:
             self.crew.leave_nodes(draining, HAND_BACK_S)

@@ -17,17 +17,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cluster.actor_pool import Worker
-from cluster.crew import HungError, Joined, Task
+from cluster.crew import Joined, Task
 from cluster.ledger import Ledger, State
 from cluster.reality import Evaluated, Reality
 from cluster.recovery import reinstate
-from cluster.rollouts import Imagined, Rollouts, Scored
+from cluster.rollouts import Imagined, Rollouts, Scored, for_learner
 from cluster.run_log import RunLog
 from cluster.runtime import ActorLostError, Ref
 from cluster.team import Team, WeightsLoaded
-from learners.grpo_learner import Spooled, UpdateFacts
-from wmpo_ray.batching import GroupSlice
+from learners.grpo_learner import UpdateFacts
 from wmpo_ray.config import Config
+from wmpo_ray.data.rollout_spool import SpoolError
 from wmpo_ray.group_queue import GroupQueue, ReadyBatch
 from wmpo_ray.seeding import seed_for
 from wmpo_ray.types import GroupRequest, LearnerState, RolloutRequest, StartState, UpdateResult, WeightVersion
@@ -158,7 +158,9 @@ class TrainingLoop:
         return request
 
     def settle(self, event: Scored) -> None:
-        assert self.version is not None
+        if self.version is None:
+            self.ledger.late()
+            return
         if event.request.groups[0].attempt == 0 and self.rollouts.is_open(event.request):
             self.reality.compare_labels(event)
         self.rollouts.settle(event, self.version.num_updates)
@@ -176,37 +178,29 @@ class TrainingLoop:
         """Ask the learner for the update; `spooled`: let it read the trajectories from the disk."""
         assert self.version is not None
         self.ledger.flush()  # before anything depends on it
-        sources: dict[Any, Any] = {}
-        for group in batch.groups:
-            handle: Any = group.trajectories
-            sources[handle.path] = Spooled(handle.path, handle.sha256) if spooled or not handle.ref else handle.ref
-        places = list(sources)
-        slices = [
-            GroupSlice(places.index(g.trajectories.path), g.rows, g.success, g.finish_step)  # type: ignore[attr-defined]
-            for g in batch.groups
-        ]
-        figures = self.rollouts.take_figures() | {"faults/restarts": float(self.team.num_restarts)}
+        slices, sources = for_learner(batch, spooled)
+        figures = self.rollouts.take_figures() | self.take_figures()
         facts = UpdateFacts(batch.metrics | figures, [g.request.key for g in batch.groups], self.ledger.offset)
         self.crew.submit(
             Task(
                 "learner",
                 "update",
-                (slices, facts, *sources.values()),
+                (slices, facts, *sources),
                 order=(batch.update,),
                 done=lambda value, refs: Updated(value, refs[1], refs[2]),
                 given_up=self.learner_lost,
-                input_lost=lambda error: self.trajectories_lost(batch, error, spooled),
+                input_lost=lambda error: self.train(batch, spooled=True),  # the node that held them is gone
                 num_returns=3,
                 weights=self.version.digest,
                 max_crashes=1,  # another learner first has to say where it stands
             )
         )
 
-    def trajectories_lost(self, batch: ReadyBatch, error: Exception, spooled: bool) -> None:
-        """The node that held them is gone."""
-        if spooled:
-            raise RuntimeError(f"{error}: trajectories of update {batch.update} are lost") from error
-        self.train(batch, spooled=True)
+    def take_figures(self) -> dict[str, float]:
+        """What this process has to tell with an update."""
+        busy_s, self.busy_s = self.busy_s, 0.0
+        late = self.crew.num_late + self.ledger.num_late
+        return {"time/driver_s": busy_s, "faults/restarts": float(self.team.num_restarts), "faults/late": float(late)}
 
     def advance(self, event: Updated) -> None:
         """The learner has a new version: enter it in the ledger, then let go of what it was made from."""
@@ -273,6 +267,7 @@ class TrainingLoop:
             if worker.role != "imagination":  # that one still needs weights
                 self.crew.serves(worker)
             return
+        worker.loading = "checkpoint"
         ref = self.team.runtime.call(worker.actor, "resume")
         self.crew.watch(ref, worker, lambda state: LearnerRestored(worker, state))
 
@@ -284,15 +279,15 @@ class TrainingLoop:
 
     def learner_lost(self, error: Exception) -> None:
         self.num_learner_losses += 1
-        if (
-            not isinstance(error, ActorLostError | HungError)
-            or self.num_learner_losses >= self.config.faults.max_crashes
-        ):
+        if isinstance(error, SpoolError):
+            self.version = None  # start anew from the checkpoint: what is missing is imagined again
+        elif not isinstance(error, ActorLostError) or self.num_learner_losses >= self.config.faults.max_crashes:
             raise error
 
     def learner_restored(self, event: LearnerRestored) -> None:
         """Go on where the learner stands: in the same update, behind it, or where an older checkpoint leaves it."""
         self.crew.serves(event.worker)
+        event.worker.loading = ""
         state = event.state
         for problem in state.problems:
             self.team.report(f"[yellow]{problem}[/yellow]")
@@ -333,7 +328,11 @@ class TrainingLoop:
             self.reality.evaluate(version, self.weights[version][1])
 
     def ask_for_weights(self, worker: Worker, version: int) -> Ref:
-        call = self.team.runtime.call
-        about, full = call(worker.actor, "weights", version, num_returns=2)
-        self.crew.watch(about, worker, lambda value: None)
+        def sent(_about: WeightVersion) -> None:
+            worker.loading = ""
+
+        if worker.task is None:
+            worker.loading, worker.moved_at = "weights", self.team.runtime.clock()
+        about, full = self.team.runtime.call(worker.actor, "weights", version, num_returns=2)
+        self.crew.watch(about, worker, sent)
         return full

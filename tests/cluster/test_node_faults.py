@@ -12,21 +12,24 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 import ray
+from ray._private.node import Node
 
 from actors.imagination_actor import ImaginationActor
 from benchmarks.soak_cluster import CrashableCluster
+from cluster.actor_pool import Worker
 from cluster.ledger import FILE_NAME, Ledger, State
 from cluster.ray_runtime import RayRuntime
 from cluster.rollouts import Imagined, Scored
 from cluster.runtime import SerialRuntime
+from cluster.team import WeightsLoaded
 from cluster.train import Saved, TrainingLoop
 from learners.grpo_learner import GrpoLearner
 from tests.cluster.small_run import finish, make_loop, save_models
@@ -74,10 +77,19 @@ def when(loop: TrainingLoop, kind: type, update: int, action: Callable) -> None:
 
     def handle(event) -> None:
         original(event)
-        if isinstance(event, kind) and event.request.groups[0].update == update and left:
+        if isinstance(event, kind) and update_of(event) == update and left:
             left.pop()(event)
 
     loop.handle = handle  # type: ignore[method-assign]
+
+
+def update_of(event) -> int:
+    match event:
+        case WeightsLoaded():
+            return event.version.num_updates
+        case Saved():
+            return -1
+    return event.request.groups[0].update
 
 
 def outcomes(ledger: Ledger) -> dict:
@@ -111,16 +123,17 @@ def test_a_node_may_vanish_with_what_it_holds(undisturbed, models, tmp_path, clu
 
 def test_the_gcs_may_be_killed_and_an_actor_while_it_is_away(undisturbed, models, tmp_path, cluster):
     loop, _ = make_loop(config_on_spot_nodes(), RayRuntime(), models, tmp_path)
+    started: list[Future] = []
 
     def kill(event) -> None:
-        cluster.stop_gcs()
+        started.append(cluster.restart_gcs(away_s=1.5))
         os.kill(loop.crew.pools["imagination"].workers[0].process.pid, signal.SIGKILL)
-        threading.Timer(1.5, cluster.start_gcs).start()
 
     when(loop, Imagined, 1, kill)
     assert finish(loop, tmp_path) == undisturbed[0]
     assert outcomes(loop.ledger) == outcomes(undisturbed[1].ledger)
     assert loop.crew.pools["imagination"].num_restarts >= 1
+    started[0].result()
 
 
 def test_a_node_that_is_taken_away_is_left_in_time(undisturbed, models, tmp_path, cluster, monkeypatch):
@@ -129,32 +142,35 @@ def test_a_node_that_is_taken_away_is_left_in_time(undisturbed, models, tmp_path
     monkeypatch.setattr("cluster.team.NODES_EVERY_S", 0.5)
     # A request that is blamed once is given up.
     loop, log = make_loop(config_on_spot_nodes(faults={"max_crashes": 1}), RayRuntime(), models, tmp_path)
-    drained, left_after = [], []
+    drained: list[Node] = []
+    stopped: list[Worker] = []
+    noticed: list[float] = []
+    left: list[float] = []
+
+    def stop(event) -> None:
+        os.kill(event.worker.process.pid, signal.SIGSTOP)  # it will not finish what it is given next
+        stopped.append(event.worker)
 
     def drain(event) -> None:
-        busy = next(w for w in loop.crew.pools["imagination"].workers if w.task is not None)
-        os.kill(busy.process.pid, signal.SIGSTOP)  # it will not finish in time
-        drained.append((next(n for n in cluster.nodes if n.node_id == busy.process.node), time.monotonic()))
-        cluster.drain_node(drained[0][0], notice_s)
+        node = next(n for n in cluster.nodes if n.node_id == stopped[0].process.node)
+        cluster.drain_node(node, notice_s)
+        drained.append(node)
+        noticed.append(time.monotonic())
 
+    def look(event) -> None:
+        workers = [w for pool in loop.crew.pools.values() for w in pool.workers if w.process is not None]
+        assert all(w.process.node != drained[0].node_id for w in workers)
+        left.append(time.monotonic())
+
+    when(loop, WeightsLoaded, 1, stop)
     when(loop, Imagined, 1, drain)
-    original = loop.handle
-
-    def look_at_the_end(event) -> None:
-        original(event)
-        if isinstance(event, Saved):
-            node, noticed = drained[0]
-            workers = [w for pool in loop.crew.pools.values() for w in pool.workers if w.process is not None]
-            assert all(w.process.node != node.node_id for w in workers)
-            left_after.append(time.monotonic() - noticed)
-
-    loop.handle = look_at_the_end
+    when(loop, Saved, -1, look)
     assert finish(loop, tmp_path) == undisturbed[0]
     assert outcomes(loop.ledger) == outcomes(undisturbed[1].ledger)
-    assert left_after[0] < notice_s
+    assert left[0] - noticed[0] < notice_s
     lost = [fact["error"] for fact in log.faults if fact["event"] == "lost"]
     assert lost and all("its node is being taken away" in error for error in lost)
-    cluster.crash_node(drained[0][0])
+    cluster.crash_node(drained[0])
     cluster.add_node(1, SPOT)
 
 

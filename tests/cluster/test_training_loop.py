@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 import ray
 
+from cluster.elasticity import Targets
 from cluster.ray_runtime import RayRuntime
 from cluster.runtime import SerialRuntime
-from tests.cluster.small_run import run, save_models, small_config
+from tests.cluster.small_run import finish, make_loop, run, save_models, small_config
+from wmpo_ray.config import Config
+from wmpo_ray.config_cluster import WeightsConfig
 from wmpo_ray.errors import UserError
 
 
@@ -60,6 +63,37 @@ def test_ray_gives_the_weights_of_the_serial_run_bit_for_bit(serial, models, tmp
     keys = ("policy/loss", "imagined/success_rate", "queue/uniform")
     ours = [[line[key] for key in keys] for line in lines if "policy/loss" in line]
     assert ours == [[line[key] for key in keys] for line in serial[1] if "policy/loss" in line]
+
+
+def with_weights(**weights) -> Config:
+    return small_config().model_copy(update={"weights": WeightsConfig(dtype="bfloat16", **weights)})
+
+
+def test_however_the_weights_travel_the_run_is_the_same(models, tmp_path, ray_runtime, serial):
+    """Rounded weights act otherwise than full ones, but deltas and broadcasts bring the very same ones."""
+    expected = run(with_weights(), SerialRuntime(), models, tmp_path / "full")[0]
+    assert expected != serial[0]
+    assert run(with_weights(payload="delta"), SerialRuntime(), models, tmp_path / "delta")[0] == expected
+    broadcast = with_weights(payload="delta", transport="gloo")
+    assert run(broadcast, ray_runtime, models, tmp_path / "gloo")[0] == expected
+
+
+def test_workers_may_come_in_the_middle_of_a_run(serial, models, tmp_path, ray_runtime, monkeypatch):
+    loop, log = make_loop(small_config(imagination_actors=(1, 3), reward_actors=(1, 2)), ray_runtime, models, tmp_path)
+    assert loop.crew.pools["imagination"].size == 1
+    wanted = iter([Targets(1, 1), Targets(3, 2)])
+    latest = [Targets(1, 1)]
+
+    def targets(has_work: bool = True) -> Targets:
+        if loop.version is not None and loop.version.num_updates >= len(seen):
+            seen.append(loop.version.num_updates)
+            latest[0] = next(wanted, Targets(2, 1))
+        return latest[0]
+
+    seen: list[int] = []
+    monkeypatch.setattr(loop.team.rates, "targets", targets)
+    assert finish(loop, tmp_path) == serial[0]
+    assert len(seen) >= 3 and any("imagination workers: 1 -> 3" in line for line in log.told)
 
 
 def test_another_seed_gives_other_weights(serial, models, tmp_path):

@@ -35,12 +35,13 @@ def save_trajectories(path: Path, trajectories: Trajectories) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: np.ascontiguousarray(getattr(trajectories, name)) for name in _ARRAYS}
     facts = {
-        "instructions": json.dumps(trajectories.instructions),
-        "version": str(trajectories.version),
+        "instructions": trajectories.instructions,
+        "version": trajectories.version,
         "source": trajectories.source,
     }
     with explain_full_disk(path), atomic_file(path) as partial:
-        save_file(arrays, partial, metadata=facts)
+        # One entry: several are written in any order, and who imagines a request again must write the same file.
+        save_file(arrays, partial, metadata={"about": json.dumps(facts)})
         return sha256_of(partial)
 
 
@@ -49,14 +50,14 @@ def load_trajectories(path: Path, sha256: str) -> Trajectories:
     check_spooled(path, sha256)
     try:
         with safe_open(path, "numpy") as file:
-            facts = file.metadata()
+            facts = json.loads(file.metadata()["about"])
             arrays = {name: file.get_tensor(name) for name in _ARRAYS}
     except (OSError, SafetensorError) as error:
         raise SpoolError(f"{path}: {error}") from error
     return Trajectories(
         **arrays,
-        instructions=tuple(json.loads(facts["instructions"])),
-        version=int(facts["version"]),
+        instructions=tuple(facts["instructions"]),
+        version=facts["version"],
         source=facts["source"],
     )
 

@@ -1,0 +1,72 @@
+"""Spooled trajectories: the same bits back, or a named reason."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from wmpo_ray.data.rollout_spool import (
+    SpoolError,
+    load_trajectories,
+    remove_spooled,
+    save_trajectories,
+    spool_path,
+)
+from wmpo_ray.types import GroupRequest, RolloutRequest, StartState, Trajectories
+
+
+def make_trajectories(seed: int = 0) -> Trajectories:
+    rng = np.random.default_rng(seed)
+    return Trajectories(
+        rng.integers(0, 255, (4, 2, 8, 8, 3)).astype(np.uint8),
+        ("push left", "öffne", "push left", ""),
+        rng.integers(0, 255, (4, 2, 12)),
+        rng.normal(size=(4, 2, 12)).astype(np.float32),
+        rng.normal(size=(4, 2, 4, 3)).astype(np.float32),
+        7,
+    )
+
+
+def test_what_is_read_is_what_was_written(tmp_path):
+    data = make_trajectories()
+    sha256 = save_trajectories(tmp_path / "a" / "b.safetensors", data)
+    back = load_trajectories(tmp_path / "a" / "b.safetensors", sha256)
+    assert back.instructions == data.instructions and (back.version, back.source) == (7, "imagined")
+    for name in ("frames", "action_tokens", "behavior_logprobs", "actions"):
+        ours, theirs = getattr(back, name), getattr(data, name)
+        assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs)
+
+
+def test_the_same_trajectories_give_the_same_file(tmp_path):
+    first, second = (save_trajectories(tmp_path / name, make_trajectories()) for name in ("a", "b"))
+    assert first == second != save_trajectories(tmp_path / "c", make_trajectories(1))
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
+def test_a_damaged_file_is_named(tmp_path, damage):
+    path = tmp_path / "a.safetensors"
+    sha256 = save_trajectories(path, make_trajectories())
+    content = bytearray(path.read_bytes())
+    if damage == "delete":
+        path.unlink()
+    else:
+        content[-1] ^= 1
+        path.write_bytes(content if damage == "flip" else content[:-5])
+    with pytest.raises(SpoolError, match=r"a\.safetensors (is missing|was altered)"):
+        load_trajectories(path, sha256)
+
+
+def test_requests_have_files_of_their_own_and_go_with_their_update(tmp_path):
+    start = StartState(np.zeros((1, 8, 8, 3), np.uint8), "go")
+    requests = [
+        RolloutRequest(0, tuple(GroupRequest(update, a, 0, start, 2, 0) for a in (first, first + 1)), 0, 1.0)
+        for update in (0, 1)
+        for first in (0, 2)
+    ]
+    requests += [requests[0].alone(0), requests[0].alone(1)]
+    paths = [spool_path(tmp_path, request) for request in requests]
+    assert len(set(paths)) == len(paths)
+    for path in paths:
+        save_trajectories(path, make_trajectories())
+    remove_spooled(tmp_path, before_update=1)
+    assert sorted(tmp_path.rglob("*.safetensors")) == sorted(path for path in paths if "update-000001" in str(path))
