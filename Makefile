@@ -4,11 +4,13 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 OUT ?= runs/demo
 SEED ?= 0
+FAULTS ?= 100
 
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help setup demo test lint bench-demo bench-cache pretrain-embedded clean
+.PHONY: help setup demo test lint soak bench-demo bench-cache bench-coordinator bench-autoscaling bench-weights \
+	pretrain-embedded clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -42,6 +44,18 @@ bench-demo: setup  ## the demo with three seeds -> benchmarks/results/demo.json
 
 bench-cache: setup  ## time saved by the conditioning cache
 	$(BIN)/python -m benchmarks.cache
+
+soak: setup  ## random faults in the demo's GRPO stage, weights compared with the fault-free run (FAULTS=100)
+	$(BIN)/python -m benchmarks.soak --faults $(FAULTS)
+
+bench-coordinator: setup  ## the main loop with up to 256 simulated actors, autoscaling, weight deltas
+	$(BIN)/python -m benchmarks.coordinator
+
+bench-autoscaling: setup  ## nodes that come and go with the work, on Ray's fake provider
+	$(BIN)/python -m benchmarks.autoscaling
+
+bench-weights: setup  ## share of bf16 weights that an update changes, and what a delta costs
+	$(BIN)/python -m benchmarks.weight_delta
 
 pretrain-embedded: setup  ## rebuild the shipped world models from nothing
 	$(BIN)/python -m benchmarks.pretrain_embedded --name embedded-a --seed 0

@@ -17,9 +17,9 @@ from types import TracebackType
 from typing import Self
 
 import ray._private.utils
+import ray._raylet
 from ray._private.node import Node
 from ray._private.ray_constants import PROCESS_TYPE_RAYLET
-from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
@@ -38,11 +38,19 @@ class CrashableCluster:
 
     Args:
         num_cpus: of the head
+        nodes: beside the head, each with `node_cpus` and `labels`
         environment: added to the environment of the processes, while the cluster stands also to that of this process
     """
 
-    def __init__(self, num_cpus: float, environment: Mapping[str, str] | None = None):
-        self._num_cpus = num_cpus
+    def __init__(
+        self,
+        num_cpus: float,
+        nodes: int,
+        node_cpus: float,
+        labels: Mapping[str, str],
+        environment: Mapping[str, str] | None = None,
+    ):
+        self._num_cpus, self._num_nodes, self._node_cpus, self._labels = num_cpus, nodes, node_cpus, dict(labels)
         self._added = dict(environment or {})
         self._before: dict[str, str | None] = {}
 
@@ -59,6 +67,8 @@ class CrashableCluster:
         self._starter = ThreadPoolExecutor(1)
         try:
             self._cluster.add_node(num_cpus=self._num_cpus, include_dashboard=False, node_ip_address=NODE_IP)
+            for _ in range(self._num_nodes):
+                self.add_node()
         except BaseException:
             self.close()
             raise
@@ -90,8 +100,9 @@ class CrashableCluster:
             self._cluster.worker_nodes, key=lambda node: node.all_processes[PROCESS_TYPE_RAYLET][0].process.pid
         )
 
-    def add_node(self, num_cpus: float, labels: Mapping[str, str]) -> Node:
-        return self._cluster.add_node(num_cpus=num_cpus, labels=dict(labels), node_ip_address=NODE_IP)
+    def add_node(self) -> Node:
+        """Another one beside the head; returns once it is there."""
+        return self._cluster.add_node(num_cpus=self._node_cpus, labels=self._labels, node_ip_address=NODE_IP)
 
     def crash_node(self, node: Node) -> None:
         """Kill the node's raylet; its actors go with it."""
@@ -101,7 +112,9 @@ class CrashableCluster:
         """What a cloud does before it takes a spot machine back. Raises RuntimeError if the GCS does not accept it."""
         deadline_ms = int((time.time() + seconds) * 1000)
         reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-        accepted, why = GcsClient(address=self.address).drain_node(node.node_id, reason, "preempted", deadline_ms)
+        accepted, why = ray._raylet.GcsClient(address=self.address).drain_node(
+            node.node_id, reason, "preempted", deadline_ms
+        )
         if not accepted:
             raise RuntimeError(f"the drain request was not accepted: {why}")
 

@@ -15,22 +15,29 @@ LEAVE_WITHIN_S = 2.5  # `ray job stop` kills after 3 s
 
 
 class Preempted(BaseException):
-    """Raised in the main thread by SIGTERM; unwinding lets go of the cluster, and nothing has to be saved."""
+    """What SIGTERM comes to in the main thread; unwinding lets go of the cluster, and nothing has to be saved."""
 
 
 @contextmanager
 def leave_on_sigterm() -> Iterator[None]:
     """Turn SIGTERM into `Preempted`. Whatever hangs while the block is left, the process ends in time."""
+    received = threading.Event()
 
     def leave(_signal: int, _frame: object) -> None:
+        received.set()
         timer = threading.Timer(LEAVE_WITHIN_S, os._exit, (EXIT_PREEMPTED,))
         timer.daemon = True
         timer.start()
-        raise Preempted
+        # The one exception that Ray's waits let through whole.
+        raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, leave)
     try:
         yield
+    except KeyboardInterrupt:
+        if received.is_set():
+            raise Preempted from None
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 

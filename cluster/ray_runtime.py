@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray import cloudpickle
 from ray._private.state import state as ray_state
 from ray.exceptions import (
     ActorPlacementGroupRemoved,
@@ -54,9 +55,10 @@ class Host:
     def locate(self) -> ProcessInfo:
         return ProcessInfo(os.getpid(), ray.get_runtime_context().get_node_id())
 
-    def build(self, cls: type, args: tuple) -> float:
+    def build(self, blueprint: bytes) -> float:
         started = time.monotonic()
         try:
+            cls, args = cloudpickle.loads(blueprint)  # imports its libraries: part of the time it takes
             self._actor = cls(*args)
         except Exception as error:
             self._problem = error
@@ -92,7 +94,10 @@ class RayRuntime:
         if self._started_here:
             local = {"include_dashboard": False} if not address else {}
             on_sigterm = signal.getsignal(signal.SIGTERM)
+            before = signal.getsignal(signal.SIGTERM)
             ray.init(address=address or "local", logging_level=logging.WARNING, log_to_driver=False, **local)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, before)  # Ray has put its own there: it would end with another exit code
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own there, which leaves without a word
         self._node = ray.get_runtime_context().get_node_id()
@@ -122,7 +127,9 @@ class RayRuntime:
 
     def build(self, actor: RayActor) -> Ref:
         actor.is_built = True
-        return actor.handle.build.options(name=actor.task("__init__")).remote(actor.cls, actor.args)
+        return actor.handle.build.options(name=actor.task("__init__")).remote(
+            cloudpickle.dumps((actor.cls, actor.args))
+        )
 
     def beat(self, actor: RayActor) -> Ref:
         return actor.handle.beat.options(concurrency_group=HEARTBEAT).remote()

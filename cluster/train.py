@@ -328,11 +328,13 @@ class TrainingLoop:
             self.reality.evaluate(version, self.weights[version][1])
 
     def ask_for_weights(self, worker: Worker, version: int) -> Ref:
+        about, full = self.team.runtime.call(worker.actor, "weights", version, num_returns=2)
+
         def sent(_about: WeightVersion) -> None:
-            worker.loading = ""
+            if worker.loading == str(id(about)):  # not if it was asked once more
+                worker.loading = ""
 
         if worker.task is None:
-            worker.loading, worker.moved_at = "weights", self.team.runtime.clock()
-        about, full = self.team.runtime.call(worker.actor, "weights", version, num_returns=2)
+            worker.loading, worker.moved_at = str(id(about)), self.team.runtime.clock()
         self.crew.watch(about, worker, sent)
         return full

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
-from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 
@@ -15,4 +16,5 @@ def configure_process(num_threads: int) -> None:
     torch.set_num_threads(num_threads)
     torch.set_float32_matmul_precision("medium")
     transformers_logging.disable_progress_bar()
-    diffusers_logging.set_verbosity_error()
+    # Read when diffusers is first imported; importing it here would cost every process a second and a half.
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

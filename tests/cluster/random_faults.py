@@ -54,6 +54,8 @@ class History:
     disorder: float  # share of answers that are delayed, of calls that are doubled, ...
     is_elastic: bool
     num_driver_deaths: int
+    max_crashes: int = 1000  # random deaths are not to be taken for the fault of a request
+    poison: frozenset[tuple[int, int]] = frozenset()
     rng: random.Random = field(repr=False, default_factory=random.Random)
 
 
@@ -83,7 +85,7 @@ def draw(seed: int) -> History:
 
 @cache
 def config_of(*settings) -> Config:
-    updates, groups, per_request, actors, staleness, speculation, every, payload, seed = settings
+    updates, groups, per_request, actors, staleness, speculation, every, payload, max_crashes, seed = settings
     return Config.model_validate(
         {
             "seed": seed,
@@ -107,7 +109,7 @@ def config_of(*settings) -> Config:
                 "max_start_failures": 1000,
                 "backoff_s": 0.1,
                 "max_backoff_s": 0.4,
-                "max_crashes": 1000,
+                "max_crashes": max_crashes,
             },
         }
     )
@@ -123,13 +125,19 @@ def make_config(h: History) -> Config:
         h.speculation,
         h.every_updates,
         h.payload,
+        h.max_crashes,
         h.seed % 7,
     )
 
 
 @cache
 def expected(
-    seed: int, num_updates: int, groups_per_update: int, staleness: int, keep_rate: float
+    seed: int,
+    num_updates: int,
+    groups_per_update: int,
+    staleness: int,
+    keep_rate: float,
+    poison: frozenset = frozenset(),
 ) -> tuple[str, list[list[tuple[int, int]]]]:
     """Final digest and keys of the trained groups of each update, from the algorithm's definition alone."""
     digests, trained = [digest_of("untrained", seed)], []
@@ -139,10 +147,10 @@ def expected(
         batch: list = []
         attempt = 0
         while len(batch) < groups_per_update:
-            index = int(shuffled[attempt % len(STARTS)])
-            rows = rollouts_of(GroupRequest(update, attempt, index, STARTS[index], 2, seed), weights)
+            key, index = (update, attempt), int(shuffled[attempt % len(STARTS)])
+            rows = rollouts_of(GroupRequest(*key, index, STARTS[index], 2, seed), weights)
             success = outcomes_of(rows, keep_rate)
-            if 0 < success.sum() < len(rows):
+            if key not in poison and 0 < success.sum() < len(rows):
                 batch.append((rows, success))
             attempt += 1
         digests.append(trained_digest(digests[-1], batch))
@@ -209,8 +217,7 @@ class RandomFaults(Faults):
     def transport_s(self, call: Call) -> float | None:
         if not self._now_and_then():
             return 0.0
-        is_watched = True
-        return None if is_watched and self.rng.random() < 0.05 else self.rng.uniform(0, 1)
+        return None if self.rng.random() < 0.05 else self.rng.uniform(0, 1)
 
     def num_runs(self, call: Call) -> int:
         return 2 if call.method in IDEMPOTENT and self._now_and_then() else 1
@@ -288,6 +295,7 @@ def run_history(history: History, folder: Path) -> Life:
     world = SimulatedWorld(
         history.keep_rate,
         history.spool,
+        history.poison,
         damages_weights=lambda: rng.random() < 0.1 * history.disorder,
         damages_checkpoint=lambda: rng.random() < 0.5 * (history.num_strikes > 0),
     )
@@ -300,7 +308,12 @@ def run_history(history: History, folder: Path) -> Life:
         except DriverDied:
             continue
     digest, trained = expected(
-        history.seed % 7, history.num_updates, history.groups_per_update, history.staleness, history.keep_rate
+        history.seed % 7,
+        history.num_updates,
+        history.groups_per_update,
+        history.staleness,
+        history.keep_rate,
+        history.poison,
     )
     saved = world.checkpoints[history.num_updates]
     assert [list(keys) for keys in saved.trained] == trained

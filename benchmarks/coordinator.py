@@ -1,0 +1,354 @@
+"""The main loop with up to 256 simulated imagination actors at full-size service times.
+
+The loop, its pools, queue and ledger are the real ones; the actors and the clock are not (cluster/simulated_runtime.py).
+
+    python -m benchmarks.coordinator [--skip-autoscaling] [--skip-delta | --delta-run RUN]
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import typer
+
+from benchmarks.results_file import RESULTS_DIR, write_results
+from cluster.ledger import FILE_NAME, Ledger, State
+from cluster.optimization import rollout_folders
+from cluster.rollouts import Rollouts
+from cluster.simulated_actors import SimulatedWorld
+from cluster.simulated_runtime import ServiceTime, SimulatedRuntime
+from cluster.team import ModelPaths, Team
+from cluster.train import TrainingLoop
+from wmpo_ray.config import Config
+from wmpo_ray.report.charts import Series, line_chart
+from wmpo_ray.types import RolloutRequest, StartState, Verdict
+
+NAME = "coordinator"
+SERVICE_TIMES = Path(__file__).with_name("service_times.json")
+PICTURE = Path(__file__).parents[1] / "docs" / "scaling.svg"
+ACTORS = (8, 16, 32, 64, 128, 256)
+GROUPS_PER_UPDATE, GROUP_SIZE = 64, 8
+ACTORS_PER_REWARD_ACTOR = 16
+BARS = {"events_per_s": 1000.0, "busy_share_256": 0.02, "surplus_rollouts_share": 0.05}
+
+
+class Setup(NamedTuple):
+    actors: int
+    groups_per_request: int = 1
+    staleness: int = 0
+    speculation: float = 0.0
+    keep_rate: float = 0.5
+    updates: int = 4
+    heartbeat_every_s: float = 2.0
+    speed: float = 1.0  # all actors this much faster than full-size ones
+
+
+class Outcome(NamedTuple):
+    """Figures of one run; the first update, in which models are loaded, is left out of `update_s`."""
+
+    update_s: float  # virtual seconds of an update
+    driver_s: float  # seconds of the driver's own, for all updates
+    virtual_s: float
+    num_events: int  # lines of the ledger
+    surplus_share: float  # of the groups whose imagination was begun, those that no batch needed
+    groups_per_update: float  # groups whose imagination was begun
+
+
+def read_service_times(groups_per_request: int, speed: float = 1.0, path: Path = SERVICE_TIMES) -> ServiceTime:
+    """Log-normal times around the medians in the file; a request takes as long as its groups one after the other."""
+    content = json.loads(path.read_text())
+    medians = {
+        method: (entry["seconds"] * groups_per_request, entry["spread"])
+        for method, entry in content["per_group"].items()
+    }
+    medians |= {method: (entry["seconds"], entry["spread"]) for method, entry in content["per_call"].items()}
+
+    def service_time(cls: str, method: str, rng: random.Random) -> float:
+        seconds, spread = medians[method]
+        return seconds / speed * math.exp(spread * rng.gauss(0.0, 1.0))
+
+    return service_time
+
+
+class MeasuredRuntime(SimulatedRuntime):
+    """Counts the processor seconds that the simulation itself takes inside its verbs, and what is begun."""
+
+    own_s = 0.0
+
+    def __init__(self, *args: Any, **options: Any):
+        self.begun: set[tuple[int, int]] = set()
+        super().__init__(*args, **options)
+
+    def call(self, actor: Any, method: str, *args: Any, num_returns: int = 1) -> Any:
+        if method == "imagine":
+            request: RolloutRequest = args[0]
+            self.begun.update(group.key for group in request.groups)
+        return self._timed(super().call, actor, method, *args, num_returns=num_returns)
+
+    def beat(self, actor: Any) -> Any:
+        return self._timed(super().beat, actor)
+
+    def wait(self, refs: list, timeout_s: float | None = None) -> list:
+        return self._timed(super().wait, refs, timeout_s)
+
+    def _timed(self, verb: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        started = time.thread_time()
+        try:
+            return verb(*args, **options)
+        finally:
+            self.own_s += time.thread_time() - started
+
+
+class MeasuredLedger(Ledger):
+    """Notes the seconds of waiting for the disk, which are no processor time."""
+
+    def __init__(self, path: Path):
+        self.waits: list[float] = []
+        super().__init__(path)
+
+    @property
+    def waited_s(self) -> float:
+        """From the median: other processes of the machine must not count as the driver's."""
+        return statistics.median(self.waits) * len(self.waits)
+
+    def flush(self) -> None:
+        if not self._unwritten:
+            return
+        started, busy = time.perf_counter(), time.thread_time()
+        super().flush()
+        self.waits.append(max(0.0, time.perf_counter() - started - (time.thread_time() - busy)))
+
+
+class Times:
+    """A run log that only notes when updates were done."""
+
+    def __init__(self, clock: Callable[[], float]):
+        self.clock = clock
+        self.updates: list[float] = []
+
+    def metrics(self, update: int, values: dict[str, float]) -> None:
+        self.updates.append(self.clock())
+
+    def restore(self, history: list[dict]) -> set[int]:
+        return set()
+
+
+def make_config(setup: Setup) -> Config:
+    rollout = {
+        "group_size": GROUP_SIZE,
+        "groups_per_update": GROUPS_PER_UPDATE,
+        "groups_per_request": setup.groups_per_request,
+        "speculation": setup.speculation,
+        "max_attempts": 4096,
+    }
+    cluster = {
+        "imagination_actors": setup.actors,
+        "reward_actors": max(1, setup.actors // ACTORS_PER_REWARD_ACTOR),
+    }
+    return Config.model_validate(
+        {
+            "rollout": rollout,
+            "grpo": {"num_updates": setup.updates},
+            "filter": {"max_staleness": setup.staleness},
+            "evaluation": {"every_updates": 0},
+            "cluster": cluster,
+            "faults": {
+                "heartbeat_every_s": setup.heartbeat_every_s,
+                "heartbeat_timeout_s": 5 * setup.heartbeat_every_s,
+            },
+        }
+    )
+
+
+def simulate(setup: Setup, seed: int = 0) -> Outcome:
+    """One run of the real main loop, with a ledger on the disk."""
+    config = make_config(setup)
+    starts = [StartState(np.zeros((1, 2, 2, 3), np.uint8), "", index) for index in range(128)]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        world = SimulatedWorld(setup.keep_rate)
+        runtime = MeasuredRuntime(world.stand_ins(), read_service_times(setup.groups_per_request, setup.speed), seed)
+        log, ledger = Times(runtime.clock), MeasuredLedger(folder / FILE_NAME)
+        team = Team(config, runtime, ModelPaths(folder, folder, None, folder, folder))
+        loop = TrainingLoop(config, team, starts, ledger, log, Rollouts(config, team, ledger, *rollout_folders(folder)))
+        started = time.thread_time()
+        loop.run(str(folder / "policy"))
+        driver_s = time.thread_time() - started - runtime.own_s + ledger.waited_s
+        team.stop()
+        ledger.close()
+    surplus = {
+        key
+        for key, record in ledger.records.items()
+        if record.state is State.REJECTED and record.facts["verdict"] == Verdict.SURPLUS.value
+    }
+    gaps = [later - earlier for earlier, later in zip(log.updates, log.updates[1:], strict=False)]
+    return Outcome(
+        statistics.mean(gaps),
+        driver_s,
+        runtime.clock(),
+        ledger.offset,
+        len(runtime.begun & surplus) / len(runtime.begun),
+        len(runtime.begun) / setup.updates,
+    )
+
+
+# -- scaling -----------------------------------------------------------------------------------------------------
+
+VARIANTS = {
+    "on-policy": Setup(8),
+    "4 groups a request": Setup(8, groups_per_request=4),
+    "speculation 0.05": Setup(8, speculation=0.05),
+    "speculation 1": Setup(8, speculation=1.0),
+    "staleness 1": Setup(8, staleness=1),
+    "staleness 1, speculation 1": Setup(8, staleness=1, speculation=1.0),
+}
+
+
+class Point(NamedTuple):
+    actors: int
+    update_s: float
+    efficiency: float  # speed-up over 8 actors / ideal
+    surplus_share: float
+
+
+def scaling(variant: Setup, actors: Sequence[int] = ACTORS) -> list[Point]:
+    quick = variant._replace(updates=3, heartbeat_every_s=60.0)  # heartbeats take none of the actors' time
+    outcomes = [simulate(quick._replace(actors=count)) for count in actors]
+    first = outcomes[0].update_s * actors[0]
+    return [
+        Point(count, outcome.update_s, first / (outcome.update_s * count), outcome.surplus_share)
+        for count, outcome in zip(actors, outcomes, strict=True)
+    ]
+
+
+def scaling_table(curves: dict[str, list[Point]]) -> str:
+    lines = [f"{'efficiency (seconds of an update, surplus)':<44}" + "".join(f"{count:>22}" for count in ACTORS)]
+    for name, points in curves.items():
+        cells = (f"{p.efficiency:.2f} ({p.update_s:.0f} s, {p.surplus_share:.1%})" for p in points)
+        lines.append(f"{name:<44}" + "".join(f"{cell:>22}" for cell in cells))
+    return "\n".join(lines)
+
+
+STYLE = """
+svg { --grid: #e4e4e4; --soft: #555; --third: #999; background: #fff; font-family: sans-serif; }
+.tone-a { --tone: #1b6ca8; } .tone-b { --tone: #c2571a; } .tone-c { --tone: #2c8a4b; } .tone-d { --tone: #7a4fa3; }
+.tone-e { --tone: #a8324a; } .tone-f { --tone: #666; }
+.gridline { stroke: var(--grid); } .axis { stroke: var(--third); } .tick, .axis-label { fill: var(--soft); font-size: 9px; }
+.line { fill: none; stroke: var(--tone); stroke-width: 1.8; } .dashed { stroke-dasharray: 5 3; }
+.marker { fill: var(--tone); } .name { fill: var(--tone); font-size: 9px; } .value { fill: var(--soft); font-size: 9px; }
+"""
+
+
+def draw_scaling(curves: dict[str, list[Point]], path: Path = PICTURE) -> None:
+    series = [
+        Series(name, tone, [(math.log2(p.actors), p.efficiency) for p in points], stroke="solid")
+        for (name, points), tone in zip(curves.items(), "abcdef", strict=True)
+    ]
+    chart = line_chart(
+        series,
+        "Efficiency of 8 to 256 imagination actors",
+        "imagination actors (efficiency: speed-up over 8 actors / ideal)",
+        y_format="{:.2f}".format,
+        y_low=0.0,
+        x_format=lambda exponent: f"{2**exponent:g}",
+    )
+    text = str(chart).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    head, rest = text.split(">", 1)
+    path.write_text(f"{head}><style>{STYLE}</style>{rest}\n")
+
+
+def explain(curves: dict[str, list[Point]]) -> str:
+    times = json.loads(SERVICE_TIMES.read_text())
+    group_s, update_s = times["per_group"]["imagine"]["seconds"], times["per_call"]["update"]["seconds"]
+    rounds = math.log2(GROUPS_PER_UPDATE) + 1
+    return (
+        f"Where it bends: a group takes {group_s:g} s on one actor however many there are, and the learner {update_s:g} s.\n"
+        f"Without speculation a group is issued only if those before it cannot fill the batch: {GROUPS_PER_UPDATE} at first, then\n"
+        f"as many as were rejected, about {rounds:.0f} rounds at a keep rate of 0.5. From {GROUPS_PER_UPDATE} actors on every round takes one\n"
+        "group's time, and more actors have nothing to do: no more than the first round's groups are ever under way. With 4\n"
+        "groups a request the first round has a quarter as many requests: it bends four times earlier. Speculation issues\n"
+        "what may be needed ahead: fewer rounds for more surplus. Staleness 1 takes the learner's time out of the sum,\n"
+        "and fills the tail of one batch with the head of the next."
+    )
+
+
+# -- all figures -------------------------------------------------------------------------------------------------
+
+
+def measure() -> tuple[dict[str, dict[str, Any]], dict[str, list[Point]]]:
+    largest, busiest = simulate(Setup(256)), simulate(Setup(256, speed=200.0))
+    surplus = {keep: simulate(Setup(64, keep_rate=keep)).surplus_share for keep in (0.7, 0.5, 0.3)}
+    ahead = {keep: simulate(Setup(64, keep_rate=keep, speculation=0.05)).surplus_share for keep in (0.7, 0.5, 0.3)}
+    curves = {name: scaling(variant) for name, variant in VARIANTS.items()}
+    figures: dict[str, dict[str, Any]] = {
+        "events_per_s": {
+            "value": round(busiest.num_events / busiest.driver_s, 1),
+            "unit": "ledger lines / second of the driver (processor time outside the simulation, and waiting for fsync), "
+            "256 actors that are 200 times faster than full-size ones: it has little else to do",
+        },
+        "busy_share_256": {
+            "value": round(largest.driver_s / largest.virtual_s, 5),
+            "unit": "seconds of the driver / second of the run, 256 actors",
+        },
+        "surplus_rollouts_share": {
+            "value": round(max(surplus.values()), 4),
+            "unit": "of the trajectories begun, the largest at keep rates 0.7, 0.5, 0.3",
+        },
+    }
+    for name, shares in (("", surplus), ("_speculation_0.05", ahead)):
+        for keep, share in shares.items():
+            figures[f"surplus_rollouts_share_keep_{keep}{name}"] = {"value": round(share, 4), "unit": "of the begun"}
+    for name, points in curves.items():
+        figures[f"scaling, {name}"] = {
+            "value": [round(point.efficiency, 3) for point in points],
+            "unit": f"speed-up over 8 actors / ideal, with {ACTORS} actors",
+        }
+    return figures, curves
+
+
+def other_figures(skip_autoscaling: bool, delta_run: Path | None) -> dict[str, dict[str, Any]]:
+    """Figures of other benchmarks that stand in the same file; those not measured now are kept as they are."""
+    path = RESULTS_DIR / f"{NAME}.json"
+    known = json.loads(path.read_text())["figures"] if path.exists() else {}
+    figures = {key: value for key, value in known.items() if key.startswith(("autoscale_", "delta_"))}
+    if not skip_autoscaling:
+        from benchmarks import autoscaling
+
+        seconds = autoscaling.measure()
+        figures |= {key: {"value": seconds[key], "unit": "s"} for key in ("autoscale_up_s", "autoscale_down_s")}
+    if delta_run is not None:
+        from benchmarks import weight_delta
+
+        figures |= weight_delta.measure(delta_run)
+    return figures
+
+
+def main(
+    skip_autoscaling: Annotated[bool, typer.Option(help="Do not start a cluster that scales.")] = False,
+    skip_delta: Annotated[bool, typer.Option(help="Do not measure the share of weights that change.")] = False,
+    delta_run: Annotated[Path | None, typer.Option(help="Folder of a demo run that has passed the gate.")] = None,
+) -> None:
+    if not skip_delta and delta_run is None:
+        raise typer.BadParameter("--delta-run names the run to measure on; or --skip-delta")
+    figures, curves = measure()
+    figures |= other_figures(skip_autoscaling, None if skip_delta else delta_run)
+    draw_scaling(curves)
+    write_results(NAME, figures, "python -m benchmarks.coordinator")
+    print(scaling_table(curves))
+    print(explain(curves))
+    for key, figure in figures.items():
+        bar = f"   (bar {BARS[key]:g})" if key in BARS else ""
+        print(f"{key}: {figure['value']} {figure['unit']}{bar}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,278 @@
+"""Random faults under the demo's GRPO stage, compared with the run that nothing happens to: benchmarks/results/soak.json.
+
+    python -m benchmarks.soak --faults 100 [--run DIR] [--seed 0] [--keep DIR] [--set KEY=VALUE ...]
+
+Actors, nodes, the GCS and the driver of a run on a cluster of this machine are killed, stopped and preempted at random
+moments. A round ends with the stage; rounds follow each other until there have been enough faults.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from benchmarks.results_file import write_results
+from benchmarks.soak_cluster import CrashableCluster
+from benchmarks.soak_faults import ROOT, Driver, Fault, Tormentor
+from benchmarks.soak_ledger import LedgerWatch, Recoveries, recoveries
+from benchmarks.soak_picture import draw
+from wmpo_ray.config_loading import config_to_json, load_config
+from wmpo_ray.errors import UserError
+from wmpo_ray.files import atomic_write
+from wmpo_ray.run_state import CONFIG, RunFolder
+
+STAGE = "optimize"
+STAGE_SECTIONS = ("rollout", "filter", "grpo", "evaluation")  # of the config: those that concern no earlier stage
+NUM_NODES, NODE_CPUS = 2, 2.0  # beside the head; they come and go
+POOL = {"pool": "extra"}  # their label
+MEAN_PAUSE_S, MIN_PAUSE_S, MAX_PAUSE_S = 7.0, 1.0, 20.0  # between faults
+POLL_S = 0.2
+# A fault every few seconds is more than any run is meant to put up with.
+PATIENCE = {
+    "faults.heartbeat_every_s": "1",
+    "faults.heartbeat_timeout_s": "8",
+    "faults.max_start_failures": "100",
+    "faults.max_crashes": "100",
+    "faults.backoff_s": "0.1",
+    "faults.max_backoff_s": "2",
+    "cluster.imagination_actors": "2",
+    "placement.imagination.labels": '["pool=extra"]',
+}
+
+
+Show = Callable[[int, int], None]  # told of (faults, groups trained) of the round
+
+
+@dataclass
+class Round:
+    """What happened in one run from the gate to the end of the stage."""
+
+    started: float  # clock on the wall
+    faults: list[Fault] = field(default_factory=list)
+    seconds: float = 0.0
+    digest: str = ""
+    lost: int = 0
+    trained_twice: int = 0
+    imagined_again: int = 0
+    drivers: int = 0
+    driver_crashes: list[tuple[int, str]] = field(default_factory=list)
+    account: dict[str, Any] = field(default_factory=dict)
+    recoveries: Recoveries = field(default_factory=Recoveries)
+    progress: list[tuple[float, int]] = field(default_factory=list)  # (seconds, groups trained)
+
+
+class Soak:
+    """`run`: folder of a run with every stage up to the gate done; `folder`: where the copies go."""
+
+    def __init__(self, run: Path, folder: Path, settings: Sequence[str], seed: int):
+        self.run, self.folder, self.settings = run, folder, list(settings)
+        self.chance = random.Random(seed)
+        self.rounds: list[Round] = []
+
+    # -- the run that nothing happens to -------------------------------------------------------------------------
+
+    def reference(self) -> tuple[str, LedgerWatch]:
+        """Digest of its final weights, and its ledger; one that is there is not run again."""
+        folder = self.folder / "reference"
+        if not (folder.exists() and RunFolder(folder).is_done(STAGE)):
+            shutil.rmtree(folder, ignore_errors=True)
+            self._copy(folder)
+            subprocess.run(self._command(folder, []), cwd=ROOT, check=True)
+        watch = LedgerWatch(folder)
+        watch.read()
+        return digest_of(folder), watch
+
+    def _copy(self, folder: Path) -> None:
+        """The run, set to what is asked of the stage."""
+        shutil.copytree(self.run, folder, ignore=shutil.ignore_patterns("report"))
+        config, wanted = RunFolder(folder).config, load_config("demo", self.settings)
+        config = config.model_copy(update={section: getattr(wanted, section) for section in STAGE_SECTIONS})
+        atomic_write(folder / CONFIG, config_to_json(config))
+
+    def _command(self, folder: Path, settings: Sequence[str]) -> list[str]:
+        command = [sys.executable, "-m", "wmpo_ray", "stage", STAGE, "demo", "--out", str(folder), "--resume"]
+        return command + [word for setting in (*self.settings, *settings) for word in ("--set", setting)]
+
+    # -- the runs that it happens to -----------------------------------------------------------------------------
+
+    def torment(self, num_faults: int, reference: LedgerWatch) -> None:
+        """Rounds until there have been so many faults; the last one ends undisturbed."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with (
+            CrashableCluster(1, NUM_NODES, NODE_CPUS, POOL) as cluster,
+            Progress(*columns, console=Console(stderr=True)) as bars,
+        ):
+            ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+            try:
+                bar = bars.add_task("faults", total=num_faults)
+                while (done := sum(len(one.faults) for one in self.rounds)) < num_faults:
+                    groups = bars.add_task(f"groups, round {len(self.rounds) + 1}", total=len(reference.trained))
+
+                    def show(faults: int, trained: int, before: int = done, groups: TaskID = groups) -> None:
+                        bars.update(bar, completed=before + faults)
+                        bars.update(groups, completed=trained)
+
+                    self._round(cluster, num_faults - done, reference, show)
+            finally:
+                ray.shutdown()
+
+    def _round(self, cluster: CrashableCluster, num_faults: int, reference: LedgerWatch, show: Show) -> None:
+        folder = self.folder / f"round-{len(self.rounds) + 1}"
+        shutil.rmtree(folder, ignore_errors=True)
+        self._copy(folder)
+        patience = [f"{key}={value}" for key, value in PATIENCE.items()]
+        watch, this = LedgerWatch(folder), Round(time.time())
+        driver = Driver(
+            self._command(folder, [*patience, f"cluster.address={cluster.address}"]), self.folder / f"{folder.name}.log"
+        )
+        tormentor = Tormentor(cluster, driver, self.chance, watch.read)
+        next_fault = time.time() + self._pause()
+        try:
+            while not driver.is_done:
+                is_due = len(this.faults) < num_faults and time.time() >= next_fault
+                if is_due and (fault := tormentor.inject()) is not None:
+                    this.faults.append(fault)
+                    next_fault = time.time() + self._pause()
+                watch.read()
+                this.progress.append((time.time() - this.started, len(watch.trained)))
+                show(len(this.faults), len(watch.trained))
+                time.sleep(POLL_S)
+        finally:
+            driver.kill()
+        watch.read()
+        self._close(this, folder, watch, reference, driver)
+
+    def _pause(self) -> float:
+        return min(max(self.chance.expovariate(1 / MEAN_PAUSE_S), MIN_PAUSE_S), MAX_PAUSE_S)
+
+    def _close(self, this: Round, folder: Path, watch: LedgerWatch, reference: LedgerWatch, driver: Driver) -> None:
+        this.seconds = time.time() - this.started
+        this.digest, this.drivers, this.driver_crashes = digest_of(folder), driver.num_starts, driver.crashes
+        account = watch.account()
+        this.lost = account.waiting + account.in_flight + len(reference.trained - watch.trained)
+        this.trained_twice, this.imagined_again = watch.num_trained_twice, watch.num_imagined_again
+        this.account = {**account._asdict(), "balances": account.balances, "verdicts": watch.verdicts()}
+        this.recoveries = recoveries(folder, this.faults)
+        self.rounds.append(this)
+        facts = {**vars(this), "recoveries": vars(this.recoveries)}
+        (self.folder / f"{folder.name}.json").write_text(json.dumps(facts, indent=1))
+
+
+def digest_of(folder: Path) -> str:
+    return RunFolder(folder).figures(STAGE)["weights"]
+
+
+def check_run(run: Path) -> None:
+    """Raises UserError where a folder cannot be copied and gone on with."""
+    state = RunFolder(run)
+    if not state.is_done("gate") or state.is_done(STAGE) or any(state.checkpoints.iterdir()):
+        raise UserError(f"{run}: it must be done up to the gate and not begun {STAGE}; leave --run out to make one")
+
+
+def make_run(folder: Path, settings: Sequence[str]) -> Path:
+    command = [sys.executable, "-m", "wmpo_ray", "run", "demo", "--out", str(folder), "--until", "gate", "--resume"]
+    command += [word for setting in settings for word in ("--set", setting)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    return folder
+
+
+# -- the figures -------------------------------------------------------------------------------------------------
+
+
+def figures_of(rounds: Sequence[Round], reference: str) -> dict[str, dict[str, Any]]:
+    faults = [fault for one in rounds for fault in one.faults]
+    gcs = [fault.recovery_s for fault in faults if fault.recovery_s is not None]
+    actors = [pair for one in rounds for pair in one.recoveries.actors]
+    nodes = [seconds for one in rounds for seconds in one.recoveries.nodes]
+
+    def count(kind: str) -> int:
+        return sum(fault.kind == kind for fault in faults)
+
+    figures: dict[str, tuple[float, str]] = {
+        "faults": (len(faults), "injected"),
+        "groups_lost": (sum(one.lost for one in rounds), "groups"),
+        "groups_trained_twice": (sum(one.trained_twice for one in rounds), "groups"),
+        "weights_identical": (float(all(one.digest == reference for one in rounds)), "1: in every round"),
+        "admitted_groups_imagined_again": (sum(one.imagined_again for one in rounds), "groups"),
+        "driver_kills": (count("kill driver") + count("preempt driver"), "kill -9 and SIGTERM"),
+        "driver_crashes": (sum(len(one.driver_crashes) for one in rounds), "ends that nobody brought about"),
+        "node_removals": (count("remove node"), "faults"),
+        "gcs_kills": (count("kill gcs"), "faults"),
+        "rounds": (len(rounds), "runs of the stage"),
+        "seconds": (round(sum(one.seconds for one in rounds), 1), "s, all rounds"),
+    }
+    without, with_load = [seconds - load for seconds, load in actors], [seconds for seconds, _ in actors]
+    for name, values, unit in (
+        ("actor_recovery", without, "s, without loading libraries and models"),
+        ("actor_recovery_with_load", with_load, "s"),
+        ("node_recovery", nodes, "s, from the kill of the raylet until its actors serve"),
+        ("gcs_recovery", gcs, "s, from its restart until a new actor answers"),
+    ):
+        if values:
+            figures[f"{name}_p50_s"] = (round(float(np.percentile(values, 50)), 3), unit)
+            figures[f"{name}_p95_s"] = (round(float(np.percentile(values, 95)), 3), unit)
+    for name in ("node_recovery", "gcs_recovery"):
+        if f"{name}_p95_s" in figures:
+            figures[f"{name}_s"] = figures.pop(f"{name}_p95_s")
+    return {name: {"value": value, "unit": unit} for name, (value, unit) in figures.items()}
+
+
+def tables(rounds: Sequence[Round], reference: str, figures: dict[str, dict[str, Any]]) -> list[Table]:
+    rows = Table("round", "faults", "drivers", "seconds", "issued", "trained", "rejected", "lost", "twice", "weights")
+    for number, one in enumerate(rounds, 1):
+        account = one.account
+        told = [number, len(one.faults), one.drivers, f"{one.seconds:.0f}"]
+        told += [account["issued"], account["trained"], account["rejected"], one.lost, one.trained_twice]
+        rows.add_row(*map(str, told), "identical" if one.digest == reference else f"[red]{one.digest}[/red]")
+    values = Table("figure", "value", "")
+    for name, figure in figures.items():
+        values.add_row(name, f"{figure['value']:g}", figure["unit"])
+    return [rows, values]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--faults", type=int, default=100)
+    parser.add_argument("--run", type=Path, help="a run done up to the gate; it is copied (default: one is made)")
+    parser.add_argument("--seed", type=int, default=0, help="of the faults and their moments")
+    parser.add_argument("--keep", type=Path, help="folder for the copies; they are deleted if it is left out")
+    parser.add_argument(
+        "--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="for the stage"
+    )
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        run = arguments.run or make_run(folder / "run", arguments.settings)
+        check_run(run)
+        soak = Soak(run, folder, arguments.settings, arguments.seed)
+        reference, ledger = soak.reference()
+        soak.torment(arguments.faults, ledger)
+    figures = figures_of(soak.rounds, reference)
+    for table in tables(soak.rounds, reference, figures):
+        Console().print(table)
+    command = f"python -m benchmarks.soak --faults {arguments.faults} --seed {arguments.seed}"
+    print(write_results("soak", figures, " ".join([command, *(f"--set {s}" for s in arguments.settings)])))
+    longest = max(soak.rounds, key=lambda one: len(one.faults))
+    (ROOT / "docs" / "soak.svg").write_text(draw(longest.started, longest.progress, longest.faults))
+
+
+if __name__ == "__main__":
+    main()
