@@ -1,4 +1,4 @@
-"""From the ledger back into the queue: what was imagined for updates that are not done is not imagined again."""
+"""The driver's or the learner's restart: back to the checkpoint, with what the ledger knows of the updates behind it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,34 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cluster.actor_pool import Worker
 from cluster.ledger import Key, Record, State
 from cluster.rollouts import Handle
 from wmpo_ray.data.rollout_spool import SpoolError, check_spooled
-from wmpo_ray.types import Group, GroupRequest, RolloutRequest, Verdict
+from wmpo_ray.group_queue import GroupQueue
+from wmpo_ray.types import Group, GroupRequest, LearnerState, RolloutRequest, Verdict, WeightVersion
 
 if TYPE_CHECKING:
     from cluster.train import TrainingLoop
+
+
+def restart(loop: TrainingLoop, worker: Worker, state: LearnerState) -> None:
+    """Go on from the learner's checkpoint: what later updates held is taken back, and entered again where it is kept."""
+    version = state.version.num_updates
+    for key in state.trained:  # the driver went before it could enter them
+        if loop.ledger.state(key) is State.ADMITTED:
+            loop.ledger.append(State.TRAINED, key, version=version)
+    taken = loop.ledger.restored(version)
+    loop.crew.cancel(lambda task: task.role in ("imagination", "reward", "learner"))
+    loop.rollouts.queue, loop.training, loop.next_update = GroupQueue(loop.config), None, version
+    loop.offered = -1
+    loop.weights = {}
+    for needed in range(loop.weights_for(version), version + 1):
+        full = loop.ask_for_weights(worker, needed)
+        loop.weights[needed] = (WeightVersion(needed, state.digests[needed]), full, None)
+    reinstate(loop, taken)
+    if version not in loop.log.restore(state.history):
+        loop.reality.evaluate(version, loop.weights[version][1])
 
 
 def reinstate(loop: TrainingLoop, taken: dict[Key, Record]) -> None:

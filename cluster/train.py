@@ -20,7 +20,7 @@ from cluster.actor_pool import Worker
 from cluster.crew import Joined, Task
 from cluster.ledger import Ledger, State
 from cluster.reality import Evaluated, Reality
-from cluster.recovery import reinstate
+from cluster.recovery import restart
 from cluster.rollouts import Imagined, Rollouts, Scored, for_learner
 from cluster.run_log import RunLog
 from cluster.runtime import ActorLostError, Ref
@@ -297,7 +297,7 @@ class TrainingLoop:
         if before is None:
             self.resumed_from = state.version.num_updates
         if before is None or state.version.num_updates < before.num_updates:
-            self.restart_from(event)
+            restart(self, event.worker, state)
         elif state.version.num_updates > before.num_updates:
             # The step is in the checkpoint, only its answer was lost.
             result = UpdateResult(state.version, {k: v for k, v in state.history[-1].items() if k != "update"})
@@ -307,25 +307,6 @@ class TrainingLoop:
             self.keep_weights(state.version, self.ask_for_weights(event.worker, version), None)
             if self.training is not None:
                 self.train(self.training)
-
-    def restart_from(self, event: LearnerRestored) -> None:
-        """Take back what later checkpoints held; groups whose rollouts are still there are not imagined again."""
-        state = event.state
-        version = state.version.num_updates
-        for key in state.trained:  # the driver went before it could enter them
-            if self.ledger.state(key) is State.ADMITTED:
-                self.ledger.append(State.TRAINED, key, version=version)
-        taken = self.ledger.restored(version)
-        self.crew.cancel(lambda task: task.role in ("imagination", "reward", "learner"))
-        self.rollouts.queue, self.training, self.next_update = GroupQueue(self.config), None, version
-        self.offered = -1
-        self.weights = {}
-        for needed in range(self.weights_for(version), version + 1):
-            full = self.ask_for_weights(event.worker, needed)
-            self.weights[needed] = (WeightVersion(needed, state.digests[needed]), full, None)
-        reinstate(self, taken)
-        if version not in self.log.restore(state.history):
-            self.reality.evaluate(version, self.weights[version][1])
 
     def ask_for_weights(self, worker: Worker, version: int) -> Ref:
         about, full = self.team.runtime.call(worker.actor, "weights", version, num_returns=2)
