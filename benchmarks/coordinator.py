@@ -315,7 +315,7 @@ def measure() -> tuple[dict[str, dict[str, Any]], dict[str, list[Point]]]:
     return figures, curves
 
 
-def other_figures(skip_autoscaling: bool, delta_run: Path | None) -> dict[str, dict[str, Any]]:
+def other_figures(skip_autoscaling: bool, skip_delta: bool, delta_run: Path | None) -> dict[str, dict[str, Any]]:
     """Figures of other benchmarks that stand in the same file; those not measured now are kept as they are."""
     path = RESULTS_DIR / f"{NAME}.json"
     known = json.loads(path.read_text())["figures"] if path.exists() else {}
@@ -325,22 +325,23 @@ def other_figures(skip_autoscaling: bool, delta_run: Path | None) -> dict[str, d
 
         seconds = autoscaling.measure()
         figures |= {key: {"value": seconds[key], "unit": "s"} for key in ("autoscale_up_s", "autoscale_down_s")}
-    if delta_run is not None:
+    if not skip_delta:
         from benchmarks import weight_delta
 
-        figures |= weight_delta.measure(delta_run)
+        with tempfile.TemporaryDirectory() as folder:
+            figures |= weight_delta.measure(delta_run or weight_delta.make_run(Path(folder) / "demo"))
     return figures
 
 
 def main(
     skip_autoscaling: Annotated[bool, typer.Option(help="Do not start a cluster that scales.")] = False,
     skip_delta: Annotated[bool, typer.Option(help="Do not measure the share of weights that change.")] = False,
-    delta_run: Annotated[Path | None, typer.Option(help="Folder of a demo run that has passed the gate.")] = None,
+    delta_run: Annotated[
+        Path | None, typer.Option(help="Folder of a demo run that has passed the gate; made if absent.")
+    ] = None,
 ) -> None:
-    if not skip_delta and delta_run is None:
-        raise typer.BadParameter("--delta-run names the run to measure on; or --skip-delta")
     figures, curves = measure()
-    figures |= other_figures(skip_autoscaling, None if skip_delta else delta_run)
+    figures |= other_figures(skip_autoscaling, skip_delta, delta_run)
     draw_scaling(curves)
     write_results(NAME, figures, "python -m benchmarks.coordinator")
     print(scaling_table(curves))

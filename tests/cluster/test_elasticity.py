@@ -124,7 +124,10 @@ class Head:
 
 
 def test_a_request_is_sent_once_and_withdrawn_once():
-    config = config_with(placement={"imagination": {"cpus": 2, "labels": ["zone=a"]}, "reward": {}, "learner": {}})
+    nothing = {"cpus": 0}
+    config = config_with(
+        placement={"imagination": {"cpus": 2, "labels": ["zone=a"]}, "reward": nothing, "learner": nothing}
+    )
     head = Head()
     autoscaler = Autoscaler(head)
     autoscaler.withdraw()
