@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from cluster.preemption import is_leaving
 from cluster.progress import Reporter
 from cluster.runtime import Runtime
 from wmpo_ray.config import Config
@@ -30,7 +31,8 @@ class RunContext:
         return self._runtime
 
     def close(self) -> None:
-        if self._runtime is not None:
+        # A cluster that was started here ends with this process; taking it down in order takes longer than there is.
+        if self._runtime is not None and not is_leaving():
             self._runtime.shutdown()
 
     # -- what stages leave for each other ------------------------------------------------------------------------

@@ -4,42 +4,64 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 EXIT_PREEMPTED = 75  # "temporary failure" in sysexits.h: run the same command again
-LEAVE_WITHIN_S = 2.5  # `ray job stop` kills after 3 s
+LEAVE_WITHIN_S = 2.0  # `ray job stop` kills after 3 s
 
 
 class Preempted(BaseException):
     """What SIGTERM comes to in the main thread; unwinding lets go of the cluster, and nothing has to be saved."""
 
 
+_leaving = threading.Event()
+
+
+def is_leaving() -> bool:
+    """Whether SIGTERM has come: only what others would miss is still worth the time."""
+    return _leaving.is_set()
+
+
 @contextmanager
 def leave_on_sigterm() -> Iterator[None]:
     """Turn SIGTERM into `Preempted`. Whatever hangs while the block is left, the process ends in time."""
-    received = threading.Event()
 
     def leave(_signal: int, _frame: object) -> None:
-        received.set()
-        timer = threading.Timer(LEAVE_WITHIN_S, os._exit, (EXIT_PREEMPTED,))
-        timer.daemon = True
-        timer.start()
+        _leaving.set()
         # The one exception that Ray's waits let through whole.
         raise KeyboardInterrupt
 
+    _leaving.clear()
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    # Python's handlers wait for the main thread; the wake-up byte is written when the signal comes.
+    wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_end_in_time, args=(ours,), daemon=True).start()
     before = signal.signal(signal.SIGTERM, leave)
     try:
         yield
     except KeyboardInterrupt:
-        if received.is_set():
+        if is_leaving():
             raise Preempted from None
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.set_wakeup_fd(wakeup)
+        if not is_leaving():
+            theirs.close()
+
+
+def _end_in_time(signals: socket.socket) -> None:
+    while number := signals.recv(1):
+        if number[0] == signal.SIGTERM:
+            time.sleep(LEAVE_WITHIN_S)
+            os._exit(EXIT_PREEMPTED)
 
 
 def restart_on_crash(arguments: Sequence[str], restarts: int, tell: Callable[[str], None]) -> int:
