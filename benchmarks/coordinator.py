@@ -209,7 +209,7 @@ VARIANTS = {
     "speculation 0.05": Setup(8, speculation=0.05),
     "speculation 1": Setup(8, speculation=1.0),
     "staleness 1": Setup(8, staleness=1),
-    "staleness 1, speculation 1": Setup(8, staleness=1, speculation=1.0),
+    "both of these": Setup(8, staleness=1, speculation=1.0),
 }
 
 

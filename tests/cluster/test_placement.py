@@ -30,7 +30,11 @@ from cluster.plan_tables import print_fit
 from wmpo_ray.config import Config
 from wmpo_ray.errors import ConfigError, UserError
 
-GPUS = {"imagination": {"gpus": 0.5, "cpus": 1}, "reward": {"gpus": 0.2}, "learner": {"gpus": 0.3, "cpus": 2}}
+GPUS = {
+    "imagination": {"gpus": 0.5, "cpus": 1},
+    "reward": {"gpus": 0.2, "cpus": 0},
+    "learner": {"gpus": 0.3, "cpus": 2},
+}
 TIMEOUT_S = 60
 FAST_HEALTH_CHECKS = {
     "health_check_initial_delay_ms": 1000,
@@ -99,8 +103,8 @@ def test_more_than_one_shared_gpu_is_refused_and_the_keys_are_named():
 def test_roles_that_share_a_bundle_share_its_node():
     config = config_with(
         "collocated",
-        imagination={"gpus": 0.5, "accelerator_type": "H100", "labels": ["zone=a"]},
-        learner={"labels": ["market=spot"]},
+        imagination={"cpus": 0, "gpus": 0.5, "accelerator_type": "H100", "labels": ["zone=a"]},
+        learner={"cpus": 0, "labels": ["market=spot"]},
     )
     bundle = bundle_of(config, "learner")
     assert bundle.resources == {"CPU": pytest.approx(0.3), "GPU": 0.5, "accelerator_type:H100": 0.001}
@@ -145,7 +149,7 @@ def test_a_shared_bundle_goes_with_the_last_actor_in_it():
 
 def test_nothing_is_reserved_in_one_process_and_for_roles_that_ask_for_nothing():
     assert PlacementBook(config_with(**GPUS), None).place("imagination", 0) == Resources(1, 0.5)
-    book = PlacementBook(config_with(reward={"labels": ["zone=a"]}), pytest.fail)
+    book = PlacementBook(config_with(reward={"cpus": 0, "labels": ["zone=a"]}), pytest.fail)
     assert book.place("environment") == Resources()
     assert ray_options(book.place("reward", 0))["label_selector"] == {"zone": "a"}
     book.release("reward", 0)
