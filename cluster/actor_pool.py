@@ -87,7 +87,7 @@ class ActorPool:
 
     def fill(self) -> None:
         """Make up the number of workers that are to be there; they are started at the next turn."""
-        if self.is_single and self.workers:
+        if self.size >= self.target or (self.is_single and self.workers):
             return
         taken = {worker.index for worker in self.workers}
         free = (index for index in range(len(taken) + self.target) if index not in taken)

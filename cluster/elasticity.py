@@ -76,20 +76,28 @@ class WorkerTargets:
         self._scored = _Rate()
         self._eaten = _Rate()
         self._last = Targets(0, 0)
+        self._is_new = True  # something was measured since the last answer
+        self._had_work = True
 
     def imagined(self, num_groups: int, seconds: float) -> None:
         """One request was imagined: its groups, and how long one worker was busy with it."""
+        self._is_new = True
         self._imagined.add(num_groups, seconds)
 
     def scored(self, num_groups: int, seconds: float) -> None:
+        self._is_new = True
         self._scored.add(num_groups, seconds)
 
     def updated(self, num_settled: int, seconds: float) -> None:
         """One update was done: groups that were imagined for it, rejected ones included, and the learner's seconds."""
+        self._is_new = True
         self._eaten.add(num_settled, seconds)
 
     def targets(self, has_work: bool = True) -> Targets:
         """The numbers to have now. Without a measurement: the smallest, but one of each if there is work."""
+        if has_work == self._had_work and not self._is_new:
+            return self._last
+        self._had_work, self._is_new = has_work, False
         rollout, cluster = self.config.rollout, self.config.cluster
         staleness = self.config.filter.max_staleness
         most_useful = math.ceil((staleness + 1) * rollout.groups_per_update / rollout.groups_per_request)

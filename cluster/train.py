@@ -66,6 +66,7 @@ class TrainingLoop:
         self.weights: dict[int, tuple[WeightVersion, Ref, Ref | None]] = {}
         self.num_learner_losses = 0  # under the update that is being trained
         self.num_requests = 0
+        self._orders: dict[int, np.ndarray] = {}
         self.saved: str | None = None
         self.resumed_from = 0
         self.busy_s = 0.0  # what the loop itself took, without its waits
@@ -138,7 +139,7 @@ class TrainingLoop:
     def next_request(self, update: int) -> RolloutRequest:
         """The next groups in issue order: a fresh shuffle of the start states for every update, walked in a circle."""
         first = self.queue.num_issued(update)
-        shuffled = np.random.default_rng(seed_for(self.config.seed, "starts", update)).permutation(len(self.starts))
+        shuffled = self.shuffled(update)
         groups = []
         for attempt in range(first, first + self.config.rollout.groups_per_request):
             index = int(shuffled[attempt % len(self.starts)])
@@ -156,6 +157,13 @@ class TrainingLoop:
         for group in groups:
             self.ledger.append(State.ISSUED, group.key, start=group.start_index, weights=request.weights)
         return request
+
+    def shuffled(self, update: int) -> np.ndarray:
+        """The order of the start states for an update."""
+        if update not in self._orders:
+            order = np.random.default_rng(seed_for(self.config.seed, "starts", update)).permutation(len(self.starts))
+            self._orders = {update: order, **{u: o for u, o in self._orders.items() if u >= self.next_update}}
+        return self._orders[update]
 
     def settle(self, event: Scored) -> None:
         if self.version is None:
