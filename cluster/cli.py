@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from cluster.preemption import EXIT_PREEMPTED, Preempted, leave_on_sigterm, restart_on_crash
+from cluster.preemption import Preempted, end_now, leave_on_sigterm, restart_on_crash
 from wmpo_ray.config_loading import config_to_toml, describe_errors, list_presets, load_config
 from wmpo_ray.errors import UserError
 
@@ -49,7 +49,7 @@ class OneLineErrors(TyperGroup):
             raise typer.Exit(INTERRUPTED) from None
         except Preempted:
             typer.echo("preempted: the same command with --resume goes on from here", err=True)
-            raise typer.Exit(EXIT_PREEMPTED) from None
+            end_now()
 
 
 def _fail(message: str) -> None:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NoReturn
 
 EXIT_PREEMPTED = 75  # "temporary failure" in sysexits.h: run the same command again
 LEAVE_WITHIN_S = 2.0  # `ray job stop` kills after 3 s
@@ -55,6 +56,13 @@ def leave_on_sigterm() -> Iterator[None]:
         signal.set_wakeup_fd(wakeup)
         if not is_leaving():
             theirs.close()
+
+
+def end_now() -> NoReturn:
+    """End this process as preempted, without what Python and Ray still do at an exit: it takes seconds."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(EXIT_PREEMPTED)
 
 
 def _end_in_time(signals: socket.socket) -> None:

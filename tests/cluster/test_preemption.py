@@ -46,7 +46,7 @@ def test_told_to_leave_it_is_gone_within_three_seconds_and_goes_on_later(tmp_pat
     assert process.wait() == EXIT_PREEMPTED
     assert time.monotonic() - started < 3.0
     assert "--resume goes on from here" in process.stderr.read()
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60  # its cluster ends by itself once the driver is gone
     while left := [pid for pid in others if Path(f"/proc/{pid}").exists()]:
         assert time.monotonic() < deadline, f"processes {left} were left behind"
         time.sleep(0.1)
