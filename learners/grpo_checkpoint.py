@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from wmpo_ray.batching import Batch
 from wmpo_ray.checkpoint import (
+    META,
     Checkpoint,
     load_checkpoint,
     optimizer_from_tensors,
@@ -22,8 +24,31 @@ from wmpo_ray.config import CheckpointConfig
 from wmpo_ray.errors import UserError
 from wmpo_ray.files import remove_directory
 from wmpo_ray.interfaces import Policy
+from wmpo_ray.untrusted import check_tensors
 
 IN_UPDATE = "in-update"
+
+_Number = Annotated[int, Field(ge=0)]
+
+
+class _UpdateFacts(BaseModel):
+    """What a run goes on from, as far as it is read again."""
+
+    model_config = ConfigDict(strict=True)
+    num_updates: _Number
+    num_skipped: _Number
+    metrics: list[dict[str, Any]]
+    digests: dict[str, str]
+    groups: list[Annotated[list[_Number], Field(min_length=2, max_length=2)]]
+    earlier: list[_Number]
+    optimizer: dict[str, Any]
+
+
+class _StepFacts(BaseModel):
+    model_config = ConfigDict(strict=True)
+    parts: list[dict[str, float | None]]
+    num_skipped: _Number
+    optimizer: dict[str, Any]
 
 
 class GrpoCheckpoints:
@@ -45,6 +70,7 @@ class GrpoCheckpoints:
         """Put the newest whole checkpoint into policy and optimizer; None if there has never been one."""
         checkpoint = load_checkpoint(self.root, problems.append)
         if checkpoint is not None:
+            _check_facts(checkpoint, _UpdateFacts)
             self._restore(checkpoint)
         return checkpoint
 
@@ -59,8 +85,9 @@ class GrpoCheckpoints:
             checkpoint = load_checkpoint(self.root / IN_UPDATE, lambda problem: None)
         except UserError:
             return None  # damaged: the update starts from its beginning
-        if checkpoint is None or (checkpoint.meta["update"], checkpoint.meta["signature"]) != (update, signature):
+        if checkpoint is None or [checkpoint.meta.get(key) for key in ("update", "signature")] != [update, signature]:
             return None
+        _check_facts(checkpoint, _StepFacts)
         self._restore(checkpoint)
         return checkpoint.meta
 
@@ -77,10 +104,30 @@ class GrpoCheckpoints:
         return tensors | {f"optimizer.{name}": tensor for name, tensor in state.items()}, meta
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        self.policy.load_state_dict(with_prefix(checkpoint.tensors, "policy."))
-        optimizer_from_tensors(
-            self.optimizer, with_prefix(checkpoint.tensors, "optimizer."), checkpoint.meta["optimizer"]
-        )
+        weights = with_prefix(checkpoint.tensors, "policy.")
+        check_tensors(f"{checkpoint.path}, policy", weights, self.policy.state_dict())
+        for version in checkpoint.meta.get("earlier", ()):
+            earlier = with_prefix(checkpoint.tensors, f"earlier-{version}.")
+            check_tensors(f"{checkpoint.path}, earlier weights {version}", earlier, self.policy.state_dict())
+        self.policy.load_state_dict(weights)
+        try:
+            optimizer_from_tensors(
+                self.optimizer, with_prefix(checkpoint.tensors, "optimizer."), checkpoint.meta["optimizer"]
+            )
+        except ValueError as error:
+            raise UserError(f"{checkpoint.path}: {error}; use the config that it was made with") from error
+
+
+def _check_facts(checkpoint: Checkpoint, kind: type[BaseModel]) -> None:
+    try:
+        kind.model_validate(checkpoint.meta)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"{checkpoint.path / META} is no checkpoint of this program: {key}: {first['msg']}; "
+            "delete the folder to go on from the checkpoint before it"
+        ) from error
 
 
 def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from wmpo_ray.checkpoint import load_checkpoint, optimizer_from_tensors, optimizer_to_tensors, save_checkpoint
 from wmpo_ray.errors import UserError
+from wmpo_ray.untrusted import check_tensors
 
 Part = nn.Module | torch.optim.Optimizer | torch.Generator | Sequence[Tensor]
 Parts = Mapping[str, Part]  # by names without a dot
@@ -47,6 +48,7 @@ class TrainingCheckpoints:
         """Put the newest whole checkpoint into the parts, in place; returns its step and numbers.
 
         None, and the parts untouched, where there is none: the training then starts anew and only time is lost.
+        Raises `UserError` for one that is whole and does not fit the parts.
         """
         if self.folder is None:
             return None
@@ -57,7 +59,11 @@ class TrainingCheckpoints:
             return None
         if checkpoint is None:
             return None
-        _unpack(parts, checkpoint.tensors, checkpoint.meta)
+        _check(str(checkpoint.path), parts, checkpoint.tensors, checkpoint.meta)
+        try:
+            _unpack(parts, checkpoint.tensors, checkpoint.meta)
+        except ValueError as error:
+            raise UserError(f"{checkpoint.path}: {error}; delete {self.folder} to start the stage anew") from error
         self.report(f"{checkpoint.path}: going on from step {checkpoint.step}")
         numbers = _under(NUMBERS, checkpoint.tensors)
         return checkpoint.step, {name: value.numpy().tolist() for name, value in numbers.items()}
@@ -81,6 +87,17 @@ def _pack(parts: Parts) -> tuple[dict[str, Tensor], dict]:
             state = {str(i): tensor for i, tensor in enumerate(part)}
         tensors |= {f"{name}.{key}": tensor for key, tensor in state.items()}
     return tensors, meta
+
+
+def _check(where: str, parts: Parts, tensors: dict[str, Tensor], meta: dict) -> None:
+    """Before anything is filled in: copying would stretch a tensor of another shape, and stop halfway."""
+    for name, part in parts.items():
+        if isinstance(part, torch.optim.Optimizer):
+            if not isinstance(meta.get(name), dict):
+                raise UserError(f"{where} holds no state of {name}; delete the folder to start the stage anew")
+        else:
+            state, _ = _pack({name: part})
+            check_tensors(f"{where}, {name}", _under(name, tensors), _under(name, state))
 
 
 @torch.no_grad()

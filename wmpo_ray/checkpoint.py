@@ -23,10 +23,12 @@ from torch import Tensor
 
 from wmpo_ray.errors import UserError
 from wmpo_ray.files import atomic_directory, atomic_write, remove_directory, remove_leftovers, sha256_of, write_all
+from wmpo_ray.untrusted import MAX_JSON_BYTES, read_json
 
 TENSORS, META, MANIFEST, LATEST = "tensors.safetensors", "meta.json", "manifest.json", "latest"
 FORMAT = 1
 MAX_MANIFEST_BYTES = 65536
+MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")  # of an optimizer, shaped like the parameter
 
 _STEP_FOLDER = re.compile(r"step-(\d{6,})")
 
@@ -119,8 +121,16 @@ def optimizer_to_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Te
 def optimizer_from_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], meta: dict) -> None:
     """Put what `optimizer_to_tensors` gave into an optimizer over the same parameters, bit for bit.
 
-    Raises `ValueError` if the class of the optimizer or the shapes of its parameters differ.
+    Raises `ValueError` if the class of the optimizer or the shapes of its parameters differ, or `meta` is not from
+    `optimizer_to_tensors`.
     """
+    try:
+        _fill_optimizer(optimizer, tensors, meta)
+    except (AttributeError, LookupError, RecursionError, TypeError) as error:
+        raise ValueError(f"the optimizer's state in the checkpoint is damaged: {error!r}") from error
+
+
+def _fill_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], meta: dict) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for what, saved, present in (
         ("class", meta["class"], type(optimizer).__name__),
@@ -129,6 +139,13 @@ def optimizer_from_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
         if saved != present:
             raise ValueError(f"the optimizer's {what} in the checkpoint is {saved}, in this run it is {present}")
     state = {int(i): entry for i, entry in _decode(meta["state"], tensors).items()}
+    for i, entry in state.items():
+        for name, value in entry.items():
+            if name in MOMENTS and isinstance(value, Tensor) and value.shape != parameters[i].shape:
+                raise ValueError(
+                    f"the optimizer's {name} of parameter {i} is {tuple(value.shape)} in the checkpoint, the parameter "
+                    f"{tuple(parameters[i].shape)}"
+                )
     optimizer.load_state_dict({"state": state, "param_groups": _decode(meta["groups"], tensors)})
     # load_state_dict casts to the parameter's dtype, which loses bits where the state is kept in another one.
     for i, entry in state.items():
@@ -223,7 +240,7 @@ def _load(folder: Path, step: int) -> Checkpoint:
             path = folder / name
             _check_file(path, entry)
         path = folder / META
-        meta = json.loads(path.read_bytes())
+        meta = read_json(path, MAX_JSON_BYTES)
         if not isinstance(meta, dict):
             raise _Damaged(f"{path} does not hold a JSON object")
         path = folder / TENSORS
@@ -233,7 +250,9 @@ def _load(folder: Path, step: int) -> Checkpoint:
         raise _Damaged(f"{path} is missing") from error
     except OSError as error:
         raise _Damaged(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError, SafetensorError) as error:
+    except UserError as error:
+        raise _Damaged(str(error)) from error
+    except (ValueError, SafetensorError) as error:
         raise _Damaged(f"{path} is damaged: {error}") from error
 
 
@@ -254,6 +273,8 @@ def _read_manifest(path: Path, step: int) -> _Manifest:
 
 
 def _check_file(path: Path, entry: _Entry) -> None:
+    if not path.is_file() and path.exists():
+        raise _Damaged(f"{path} is no regular file")
     size = path.stat().st_size
     if size != entry.bytes:
         raise _Damaged(f"{path} has {size} bytes instead of the {entry.bytes} that were written")

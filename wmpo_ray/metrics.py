@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wmpo_ray.errors import UserError
 from wmpo_ray.files import atomic_write, explain_full_disk, json_clean, write_all
+from wmpo_ray.untrusted import parse_json, read_lines
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -23,7 +25,7 @@ class MetricsLog:
         self._events_folder = folder / "tensorboard"
         self._events: SummaryWriter | None = None
         self._purge_step: int | None = None
-        if self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
+        if self.path.exists() and not _ends_whole(self.path):
             # A line that a kill cut short: the next one must not be appended to it.
             _write(self.path, self.read(folder))
 
@@ -63,13 +65,12 @@ class MetricsLog:
         path = folder / FILE_NAME
         if not path.exists():
             return []
-        lines = path.read_bytes().split(b"\n")
         rows = []
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(read_lines(path), 1):
             row = _parse(line)
             if row is not None:
                 rows.append(row)
-            elif number < len(lines):
+            elif line.endswith(b"\n"):
                 raise UserError(f"{path}, line {number}: not a metrics line: {line[:60]!r}; delete the line")
         return rows
 
@@ -87,10 +88,15 @@ class MetricsLog:
 
 def _parse(line: bytes) -> dict | None:
     try:
-        row = json.loads(line)
-    except ValueError:
+        row = parse_json(line, FILE_NAME)
+    except UserError:
         return None
     return row if isinstance(row, dict) and isinstance(row.get("update"), int) else None
+
+
+def _ends_whole(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.seek(0, os.SEEK_END) > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read() == b"\n"
 
 
 def _line(row: dict) -> bytes:

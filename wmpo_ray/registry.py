@@ -43,7 +43,7 @@ def make_environment(config: EnvironmentConfig) -> Environment:
 
 
 def load_policy(kind: str, path: str) -> Policy:
-    return resolve(POLICIES, kind, "policy.kind").from_pretrained(path, local_files_only=True)
+    return resolve(POLICIES, kind, "policy.kind").load(path)
 
 
 def load_world_model(config: Config, path: str) -> WorldModel:

@@ -8,16 +8,27 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from wmpo_ray.errors import UserError
 from wmpo_ray.files import atomic_file, explain_full_disk, remove_directory, sha256_of
 from wmpo_ray.types import RolloutRequest, Trajectories
+from wmpo_ray.untrusted import TensorSpec, tensor_specs
 
-_ARRAYS = ("frames", "action_tokens", "behavior_logprobs", "actions")
+_ARRAYS = {"frames": ("U8", 5), "action_tokens": ("I64", 3), "behavior_logprobs": ("F32", 3), "actions": ("F32", 4)}
 _FOLDER = re.compile(r"update-(\d{6,})")
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    instructions: list[str]
+    version: Annotated[int, Field(ge=0)]
+    source: str
 
 
 class SpoolError(RuntimeError):
@@ -46,20 +57,32 @@ def save_trajectories(path: Path, trajectories: Trajectories) -> str:
 
 
 def load_trajectories(path: Path, sha256: str) -> Trajectories:
-    """Read a file back. Raises SpoolError where it is missing or altered."""
+    """Read a file back. Raises SpoolError where it is missing, altered or no file of `save_trajectories`."""
     check_spooled(path, sha256)
     try:
+        specs = tensor_specs(path)
         with safe_open(path, "numpy") as file:
-            facts = json.loads(file.metadata()["about"])
+            facts = _Facts.model_validate_json((file.metadata() or {}).get("about", ""))
+            _check_shapes(path, specs, len(facts.instructions))
             arrays = {name: file.get_tensor(name) for name in _ARRAYS}
-    except (OSError, SafetensorError) as error:
+    except ValidationError as error:
+        raise SpoolError(
+            f"{path}: what it says about its trajectories is not valid: {error.errors()[0]['msg']}"
+        ) from error
+    except (OSError, SafetensorError, UserError) as error:
         raise SpoolError(f"{path}: {error}") from error
-    return Trajectories(
-        **arrays,
-        instructions=tuple(facts["instructions"]),
-        version=facts["version"],
-        source=facts["source"],
-    )
+    return Trajectories(**arrays, instructions=tuple(facts.instructions), version=facts.version, source=facts.source)
+
+
+def _check_shapes(path: Path, specs: dict[str, TensorSpec], num: int) -> None:
+    """M trajectories of N decisions in all arrays, and as many action tokens as log-probabilities."""
+    kinds = {name: (spec.dtype, len(spec.shape)) for name, spec in specs.items()}
+    if kinds != _ARRAYS:
+        raise SpoolError(f"{path} holds {kinds} instead of {_ARRAYS}")
+    starts = {spec.shape[:2] for spec in specs.values()}
+    if len(starts) != 1 or starts.pop()[0] != num or specs["action_tokens"].shape != specs["behavior_logprobs"].shape:
+        shapes = {name: spec.shape for name, spec in specs.items()}
+        raise SpoolError(f"{path}: its arrays do not fit each other and its {num} instructions: {shapes}")
 
 
 def check_spooled(path: Path, sha256: str) -> None:

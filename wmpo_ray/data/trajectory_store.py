@@ -25,6 +25,7 @@ FORMAT = 1
 METADATA_KEY = b"wmpo_ray"
 ROW_GROUP_BYTES = 128 * 2**20  # of frames, uncompressed: what reader and writer hold besides the episodes themselves
 DEFAULT_MAX_BYTES = 16 * 2**30
+MAX_INSTRUCTION_BYTES = 4096
 
 _Size = Annotated[int, Field(ge=1)]
 
@@ -175,14 +176,19 @@ def _check_sizes(path: Path, file: pq.ParquetFile, header: _Header, max_bytes: i
     groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
     if num_rows != sum(group.num_rows for group in groups):
         raise UserError(f"{path} is damaged: its row groups do not add up to its {num_rows} episodes")
+    value_bytes = {"frames": header.frames_bytes, "actions": header.actions_bytes, "instruction": MAX_INSTRUCTION_BYTES}
     for group in groups:
-        # Plain encoding puts 4 bytes of length before each value; pages have headers of about 50 bytes.
-        allowed = group.num_rows * (header.frames_bytes + 1024) + 4096
-        declared = group.column(0).total_uncompressed_size
-        if declared > allowed:
-            raise UserError(
-                f"{path} is damaged: a row group tells of {declared} bytes of frames, at most {allowed} fit"
-            )
+        for column in (group.column(i) for i in range(group.num_columns)):
+            # Plain encoding puts 4 bytes of length before each value; pages have headers of about 50 bytes.
+            allowed = group.num_rows * (value_bytes.get(column.path_in_schema, 0) + 1024) + 4096
+            declared = column.total_uncompressed_size
+            # A value in a dictionary is there once, and in memory as often as rows name it.
+            once_for_all = column.has_dictionary_page and group.num_rows * declared > max_bytes
+            if declared > allowed or once_for_all or column.num_values != group.num_rows:
+                raise UserError(
+                    f"{path} is damaged: a row group of {group.num_rows} episodes tells of {column.num_values} values "
+                    f"and {declared} bytes of {column.path_in_schema}, at most {allowed} fit"
+                )
 
 
 def _read_rows(path: Path, file: pq.ParquetFile, header: _Header) -> Episodes:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from wmpo_ray.config_section import Count, Positive
 from wmpo_ray.interfaces import ActionChunk
 from wmpo_ray.policies.action_tokens import decode_tokens, sample_tokens
 from wmpo_ray.seeding import keyed_noise
+from wmpo_ray.untrusted import NetworkSettings, check_finite, check_network
 from wmpo_ray.world_models.attention import attend
 
 UNKNOWN_WORD = 0
@@ -54,6 +59,23 @@ class TinyPolicyHFConfig(PretrainedConfig):
         self.image_mean = list(image_mean)
         self.image_std = image_std
         super().__init__(**kwargs)
+
+
+class _FileSettings(NetworkSettings):
+    """What a config.json may say; the bounds are for what no weight has the size of."""
+
+    num_layers: Count
+    patch_size: Count
+    num_bins: Annotated[int, Field(ge=2, le=2**16)]
+    num_bases: Annotated[int, Field(ge=0, le=2**16)]
+    max_words: Annotated[int, Field(ge=1, le=2**12)]
+    vocabulary: list[str]
+    image_mean: tuple[float, float, float]
+    image_std: Positive
+
+    @property
+    def num_layers_in_all(self) -> int:
+        return self.num_layers
 
 
 class _Layer(nn.Module):
@@ -103,6 +125,15 @@ class TinyPolicy(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         """PyTorch's own initialisation is kept."""
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """A folder that `save_pretrained` wrote. Raises UserError where it is none, or is damaged."""
+        folder = Path(path)
+        check_network(folder, "model", _FileSettings, lambda settings: cls(TinyPolicyHFConfig.from_dict(settings)))
+        network = cls.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+        check_finite(network, folder)
+        return network
 
     # -- the network ---------------------------------------------------------------------------------------------
 

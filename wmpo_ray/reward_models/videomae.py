@@ -5,16 +5,44 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 from torch import Tensor
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 from wmpo_ray.config import RewardConfig
+from wmpo_ray.config_section import Count, Positive
+from wmpo_ray.errors import UserError
 from wmpo_ray.files import atomic_directory
+from wmpo_ray.untrusted import NetworkSettings, check_finite, check_network, read_settings
 
 SETTINGS_FILE = "reward_model.json"
+MAX_POSITION_VALUES = 2**24  # of a clip: patches times width; they are computed, so no weight bounds their number
+
+
+class _FileSettings(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    instructions: tuple[str, ...]
+    threshold: FiniteFloat
+    image_mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+    image_std: Annotated[Positive, FiniteFloat]
+
+
+class _NetworkSettings(NetworkSettings):
+    hidden_size: Count
+    num_hidden_layers: Count
+    image_size: Count
+    patch_size: Count
+    num_frames: Count
+    tubelet_size: Count
+    num_labels: Annotated[int, Field(ge=2, le=2**12)] = 2
+
+    @property
+    def num_layers_in_all(self) -> int:
+        return self.num_hidden_layers
 
 
 class VideoMAERewardModel:
@@ -108,8 +136,34 @@ class VideoMAERewardModel:
 
     @classmethod
     def load(cls, path: str | Path) -> VideoMAERewardModel:
-        settings = json.loads((Path(path) / SETTINGS_FILE).read_text())
+        """A folder that `save` wrote. Raises UserError where it is none, or is damaged."""
+        folder = Path(path)
+        settings = read_settings(folder / SETTINGS_FILE, _FileSettings)
+        check_network(folder, "model", _NetworkSettings, _build, _name_in_file)
         network = VideoMAEForVideoClassification.from_pretrained(
-            path, use_safetensors=True, local_files_only=True, attn_implementation="eager"
+            folder, use_safetensors=True, local_files_only=True, attn_implementation="eager"
         )
-        return cls(network.eval(), **settings)
+        check_finite(network, folder)
+        channels = 3 + len(settings.instructions)
+        if network.config.num_channels != channels:
+            raise UserError(
+                f"{folder}: the network has {network.config.num_channels} input channels, {channels} are needed for "
+                f"the {len(settings.instructions)} instructions in {SETTINGS_FILE}"
+            )
+        return cls(network.eval(), **settings.model_dump())
+
+
+def _name_in_file(name: str) -> str:
+    """Published files have the names of an older transformers, and so do new ones."""
+    return name.replace("attention.query.bias", "attention.q_bias").replace("attention.value.bias", "attention.v_bias")
+
+
+def _build(settings: dict) -> VideoMAEForVideoClassification:
+    config = VideoMAEConfig.from_dict(settings)
+    patches = (config.image_size // config.patch_size) ** 2 * (config.num_frames // config.tubelet_size)
+    values = patches * config.hidden_size
+    if not 0 < values <= MAX_POSITION_VALUES:
+        raise ValueError(
+            f"{patches} patches of width {config.hidden_size}: at most {MAX_POSITION_VALUES} values are made"
+        )
+    return VideoMAEForVideoClassification(config)

@@ -8,11 +8,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from wmpo_ray.config_section import Count, Positive
+from wmpo_ray.untrusted import NetworkSettings, check_finite, check_network
+
 
 class FrameCodec(Protocol):
     """Maps frames [B, T, H, W, 3] uint8 to latents [B, C, T, h, w] float32 and back."""
 
-    name: str  # what `make_codec` builds it from
+    name: str  # "pixel", or "autoencoder" for one with weights
     latent_channels: int
 
     def encode(self, frames: Tensor) -> Tensor: ...
@@ -38,11 +41,23 @@ class PixelCodec:
         return pixels.round().clamp(0, 255).to(torch.uint8).movedim(1, -1)
 
 
+class _FileSettings(NetworkSettings):
+    block_out_channels: list[Count]
+    layers_per_block: Count
+    latent_channels: Count
+    scaling_factor: Positive
+
+    @property
+    def num_layers_in_all(self) -> int:
+        return len(self.block_out_channels) * self.layers_per_block
+
+
 class AutoencoderCodec:
     """A diffusers `AutoencoderKL` applied to each frame (SDXL: 8x smaller, 4 channels, scale 0.13025)."""
 
-    def __init__(self, autoencoder, frames_per_batch: int = 64, name: str = ""):
-        self.name = name
+    name = "autoencoder"
+
+    def __init__(self, autoencoder, frames_per_batch: int = 64):
         self.autoencoder = autoencoder
         self.latent_channels = autoencoder.config.latent_channels
         self.scaling_factor = autoencoder.config.scaling_factor
@@ -50,12 +65,16 @@ class AutoencoderCodec:
 
     @classmethod
     def load(cls, path: str | Path, **kwargs) -> AutoencoderCodec:
+        """A folder in the diffusers layout. Raises UserError where it is none, or is damaged."""
         from diffusers import AutoencoderKL
 
+        folder = Path(path)
+        check_network(folder, "diffusion_pytorch_model", _FileSettings, AutoencoderKL.from_config)
         autoencoder = AutoencoderKL.from_pretrained(
-            path, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+            folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
         )
-        return cls(autoencoder.eval(), name=str(path), **kwargs)
+        check_finite(autoencoder, folder)
+        return cls(autoencoder.eval(), **kwargs)
 
     @torch.no_grad()
     def encode(self, frames: Tensor, noise: Tensor | None = None) -> Tensor:
