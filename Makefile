@@ -9,8 +9,8 @@ FAULTS ?= 100
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help setup demo test lint soak bench-demo bench-cache bench-coordinator bench-autoscaling bench-weights \
-	pretrain-embedded clean
+.PHONY: help setup demo cluster-demo test lint soak bench-demo bench-cache bench-coordinator bench-autoscaling \
+	bench-weights bench-operations pretrain-embedded clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -30,6 +30,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup  ## the whole of WMPO on the embedded task: table and report (OUT=runs/demo SEED=0)
 	$(BIN)/python -m wmpo_ray run demo --out $(OUT) --set seed=$(SEED)
+
+cluster-demo: setup  ## the same as a job on a Ray cluster of a head and two workers on this machine, with a token
+	WMPO_RUNS=$(dir $(abspath $(OUT))) $(BIN)/python -m wmpo_ray cluster --workers 2 --submit demo --set seed=$(SEED) \
+		--set name=$(notdir $(OUT))
 
 test: setup  ## the tests
 	$(BIN)/python -m pytest
@@ -56,6 +60,9 @@ bench-autoscaling: setup  ## nodes that come and go with the work, on Ray's fake
 
 bench-weights: setup  ## share of bf16 weights that an update changes, and what a delta costs
 	$(BIN)/python -m benchmarks.weight_delta
+
+bench-operations: setup  ## submission, the Grafana board's queries, what metrics cost, doors without a token
+	$(BIN)/python -m benchmarks.operations
 
 pretrain-embedded: setup  ## rebuild the shipped world models from nothing
 	$(BIN)/python -m benchmarks.pretrain_embedded --name embedded-a --seed 0

@@ -12,6 +12,7 @@ from wmpo_ray.data.rollout_spool import save_trajectories
 from wmpo_ray.imagination import imagine
 from wmpo_ray.registry import load_policy, load_world_model
 from wmpo_ray.runtime_settings import configure_process
+from wmpo_ray.timeline import span
 from wmpo_ray.types import RolloutRequest, Trajectories, Videos
 
 
@@ -42,7 +43,8 @@ class ImaginationActor(Replica):
             raise RuntimeError(f"request {request.request_id} wants weights {request.weights}, not {self.version}")
         started = time.monotonic()
         result = imagine(self.policy, self.world_model, request, self.config.num_chunks, self.count_beat)
-        sha256 = save_trajectories(Path(spool), result.trajectories) if spool else ""
+        with span("spool"):
+            sha256 = save_trajectories(Path(spool), result.trajectories) if spool else ""
         return Imagination(time.monotonic() - started, sha256), result.videos, result.trajectories
 
     def count_beat(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from actors.broadcast_group import BroadcastGroup, GroupSpec
 from wmpo_ray.interfaces import Policy
+from wmpo_ray.timeline import count, span
 from wmpo_ray.types import WeightVersion
 from wmpo_ray.weights import WeightMismatchError, WeightPayload, WeightReceiver
 
@@ -33,7 +34,7 @@ class Replica:
         """
         if payload is None:
             raise WeightMismatchError("there is no compact payload for this version; send the full one")
-        return self._receiver.load(payload)
+        return self._load(payload)
 
     def receive_broadcast(self, group: GroupSpec, rank: int) -> WeightVersion:
         """Take the payload that rank 0 sends to the group; joins the group first where it is a new one.
@@ -43,7 +44,12 @@ class Replica:
         if self._group is None or self._group.spec != group:
             self.leave_group()
             self._group = BroadcastGroup(group, rank)
-        return self._receiver.load(self._group.receive())
+        return self._load(self._group.receive())
+
+    def _load(self, payload: WeightPayload) -> WeightVersion:
+        with span("load"):
+            count("bytes", payload.nbytes)
+            return self._receiver.load(payload)
 
     def leave_group(self) -> None:
         """Give up the connections of the broadcast group, if there is one."""

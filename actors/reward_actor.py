@@ -12,6 +12,7 @@ from wmpo_ray.interfaces import WorldModel
 from wmpo_ray.registry import load_reward_model, load_world_model
 from wmpo_ray.runtime_settings import configure_process
 from wmpo_ray.scoring import score_videos, verify_successes
+from wmpo_ray.timeline import span
 from wmpo_ray.types import Scores, Videos
 
 
@@ -26,9 +27,11 @@ class RewardActor:
     def score(self, videos: Videos) -> tuple[Scores, float]:
         """One decision for each video, and the seconds it took."""
         started = time.monotonic()
-        scores = score_videos(self.model, videos.frames, videos.instructions, self.config.reward.min_steps)
+        with span("score"):
+            scores = score_videos(self.model, videos.frames, videos.instructions, self.config.reward.min_steps)
         if (verifier := self.verifier) is not None:
-            scores = verify_successes(scores, lambda rows: self._imagine_again(verifier, videos, rows))
+            with span("verify"):
+                scores = verify_successes(scores, lambda rows: self._imagine_again(verifier, videos, rows))
         self.num_beats += 1
         return scores, time.monotonic() - started
 

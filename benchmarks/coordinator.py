@@ -20,6 +20,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import typer
 
+from benchmarks.prepared_run import make_run
 from benchmarks.results_file import RESULTS_DIR, write_results
 from cluster.ledger import FILE_NAME, Ledger, State
 from cluster.optimization import rollout_folders
@@ -329,7 +330,7 @@ def other_figures(skip_autoscaling: bool, skip_delta: bool, delta_run: Path | No
         from benchmarks import weight_delta
 
         with tempfile.TemporaryDirectory() as folder:
-            figures |= weight_delta.measure(delta_run or weight_delta.make_run(Path(folder) / "demo"))
+            figures |= weight_delta.measure(delta_run or make_run(Path(folder) / "demo"))
     return figures
 
 

@@ -28,18 +28,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from benchmarks.prepared_run import STAGE, check_run, copy_run, make_run
 from benchmarks.results_file import write_results
 from benchmarks.soak_cluster import CrashableCluster
 from benchmarks.soak_faults import ROOT, Driver, Fault, Tormentor
 from benchmarks.soak_ledger import LedgerWatch, Recoveries, recoveries
 from benchmarks.soak_picture import draw
-from wmpo_ray.config_loading import config_to_json, load_config
-from wmpo_ray.errors import UserError
-from wmpo_ray.files import atomic_write
-from wmpo_ray.run_state import CONFIG, RunFolder
+from wmpo_ray.run_state import RunFolder
 
-STAGE = "optimize"
-STAGE_SECTIONS = ("rollout", "filter", "grpo", "evaluation")  # of the config: those that concern no earlier stage
 NUM_NODES, NODE_CPUS = 2, 2.0  # beside the head; they come and go
 POOL = {"pool": "extra"}  # their label
 MEAN_PAUSE_S, MIN_PAUSE_S, MAX_PAUSE_S = 7.0, 1.0, 20.0  # between faults
@@ -93,18 +89,11 @@ class Soak:
         folder = self.folder / "reference"
         if not (folder.exists() and RunFolder(folder).is_done(STAGE)):
             shutil.rmtree(folder, ignore_errors=True)
-            self._copy(folder)
+            copy_run(self.run, folder, self.settings)
             subprocess.run(self._command(folder, []), cwd=ROOT, check=True)
         watch = LedgerWatch(folder)
         watch.read()
         return digest_of(folder), watch
-
-    def _copy(self, folder: Path) -> None:
-        """The run, set to what is asked of the stage."""
-        shutil.copytree(self.run, folder, ignore=shutil.ignore_patterns("report"))
-        config, wanted = RunFolder(folder).config, load_config("demo", self.settings)
-        config = config.model_copy(update={section: getattr(wanted, section) for section in STAGE_SECTIONS})
-        atomic_write(folder / CONFIG, config_to_json(config))
 
     def _command(self, folder: Path, settings: Sequence[str]) -> list[str]:
         command = [sys.executable, "-m", "wmpo_ray", "stage", STAGE, "demo", "--out", str(folder), "--resume"]
@@ -136,7 +125,7 @@ class Soak:
     def _round(self, cluster: CrashableCluster, num_faults: int, reference: LedgerWatch, show: Show) -> None:
         folder = self.folder / f"round-{len(self.rounds) + 1}"
         shutil.rmtree(folder, ignore_errors=True)
-        self._copy(folder)
+        copy_run(self.run, folder, self.settings)
         patience = [f"{key}={value}" for key, value in PATIENCE.items()]
         watch, this = LedgerWatch(folder), Round(time.time())
         driver = Driver(
@@ -177,20 +166,6 @@ class Soak:
 
 def digest_of(folder: Path) -> str:
     return RunFolder(folder).figures(STAGE)["weights"]
-
-
-def check_run(run: Path) -> None:
-    """Raises UserError where a folder cannot be copied and gone on with."""
-    state = RunFolder(run)
-    if not state.is_done("gate") or state.is_done(STAGE) or any(state.checkpoints.iterdir()):
-        raise UserError(f"{run}: it must be done up to the gate and not begun {STAGE}; leave --run out to make one")
-
-
-def make_run(folder: Path, settings: Sequence[str]) -> Path:
-    command = [sys.executable, "-m", "wmpo_ray", "run", "demo", "--out", str(folder), "--until", "gate", "--resume"]
-    command += [word for setting in settings for word in ("--set", setting)]
-    subprocess.run(command, cwd=ROOT, check=True)
-    return folder
 
 
 # -- the figures -------------------------------------------------------------------------------------------------

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.soak_faults import SETTLE_S, Fault
+from cluster.events import FILE_NAME as EVENTS
 from cluster.ledger import FILE_NAME, RESTORED, Account, Key, Ledger, State
 from cluster.optimization import rollout_folders
-from cluster.run_log import FAULTS
+
+LOST, REPLACED = "worker.lost", "worker.replaced"
 
 
 class LedgerWatch:
@@ -94,8 +96,9 @@ class Recoveries:
 
 def recoveries(folder: Path, faults: Sequence[Fault]) -> Recoveries:
     """How long replacements took, by the log of faults; what the end of a driver cut short is left out."""
-    path = folder / FAULTS
-    facts = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    path = folder / EVENTS
+    lines = path.read_text().splitlines() if path.exists() else []
+    facts = [fact for fact in map(json.loads, lines) if fact["event"] in (LOST, REPLACED)]
     found = Recoveries()
     with_nodes: set[int] = set()  # places in the log
     ends = [fault.time for fault in faults if fault.kind.endswith("driver")]
@@ -111,7 +114,7 @@ def recoveries(folder: Path, faults: Sequence[Fault]) -> Recoveries:
             found.nodes.append(max(times) - fault.time)
     lost_at: dict[str, float] = {}  # the last time: another fault may have hit the replacement
     for place, fact in enumerate(facts):
-        if fact["event"] == "lost":
+        if fact["event"] == LOST:
             lost_at[fact["worker"]] = fact["time"]
         elif place not in with_nodes:
             found.actors.append((fact["time"] - lost_at[fact["worker"]], fact["build_s"]))
@@ -122,7 +125,7 @@ def _lost_in(facts: Sequence[dict], start: float, end: float) -> list[int]:
     """Places in the log of the first losses in a time, one for each worker."""
     first: dict[str, int] = {}
     for place, fact in enumerate(facts):
-        if fact["event"] == "lost" and start <= fact["time"] <= end:
+        if fact["event"] == LOST and start <= fact["time"] <= end:
             first.setdefault(fact["worker"], place)
     return list(first.values())
 
@@ -131,4 +134,4 @@ def _replaced(facts: Sequence[dict], lost: int) -> int | None:
     """Place in the log of the end of a loss."""
     worker = facts[lost]["worker"]
     after = (place for place in range(lost + 1, len(facts)) if facts[place]["worker"] == worker)
-    return next((place for place in after if facts[place]["event"] == "replaced"), None)
+    return next((place for place in after if facts[place]["event"] == REPLACED), None)

@@ -23,11 +23,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
+from benchmarks.prepared_run import make_run
 from benchmarks.results_file import write_results
 from cluster.pipeline import run_pipeline
 from wmpo_ray.config import Config
 from wmpo_ray.config_cluster import WeightsConfig
-from wmpo_ray.config_loading import config_to_json, load_config, read_config_json
+from wmpo_ray.config_loading import config_to_json, read_config_json
 from wmpo_ray.interfaces import Policy
 from wmpo_ray.registry import load_policy
 from wmpo_ray.run_state import RunFolder
@@ -143,12 +144,6 @@ def time_large_state(share: float, repetitions: int = 3) -> Figures:
         "large_full_bytes": _figure(full.nbytes, "bytes"),
         "large_delta_bytes": _figure(delta.nbytes, "bytes"),
     }
-
-
-def make_run(out: Path) -> Path:
-    """The demo's stages up to the gate."""
-    run_pipeline(load_config("demo"), out, until="gate", force=True)
-    return out
 
 
 def _with_learning_rate(config: Config, learning_rate: float, num_updates: int) -> Config:

@@ -31,7 +31,9 @@ class Worker:
     phase: Phase = Phase.DOWN
     process: ProcessInfo | None = None
     task: Any = None  # what it is doing
+    began_at: float = 0.0  # when it began that, in seconds since the epoch
     digest: str = ""  # hash of the weights that it has confirmed to hold
+    version: int = -1  # updates behind them
     loading: str = ""  # hash of those on their way to it
     num_mismatches: int = 0  # in a row: weights that did not arrive as they were sent
     num_failures: int = 0  # in a row: actors that were lost before they had done anything

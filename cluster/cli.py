@@ -7,6 +7,7 @@ imported inside the commands, so that `--help` and a wrong key answer at once.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -20,7 +21,14 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
+from cluster.cli_jobs import add_jobs
+from cluster.cli_tables import is_rate, print_summary, success_text
+from cluster.cli_watch import add_watching
+from cluster.job import cluster_address, job_id, run_folder
+from cluster.monitoring.commands import add_monitoring
 from cluster.preemption import Preempted, end_now, leave_on_sigterm, restart_on_crash
+from cluster.security import prepare_ray
+from wmpo_ray.config import Config
 from wmpo_ray.config_loading import config_to_toml, describe_errors, list_presets, load_config
 from wmpo_ray.errors import UserError
 
@@ -67,11 +75,26 @@ app = typer.Typer(
 )
 
 Source = Annotated[str, typer.Argument(metavar="PRESET|FILE", help="A preset (see `wmpo presets`) or a TOML file.")]
-Out = Annotated[Path, typer.Option("--out", file_okay=False, help="Folder of the run; created where it is missing.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        file_okay=False,
+        help="Folder of the run; created where it is missing. Without it $WMPO_RUNS/NAME, or runs/NAME.",
+    ),
+]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated.")
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")]
+Resume = Annotated[
+    bool | None,
+    typer.Option(
+        "--resume/--no-resume",
+        help="Go on with a run that was interrupted; a job does so by itself when it is submitted again.",
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Tell only of what goes wrong.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Tell of every step of every group as well.")]
 Serial = Annotated[bool, typer.Option("--serial", help="Everything in this process, without Ray; the same result.")]
 Force = Annotated[bool, typer.Option("--force", help="Go on even if the imagined world fails the gate.")]
 
@@ -79,13 +102,15 @@ Force = Annotated[bool, typer.Option("--force", help="Go on even if the imagined
 @app.command()
 def run(
     source: Source,
-    out: Out,
-    resume: Resume = False,
+    out: Out = None,
+    resume: Resume = None,
     serial: Serial = False,
     force: Force = False,
     overrides: Overrides = None,
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
     restarts: Annotated[int, typer.Option(min=0, help="Go on by itself after a crash, so many times.")] = 0,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Run every stage in order; skip what is done.
 
@@ -94,40 +119,54 @@ def run(
     config = load_config(source, overrides or ())
     if restarts:
         raise typer.Exit(restart_on_crash(_without_option(sys.argv[1:], "--restarts"), restarts, _tell))
-    from cluster.pipeline import run_pipeline
-
-    _check_stage(until)
-    with leave_on_sigterm():
-        summary = run_pipeline(config, out, resume=resume, serial=serial, force=force, until=until)
-    _print_summary(summary)
+    folder = run_folder(out, config)
+    summary = _run(config, folder, resume, serial, force, _level(quiet, verbose), until=until)
     if "result" in summary:
-        _console().print(f"report: {out / 'report' / 'index.html'}", soft_wrap=True)
+        _console().print(f"report: {folder / 'report' / 'index.html'}", soft_wrap=True)
 
 
 @app.command()
 def stage(
     name: Annotated[str, typer.Argument(metavar="NAME", help="One of the stages that `wmpo run --help` lists.")],
     source: Source,
-    out: Out,
-    resume: Resume = False,
+    out: Out = None,
+    resume: Resume = None,
     serial: Serial = False,
     force: Force = False,
     overrides: Overrides = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Run one stage; those before it must be done."""
     config = load_config(source, overrides or ())
-    from cluster.pipeline import run_pipeline
+    _run(config, run_folder(out, config), resume, serial, force, _level(quiet, verbose), only=name)
 
-    _check_stage(name)
+
+def _run(
+    config: Config, folder: Path, resume: bool | None, serial: bool, force: bool, level: int, **stages: str | None
+) -> Mapping[str, Any]:
+    """Run stages of a config, `until` one or `only` one, and print what came of them."""
+    if not serial:
+        prepare_ray(cluster_address(config))
+    from cluster.pipeline import STAGES, run_pipeline
+
+    for name in stages.values():
+        if name is not None and name not in STAGES:
+            raise UserError(f"unknown stage {name!r}: the stages are {', '.join(STAGES)}")
+    console = Console(stderr=True, highlight=False)
+    resume = bool(job_id()) if resume is None else resume
     with leave_on_sigterm():
-        summary = run_pipeline(config, out, resume=resume, serial=serial, force=force, only=name)
-    _print_summary(summary)
+        summary = run_pipeline(
+            config, folder, resume=resume, serial=serial, force=force, console=console, level=level, **stages
+        )
+    print_summary(_console(), summary)
+    return summary
 
 
 @app.command()
 def evaluate(
     source: Source,
-    out: Out,
+    out: Out = None,
     policy: Annotated[
         Path | None,
         typer.Option(exists=True, file_okay=False, help="Folder of a policy; the run's final one if absent."),
@@ -145,10 +184,10 @@ def evaluate(
     config = load_config(source, chosen)
     from cluster.pipeline import evaluate_policy
 
-    result = evaluate_policy(config, out, policy, num_starts)
+    result = evaluate_policy(config, run_folder(out, config), policy, num_starts, Console(stderr=True))
     table = Table("", "value", title=f"disruption: {config.environment.disruption}")
     for key, value in result.items():
-        table.add_row(key, _success(value) if _is_rate(value) else escape(str(value)))
+        table.add_row(key, success_text(value) if is_rate(value) else escape(str(value)))
     _console().print(table)
 
 
@@ -199,7 +238,8 @@ def plan(
     from cluster.plan_tables import print_fit, print_plan, read_nodes, totals
     from wmpo_ray.plan import make_plan
 
-    cluster = address if address is not None else config.cluster.address
+    cluster = address if address is not None else cluster_address(config)
+    prepare_ray(cluster)
     nodes = read_nodes(cluster) if cluster else []
     here = {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(_num_gpus())}
     print_plan(_console(), make_plan(config), config, totals(nodes) if cluster else here)
@@ -214,6 +254,7 @@ def doctor(
     ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Start Ray and run one task.")] = True,
 ) -> None:
     """Check this machine: versions, devices, rendering, Ray; exit code 1 if something required is missing."""
+    prepare_ray("")
     from cluster.doctor import VERDICT_STYLES, Verdict, examine
 
     checks = examine(with_ray=ray)
@@ -237,7 +278,7 @@ def presets(
         typer.echo(config_to_toml(load_config(name)), nl=False)
 
 
-# -- tables ------------------------------------------------------------------------------------------------------
+# -- small things ------------------------------------------------------------------------------------------------
 
 
 def _console() -> Console:
@@ -258,43 +299,18 @@ def _without_option(arguments: list[str], option: str) -> list[str]:
     return kept
 
 
-def _check_stage(name: str | None) -> None:
-    from cluster.pipeline import STAGES
-
-    if name is not None and name not in STAGES:
-        raise UserError(f"unknown stage {name!r}: the stages are {', '.join(STAGES)}")
-
-
-def _is_rate(value: Any) -> bool:
-    return isinstance(value, Mapping) and {"value", "low", "high"} <= value.keys()
-
-
-def _success(rate: Mapping[str, float]) -> str:
-    return f"{rate['value']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}]"
-
-
-def _print_summary(summary: Mapping[str, Any]) -> None:
-    console = _console()
-    result = summary.get("result")
-    if result:
-        table = Table("policy", "real success [95% interval]", "start states", title="Held-out start states")
-        for label, key in (("base", "base_success"), ("WMPO", "final_success")):
-            table.add_row(label, _success(result[key]), str(result[key]["num"]))
-        table.add_section()
-        table.add_row("gain", f"{result['gain_points']:+.1f} points", "")
-        console.print(table)
-    stages = summary.get("stages", {})
-    if stages:
-        table = Table("stage", "seconds")
-        table.columns[1].justify = "right"
-        for name, figures in stages.items():
-            table.add_row(name, f"{figures['seconds']:.1f}")
-        table.add_section()
-        table.add_row("all", f"{sum(figures['seconds'] for figures in stages.values()):.1f}")
-        console.print(table)
+def _level(quiet: bool, verbose: bool) -> int:
+    if quiet and verbose:
+        raise UserError("--quiet and --verbose: choose one of them")
+    return logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
 
 
 def _num_gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+add_jobs(app)
+add_watching(app)
+add_monitoring(app)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
+from cluster.events import emit
 from cluster.preemption import is_leaving
 from cluster.progress import Reporter
 from cluster.runtime import Runtime
+from cluster.status import Status
 from wmpo_ray.config import Config
 from wmpo_ray.data.trajectory_store import load_episodes
+from wmpo_ray.errors import UserError
 from wmpo_ray.run_state import RunFolder
+from wmpo_ray.telemetry import Meter, NoMeter, PrometheusMeter
 from wmpo_ray.types import Episodes
 
 
@@ -18,9 +23,15 @@ class RunContext:
     """Config, folder and the runtime, which is started when a stage first needs it."""
 
     def __init__(
-        self, config: Config, folder: RunFolder, reporter: Reporter, start: Callable[[], Runtime], force: bool
+        self,
+        config: Config,
+        folder: RunFolder,
+        reporter: Reporter,
+        start: Callable[[], Runtime],
+        force: bool,
+        status: Status | None = None,
     ):
-        self.config, self.folder, self.reporter, self.force = config, folder, reporter, force
+        self.config, self.folder, self.reporter, self.force, self.status = config, folder, reporter, force, status
         self._start = start
         self._runtime: Runtime | None = None
 
@@ -28,7 +39,27 @@ class RunContext:
     def runtime(self) -> Runtime:
         if self._runtime is None:
             self._runtime = self._start()
+            if self.status is not None:
+                self.status.update(**self._runtime.doors)
         return self._runtime
+
+    @cached_property
+    def meter(self) -> Meter:
+        """Where live figures go: to Ray's metrics, or to a port of this process's own if one is asked for."""
+        run, port = self.folder.path.name, self.config.monitoring.port
+        if self.runtime.doors:
+            from cluster.ray_metrics import RayMeter
+
+            return RayMeter(run)
+        if not port:
+            return NoMeter()
+        meter = PrometheusMeter(run)
+        try:
+            meter.serve(port)
+        except OSError as error:
+            raise UserError(f"monitoring.port={port}: {error.strerror}; set another port, or 0 for none") from error
+        emit("metrics.served", f"live figures on http://127.0.0.1:{port}/metrics", port=port)
+        return meter
 
     def close(self) -> None:
         # A cluster that was started here ends with this process; taking it down in order takes longer than there is.

@@ -6,14 +6,18 @@ does not matter who answers. What a replaced actor still answers is dropped and 
 
 from __future__ import annotations
 
+import logging
+import time
 from bisect import insort
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from cluster.actor_pool import ActorPool, Phase, Worker
+from cluster.events import emit
 from cluster.pending import Failed, Late, Pending
-from cluster.runtime import HungError, InputLostError, ProcessInfo, Ref, Runtime
+from cluster.runtime import Beat, HungError, InputLostError, ProcessInfo, Ref, Runtime, Work
+from cluster.telemetry import Telemetry
 from wmpo_ray.config_cluster import FaultsConfig
 
 
@@ -37,6 +41,7 @@ class Task:
     weights: str | None = None  # hash of the weights that the worker has to hold
     max_crashes: int = 3
     num_crashes: int = 0
+    worked: Callable[[Worker, Work], None] = lambda worker, work: None  # hears what the call took
 
 
 class Joined(NamedTuple):
@@ -64,15 +69,14 @@ class _Done(NamedTuple):
 
 class _Beat(NamedTuple):
     worker: Worker
-    beats: int
+    beat: Beat
 
 
 @dataclass
 class Crew:
     runtime: Runtime
     faults: FaultsConfig
-    report: Callable[[str], None]  # a line for a person
-    record: Callable[[dict[str, Any]], None] = lambda fact: None  # a fact for the log of faults
+    telemetry: Telemetry = field(default_factory=Telemetry)
     pools: dict[str, ActorPool] = field(default_factory=dict)
     num_late: int = 0  # answers of replaced actors
 
@@ -124,11 +128,16 @@ class Crew:
                 unserved.add(task.weights)
 
     def _begin(self, task: Task, worker: Worker) -> None:
-        worker.task = task
+        worker.task, worker.began_at = task, time.time()
         worker.moved_at = self.runtime.clock()
         refs = self.runtime.call(worker.actor, task.method, *task.args, num_returns=task.num_returns)
         first = refs[0] if task.num_returns > 1 else refs
-        self.watch(first, worker, lambda value: _Done(worker, task, value, refs))
+        self.watch(
+            first,
+            worker,
+            lambda value: _Done(worker, task, value, refs),
+            on_work=lambda work: task.worked(worker, work),
+        )
 
     def watch(
         self,
@@ -136,9 +145,10 @@ class Crew:
         worker: Worker,
         make_event: Callable[[Any], Any],
         on_failure: Callable[[Exception], None] | None = None,
+        on_work: Callable[[Work], None] = lambda work: None,
     ) -> None:
         """Watch a call to a worker; unless told otherwise, a failure means that the worker is lost."""
-        self.pending.add(ref, worker, make_event, on_failure or (lambda error: self.fail(worker, error)))
+        self.pending.add(ref, worker, make_event, on_failure or (lambda error: self.fail(worker, error)), on_work)
 
     # -- events --------------------------------------------------------------------------------------------------
 
@@ -152,6 +162,7 @@ class Crew:
         match event:
             case Late():
                 self.num_late += 1
+                self.telemetry.late()
             case Failed():
                 event.on_failure(event.error)
             case _Done():
@@ -171,6 +182,8 @@ class Crew:
     # -- starts --------------------------------------------------------------------------------------------------
 
     def _start(self, pool: ActorPool, worker: Worker) -> None:
+        if worker.epoch:
+            self.telemetry.restarted(worker)
         pool.start(worker)
         self.watch(self.runtime.locate(worker.actor), worker, lambda process: _Located(worker, process))
 
@@ -192,7 +205,14 @@ class Crew:
             return
         seconds = self.runtime.clock() - worker.lost_at
         worker.lost_at = None
-        self.record({"event": "replaced", "worker": worker.name, "seconds": seconds, "build_s": worker.build_s})
+        self.telemetry.recovered(worker, seconds)
+        facts: dict[str, Any] = {
+            "worker": worker.name,
+            "epoch": worker.epoch,
+            "seconds": seconds,
+            "build_s": worker.build_s,
+        }
+        emit("worker.replaced", f"{worker.name} is back after {seconds:.1f} s", **facts)
 
     # -- losses --------------------------------------------------------------------------------------------------
 
@@ -202,8 +222,7 @@ class Crew:
         if isinstance(error, InputLostError) and task is not None:
             task.input_lost(error)  # the worker itself is well
             return
-        self.report(f"[yellow]{worker.name} was lost: {_first_lines(error)}[/yellow]")
-        self.record({"event": "lost", "worker": worker.name, "epoch": worker.epoch, "error": _first_lines(error)})
+        self._tell_of_loss(worker, task, error)
         self.pools[worker.role].lose(worker, error)
         if task is None:
             return
@@ -214,6 +233,13 @@ class Crew:
             task.given_up(error)
         else:
             self.submit(task)
+
+    def _tell_of_loss(self, worker: Worker, task: Task | None, error: Exception) -> None:
+        self.telemetry.lost(worker)
+        reason = _first_lines(error)
+        doing = {"call": task.method, "order": list(task.order)} if task is not None else {}
+        facts = {"error": reason, "worker": worker.name, "epoch": worker.epoch, **doing}
+        emit("worker.lost", f"{worker.name} was lost: {reason}", logging.WARNING, **facts)
 
     # -- heartbeats ----------------------------------------------------------------------------------------------
 
@@ -231,7 +257,7 @@ class Crew:
                     self._ask(worker)
 
     def _ask(self, worker: Worker) -> None:
-        self.watch(self.runtime.beat(worker.actor), worker, lambda beats: _Beat(worker, beats))
+        self.watch(self.runtime.beat(worker.actor), worker, lambda beat: _Beat(worker, beat))
 
     def _problem(self, worker: Worker, now: float) -> str | None:
         """What is wrong with a worker that should have answered, or got further, by now."""
@@ -248,8 +274,9 @@ class Crew:
     def _note_beat(self, event: _Beat) -> None:
         worker, now = event.worker, self.runtime.clock()
         worker.asked_at = None
-        if event.beats != worker.beats:
-            worker.beats, worker.moved_at = event.beats, now
+        self.telemetry.beat(worker, event.beat)
+        if event.beat.num_beats != worker.beats:
+            worker.beats, worker.moved_at = event.beat.num_beats, now
 
     # -- nodes that are taken away -------------------------------------------------------------------------------
 
@@ -263,7 +290,8 @@ class Crew:
                 if worker.process is None or worker.process.node not in draining:
                     continue
                 if not worker.is_leaving:
-                    self.report(f"[yellow]{worker.name} leaves: its node is being taken away[/yellow]")
+                    text = f"{worker.name} leaves: its node is being taken away"
+                    emit("worker.leaves", text, logging.WARNING, worker=worker.name, node=worker.process.node)
                     worker.is_leaving = True
                 if worker.task is not None and draining[worker.process.node] < margin_s:
                     self.fail(worker, RuntimeError("its node is being taken away"), blame=False)

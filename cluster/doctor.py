@@ -15,6 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.security import MODE, require_token
+from wmpo_ray.errors import UserError
+
 GIB = 2**30
 MIN_FREE_DISK = 2 * GIB
 MIN_SHARED_MEMORY = GIB // 2
@@ -45,7 +48,7 @@ def examine(with_ray: bool = True, folder: Path = Path(".")) -> list[Check]:
     checks = [check_python(), check_torch()]
     checks += [check_library(name) for name in LIBRARIES]
     checks += [check_flash_attention(), check_gpus(), check_rendering(), check_world_models()]
-    checks += [check_disk(folder), check_shared_memory()]
+    checks += [check_disk(folder), check_shared_memory(), check_token(), check_prometheus()]
     if with_ray:
         checks.append(check_ray_task())
     return checks
@@ -136,6 +139,21 @@ def check_shared_memory() -> Check:
     verdict = Verdict.OK if size >= MIN_SHARED_MEMORY else Verdict.WARN
     advice = "" if verdict is Verdict.OK else "; Ray will use the disk instead; in a container set --shm-size=2g"
     return Check("shared memory", verdict, f"{size / GIB:.1f} GiB{advice}")
+
+
+def check_token() -> Check:
+    def probe() -> str:
+        if os.environ.get(MODE, "token") != "token":
+            raise UserError(f"{MODE}={os.environ[MODE]}: whoever reaches the cluster's ports can run code on it")
+        path = require_token()
+        return f"{path}, readable by its owner only" if path else "in the environment"
+
+    return _guarded("token", probe, (UserError,), f"unset {MODE}")
+
+
+def check_prometheus() -> Check:
+    path = shutil.which("prometheus")
+    return Check("Prometheus", Verdict.OK, path or "absent; optional, for wmpo monitor: apt-get install prometheus")
 
 
 def check_ray_task() -> Check:

@@ -36,7 +36,7 @@ class State(enum.StrEnum):
     TRAINED = "trained"
 
 
-RESTORED = "restored"
+RESTORED, LATE = "restored", "late"  # lines that are about no group
 # A group is rejected from any state before training: surplus ones wherever they stand, quarantined ones unseen.
 _BEFORE = {
     State.ISSUED: (None,),
@@ -120,6 +120,7 @@ class Ledger:
     def late(self) -> None:
         """Count an answer that is dropped: its actor was replaced, or somebody else answered first."""
         self.num_late += 1
+        self._write({"event": LATE})
 
     def flush(self) -> None:
         """Everything appended so far is on the disk when this returns. Raises `UserError` on a full disk."""
@@ -221,6 +222,8 @@ class Ledger:
             self.epoch = line["epoch"]
             if line["event"] == RESTORED:
                 self._take_back(line["version"])
+            elif line["event"] == LATE:
+                self.num_late += 1
             else:
                 facts = {k: v for k, v in line.items() if k not in ("n", "epoch", "event", "group")}
                 update, attempt = line["group"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from cluster.ledger import FILE_NAME, Ledger
 from cluster.rollouts import Rollouts
 from cluster.run_log import FolderLog
 from cluster.team import ModelPaths, Team
+from cluster.telemetry import Telemetry
+from cluster.trace_log import FOLDER, TraceLog
 from cluster.train import TrainingLoop
 from wmpo_ray.config import Config
 from wmpo_ray.fidelity import starts_of
@@ -27,15 +30,17 @@ def optimize(context: RunContext) -> dict[str, Any]:
             advance(update, shown)
 
         log = FolderLog(folder, show)
-        team = Team(config, context.runtime, model_paths(context, config), context.reporter.say, log.fault)
+        told = telemetry(context)
+        team = Team(config, context.runtime, model_paths(context, config), told)
         rollouts = Rollouts(config, team, ledger, *rollout_folders(folder))
         loop = TrainingLoop(config, team, starts, ledger, log, rollouts)
-        try:
+        with ExitStack() as at_end:  # in reverse: whatever fails there, the workers and what was asked for them go
+            at_end.callback(team.stop)
+            at_end.callback(ledger.close)
+            at_end.callback(log.close)
+            at_end.callback(told.meter.close)
+            at_end.callback(told.meter.set, "wmpo_stage", 0, stage="optimize")
             version = loop.run(str(context.model("policy")))
-        finally:
-            log.close()
-            ledger.close()
-            team.stop()
     rollouts.forget(config.grpo.num_updates)
     return {
         "num_updates": version.num_updates,
@@ -44,6 +49,18 @@ def optimize(context: RunContext) -> dict[str, Any]:
         "resumed_from": loop.resumed_from,
         "groups": ledger.account()._asdict(),
     }
+
+
+def telemetry(context: RunContext) -> Telemetry:
+    """Live figures through Ray or, without it, on a port of this process's own."""
+    settings, folder = context.config.monitoring, context.folder.path
+    meter = context.meter if settings.metrics else None
+    if meter is not None:
+        meter.set("wmpo_updates_planned", context.config.grpo.num_updates)
+        meter.set("wmpo_stage", 1, stage="optimize")
+    if context.status is not None:
+        context.status.update(num_updates=context.config.grpo.num_updates)
+    return Telemetry(meter, TraceLog(folder / FOLDER, settings.keep_traces), context.status)
 
 
 def rollout_folders(folder: Path) -> tuple[Path, Path]:

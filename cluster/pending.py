@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.actor_pool import Worker
-from cluster.runtime import Ref, Runtime
+from cluster.runtime import Ref, Runtime, Work
 from wmpo_ray.errors import UserError
 
 MakeEvent = Callable[[Any], Any]
+OnWork = Callable[[Work], None]
 OnFailure = Callable[[Exception], None]
 
 
@@ -33,6 +34,7 @@ class Late:
 class _Call:
     make_event: MakeEvent
     on_failure: OnFailure
+    on_work: OnWork
     worker: Worker
     epoch: int
 
@@ -42,13 +44,16 @@ class Pending:
         self._runtime = runtime
         self._calls: dict[Ref, _Call] = {}
 
-    def add(self, ref: Ref, worker: Worker, make_event: MakeEvent, on_failure: OnFailure) -> None:
-        """Watch a call to a worker. `make_event` turns its value into an event."""
-        self._calls[ref] = _Call(make_event, on_failure, worker, worker.epoch)
-
-    def __len__(self) -> int:
-        """Calls whose actor is still the one that was called."""
-        return sum(call.worker.epoch == call.epoch for call in self._calls.values())
+    def add(
+        self,
+        ref: Ref,
+        worker: Worker,
+        make_event: MakeEvent,
+        on_failure: OnFailure,
+        on_work: OnWork = lambda work: None,
+    ) -> None:
+        """Watch a call to a worker. `make_event` turns its value into an event; `on_work` hears what it took."""
+        self._calls[ref] = _Call(make_event, on_failure, on_work, worker, worker.epoch)
 
     def wait(self, timeout_s: float) -> list[Ref]:
         """Wait for calls to end: those that have, in the order in which they were made."""
@@ -67,9 +72,11 @@ class Pending:
         if call.worker.epoch != call.epoch:
             return Late(call.worker)
         try:
-            value = self._runtime.get(ref)
+            answer = self._runtime.answer(ref)
         except UserError:
             raise
         except Exception as error:  # noqa: BLE001  whoever made the call decides what it survives
             return Failed(error, call.on_failure)
-        return call.make_event(value)
+        if answer.work is not None:
+            call.on_work(answer.work)
+        return call.make_event(answer.value)

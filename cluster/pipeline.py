@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from cluster import stages
 from cluster.context import RunContext
+from cluster.events import emit, event_log
+from cluster.job import cluster_address, job_id
 from cluster.placement import check_placement
+from cluster.preemption import is_leaving
 from cluster.progress import Reporter
 from cluster.runtime import start_runtime
+from cluster.status import Status
 from wmpo_ray.config import Config
 from wmpo_ray.errors import UserError
 from wmpo_ray.evaluation import rollout_policy
@@ -48,34 +54,55 @@ def run_pipeline(
     force: bool = False,
     only: str | None = None,
     until: str | None = None,
-    reporter: Reporter | None = None,
+    console: Console | None = None,
+    level: int = logging.INFO,
 ) -> dict[str, Any]:
     """Run every stage that is not done yet and return the run's summary.
 
     `only` runs one stage (the ones before it must be done), `until` stops after one. `force` goes on past a gate that
-    is not met. Raises UserError for anything the user can put right.
+    is not met. `console`: where to tell of progress, and of events from `level` on. Raises UserError for anything the
+    user can put right.
     """
     for name in (only, until):
         if name is not None and name not in STAGES:
             raise UserError(f"unknown stage {name!r}; the stages are {', '.join(STAGES)}")
     check_kinds(config)
-    if not serial and not config.cluster.address:  # another cluster is asked once it is connected
+    address = "" if serial else cluster_address(config)
+    if not serial and not address:  # another cluster is asked once it is connected
         here = {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
         check_placement(config, here)
     configure_process(config.cluster.threads_per_process)
-    reporter = reporter or Reporter()
-    with open_folder(out, config, resume) as folder:
-        context = RunContext(config, folder, reporter, lambda: start_runtime(serial, config.cluster.address), force)
+    wanted = [stage for stage in STAGES[: STAGES.index(until) + 1 if until else None] if only in (None, stage)]
+    with (
+        open_folder(out, config, resume) as folder,
+        watched(folder) as status,
+        event_log(folder.path, console, level, status.fault),
+    ):
+        reporter = Reporter(console, level > logging.INFO, status.progress)
+        context = RunContext(config, folder, reporter, lambda: start_runtime(serial, address), force, status)
         try:
-            for stage in STAGES:
-                if only is None or stage == only:
-                    _run_stage(context, stage, again=only is not None)
-                if stage == until:
-                    break
+            for stage in wanted:
+                _run_stage(context, stage, again=only is not None)
         finally:
             context.close()
         write_report(folder.path)
         return folder.summary
+
+
+@contextmanager
+def watched(folder: RunFolder) -> Iterator[Status]:
+    """Keep `status.json` up to date, and say how the run ended."""
+    status = Status(folder.path, job=job_id(), stages=list(STAGES))
+    state = "failed"
+    try:
+        yield status
+        state = "done" if all(map(folder.is_done, STAGES)) else "stopped"
+        status.update(stages_done=[stage for stage in STAGES if folder.is_done(stage)])
+    except KeyboardInterrupt:
+        state = "preempted" if is_leaving() else "stopped"
+        raise
+    finally:
+        status.close(state)
 
 
 @contextmanager
@@ -88,23 +115,33 @@ def open_folder(out: Path, config: Config, resume: bool):
 
 
 def _run_stage(context: RunContext, stage: str, again: bool) -> None:
-    folder, reporter = context.folder, context.reporter
+    folder = context.folder
     if folder.is_done(stage) and not again:
-        reporter.say(f"[dim]{stage:<13} done before[/dim]")
+        emit("stage.skipped", f"{stage:<13} done before", stage=stage)
         return
     missing = [name for name in STAGES[: STAGES.index(stage)] if not folder.is_done(name)]
     if missing:
         raise UserError(f"stage {stage} needs {', '.join(missing)} first; run them, or `wmpo run` for all")
+    if context.status is not None:
+        context.status.begin_stage(stage, [name for name in STAGES if folder.is_done(name)])
+    emit("stage.started", f"{stage:<13} ...", logging.DEBUG, stage=stage)
     started = time.monotonic()
     figures = STAGE_FUNCTIONS[stage](context)
     seconds = time.monotonic() - started
     folder.finish(stage, seconds, figures)
-    told = ", ".join(f"{key} {value:.3g}" for key, value in figures.items() if isinstance(value, (int, float)))
-    reporter.say(f"[bold]{stage:<13}[/bold] {seconds:6.1f} s  [dim]{told}[/dim]")
+    numbers = {key: round(value, 4) for key, value in figures.items() if isinstance(value, (int, float))}
+    told = ", ".join(f"{key} {value:.3g}" for key, value in numbers.items())
+    text = f"{stage:<13} {seconds:6.1f} s  {told}"
+    facts: dict[str, Any] = {**numbers, "stage": stage, "seconds": round(seconds, 3)}
+    emit("stage.done", text, **facts)
 
 
 def evaluate_policy(
-    config: Config, out: Path, policy_dir: Path | None = None, num_starts: int | None = None
+    config: Config,
+    out: Path,
+    policy_dir: Path | None = None,
+    num_starts: int | None = None,
+    console: Console | None = None,
 ) -> dict[str, Any]:
     """Success of a saved policy on held-out start states with its 95% interval; default: the run's final policy."""
     configure_process(config.cluster.threads_per_process)
@@ -115,7 +152,7 @@ def evaluate_policy(
     policy = load_policy(config.policy.kind, str(path))
     environment = make_environment(config.environment)
     seeds = start_seeds("evaluate", count, config.seed)
-    with torch.no_grad(), Reporter().bar("real episodes", count) as advance:
+    with torch.no_grad(), Reporter(console).bar("real episodes", count) as advance:
         episodes = rollout_policy(
             policy,
             environment,

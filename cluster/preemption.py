@@ -68,6 +68,7 @@ def end_now() -> NoReturn:
 def _end_in_time(signals: socket.socket) -> None:
     while number := signals.recv(1):
         if number[0] == signal.SIGTERM:
+            _leaving.set()  # the main thread may be a while before it hears of it
             time.sleep(LEAVE_WITHIN_S)
             os._exit(EXIT_PREEMPTED)
 

@@ -10,13 +10,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Reporter:
-    """Where a run talks to a person; `quiet` keeps only what goes wrong."""
+    """Where a run talks to a person. `is_quiet`: no bars; `on_progress` is told of (done, total, figures) as well."""
 
-    def __init__(self, console: Console | None = None, quiet: bool = False):
-        self.console = console or Console(stderr=True, quiet=quiet)
-
-    def say(self, text: str) -> None:
-        self.console.print(text, highlight=False)
+    def __init__(
+        self,
+        console: Console | None = None,
+        is_quiet: bool = False,
+        on_progress: Callable[[int, int, dict[str, float]], None] = lambda done, total, figures: None,
+    ):
+        self.console = console or Console(quiet=True)
+        self.is_quiet, self.on_progress = is_quiet, on_progress
 
     @contextmanager
     def bar(self, description: str, total: int) -> Iterator[Callable[..., None]]:
@@ -29,11 +32,15 @@ class Reporter:
             TimeRemainingColumn(),
             TextColumn("{task.fields[figures]}"),
         )
-        with Progress(*columns, console=self.console, transient=True) as progress:
+        # In a job's log a bar would be one line a refresh.
+        is_hidden = self.is_quiet or not self.console.is_terminal
+        with Progress(*columns, console=self.console, transient=True, disable=is_hidden) as progress:
             task = progress.add_task(description, total=total, figures="")
 
             def advance(done: int, figures: dict[str, float] | None = None) -> None:
+                self.on_progress(done, total, figures or {})
                 shown = "  ".join(f"{key} {value:.3g}" for key, value in (figures or {}).items())
                 progress.update(task, completed=done, figures=shown)
 
+            advance(0)
             yield advance

@@ -18,6 +18,7 @@ from typing import Any
 
 import ray
 from ray import cloudpickle
+from ray._private import worker as ray_worker
 from ray._private.state import state as ray_state
 from ray.exceptions import (
     ActorPlacementGroupRemoved,
@@ -32,7 +33,18 @@ from ray.exceptions import (
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.placement import Resources, ray_options
-from cluster.runtime import ActorLostError, InputLostError, ProcessInfo, Ref
+from cluster.runtime import (
+    ActorLostError,
+    Answer,
+    Beat,
+    InputLostError,
+    ProcessInfo,
+    Ref,
+    beat_of,
+    measured,
+    unwrapped,
+)
+from cluster.security import prepare_ray
 
 LOST = (
     RayActorError,
@@ -65,13 +77,14 @@ class Host:
             raise
         return time.monotonic() - started
 
-    def beat(self) -> int:
-        return getattr(self._actor, "num_beats", 0)
+    def beat(self) -> Beat:
+        return beat_of(self._actor)
 
-    def call(self, method: str, *args: Any) -> Any:
+    def call(self, method: str, num_returns: int, *args: Any) -> Any:
         if self._problem is not None:
             raise self._problem
-        return getattr(self._actor, method)(*args)
+        parts = measured(lambda: getattr(self._actor, method)(*map(unwrapped, args)), num_returns)
+        return parts if num_returns > 1 else parts[0]
 
 
 @dataclass(eq=False)
@@ -92,19 +105,24 @@ class RayRuntime:
     def __init__(self, address: str = ""):
         self._started_here = not ray.is_initialized()
         if self._started_here:
+            prepare_ray(address)
             local = {"include_dashboard": False} if not address else {}
-            on_sigterm = signal.getsignal(signal.SIGTERM)
             before = signal.getsignal(signal.SIGTERM)
             ray.init(address=address or "local", logging_level=logging.WARNING, log_to_driver=False, **local)
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, before)  # Ray has put its own there: it would end with another exit code
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own there, which leaves without a word
         self._node = ray.get_runtime_context().get_node_id()
 
     @property
     def available(self) -> dict[str, float]:
         return ray.cluster_resources()
+
+    @property
+    def doors(self) -> dict[str, Any]:
+        dashboard = ray_worker.get_dashboard_url()
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        metrics = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in nodes]
+        return {"dashboard": f"http://{dashboard}" if dashboard else "", "metrics": metrics}
 
     @property
     def can_grow(self) -> bool:
@@ -137,13 +155,11 @@ class RayRuntime:
     def call(self, actor: RayActor, method: str, *args: Any, num_returns: int = 1) -> Any:
         if not actor.is_built:
             self.build(actor)  # calls of one caller keep their order
-        return actor.handle.call.options(num_returns=num_returns, name=actor.task(method)).remote(method, *args)
+        call = actor.handle.call.options(num_returns=num_returns, name=actor.task(method))
+        return call.remote(method, num_returns, *args)
 
     def wait(self, refs: list[Ref], timeout_s: float | None = None) -> list[Ref]:
-        if not refs:  # everybody is in a pause before the next start
-            time.sleep(timeout_s or 0.0)
-            return []
-        if not refs:  # Ray would not wait for nothing
+        if not refs:  # Ray would not wait for nothing: everybody is in a pause before the next start
             time.sleep(timeout_s or 0.0)
             return []
         ready, rest = ray.wait(refs, num_returns=1, timeout=timeout_s, fetch_local=False)
@@ -152,6 +168,13 @@ class RayRuntime:
         return ready
 
     def get(self, ref: Ref) -> Any:
+        return unwrapped(self._read(ref))
+
+    def answer(self, ref: Ref) -> Answer:
+        value = self._read(ref)
+        return value if isinstance(value, Answer) else Answer(value)
+
+    def _read(self, ref: Ref) -> Any:
         try:
             return ray.get(ref)
         except LOST as error:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cluster.crew import Task
+from cluster.events import emit
 from cluster.rollouts import Scored
 from cluster.runtime import Ref
 from cluster.team import Team
@@ -50,13 +52,26 @@ class Reality:
         self, method: str, arguments: tuple, update: int, figures: Callable[[np.ndarray], dict[str, float]]
     ) -> None:
         def skip(error: Exception) -> None:
-            self.team.report(f"[yellow]update {update}: {method} is left out: {error}[/yellow]")
+            text = f"update {update}: {method} is left out: {error}"
+            emit("evaluation.failed", text, logging.WARNING, update=update, error=str(error))
 
         def done(value: Any, _ref: Any) -> Evaluated:
             return Evaluated(update, figures(value))
 
         self.team.crew.submit(
-            Task("environment", method, arguments, order=(update,), done=done, given_up=skip, input_lost=skip)
+            Task(
+                "environment",
+                method,
+                arguments,
+                order=(update,),
+                done=done,
+                given_up=skip,
+                input_lost=skip,
+                # Beside the update that these weights, or labels, come from.
+                worked=lambda worker, work: self.team.telemetry.worked(
+                    worker, method, work, max(0, update - 1), update
+                ),
+            )
         )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cluster.actor_pool import Worker
+from cluster.events import emit
 from cluster.ledger import Key, Record, State
 from cluster.rollouts import Handle
 from wmpo_ray.data.rollout_spool import SpoolError, check_spooled
@@ -70,7 +72,7 @@ def _enter(loop: TrainingLoop, request: RolloutRequest, group: GroupRequest, rec
         try:
             check_spooled(path, facts["sha256"])
         except SpoolError as error:
-            loop.team.report(f"[yellow]{error}; its groups are imagined again[/yellow]")
+            emit("rollout.lost", f"{error}; its groups are imagined again", logging.WARNING, group=list(group.key))
             return False
     rows = (facts["rows"][0], facts["rows"][1])
     scored = Group(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from cluster.crew import Task
+from cluster.events import emit
 from cluster.ledger import Key, Ledger, State
 from cluster.runtime import Ref
 from cluster.team import Team
@@ -54,6 +56,7 @@ class Rollouts:
 
     def __init__(self, config: Config, team: Team, ledger: Ledger, spool: Path, quarantine: Path):
         self.config, self.team, self.ledger, self.spool, self.folder = config, team, ledger, spool, quarantine
+        self.telemetry = team.telemetry
         self.num_quarantined = 0
         self._figures: dict[str, float] = {}
         self.queue = GroupQueue(config)
@@ -73,6 +76,7 @@ class Rollouts:
                 num_returns=3,
                 weights=request.weights,
                 max_crashes=self.config.faults.max_crashes,
+                worked=lambda worker, work: self.telemetry.imagined(worker, request, work, self.config),
             )
         )
 
@@ -95,6 +99,7 @@ class Rollouts:
                 given_up=lambda error: self.give_up(event.request, error),
                 input_lost=lambda error: self.imagine(event.request),
                 max_crashes=self.config.faults.max_crashes,
+                worked=lambda worker, work: self.telemetry.scored(worker, event.request, work),
             )
         )
 
@@ -136,16 +141,18 @@ class Rollouts:
             file=Path(handle.path).name,
             sha256=handle.sha256,
         )
+        self.telemetry.decided(verdict.value)
         if verdict is Verdict.ADMIT:
             self.ledger.append(State.ADMITTED, key)
         else:
             self.ledger.append(State.REJECTED, key, verdict=verdict.value)
 
-    def drop_surplus(self, keys: Iterable[Key]) -> None:
+    def drop_surplus(self, keys: Sequence[Key]) -> None:
         """Groups that the batch of their update did not need."""
         for key in keys:
             if self.ledger.state(key) is not State.REJECTED:
                 self.ledger.append(State.REJECTED, key, verdict=Verdict.SURPLUS.value)
+                self.telemetry.decided(Verdict.SURPLUS.value)
         dropped = set(keys)
         self.team.crew.cancel(lambda task: task.role != "learner" and _is_only_for(task, dropped))
 
@@ -171,6 +178,7 @@ class Rollouts:
         if not self.queue.quarantine(group):
             return
         self.ledger.append(State.REJECTED, group.key, verdict=Verdict.QUARANTINED.value)
+        self.telemetry.decided(Verdict.QUARANTINED.value)
         self.num_quarantined += 1
         path = self.folder / f"update-{group.update:06d}-attempt-{group.attempt:06d}"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -186,7 +194,8 @@ class Rollouts:
         with atomic_directory(path) as partial:
             save_file({"frames": np.ascontiguousarray(group.start.frames)}, partial / "start.safetensors")
             (partial / "about.json").write_text(json.dumps(facts, indent=1))
-        self.team.report(f"[yellow]start state {group.start_index} crashed every worker; it is kept in {path}[/yellow]")
+        text = f"start state {group.start_index} crashed every worker; it is kept in {path}"
+        emit("group.quarantined", text, logging.WARNING, group=list(group.key), error=str(error)[:400])
         limit = self.config.faults.max_quarantined
         if self.num_quarantined > limit:
             raise UserError(

@@ -1,16 +1,12 @@
-"""Where the main loop tells what happens: metrics of updates, and faults with their times."""
+"""Where the main loop tells the figures of its updates."""
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from wmpo_ray.metrics import MetricsLog
-
-FAULTS = "faults.jsonl"
 
 
 class RunLog(Protocol):
@@ -22,11 +18,10 @@ class RunLog(Protocol):
 
 
 class FolderLog:
-    """`metrics.jsonl`, `tensorboard` and `faults.jsonl` in a run's folder; `show` is told of every update as well."""
+    """`metrics.jsonl` and `tensorboard` in a run's folder; `show` is told of every update as well."""
 
     def __init__(self, folder: Path, show: Callable[[int, dict[str, float]], None]):
         self._log, self._show = MetricsLog(folder), show
-        self._faults = folder / FAULTS
 
     def metrics(self, update: int, values: dict[str, float]) -> None:
         self._log.log(update, values)
@@ -43,10 +38,6 @@ class FolderLog:
                 log.log(line["update"], {key: value for key, value in line.items() if key != "update"})
         self._show(len(history), {})
         return {line["update"] for line in lines if "real/success_rate" in line}
-
-    def fault(self, fact: dict[str, Any]) -> None:
-        with open(self._faults, "a") as file:
-            file.write(json.dumps({"time": time.time(), **fact}) + "\n")
 
     def close(self) -> None:
         self._log.close()

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from cluster.placement import Resources
+from wmpo_ray.process import held_by_process
+from wmpo_ray.timeline import Recording, record
 
 Ref = Any
 
@@ -35,10 +37,54 @@ class ProcessInfo(NamedTuple):
     node: str
 
 
+class Work(NamedTuple):
+    """What a call took in its worker. `start`: seconds since the epoch."""
+
+    start: float
+    seconds: float
+    recording: Recording
+
+
+class Answer(NamedTuple):
+    value: Any
+    work: Work | None = None  # None: nobody measured it
+
+
+class Beat(NamedTuple):
+    """A sign of life: finished pieces of work, and what the process holds."""
+
+    num_beats: int
+    memory_bytes: int = 0
+    gpu_memory_bytes: int = 0
+    gpu_utilisation: float = 0.0  # share of the last second or so
+
+
+def measured(run: Callable[[], Any], num_returns: int) -> tuple[Any, ...]:
+    """What a call gives, as many parts as it returns; the first one is an `Answer` and says what the call took."""
+    start, began = time.time(), time.perf_counter()
+    with record() as recording:
+        result = run()
+    first, *rest = result if num_returns > 1 else (result,)
+    return Answer(first, Work(start, time.perf_counter() - began, recording)), *rest
+
+
+def unwrapped(arg: Any) -> Any:
+    """An argument that was the answer of another call, without what that one took."""
+    return arg.value if isinstance(arg, Answer) else arg
+
+
+def beat_of(actor: Any) -> Beat:
+    return Beat(getattr(actor, "num_beats", 0), *held_by_process())
+
+
 class Runtime(Protocol):
     @property
     def available(self) -> dict[str, float]:
         """What there is: {"CPU": ..., "GPU": ...}."""
+
+    @property
+    def doors(self) -> dict[str, Any]:
+        """Where it can be watched: `dashboard` (address, "" if there is none) and `metrics` (host:port); {} nowhere."""
 
     def clock(self) -> float:
         """Seconds, from any start."""
@@ -53,7 +99,7 @@ class Runtime(Protocol):
         """Run the constructor; resolves to the seconds it took, raises what it raises."""
 
     def beat(self, actor: Any) -> Ref:
-        """Resolves to the actor's count of finished pieces of work, at once even while it works."""
+        """Resolves to a `Beat`, at once even while the actor works."""
 
     def call(self, actor: Any, method: str, *args: Any, num_returns: int = 1) -> Any:
         """Start a call and return its reference, or a list of `num_returns`; references among `args` are resolved."""
@@ -63,6 +109,9 @@ class Runtime(Protocol):
 
     def get(self, ref: Ref) -> Any:
         """The value of a ready reference. Raises what the call raised, ActorLostError, InputLostError."""
+
+    def answer(self, ref: Ref) -> Answer:
+        """The same for the first reference of a call, with what the call took."""
 
     def put(self, value: Any) -> Ref: ...
 
@@ -104,6 +153,10 @@ class SerialRuntime:
     def available(self) -> dict[str, float]:
         return {"CPU": float("inf"), "GPU": float("inf")}
 
+    @property
+    def doors(self) -> dict[str, Any]:
+        return {}
+
     def clock(self) -> float:
         return time.monotonic()
 
@@ -119,29 +172,27 @@ class SerialRuntime:
             actor.instance = actor.make()
             return time.monotonic() - started
 
-        return self._later(construct, 1)[0]
+        return self._later(lambda: (construct(),), 1)[0]
 
     def beat(self, actor: LocalActor) -> Ref:
-        return self.put(getattr(actor.instance, "num_beats", 0))
+        return self.put(beat_of(actor.instance))
 
     def call(self, actor: LocalActor, method: str, *args: Any, num_returns: int = 1) -> Any:
         def run() -> Any:
             if actor.instance is None:
                 actor.instance = actor.make()
-            values = [self.get(arg) if isinstance(arg, LocalRef) else arg for arg in args]
+            values = [unwrapped(self._read(arg)) if isinstance(arg, LocalRef) else arg for arg in args]
             return getattr(actor.instance, method)(*values)
 
-        refs = self._later(run, num_returns)
+        refs = self._later(lambda: measured(run, num_returns), num_returns)
         return refs if num_returns > 1 else refs[0]
 
-    def _later(self, run: Callable[[], Any], num_returns: int) -> list[LocalRef]:
+    def _later(self, run: Callable[[], tuple[Any, ...]], num_returns: int) -> list[LocalRef]:
         refs = [LocalRef() for _ in range(num_returns)]
 
         def settle() -> None:
             try:
-                result = run()
-                results = result if num_returns > 1 else [result]
-                for ref, value in zip(refs, results, strict=True):
+                for ref, value in zip(refs, run(), strict=True):
                     ref.value, ref.ready = value, True
             except Exception as error:  # noqa: BLE001  handed to whoever asks for the value, as Ray does
                 for ref in refs:
@@ -161,6 +212,13 @@ class SerialRuntime:
             self._calls.popleft()()
 
     def get(self, ref: LocalRef) -> Any:
+        return unwrapped(self._read(ref))
+
+    def answer(self, ref: LocalRef) -> Answer:
+        value = self._read(ref)
+        return value if isinstance(value, Answer) else Answer(value)
+
+    def _read(self, ref: LocalRef) -> Any:
         if ref.error is not None:
             raise ref.error
         return ref.value

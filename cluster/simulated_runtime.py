@@ -16,7 +16,7 @@ from itertools import count
 from typing import Any
 
 from cluster.placement import Resources
-from cluster.runtime import ActorLostError, InputLostError, ProcessInfo
+from cluster.runtime import ActorLostError, Answer, Beat, InputLostError, ProcessInfo
 
 ServiceTime = Callable[[str, str, random.Random], float]  # (class, method, generator) -> seconds
 LATENCY_S = 0.001  # of a heartbeat and of the news of a death
@@ -135,6 +135,10 @@ class SimulatedRuntime:
     def available(self) -> dict[str, float]:
         return {"CPU": float("inf"), "GPU": float("inf")}
 
+    @property
+    def doors(self) -> dict[str, Any]:
+        return {}
+
     def clock(self) -> float:
         return self._now
 
@@ -188,6 +192,9 @@ class SimulatedRuntime:
         if ref.is_lost:
             raise InputLostError("the node that held the answer is gone")
         return ref.value
+
+    def answer(self, ref: SimulatedRef) -> Answer:
+        return Answer(self.get(ref))
 
     def put(self, value: Any) -> SimulatedRef:
         return SimulatedRef(None, None, value, is_ready=True)
@@ -321,7 +328,7 @@ class SimulatedRuntime:
     def _answer_beats(self, actor: SimulatedActor) -> None:
         if not actor.is_alive or actor.is_stopped:
             return
-        self._settle(actor.beats, [getattr(actor.instance, "num_beats", 0)] * len(actor.beats), None)
+        self._settle(actor.beats, [Beat(getattr(actor.instance, "num_beats", 0))] * len(actor.beats), None)
         actor.beats = []
 
     def _go_on(self, actor: SimulatedActor) -> None:

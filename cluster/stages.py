@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.markup import escape
 
 from cluster.context import RunContext
+from cluster.events import emit
 from cluster.gate import gate
 from cluster.optimization import optimize
 from cluster.world_model_stage import world_model
@@ -76,7 +76,7 @@ def training_checkpoints(context: RunContext, name: str) -> TrainingCheckpoints:
         context.folder.training_checkpoints(name),
         settings.every_training_steps,
         settings.keep,
-        lambda message: context.reporter.say(f"[yellow]{escape(message)}[/yellow]"),
+        lambda message: emit("checkpoint.resumed", message, stage=name),
     )
 
 

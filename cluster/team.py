@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ from actors.reward_actor import RewardActor
 from cluster.actor_pool import ActorPool, Worker
 from cluster.crew import Crew
 from cluster.elasticity import Autoscaler, Targets, WorkerTargets
+from cluster.events import emit
 from cluster.placement import PlacementBook, Reservation, bundles_for, check_placement
 from cluster.ray_runtime import RayRuntime
 from cluster.runtime import ActorLostError, InputLostError, Ref, Runtime
+from cluster.telemetry import Telemetry
 from cluster.weight_store import make_publisher
 from learners.grpo_learner import GrpoLearner
 from wmpo_ray.config import Config
@@ -50,16 +52,16 @@ class Team:
         config: Config,
         runtime: Runtime,
         paths: ModelPaths,
-        report: Callable[[str], None] = lambda text: None,
-        record: Callable[[dict[str, Any]], None] = lambda fact: None,
+        telemetry: Telemetry | None = None,
     ):
         check_placement(config, runtime.available, isinstance(runtime, RayRuntime) and runtime.can_grow)
-        self.config, self.runtime, self.paths, self.report = config, runtime, paths, report
+        self.config, self.runtime, self.paths = config, runtime, paths
+        self.telemetry = telemetry or Telemetry()
         self.publisher = make_publisher(config, runtime)
         self.are_weights_lost = False  # the node that held them is gone
         self._is_new = False
         self._nodes_looked_at = -math.inf
-        self.crew = Crew(runtime, config.faults, report, record)
+        self.crew = Crew(runtime, config.faults, self.telemetry)
         self.book = PlacementBook(config, Reservation if isinstance(runtime, RayRuntime) else None)
         self.autoscaler = Autoscaler() if isinstance(runtime, RayRuntime) else None
         self.rates = WorkerTargets(config)
@@ -94,6 +96,7 @@ class Team:
         """From now on these are the weights to imagine with."""
         self.publisher.offer(version, full, compact)
         self._is_new, self.are_weights_lost = True, False
+        self.telemetry.offered(version)
 
     def deliver(self) -> None:
         """Bring the offered weights to every imagination worker that neither holds them nor is about to."""
@@ -116,6 +119,7 @@ class Team:
             worker,
             lambda loaded: WeightsLoaded(worker, loaded),
             lambda error: self._not_loaded(worker, version, error),
+            lambda work: self.telemetry.worked(worker, "load_weights", work, version.num_updates, version.num_updates),
         )
 
     def loaded(self, event: WeightsLoaded) -> None:
@@ -124,8 +128,10 @@ class Team:
         assert offered is not None
         worker.digest = event.version.digest
         if worker.digest == offered.digest:
-            worker.loading, worker.num_mismatches = "", 0
+            worker.loading, worker.num_mismatches, worker.version = "", 0, offered.num_updates
             self.crew.serves(worker)
+            if all(other.digest == offered.digest for other in self.crew.pools["imagination"].ready):
+                self.telemetry.arrived()
         elif event.version.num_updates == offered.num_updates:
             self._not_loaded(worker, offered, RuntimeError(f"it holds {worker.digest} instead of {offered.digest}"))
         elif worker.loading != offered.digest:  # others were offered since: they have not been sent yet
@@ -142,7 +148,8 @@ class Team:
         elif version != self.publisher.version:
             self._forget_loading(worker, version)
         else:
-            self.report(f"[yellow]{worker.name}: {error}; sending the weights in full[/yellow]")
+            text = f"{worker.name}: {error}; sending the weights in full"
+            emit("weights.damaged", text, logging.WARNING, worker=worker.name, version=version.num_updates)
             self._watch(worker, self.publisher.send_full(worker), version)
 
     def _forget_loading(self, worker: Worker, version: WeightVersion) -> None:
@@ -158,7 +165,7 @@ class Team:
         for role, size in targets._asdict().items():
             pool = self.crew.pools[role]
             if size != pool.target:
-                self.report(f"[dim]{role} workers: {pool.target} -> {size}[/dim]")
+                emit("workers.resized", f"{role} workers: {pool.target} -> {size}", role=role, workers=size)
                 pool.resize(size)
         if self.autoscaler is not None and targets != self._asked_for:
             heard = self.autoscaler.request(bundles_for(self.config, *targets))

@@ -10,6 +10,7 @@ the result depends neither on the number of actors nor on their faults.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ import numpy as np
 
 from cluster.actor_pool import Worker
 from cluster.crew import Joined, Task
+from cluster.events import emit
 from cluster.ledger import Ledger, State
 from cluster.reality import Evaluated, Reality
 from cluster.recovery import restart
@@ -32,6 +34,14 @@ from wmpo_ray.group_queue import GroupQueue, ReadyBatch
 from wmpo_ray.seeding import seed_for
 from wmpo_ray.types import GroupRequest, LearnerState, RolloutRequest, StartState, UpdateResult, WeightVersion
 
+TOLD = {
+    "imagined/success_rate": "imagined_success",
+    "real/success_rate": "real_success",
+    "real/label_agreement": "label_agreement",
+    "policy/clip_fraction": "clip_fraction",
+    "policy/grad_norm": "gradient_norm",
+    "time/update_s": "learner_s",
+}
 TURN_S = 0.5  # the longest wait between two looks at heartbeats, pauses and the number of workers
 
 
@@ -57,7 +67,7 @@ class TrainingLoop:
         self, config: Config, team: Team, starts: Sequence[StartState], ledger: Ledger, log: RunLog, rollouts: Rollouts
     ):
         self.config, self.team, self.starts, self.ledger, self.log = config, team, starts, ledger, log
-        self.crew, self.rollouts = team.crew, rollouts
+        self.crew, self.rollouts, self.telemetry = team.crew, rollouts, team.telemetry
         self.reality = Reality(config, team)
         self.version: WeightVersion | None = None  # the learner's; None until it has said where it stands
         self.training: ReadyBatch | None = None
@@ -84,6 +94,7 @@ class TrainingLoop:
             self.offer_weights()
             self.finish(policy_path)
             self.team.adjust(has_work=self.has_work)
+            self.look()
             self.crew.turn()
             self.ledger.flush()
             self.busy_s += time.perf_counter() - started
@@ -111,7 +122,7 @@ class TrainingLoop:
             case WeightsLoaded():
                 self.team.loaded(event)
             case Evaluated():
-                self.log.metrics(event.update, event.figures)
+                self.tell(event.update, event.figures)
             case Joined():
                 self.welcome(event.worker)
             case LearnerRestored():
@@ -179,6 +190,7 @@ class TrainingLoop:
         if self.version is None or self.training or (batch := self.queue.take_batch(self.next_update)) is None:
             return
         self.rollouts.drop_surplus(batch.surplus)
+        self.telemetry.trains([self.version.num_updates - group.version for group in batch.groups])
         self.training, self.next_update, self.num_learner_losses = batch, self.next_update + 1, 0
         self.train(batch)
 
@@ -201,6 +213,7 @@ class TrainingLoop:
                 num_returns=3,
                 weights=self.version.digest,
                 max_crashes=1,  # another learner first has to say where it stands
+                worked=lambda worker, work: self.telemetry.worked(worker, "update", work, batch.update, batch.update),
             )
         )
 
@@ -220,10 +233,27 @@ class TrainingLoop:
             self.ledger.append(State.TRAINED, group.request.key, version=version.num_updates)
         self.keep_weights(version, event.full, event.compact)
         self.rollouts.forget(event.result.oldest_checkpoint)
-        self.log.metrics(version.num_updates, event.result.metrics)
+        self.telemetry.updated(version.num_updates)
+        self.tell(version.num_updates, event.result.metrics)
         num_groups = event.result.metrics["imagined/trajectories"] / self.config.rollout.group_size
         self.team.rates.updated(round(num_groups), event.result.metrics["time/update_s"])
         self.reality.evaluate(version.num_updates, event.full)
+
+    def tell(self, update: int, figures: dict[str, float]) -> None:
+        self.log.metrics(update, figures)
+        self.telemetry.metrics(figures)
+        shown: dict[str, Any] = {name: round(figures[key], 4) for key, name in TOLD.items() if key in figures}
+        text = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in shown.items())
+        emit("update.figures", f"update {update}: {text}", update=update, **shown)
+
+    def look(self) -> None:
+        """Tell how things stand, once a second."""
+        if self.version is None or not self.telemetry.is_due():
+            return
+        is_ready = bool(self.crew.pools["learner"].ready) and self.training is None and self.has_work
+        self.telemetry.look(
+            self.crew.pools, self.queue.counts(self.next_update), self.version.num_updates, self.offered, is_ready
+        )
 
     def keep_weights(self, version: WeightVersion, full: Ref, compact: Ref | None) -> None:
         self.weights[version.num_updates] = (version, full, compact)
@@ -298,7 +328,7 @@ class TrainingLoop:
         event.worker.loading = ""
         state = event.state
         for problem in state.problems:
-            self.team.report(f"[yellow]{problem}[/yellow]")
+            emit("checkpoint.damaged", problem, logging.WARNING)
         before = self.version
         self.crew.cancel(lambda task: task.role == "learner")  # what one that left handed back is asked anew below
         self.learner_holds(state.version)

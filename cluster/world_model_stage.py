@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
-from rich.markup import escape
-
 from cluster.context import RunContext
+from cluster.events import emit
 from cluster.placement import role_resources
 from cluster.runtime import ActorLostError, Ref
 from learners.world_model_alignment import WorldModelAligner
@@ -99,7 +99,7 @@ class Alignment:
 
     def _take_up(self, num_steps: int, messages: list[str]) -> None:
         for message in messages:
-            self._context.reporter.say(f"[yellow]{escape(message)}[/yellow]")
+            emit("checkpoint.resumed", message, stage="world-model", model=self.name)
         if num_steps > self._resumed_from:
             self._losses = 0
         self.num_steps = self._resumed_from = num_steps
@@ -112,7 +112,8 @@ class Alignment:
                 f"{error}\nthe process that aligns {self.name} was lost {self._losses} times without getting further "
                 f"than step {self._resumed_from}; raise faults.max_start_failures={faults.max_start_failures}"
             ) from error
-        self._context.reporter.say(f"[yellow]{escape(str(error))}\naligning {self.name} in a new process[/yellow]")
+        text = f"{error}; aligning {self.name} in a new process"
+        emit("worker.lost", text, logging.WARNING, error=str(error), worker=f"align-{self.name}", step=self.num_steps)
         self.stop()
         time.sleep(min(faults.backoff_s * 2 ** (self._losses - 1), faults.max_backoff_s))
         return self.start()

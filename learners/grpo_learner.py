@@ -24,6 +24,7 @@ from wmpo_ray.errors import ConfigError, UserError
 from wmpo_ray.files import json_clean
 from wmpo_ray.registry import load_policy
 from wmpo_ray.runtime_settings import configure_process
+from wmpo_ray.timeline import span
 from wmpo_ray.types import LearnerState, Trajectories, UpdateResult, WeightVersion
 from wmpo_ray.weights import WeightEncoder, WeightPayload
 
@@ -124,21 +125,24 @@ class GrpoLearner:
         spooled trajectories cannot be read.
         """
         started = time.monotonic()
-        batch = build_batch(groups, [_open(source) for source in sources])
+        with span("batch"):
+            batch = build_batch(groups, [_open(source) for source in sources])
         if self._earlier.maxlen:
             before = {name: tensor.detach().clone() for name, tensor in self.policy.state_dict().items()}
             self._earlier.append((self.num_updates, before))
-        metrics = self._train(batch) | facts.metrics
+        metrics = self._train(batch) | {"policy/advantage_std": float(batch.advantage.std())} | facts.metrics
         metrics["policy/skipped_steps"] = self.num_skipped
         self.num_updates += 1
         self._last_keys = facts.keys
         metrics["time/update_s"] = time.monotonic() - started
         self._history = [*self._history, json_clean({"update": self.num_updates, **metrics})]
-        version, full, compact = self.encoder.encode(self.num_updates)
+        with span("encode"):
+            version, full, compact = self.encoder.encode(self.num_updates)
         self._publish(version, full)
         last = self.num_updates == self.config.grpo.num_updates
         if self.num_updates % self.config.checkpoint.every_updates == 0 or last:
-            self._save(facts.ledger_offset)
+            with span("checkpoint"):
+                self._save(facts.ledger_offset)
         return UpdateResult(version, metrics, self.checkpoints.oldest), full, compact
 
     def _save(self, ledger_offset: int) -> None:
@@ -162,15 +166,18 @@ class GrpoLearner:
         done = self.checkpoints.load_step(self.num_updates, signature) if every else None
         parts: list[dict[str, float]] = done["parts"] if done else []
         self.num_skipped = done["num_skipped"] if done else self.num_skipped
-        distance = done["distance"] if done else self._logprob_distance(batch, slice(0, size))
+        with span("policy"):
+            distance = done["distance"] if done else self._logprob_distance(batch, slice(0, size))
         for rows in minibatches[len(parts) :]:
-            parts.append(self._step(batch, rows))
+            with span("step"):
+                parts.append(self._step(batch, rows))
             self.num_beats += 1
             if every and len(parts) % every == 0 and len(parts) < len(minibatches):
                 progress: dict[str, Any] = {"update": self.num_updates, "signature": signature, "distance": distance}
-                self.checkpoints.save_step(
-                    len(parts), json_clean({**progress, "parts": parts, "num_skipped": self.num_skipped})
-                )
+                with span("checkpoint"):
+                    self.checkpoints.save_step(
+                        len(parts), json_clean({**progress, "parts": parts, "num_skipped": self.num_skipped})
+                    )
         # A figure that was not finite is null in a checkpoint.
         figures = {key: [part[key] for part in parts if part.get(key) is not None] for key in parts[0]}
         metrics = {key: float(np.mean(values)) if values else math.nan for key, values in figures.items()}

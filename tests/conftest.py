@@ -1,7 +1,17 @@
-"""One thread for every test: the sums are in one order, and two cores are not fought over."""
+"""One thread for every test: the sums are in one order, and two cores are not fought over. Ray with a token of its own."""
+
+import os
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
+
+from cluster.security import TOKEN_PATH, prepare_ray
+
+# Before anything imports ray, which reads it then.
+os.environ[TOKEN_PATH] = str(Path(tempfile.mkdtemp(prefix="wmpo-tests-")) / "token")
+prepare_ray("")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import re
 import subprocess
 import sys
@@ -42,12 +43,14 @@ def pipeline(monkeypatch):
     module.STAGES, module.calls, module.error = STAGES, [], None
 
     def run_pipeline(config, out, **options):
+        console = options.pop("console")
+        assert console.stderr, "the table alone goes to stdout"
         module.calls.append((config, out, options))
         if module.error is not None:
             raise module.error
         return SUMMARY
 
-    def evaluate_policy(config, out, policy_dir, num_starts):
+    def evaluate_policy(config, out, policy_dir, num_starts, console):
         module.calls.append((config, out, policy_dir, num_starts))
         return {"success": SUMMARY["result"]["final_success"], "mean_steps": 17.5}
 
@@ -64,15 +67,17 @@ def test_run_hands_over_its_arguments_and_ends_with_the_table_and_the_report(pip
     assert result.exit_code == 0, result.output
     ((config, out, options),) = pipeline.calls
     assert config == load_config("smoke", ["seed=3"]) and out == tmp_path
-    assert options == {"resume": True, "serial": True, "force": False, "until": "gate"}
+    assert options == {"resume": True, "serial": True, "force": False, "until": "gate", "level": logging.INFO}
     for part in ("40.0% [35.0%, 45.0%]", "58.0% [53.0%, 63.0%]", "+18.0 points", "optimize", "60.2", "61.8"):
         assert part in result.output
     assert result.output.rstrip().endswith(f"report: {tmp_path}/report/index.html")
 
 
 def test_stage_runs_that_stage_only(pipeline, tmp_path):
-    assert wmpo("stage", "gate", "smoke", "--out", tmp_path, "--force").exit_code == 0
-    assert pipeline.calls[0][2] == {"resume": False, "serial": False, "force": True, "only": "gate"}
+    assert wmpo("stage", "gate", "smoke", "--out", tmp_path, "--force", "--quiet").exit_code == 0
+    options = {"resume": False, "serial": False, "force": True, "only": "gate", "level": logging.WARNING}
+    assert pipeline.calls[0][2] == options
+    assert wmpo("stage", "gate", "smoke", "-q", "-v").exit_code == 2
 
 
 def test_evaluate_puts_the_disruption_into_the_configuration(pipeline, tmp_path):

@@ -17,6 +17,7 @@ from wmpo_ray.config_loading import (
     load_config,
     nearest_key,
     read_config_json,
+    validate,
 )
 from wmpo_ray.errors import ConfigError
 
@@ -202,6 +203,66 @@ def test_settings_that_do_not_fit_each_other_are_refused(write, overrides, messa
     assert error_of(write(f"[environment]\n{sizes}"), *overrides).startswith(message)
 
 
+@pytest.mark.parametrize(
+    "name", ["../../x", "..", ".", "a/b", "/etc", "", " a", "a ", "a.", "-rf", "a\\b", "a\nb", "s3:x", "x" * 61]
+)
+def test_a_name_that_is_no_folder_of_its_own_is_refused(name):
+    with pytest.raises(ConfigError, match=r"^name = .*letters, digits.*; change name$"):
+        validate({"name": name})
+
+
+@pytest.mark.parametrize("name", ["a", "demo-2", "my run", "v1.2", "grün", "x" * 60])
+def test_a_plain_name_is_kept(name):
+    assert validate({"name": name}).name == name
+
+
+@pytest.mark.parametrize("key", ["world_model.pretrained", "world_model.codec", "reward.verify.pretrained"])
+def test_an_address_in_place_of_a_path_is_named_with_what_is_allowed(key):
+    message = error_of("demo", f"{key}=s3://bucket/x")
+    assert message.startswith(f'{key} = "s3://bucket/x": s3:// is no file system') and message.endswith(f"change {key}")
+    load_config("demo", [f"{key}=/models/x", f"{key}=../x"])
+
+
+def test_what_stands_before_the_host_is_not_shown():
+    assert "hunter2" not in error_of("demo", "world_model.pretrained=https://me:hunter2@host/x")
+    assert "hunter2" not in error_of("demo", "cluster.address=ray://me:hunter2@host:1")
+
+
+@pytest.mark.parametrize("address", ["", "auto", "127.0.0.1:6379", "head.cluster.local:6379", "[::1]:6379"])
+def test_an_address_of_a_cluster(address):
+    assert load_config("demo", [f"cluster.address={address}"]).cluster.address == address
+
+
+@pytest.mark.parametrize(
+    ("address", "part"),
+    [
+        ("foo://1", "this is no address of a cluster"),
+        ("ray://host:10001", "a Ray client cannot place actors"),
+        ("ray://host:10001", "submit the run with `ray job submit`"),
+        ("http://host:8265", "a dashboard takes jobs but no drivers"),
+        ("host", "this is no host:port"),
+        ("host:0", "this is no host:port"),
+        ("host:65536", "this is no host:port"),
+        ("me@host:1", "this is no host:port"),
+        ("host:1 --x", "this is no host:port"),
+    ],
+)
+def test_an_address_that_is_none_says_what_is_allowed(address, part):
+    message = error_of("demo", f"cluster.address={address}")
+    assert message.startswith("cluster.address = ") and part in message
+    assert '"host:port", "auto"' in message and message.endswith("change cluster.address")
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 10**5, "seed = " + "9" * 10**4, "a." * 20_000 + "a = 1", "#" * 2**21])
+def test_a_hostile_file_is_a_line(write, text):
+    assert len(error_of(write(text)).splitlines()) == 1
+
+
+def test_a_hostile_override_is_a_line():
+    for override in ("seed=" + "[" * 10**5, "a." * 20_000 + "a=1", "seed=" + "9" * 10**4):
+        assert len(error_of("demo", override).splitlines()) == 1
+
+
 def test_every_mistake_has_its_own_line():
     lines = error_of("demo", "seed=-1", "grpo.learning_rat=1", 'demos.num_trajectories="x"').splitlines()
     assert [line.split(" = ")[0].split(";")[0] for line in lines] == [
@@ -215,7 +276,7 @@ def test_a_damaged_config_of_a_run_folder_is_named(tmp_path):
         path.write_text(text)
         with pytest.raises(ConfigError, match="config.json"):
             read_config_json(path)
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="is missing"):
         read_config_json(tmp_path / "absent.json")
 
 

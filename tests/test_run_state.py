@@ -170,6 +170,13 @@ def test_a_folder_with_other_things_is_refused_and_left_alone(tmp_path, resume):
     assert contents(tmp_path) == {"models/mine.txt": b"mine"}
 
 
+def test_an_address_in_place_of_the_folder_is_refused_and_nothing_is_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r'--out = "s3:/bucket/run": s3:// is no file system .* change --out'):
+        RunFolder.open(Path("s3://bucket/run"), CONFIG, resume=False)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "run").write_text("mine")
     with pytest.raises(UserError, match="is a file"):
@@ -190,7 +197,9 @@ def test_what_a_kill_left_out_is_made_up_for(tmp_path):
     assert not [path for path in tmp_path.rglob("*") if ".tmp-" in path.name]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"stages": 3}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"\xff", b'{"stages": 3}', b'{"stages": {"policy": 1}}', b"[" * 10**5]
+)
 def test_a_damaged_summary_is_named(tmp_path, content):
     RunFolder.open(tmp_path, CONFIG, resume=False).close()
     (tmp_path / "summary.json").write_bytes(content)

@@ -6,12 +6,22 @@ differs. Unknown keys are refused. `load_config` is the way in.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from wmpo_ray.config_cluster import CheckpointConfig, ClusterConfig, FaultsConfig, PlacementConfig, WeightsConfig
-from wmpo_ray.config_section import Count, NonNegative, Positive, Section, Share
+from wmpo_ray.config_cluster import (
+    CheckpointConfig,
+    ClusterConfig,
+    FaultsConfig,
+    MonitoringConfig,
+    PlacementConfig,
+    WeightsConfig,
+)
+from wmpo_ray.config_section import Count, NonNegative, Positive, Section, Share, check_local, shown
+
+_NAME = re.compile(r"\w([\w .+-]{0,58}[\w+-])?")
 
 
 class EnvironmentConfig(Section):
@@ -62,7 +72,7 @@ class NetworkConfig(Section):
     depth: Count = 3
     num_heads: Count = 4
     mlp_ratio: Positive = 3.0
-    patch_size: tuple[int, int, int] = (1, 4, 4)
+    patch_size: tuple[Count, Count, Count] = (1, 4, 4)
     qk_norm: bool = False
     pred_sigma: bool = False
     input_sq_size: Count = 16
@@ -120,6 +130,11 @@ class WorldModelConfig(Section):
     sampler: SamplerConfig = SamplerConfig()
     alignment: WorldModelTrainingConfig = WorldModelTrainingConfig()
 
+    @field_validator("pretrained", "codec")
+    @classmethod
+    def _check_path(cls, path: str, info: ValidationInfo) -> str:
+        return check_local(path, f"world_model.{info.field_name}")
+
 
 class RewardNetworkConfig(Section):
     hidden_size: Count = 64
@@ -135,6 +150,11 @@ class VerifyConfig(Section):
 
     enabled: bool = False
     pretrained: str = "embedded-b"
+
+    @field_validator("pretrained")
+    @classmethod
+    def _check_path(cls, path: str) -> str:
+        return check_local(path, "reward.verify.pretrained")
 
 
 class RewardConfig(Section):
@@ -232,6 +252,17 @@ class Config(Section):
     weights: WeightsConfig = WeightsConfig()
     faults: FaultsConfig = FaultsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    monitoring: MonitoringConfig = MonitoringConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if not _NAME.fullmatch(name):
+            raise ValueError(
+                f"name = {shown(name)}: a run's folder is called after it, so at most 60 letters, digits, spaces and "
+                '"_", ".", "+", "-" are allowed, with a letter, digit or "_" first; change name'
+            )
+        return name
 
     @property
     def num_chunks(self) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from wmpo_ray.config_section import Count, NonNegative, Positive, Section
+from wmpo_ray.config_section import Count, NonNegative, Positive, Section, shown
 
 Size = int | tuple[int, int]  # a fixed number of actors, or (min, max)
 
@@ -16,11 +17,40 @@ def bounds(size: Size) -> tuple[int, int]:
     return size if isinstance(size, tuple) else (size, size)
 
 
+_HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9._-]*):(\d{1,5})")
+
+
+def check_address(address: str, key: str = "cluster.address") -> str:
+    """Where a driver finds its cluster: "", "auto" or host:port of the GCS. Raises ValueError for anything else."""
+    if address in ("", "auto"):
+        return address
+    match = _HOST_PORT.fullmatch(address)
+    if match and 0 < int(match[2]) < 2**16:
+        return address
+    scheme = address.partition("://")[0]
+    reasons = {
+        "ray": "a Ray client cannot place actors, that takes a driver inside the cluster",
+        "http": "a dashboard takes jobs but no drivers",
+        "https": "a dashboard takes jobs but no drivers",
+    }
+    reason = reasons.get(scheme, "this is no address of a cluster") if "://" in address else "this is no host:port"
+    advice = "submit the run with `ray job submit`, or " if scheme in reasons else ""
+    raise ValueError(
+        f'{key} = {shown(address)}: {reason}; {advice}give "host:port", "auto" for the cluster of this machine, or "" to '
+        f"start one; change {key}"
+    )
+
+
 class ClusterConfig(Section):
     imagination_actors: Size = 2  # or [min, max]: elastic
     reward_actors: Size = 1
     threads_per_process: Count = 1
     address: str = ""  # a running cluster; "" starts one on this machine
+
+    @field_validator("address")
+    @classmethod
+    def _check_address(cls, address: str) -> str:
+        return check_address(address)
 
     @field_validator("imagination_actors", "reward_actors")
     @classmethod
@@ -109,3 +139,11 @@ class CheckpointConfig(Section):
     keep: Count = 2
     every_optimizer_steps: Annotated[int, Field(ge=0)] = 1  # inside an update; 0: only between updates
     every_training_steps: Annotated[int, Field(ge=0)] = 100  # of the supervised stages; 0: never inside a stage
+
+
+class MonitoringConfig(Section):
+    """What a run tells of itself while it goes on."""
+
+    metrics: bool = True  # live figures for Prometheus
+    port: Annotated[int, Field(ge=0, le=65535)] = 0  # of the figures of a run without Ray, on 127.0.0.1; 0: none
+    keep_traces: Annotated[int, Field(ge=0)] = 4  # updates of which is kept what every worker did and when

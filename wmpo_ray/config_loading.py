@@ -17,10 +17,11 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from wmpo_ray.config import Config
-from wmpo_ray.errors import ConfigError
+from wmpo_ray.config_section import shown
+from wmpo_ray.errors import ConfigError, UserError
+from wmpo_ray.untrusted import MAX_SETTINGS_BYTES, read_bytes, read_json
 
 PRESET_KEY = "preset"
-MAX_SHOWN = 60  # characters of a value in an error
 
 
 def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
@@ -40,6 +41,8 @@ def validate(data: Mapping[str, Any]) -> Config:
     try:
         # Strict JSON: no "5" for 5, but arrays for tuples.
         return Config.model_validate_json(json.dumps(data, default=str), strict=True)
+    except RecursionError:
+        raise ConfigError("the settings are nested too deeply; no key has more than four parts") from None
     except ValidationError as error:
         raise ConfigError("\n".join(describe_errors(error))) from None
 
@@ -60,13 +63,15 @@ def _read(source: str) -> dict[str, Any]:
         text = _read_file(source)
     try:
         own = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # also a number of too many digits
         raise ConfigError(f"{source} is not TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{source} is nested too deeply; no setting is a list of lists") from None
     if PRESET_KEY not in own:
         return own
     name = own.pop(PRESET_KEY)
     if name not in list_presets():
-        raise ConfigError(f"{source}: {PRESET_KEY} = {_show(name)}: known presets are {', '.join(list_presets())}")
+        raise ConfigError(f"{source}: {PRESET_KEY} = {shown(name)}: known presets are {', '.join(list_presets())}")
     base = _read(name)
     _merge(base, own)
     return base
@@ -74,14 +79,14 @@ def _read(source: str) -> dict[str, Any]:
 
 def _read_file(source: str) -> str:
     path = Path(source)
-    if not path.is_file():
+    if "\0" in source or not path.is_file():
         raise ConfigError(f"{source!r} is neither a preset ({', '.join(list_presets())}) nor a file")
     try:
-        return path.read_text(encoding="utf-8")
+        return read_bytes(path, MAX_SETTINGS_BYTES).decode("utf-8")
     except UnicodeDecodeError:
         raise ConfigError(f"{source} is not UTF-8 text") from None
-    except OSError as error:
-        raise ConfigError(f"{source} cannot be read: {error.strerror}") from None
+    except UserError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _parse_override(override: str) -> dict[str, Any]:
@@ -99,7 +104,7 @@ def _parse_override(override: str) -> dict[str, Any]:
 def _parse_value(text: str) -> Any:
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
     return parsed["value"] if len(parsed) == 1 else text
 
@@ -128,10 +133,10 @@ def _describe(details: Any) -> str:
     if details["type"] == "value_error":
         return str(details["ctx"]["error"])
     if details["type"] == "model_type":
-        return f"{key} = {_show(details['input'])}: it must be a table of keys, {_keys_of(key)}"
+        return f"{key} = {shown(details['input'])}: it must be a table of keys, {_keys_of(key)}"
     if details["type"] == "missing":
-        return f"{key.rpartition('.')[0]} = {_show(details['input'])}: an item is missing"
-    return f"{key} = {_show(details['input'])}: {details['msg'].replace('Input should', 'it must')}"
+        return f"{key.rpartition('.')[0]} = {shown(details['input'])}: an item is missing"
+    return f"{key} = {shown(details['input'])}: {details['msg'].replace('Input should', 'it must')}"
 
 
 def nearest_key(key: str, table: bool = False) -> str:
@@ -147,11 +152,6 @@ def nearest_key(key: str, table: bool = False) -> str:
 def _keys_of(section: str) -> str:
     known = [key for key in flatten(Config()) if key.startswith(f"{section}.")]
     return f"such as {known[0]}" if known else "see the presets"
-
-
-def _show(value: Any) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
 
 
 # -- back to text ------------------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ def config_hash(config: Config) -> str:
 def config_differences(a: Config, b: Config) -> list[str]:
     """One line for each setting that differs: `grpo.learning_rate: 0.0001 -> 1e-05`."""
     first, second = flatten(a), flatten(b)
-    return [f"{key}: {_show(first[key])} -> {_show(second[key])}" for key in first if first[key] != second[key]]
+    return [f"{key}: {shown(first[key])} -> {shown(second[key])}" for key in first if first[key] != second[key]]
 
 
 def config_to_json(config: Config) -> str:
@@ -196,11 +196,9 @@ def config_to_json(config: Config) -> str:
 def read_config_json(path: Path) -> Config:
     """The configuration that a run folder was made with; raises ConfigError where it is missing or damaged."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise ConfigError(f"{path} is damaged: {error}") from None
+        data = read_json(path, MAX_SETTINGS_BYTES)
+    except UserError as error:
+        raise ConfigError(str(error)) from None
     try:
         return validate(data)
     except ConfigError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -10,6 +12,30 @@ Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+MAX_SHOWN = 60  # characters of a value in an error
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")  # a Path makes one slash of two
+_PASSWORD = re.compile(r"(?<=/)[^/@]*@")
+
+
+def shown(value: object) -> str:
+    """A value in an error: short, and without what stands before the @ of an address."""
+    text = _PASSWORD.sub("...@", json.dumps(value, default=str))
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
+
+
+def check_local(path: str, key: str) -> str:
+    """A path of a file system, as it is. Raises ValueError for an address such as s3://bucket/run."""
+    if match := _SCHEME.match(path):
+        raise ValueError(
+            f"{key} = {shown(path)}: {match[1]}:// is no file system of this machine; mount the storage and give its "
+            f"path; change {key}"
+        )
+    if "\0" in path:
+        raise ValueError(f"{key} = {shown(path)}: a path has no NUL character; change {key}")
+    return path
 
 
 class Section(BaseModel):

@@ -62,6 +62,15 @@ class GroupQueue:
     def num_issued(self, update: int) -> int:
         return len(self._updates[update].keys) if update in self._updates else 0
 
+    def counts(self, update: int) -> dict[str, int]:
+        """Groups under way and admitted for this update and later ones; needed for one, and free slots of this one."""
+        issued = [one for number, one in self._updates.items() if number >= update]
+        admitted = sum(one.num_admitted for one in issued)
+        in_flight = sum(one.num_open for one in issued) - admitted
+        mine = self._updates.get(update)
+        free = self._slots - (mine.num_open if mine else 0)
+        return {"in_flight": in_flight, "admitted": admitted, "needed": self._size, "free": max(free, 0)}
+
     def issue(self, request: RolloutRequest) -> None:
         for group in request.groups:
             self._updates.setdefault(group.update, _Issued()).keys.append(group.key)

@@ -10,6 +10,7 @@ import torch
 
 from wmpo_ray.interfaces import Policy, WorldModel
 from wmpo_ray.seeding import seed_for
+from wmpo_ray.timeline import span
 from wmpo_ray.types import GroupRequest, RolloutRequest, StartState, Trajectories, Videos
 
 
@@ -40,7 +41,8 @@ def imagine(
     for chunk in range(num_chunks):
         acting = [member_seed(group, "act", member, chunk) for group, member in members]
         imagining = [member_seed(group, "imagine", member, chunk) for group, member in members]
-        decision = policy.act(present, instructions, request.temperature, acting)
+        with span("policy"):
+            decision = policy.act(present, instructions, request.temperature, acting)
         state, imagined = world_model.imagine_chunk(state, decision.actions, imagining)
         seen.append(present)
         tokens.append(decision.tokens.numpy())

@@ -13,8 +13,10 @@ from typing import Any, Self
 
 from wmpo_ray.config import Config
 from wmpo_ray.config_loading import config_differences, config_hash, config_to_json, read_config_json
+from wmpo_ray.config_section import check_local
 from wmpo_ray.errors import UserError
 from wmpo_ray.files import atomic_write, is_leftover, json_clean, remove_directory, remove_leftovers
+from wmpo_ray.untrusted import read_json
 
 CONFIG, SUMMARY, LOCK = "config.json", "summary.json", ".lock"
 SUB_FOLDERS = ("checkpoints", "trajectories", "videos", "models", "report")
@@ -49,6 +51,10 @@ class RunFolder:
         locked, and an unfinished one without `resume`. Settings that do not change a run's result may differ; the
         folder then takes over the new ones.
         """
+        try:
+            check_local(str(path), "--out")
+        except ValueError as error:
+            raise UserError(str(error)) from None
         _refuse_foreign(path)
         with ExitStack() as on_failure:
             try:
@@ -213,6 +219,7 @@ def _with_free_settings_of(other: Config, config: Config) -> Config:
             "placement": other.placement,
             "faults": other.faults,
             "checkpoint": other.checkpoint,
+            "monitoring": other.monitoring,
             "cluster": config.cluster.model_copy(
                 update={
                     "imagination_actors": cluster.imagination_actors,
@@ -229,11 +236,17 @@ def _with_free_settings_of(other: Config, config: Config) -> Config:
 
 def _read_summary(path: Path) -> dict:
     try:
-        summary = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}; delete it to run every stage again") from error
-    if not isinstance(summary, dict) or not isinstance(summary.get("stages"), dict):
+        summary = read_json(path)
+    except UserError as error:
+        raise UserError(f"{error}; delete it to run every stage again") from error
+    stages = summary.get("stages") if isinstance(summary, dict) else None
+    if not isinstance(stages, dict):
         raise UserError(f"{path} is damaged: it lists no stages; delete it to run every stage again")
+    for stage, entry in stages.items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("figures"), dict):
+            raise UserError(
+                f"{path} is damaged: the stage {stage!r} has no figures; delete it to run every stage again"
+            )
     return summary
 
 

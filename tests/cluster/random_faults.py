@@ -19,7 +19,6 @@ from cluster.simulated_actors import SimulatedWorld, digest_of, outcomes_of, rol
 from cluster.simulated_runtime import Call, Faults, Node, SimulatedActor, SimulatedRuntime
 from cluster.team import ModelPaths, Team
 from cluster.train import TrainingLoop
-from tests.cluster.small_run import ListLog
 from wmpo_ray.config import Config
 from wmpo_ray.seeding import seed_for
 from wmpo_ray.types import GroupRequest, StartState
@@ -234,6 +233,15 @@ class RandomFaults(Faults):
         return part == 0 or self.rng.random() < 0.5
 
 
+class NoLog:
+    """The laws are about weights and the account, not about figures."""
+
+    def metrics(self, update: int, values: dict[str, float]) -> None: ...
+
+    def restore(self, history: list[dict]) -> set[int]:
+        return set()
+
+
 class RandomTargets:
     """Stands in for measured rates: the wanted number of workers wanders."""
 
@@ -262,14 +270,13 @@ class Life:
         self.runtime = SimulatedRuntime(
             world.stand_ins(), service_time, history.rng.getrandbits(32), faults, num_nodes=2, at_wait=self.check
         )
-        self.log = ListLog()
         self.ledger = Ledger(folder / "ledger.jsonl" if has_file else None)
         paths = ModelPaths(folder, folder, None, folder, folder)
-        team = Team(config, self.runtime, paths, self.log.told.append, self.log.faults.append)
+        team = Team(config, self.runtime, paths)
         if history.is_elastic:
             team.rates = RandomTargets(history.rng, history.num_actors)
         rollouts = Rollouts(config, team, self.ledger, *rollout_folders(folder))
-        self.loop = TrainingLoop(config, team, STARTS, self.ledger, self.log, rollouts)
+        self.loop = TrainingLoop(config, team, STARTS, self.ledger, NoLog(), rollouts)
         if not is_last:
             self.runtime.after(history.rng.uniform(0, 5), self.die)
 

@@ -5,12 +5,14 @@ Run as a program it does the whole run in its own process: `python -m tests.clus
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from cluster.events import LOGGER
 from cluster.ledger import Ledger
 from cluster.optimization import rollout_folders
 from cluster.rollouts import Rollouts
@@ -79,13 +81,24 @@ def model_paths(folder: Path, checkpoints: Path) -> ModelPaths:
     return ModelPaths(folder / "policy", folder / "world-model", None, folder / "reward-model", checkpoints)
 
 
-class ListLog:
-    """Keeps what is logged."""
+class ListLog(logging.Handler):
+    """Keeps what is logged: figures of updates in `lines`, events in `events`, and their texts in `told`."""
 
     def __init__(self) -> None:
+        super().__init__(logging.INFO)
         self.lines: list[dict] = []
-        self.faults: list[dict] = []
+        self.events: list[dict] = []
         self.told: list[str] = []
+        LOGGER.setLevel(logging.INFO)
+        LOGGER.addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.events.append({"event": record.event, **record.facts})
+        self.told.append(record.getMessage())
+
+    def close(self) -> None:
+        LOGGER.removeHandler(self)
+        super().close()
 
     def metrics(self, update: int, values: dict[str, float]) -> None:
         self.lines.append({"update": update, **values})
@@ -98,7 +111,7 @@ def make_loop(config: Config, runtime: Runtime, models: Path, folder: Path) -> t
     """A loop on a folder, which holds checkpoints, ledger and rollouts."""
     folder.mkdir(parents=True, exist_ok=True)
     log, ledger = ListLog(), Ledger(folder / "ledger.jsonl")
-    team = Team(config, runtime, model_paths(models, folder / "checkpoints"), log.told.append, log.faults.append)
+    team = Team(config, runtime, model_paths(models, folder / "checkpoints"))
     rollouts = Rollouts(config, team, ledger, *rollout_folders(folder))
     return TrainingLoop(config, team, small_starts(), ledger, log, rollouts), log
 
@@ -114,6 +127,7 @@ def finish(loop: TrainingLoop, folder: Path) -> str:
     try:
         version = loop.run(str(folder / "policy"))
     finally:
+        loop.log.close()
         loop.ledger.close()
         loop.team.stop()
     assert loop.ledger.account().balances

@@ -81,7 +81,7 @@ def test_imagination_and_reward_workers_may_die_anywhere(undisturbed, models, tm
     assert digest == undisturbed[0]
     assert outcomes(loop) == outcomes(undisturbed[1])
     assert loop.team.num_restarts == 7
-    lost = [fact for fact in log.faults if fact["event"] == "lost"]
+    lost = [fact for fact in log.events if fact["event"] == "worker.lost"]
     assert len(lost) == 7 and all("died" in fact["error"] for fact in lost), "the original error is told"
 
 
@@ -93,7 +93,7 @@ def test_workers_that_hang_are_replaced(undisturbed, models, tmp_path, ray_runti
     config = faulty_config(faults={"heartbeat_timeout_s": 8.0, "max_crashes": 5})
     digest, _loop, log = torment(config, ray_runtime, models, tmp_path / "run", plan, monkeypatch)
     assert digest == undisturbed[0]
-    lost = [fact["error"] for fact in log.faults if fact["event"] == "lost"]
+    lost = [fact["error"] for fact in log.events if fact["event"] == "worker.lost"]
     # More than these, if the machine is so busy that a worker that is well keeps its answer for eight seconds.
     assert len(lost) >= 3 and all("has not answered" in error for error in lost)
 

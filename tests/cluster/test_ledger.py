@@ -57,6 +57,8 @@ def test_it_balances_after_every_step_and_reads_back_the_same(data, tmp_path):
             taken = ledger.restored(version)
             assert all(update >= version for update, _ in taken)
             assert all(update < version for update, _ in ledger.records)
+        elif data.draw(st.integers(0, 9)) == 0:
+            ledger.late()
         else:
             key = (data.draw(st.integers(0, 3)), data.draw(st.integers(0, 2)))
             try:

@@ -121,7 +121,7 @@ def test_a_node_may_vanish_with_what_it_holds(undisturbed, models, tmp_path, clu
     assert finish(loop, tmp_path) == undisturbed[0]
     assert outcomes(loop.ledger) == outcomes(undisturbed[1].ledger)
     assert 1 in from_disk, "the learner read from the disk what had gone with the node"
-    lost = {fact["worker"].split("-")[0] for fact in log.faults if fact["event"] == "lost"}
+    lost = {fact["worker"].split("-")[0] for fact in log.events if fact["event"] == "worker.lost"}
     assert "imagination" in lost
 
 
@@ -173,7 +173,7 @@ def test_a_node_that_is_taken_away_is_left_in_time(undisturbed, models, tmp_path
     assert finish(loop, tmp_path) == undisturbed[0]
     assert outcomes(loop.ledger) == outcomes(undisturbed[1].ledger)
     assert left[0] - noticed[0] < notice_s
-    lost = [fact["error"] for fact in log.faults if fact["event"] == "lost"]
+    lost = [fact["error"] for fact in log.events if fact["event"] == "worker.lost"]
     assert lost and all("its node is being taken away" in error for error in lost)
     cluster.crash_node(drained[0])
     cluster.add_node()

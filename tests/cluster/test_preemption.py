@@ -17,25 +17,31 @@ ROOT = Path(__file__).parents[2]
 
 def start(out: Path, *arguments: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "wmpo_ray", "run", "smoke", "--out", str(out), *arguments]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    # A file: Ray's processes inherit it, and a pipe would not end before the last of them does.
+    with open(out.with_suffix(".stderr"), "a") as stderr:
+        return subprocess.Popen(command, cwd=ROOT, stderr=stderr)
 
 
-def wait_for(path: Path, process: subprocess.Popen, limit_s: float = 200.0) -> None:
+def said(out: Path) -> str:
+    return out.with_suffix(".stderr").read_text()
+
+
+def wait_for(path: Path, process: subprocess.Popen, out: Path, limit_s: float = 200.0) -> None:
     deadline = time.monotonic() + limit_s
     while not path.exists():
-        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        assert process.poll() is None and time.monotonic() < deadline, said(out)
         time.sleep(0.01)
 
 
 def test_told_to_leave_it_is_gone_within_three_seconds_and_goes_on_later(tmp_path):
     out = tmp_path / "run"
     process = start(out)
-    wait_for(out / "checkpoints" / "step-000001" / "manifest.json", process)
+    wait_for(out / "checkpoints" / "step-000001" / "manifest.json", process, out)
     started = time.monotonic()
     process.terminate()
     assert process.wait() == EXIT_PREEMPTED
     assert time.monotonic() - started < 3.0
-    assert "--resume goes on from here" in process.stderr.read()
+    assert "--resume goes on from here" in said(out)
     assert start(out, "--resume", "--serial", "--until", "optimize").wait() == 0
     assert RunFolder(out).figures("optimize")["resumed_from"] >= 1
 

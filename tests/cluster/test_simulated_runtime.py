@@ -85,7 +85,7 @@ def test_heartbeats_are_answered_while_an_actor_works_but_not_while_it_is_stoppe
     actor = spawn(runtime)
     runtime.call(actor, "add", 1)
     beat = runtime.beat(actor)
-    assert runtime.wait([beat], 1.0) == [beat] and runtime.get(beat) == 0
+    assert runtime.wait([beat], 1.0) == [beat] and runtime.get(beat).num_beats == 0
     runtime.stop_for_a_while(actor, 10.0)
     silent = runtime.beat(actor)
     assert runtime.wait([silent], 9.0) == []

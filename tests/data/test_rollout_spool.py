@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from wmpo_ray.data.rollout_spool import (
     SpoolError,
@@ -12,6 +15,7 @@ from wmpo_ray.data.rollout_spool import (
     save_trajectories,
     spool_path,
 )
+from wmpo_ray.files import sha256_of
 from wmpo_ray.types import GroupRequest, RolloutRequest, StartState, Trajectories
 
 
@@ -70,3 +74,28 @@ def test_requests_have_files_of_their_own_and_go_with_their_update(tmp_path):
         save_trajectories(path, make_trajectories())
     remove_spooled(tmp_path, before_update=1)
     assert sorted(tmp_path.rglob("*.safetensors")) == sorted(path for path in paths if "update-000001" in str(path))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "about"),
+    [
+        ({"frames": np.zeros((3, 2, 8, 8, 3), np.uint8)}, {}),
+        ({"actions": np.zeros((4, 1, 4, 3), np.float32)}, {}),
+        ({"action_tokens": np.zeros((4, 2, 12), np.float32)}, {}),
+        ({"behavior_logprobs": np.zeros((4, 2, 11), np.float32)}, {}),
+        ({"frames": np.zeros((4, 2, 8, 8), np.uint8)}, {}),
+        ({"more": np.zeros(1)}, {}),
+        ({}, {"instructions": ["go"]}),
+        ({}, {"version": "7"}),
+        ({}, {"version": -1}),
+        ({}, {"surprise": 1}),
+        ({}, None),
+    ],
+)
+def test_a_file_that_is_not_what_we_write_is_refused(tmp_path, arrays, about):
+    data, path = make_trajectories(), tmp_path / "a.safetensors"
+    good = {name: getattr(data, name) for name in ("frames", "action_tokens", "behavior_logprobs", "actions")}
+    facts = {"instructions": data.instructions, "version": 7, "source": "imagined"}
+    save_file(good | arrays, path, metadata=None if about is None else {"about": json.dumps(facts | about)})
+    with pytest.raises(SpoolError, match=r"a\.safetensors"):
+        load_trajectories(path, sha256_of(path))

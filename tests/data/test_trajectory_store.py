@@ -202,6 +202,8 @@ def test_a_header_that_does_not_tell_of_the_rows_is_refused(tmp_path, header):
         {"frames": [b"", b"", b""]},
         {"actions": [b"\0" * 32, b"\0" * 33, b"\0" * 32]},
         {"frames": [b"\0" * 10**6] * 3},
+        {"actions": [b"\0" * 10**6] * 3},
+        {"instruction": ["a" * 10**6, "b", "c"]},
     ],
 )
 def test_rows_of_the_wrong_size_are_refused(tmp_path, columns):

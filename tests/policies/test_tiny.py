@@ -88,7 +88,7 @@ def test_the_instruction_is_read(policy, frames):
 def test_saved_and_loaded_it_is_the_same(policy, frames, tmp_path):
     policy.save_pretrained(tmp_path)
     assert not list(tmp_path.glob("*.bin")), "weights are safetensors, never pickles"
-    loaded = TinyPolicy.from_pretrained(tmp_path, local_files_only=True)
+    loaded = TinyPolicy.load(tmp_path)
     texts = [INSTRUCTIONS[1]] * 6
     one, other = (p.act(frames, texts, 1.0, list(range(6))) for p in (policy, loaded))
     assert torch.equal(one.tokens, other.tokens) and torch.equal(one.logprobs, other.logprobs)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.report.fake_live import fake_trace, write_trace
 from wmpo_ray.environments.pocket import PocketEnvironment
 
 HORIZON = 32
@@ -137,9 +138,10 @@ def write_videos(folder: Path, num: dict[str, int], steps: int = 14, instruction
 
 
 def write_fake_run(folder: Path, num_videos: dict[str, int] = NUM_VIDEOS, steps: int = 14) -> Path:
-    """Write `summary.json`, `metrics.jsonl` and `videos/` into `folder`."""
+    """Write `summary.json`, `metrics.jsonl`, `videos/` and the trace of one update into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "summary.json").write_text(json.dumps(fake_summary()))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in fake_metrics()))
     write_videos(folder / "videos", num_videos, steps)
+    write_trace(folder, fake_trace())
     return folder

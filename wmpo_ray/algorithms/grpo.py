@@ -48,6 +48,7 @@ def loss(
     total = valid.sum().clamp_min(1)
     metrics = {
         "policy/ratio_mean": (ratios.detach() * valid).sum() / total,
+        "policy/ratio_max": (ratios.detach() * valid).max(),
         "policy/clip_fraction": ((ratios.detach() != clipped.detach()) * valid).sum() / total,
         "policy/logprob_change": (difference.detach().abs() * valid).sum() / total,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from wmpo_ray.files import atomic_write
-from wmpo_ray.report.markup import Markup, join, tag
+from wmpo_ray.report.markup import Markup, join
 from wmpo_ray.report.model_sections import gate_section, reward_section, world_model_section
 from wmpo_ray.report.optimize_sections import (
     failures_section,
@@ -14,13 +14,12 @@ from wmpo_ray.report.optimize_sections import (
     queue_section,
     update_time_section,
 )
+from wmpo_ray.report.page import document, grid
 from wmpo_ray.report.result_sections import header, provenance_section, result_section, time_section
 from wmpo_ray.report.run_data import RunData, read_run
-from wmpo_ray.report.style import STYLE
+from wmpo_ray.report.timeline_section import timeline_section
+from wmpo_ray.report.trace_data import Trace, newest_trace
 from wmpo_ray.report.video_sections import VideoBudget, featured_section, pairs_section, policy_section
-
-# The browser itself enforces that the page loads nothing.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def write_report(run_folder: Path) -> Path:
@@ -28,29 +27,19 @@ def write_report(run_folder: Path) -> Path:
 
     Raises UserError if `run_folder` is no folder or the disk is full; an old report stays.
     """
-    page = render(read_run(Path(run_folder)))
+    page = render(read_run(Path(run_folder)), newest_trace(Path(run_folder)))
     path = Path(run_folder) / "report" / "index.html"
     path.parent.mkdir(exist_ok=True)
     atomic_write(path, page)
     return path
 
 
-def render(run: RunData) -> str:
-    """The whole page."""
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", f"{run.name} · WMPO report"),
-        tag("style", Markup(STYLE)),
-    )
-    body = tag("body", tag("main", header(run), _sections(run)))
-    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+def render(run: RunData, trace: Trace | None = None) -> str:
+    """The whole page; `trace` is the update whose timeline it shows."""
+    return document(f"{run.name} · WMPO report", header(run), _sections(run, trace))
 
 
-def _sections(run: RunData) -> Markup:
+def _sections(run: RunData, trace: Trace | None) -> Markup:
     budget = VideoBudget()
     groups = [
         ("", [result_section(run), featured_section(run, budget), imagination_section(run), time_section(run)]),
@@ -58,7 +47,10 @@ def _sections(run: RunData) -> Markup:
             "Can imagination be trusted?",
             [reward_section(run), world_model_section(run), gate_section(run), failures_section(run)],
         ),
-        ("How optimisation went", [queue_section(run), update_time_section(run), health_section(run)]),
+        (
+            "How optimisation went",
+            [queue_section(run), update_time_section(run), timeline_section(trace), health_section(run)],
+        ),
         (
             "Videos",
             [
@@ -69,8 +61,4 @@ def _sections(run: RunData) -> Markup:
         ),
         ("", [provenance_section(run)]),
     ]
-    parts = []
-    for title, cards in groups:
-        parts += [tag("h2", title, class_="group")] if title else []
-        parts.append(tag("div", *cards, class_="grid"))
-    return join(parts)
+    return join([grid(title, *cards) for title, cards in groups])

@@ -23,7 +23,7 @@ def imagination_section(run: RunData) -> Markup:
     title = "Imagined against real success"
     series = [Series("imagined", "imagined", run.curve("imagined/success_rate"), stroke="dashed")]
     series.append(Series("verified", "second", run.curve("imagined/verified_success_rate"), stroke="dotted"))
-    points, intervals = _real_curve(run)
+    points, intervals = real_curve(run)
     series.append(Series("real", "real", points, intervals))
     series.append(Series("labels right", "strong", run.curve("real/label_agreement"), stroke="dotted"))
     series = [one for one in series if one.points]
@@ -38,7 +38,7 @@ def imagination_section(run: RunData) -> Markup:
     )
 
 
-def _real_curve(run: RunData) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+def real_curve(run: RunData) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
     """Real success where it was measured, with the base policy as update 0."""
     points, intervals = [], []
     base = success(run, "base_success")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import zipfile
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from wmpo_ray.errors import UserError
+from wmpo_ray.untrusted import load_npz, parse_json, read_json, read_lines
 
+MAX_VIDEO_FILE_BYTES = 2 * 2**30  # of a video file, and of what it unpacks to
 LARGEST = 1e30  # what is beyond is no figure of a run and would break the arithmetic of an axis
 STAGES = ("demos", "policy", "collect", "world-model", "reward-model", "gate", "optimize", "evaluate")
 
@@ -108,12 +107,25 @@ def read_run(folder: Path) -> RunData:
     )
 
 
+def read_figures(folder: Path) -> RunData:
+    """The same without the videos: what `summary.json` and `metrics.jsonl` hold."""
+    notes: list[str] = []
+    summary = _read_summary(folder / "summary.json", notes)
+    name = summary.get("name")
+    return RunData(
+        name=name if isinstance(name, str) and name else folder.resolve().name,
+        summary=summary,
+        metrics=_read_metrics(folder / "metrics.jsonl", notes),
+        notes=notes,
+    )
+
+
 def _read_summary(path: Path, notes: list[str]) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        summary = read_json(path)
+    except UserError as error:
         notes.append(f"{path.name} is not readable as JSON ({error}).")
         return {}
     if not isinstance(summary, dict):
@@ -127,36 +139,38 @@ def _read_metrics(path: Path, notes: list[str]) -> list[dict[str, Any]]:
         return []
     by_update: dict[float, dict[str, Any]] = {}
     damaged = 0
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        if not text.strip():
-            continue
-        try:
-            line = json.loads(text)
-        except ValueError:
-            damaged += 1
-            continue
-        update = number(line, "update")
-        if update is None:
-            damaged += 1
-        else:
-            # An update can have several lines; a resumed run repeats some, and then the later value counts.
-            by_update.setdefault(update, {}).update(line)
+    try:
+        for text in read_lines(path):
+            if not text.strip():
+                continue
+            line = _parse_line(text)
+            update = number(line, "update")
+            if update is None:
+                damaged += 1
+            else:
+                # An update can have several lines; a resumed run repeats some, and then the later value counts.
+                by_update.setdefault(update, {}).update(line)
+    except UserError as error:
+        notes.append(f"{error}.")
     if damaged:
         notes.append(f"{path.name}: {damaged} damaged line{'s' if damaged > 1 else ''} left out.")
     return [by_update[update] for update in sorted(by_update)]
 
 
+def _parse_line(text: bytes) -> Any:
+    try:
+        return parse_json(text, "a line")
+    except UserError:
+        return None
+
+
 def _read_arrays(path: Path, names: tuple[str, ...], notes: list[str]) -> dict[str, np.ndarray] | None:
     if not path.exists():
         return None
-    if not zipfile.is_zipfile(path):
-        notes.append(f"videos/{path.name} is no npz archive, or only a part of one.")
-        return None
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in names}
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        notes.append(f"videos/{path.name} is not readable ({error}).")
+        return load_npz(path, names, MAX_VIDEO_FILE_BYTES)
+    except UserError as error:
+        notes.append(f"{error}.")
         return None
 
 
@@ -167,10 +181,8 @@ def _checked(arrays: dict[str, np.ndarray], frames: tuple[str, ...], path: Path,
     fits = fits and all(arrays[name].shape == shape and arrays[name].dtype == np.uint8 for name in frames)
     others = [value for name, value in arrays.items() if name not in frames and name != "instructions"]
     fits = fits and all(value.shape == shape[:1] and value.dtype.kind in "biu" for value in others)
-    try:
-        instructions = json.loads(str(arrays["instructions"]))
-    except ValueError:
-        instructions = None
+    told = arrays["instructions"]
+    instructions = _parse_line(str(told).encode()) if told.shape == () and told.dtype.kind == "U" else None
     if not fits or not isinstance(instructions, list) or len(instructions) != shape[0]:
         notes.append(f"videos/{path.name}: its arrays do not fit each other (frames {shape}).")
         return None

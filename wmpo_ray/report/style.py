@@ -6,6 +6,10 @@ STYLE = """
   --base: #c26a00; --final: #0a66b5; --imagined: #a3439b; --real: #00806a;
   --strong: #38424e; --second: #8b7bb8; --third: #94a0ac; --faint: #ccd3da; --warn: #b8541f; --time: #7389a3;
   --good: #00735f; --bad: #b3361c; --track: #edf0f2;
+  --run-a: #4f46c8; --run-b: #c2255c;
+  --policy: #2f78c4; --denoise: #a3439b; --decode: #d58fce; --spool: #8794a3; --score: #00806a; --verify: #6fbfae;
+  --batch: #b99a3c; --step: #d9730d; --checkpoint: #8a5a2b; --encode: #e3b98a; --load: #5c6bc0; --evaluate: #4c9a2a;
+  --compare: #9cc97e;
 }
 @media (prefers-color-scheme: dark) {
   :root {
@@ -13,6 +17,10 @@ STYLE = """
     --base: #f2a94a; --final: #62b1f5; --imagined: #de8bd6; --real: #3cc7a8;
     --strong: #c7d0da; --second: #a99ae0; --third: #76828f; --faint: #48525d; --warn: #ee8b5a; --time: #7d94b0;
     --good: #45cdae; --bad: #ff8f73; --track: #262d34;
+    --run-a: #9d97ff; --run-b: #ff7da8;
+    --policy: #5aa2ea; --denoise: #c56bbd; --decode: #e6abe0; --spool: #6d7a88; --score: #2fb597; --verify: #93dfce;
+    --batch: #cdb052; --step: #f2953d; --checkpoint: #b07c48; --encode: #eccda6; --load: #8491e8; --evaluate: #74c24f;
+    --compare: #b9e3a0;
   }
 }
 * { box-sizing: border-box; }
@@ -59,6 +67,7 @@ code { font: 13px ui-monospace, "SF Mono", Menlo, Consolas, monospace; overflow-
 .provenance td:first-child { white-space: nowrap; color: var(--soft); width: 14em; }
 .provenance thead { display: none; }
 td:last-child > .meter { min-width: 110px; }
+.comparison td:last-child { white-space: normal; font-size: 13.5px; line-height: 1.3; }
 details { margin-top: 12px; }
 details thead { display: table-header-group !important; }
 summary { cursor: pointer; color: var(--soft); }
@@ -68,6 +77,14 @@ summary { cursor: pointer; color: var(--soft); }
 .tone-strong { --tone: var(--strong); } .tone-second { --tone: var(--second); }
 .tone-third { --tone: var(--third); } .tone-faint { --tone: var(--faint); }
 .tone-warn { --tone: var(--warn); } .tone-time { --tone: var(--time); }
+.tone-run-a { --tone: var(--run-a); } .tone-run-b { --tone: var(--run-b); }
+.tone-phase-policy { --tone: var(--policy); } .tone-phase-denoise { --tone: var(--denoise); }
+.tone-phase-decode { --tone: var(--decode); } .tone-phase-spool { --tone: var(--spool); }
+.tone-phase-score { --tone: var(--score); } .tone-phase-verify { --tone: var(--verify); }
+.tone-phase-batch { --tone: var(--batch); } .tone-phase-step { --tone: var(--step); }
+.tone-phase-checkpoint { --tone: var(--checkpoint); } .tone-phase-encode { --tone: var(--encode); }
+.tone-phase-load { --tone: var(--load); } .tone-phase-evaluate { --tone: var(--evaluate); }
+.tone-phase-compare { --tone: var(--compare); }
 
 .chart { display: block; width: 100%; height: auto; margin: 4px 0; font-family: inherit; }
 .gridline { stroke: var(--grid); stroke-width: 1; }
@@ -91,6 +108,18 @@ summary { cursor: pointer; color: var(--soft); }
 .meter { position: relative; display: block; min-width: 90px; height: 9px; margin: 3px 0; border-radius: 3px; background: var(--track); }
 .fill-bar { position: absolute; inset: 0 auto 0 0; border-radius: 3px; background: var(--tone); }
 .bound { position: absolute; top: -3px; bottom: -3px; width: 2px; background: var(--ink); box-shadow: 0 0 0 2px var(--card); }
+
+.timeline { min-width: 640px; margin-bottom: 10px; }
+.role-row { display: flex; align-items: center; gap: 10px; margin: 2px 0; font-size: 13px; font-variant-numeric: tabular-nums; }
+.role-name { flex: 0 0 92px; text-align: right; color: var(--soft); }
+.shares { display: flex; flex: 1; min-width: 0; height: 19px; border-radius: 4px; overflow: hidden; gap: 1px; }
+.share { flex-basis: 0; min-width: 0; padding: 0 6px; background: var(--tone); font-size: 11.5px; line-height: 19px; white-space: nowrap; overflow: hidden; color: var(--card); }
+.share.tone-faint { color: var(--ink); }
+@media (prefers-color-scheme: light) {
+  .tone-phase-decode, .tone-phase-verify, .tone-phase-encode, .tone-phase-compare, .tone-phase-batch { color: var(--ink); }
+}
+.share:empty { padding: 0; }
+.role-row data { flex: 0 0 76px; }
 
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 16px; }
 .wide .gallery { grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); }

@@ -7,13 +7,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from wmpo_ray.config import DenoiserConfig, SamplerConfig, WorldModelConfig
+from wmpo_ray.config_section import Count
+from wmpo_ray.errors import UserError
 from wmpo_ray.seeding import keyed_noise
+from wmpo_ray.timeline import span
 from wmpo_ray.types import StartState
+from wmpo_ray.untrusted import NetworkSettings, check_finite, check_network, inside, read_settings
 from wmpo_ray.world_models.autoencoder import AutoencoderCodec, FrameCodec, PixelCodec
 from wmpo_ray.world_models.denoiser import MAP_CHANNELS, Denoiser, num_action_features
 from wmpo_ray.world_models.sampler import RectifiedFlowSampler
@@ -21,6 +27,32 @@ from wmpo_ray.world_models.stdit import STDiT
 
 PRETRAINED_DIR = Path(__file__).parent / "pretrained"
 SETTINGS_FILE = "world_model.json"
+MAX_FRAMES = 2**12  # of a context or a chunk; no weight bounds their number
+
+
+class _FileSettings(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    denoiser: DenoiserConfig
+    sampler: SamplerConfig
+    codec: str
+    frame_size: tuple[Count, Count] | tuple[None, None] | None = None
+    context_frames: Annotated[Count, Field(le=MAX_FRAMES)]
+    chunk_length: Annotated[Count, Field(le=MAX_FRAMES)]
+
+
+class _NetworkSettings(NetworkSettings):
+    depth: Count
+    num_heads: Count
+    patch_size: tuple[Count, Count, Count]
+    in_channels: Count
+    action_dim: Count
+    pad_action_num: Count
+    input_sq_size: Count
+    conditioning_timestep: float
+
+    @property
+    def num_layers_in_all(self) -> int:
+        return self.depth
 
 
 @dataclass(frozen=True)
@@ -84,26 +116,26 @@ class DiffusionWorldModel:
         device = context.device
         _, channels, c, height, width = context.shape
         shape = (channels, c + self.chunk_length, height, width)
-        noise = keyed_noise(seeds, shape).to(device)
-        conditioning = self.denoiser.condition(context, noise[:, :, :c])
-        latents = self.sampler.sample(self.denoiser, noise[:, :, c:], actions.to(device), conditioning)
+        with span("denoise", device):
+            noise = keyed_noise(seeds, shape).to(device)
+            conditioning = self.denoiser.condition(context, noise[:, :, :c])
+            latents = self.sampler.sample(self.denoiser, noise[:, :, c:], actions.to(device), conditioning)
         newest = torch.cat([context, latents], 2)[:, :, -c:]
-        return LatentContext(newest, state.num_frames + self.chunk_length), self.codec.decode(latents).cpu()
+        with span("decode"):
+            frames = self.codec.decode(latents).cpu()
+        return LatentContext(newest, state.num_frames + self.chunk_length), frames
 
     # -- files ---------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write network (diffusers layout, safetensors) and settings into the folder `path`.
-
-        The codec is written by name; raises ValueError for one that was not loaded from a folder.
-        """
-        if not self.codec.name:
-            raise ValueError("the autoencoder has no folder to name; build it with AutoencoderCodec.load(folder)")
+        """Write network (diffusers layout, safetensors) and settings into the folder `path`, an autoencoder with them."""
         path = Path(path)
         network = self.denoiser.network
         if dtype is not None:
             network = copy.deepcopy(network).to(dtype)
         network.save_pretrained(path, safe_serialization=True)
+        if isinstance(self.codec, AutoencoderCodec):
+            self.codec.autoencoder.save_pretrained(path / self.codec.name, safe_serialization=True)
         settings = {
             "denoiser": self.denoiser.config.model_dump(),
             "sampler": self.sampler.config.model_dump(),
@@ -118,24 +150,40 @@ class DiffusionWorldModel:
     def load(cls, name: str | Path) -> DiffusionWorldModel:
         """Load a folder, or one of the names in `wmpo_ray/world_models/pretrained`.
 
-        Raises FileNotFoundError where neither exists.
+        Raises UserError where neither exists, and for a folder that is damaged or names files outside of it.
         """
-        path = PRETRAINED_DIR / name if (PRETRAINED_DIR / name).is_dir() else Path(name)
+        shipped = sorted(p.name for p in PRETRAINED_DIR.glob("*") if p.is_dir())
+        path = PRETRAINED_DIR / name if str(name) in shipped else Path(name)
         if not (path / SETTINGS_FILE).is_file():
-            shipped = sorted(p.name for p in PRETRAINED_DIR.glob("*") if p.is_dir())
-            raise FileNotFoundError(f"no world model at {path}; shipped are {shipped}; set world_model.pretrained")
-        settings = json.loads((path / SETTINGS_FILE).read_text())
+            raise UserError(f"no world model at {path}; shipped are {shipped}; set world_model.pretrained")
+        settings = read_settings(path / SETTINGS_FILE, _FileSettings)
+        codec = _load_codec(path, settings.codec)
+        check_network(path, "diffusion_pytorch_model", _NetworkSettings, STDiT.from_config)
         network = STDiT.from_pretrained(path, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False)
+        check_finite(network, path)
+        if network.config.action_dim % num_action_features(1, settings.denoiser.action_bands):
+            raise UserError(
+                f"{path / SETTINGS_FILE}: denoiser.action_bands = {settings.denoiser.action_bands} does not fit the "
+                f"network's {network.config.action_dim} action features"
+            )
         network = network.float()
-        denoiser = Denoiser(network, DenoiserConfig(**settings["denoiser"]), settings.get("frame_size"))
-        sampler = RectifiedFlowSampler(SamplerConfig(**settings["sampler"]))
-        codec = make_codec(settings["codec"])
-        return cls(denoiser, codec, sampler, settings["context_frames"], settings["chunk_length"])
+        height, width = settings.frame_size or (None, None)
+        frame_size = (height, width) if height and width else None
+        denoiser = Denoiser(network, settings.denoiser, frame_size)
+        sampler = RectifiedFlowSampler(settings.sampler)
+        return cls(denoiser, codec, sampler, settings.context_frames, settings.chunk_length)
 
 
 def make_codec(name: str) -> FrameCodec:
     """`pixel`, or the folder of a diffusers `AutoencoderKL`."""
-    return PixelCodec() if name == "pixel" else AutoencoderCodec.load(name)
+    return PixelCodec() if name == PixelCodec.name else AutoencoderCodec.load(name)
+
+
+def _load_codec(folder: Path, name: str) -> FrameCodec:
+    """The codec that the settings in a world model's folder name: an autoencoder stands in that folder."""
+    if name == PixelCodec.name:
+        return PixelCodec()
+    return AutoencoderCodec.load(inside(folder, name, f"{folder / SETTINGS_FILE}, codec,"))
 
 
 def initialise(network: STDiT) -> None:

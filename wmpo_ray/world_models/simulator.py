@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from wmpo_ray.interfaces import Environment
+from wmpo_ray.timeline import span
 from wmpo_ray.types import StartState
 
 
@@ -63,12 +64,14 @@ class SimulatorWorldModel:
         """
         if actions.shape[1] != self.chunk_length:
             raise ValueError(f"{actions.shape[1]} actions for a chunk of {self.chunk_length}; set rollout.chunk_length")
-        self.environment.reset(state.seeds.numpy(), render=False)
-        for action in state.actions.numpy().swapaxes(0, 1):
-            self.environment.step(action, render=False)
+        with span("simulate"):
+            self.environment.reset(state.seeds.numpy(), render=False)
+            for action in state.actions.numpy().swapaxes(0, 1):
+                self.environment.step(action, render=False)
         history = torch.cat([state.actions, actions.detach().cpu().float()], 1)
         newest = history[:, -self.chunk_length :].numpy().swapaxes(0, 1)
-        frames = np.stack([self._frames_after(action) for action in newest], 1)
+        with span("decode"):
+            frames = np.stack([self._frames_after(action) for action in newest], 1)
         return SimulatorHistory(state.seeds, history), torch.from_numpy(frames)
 
     def _frames_after(self, action: np.ndarray) -> np.ndarray:

@@ -1,0 +1,37 @@
+"""The tables that end a command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def is_rate(value: Any) -> bool:
+    return isinstance(value, Mapping) and {"value", "low", "high"} <= value.keys()
+
+
+def success_text(rate: Mapping[str, float]) -> str:
+    return f"{rate['value']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}]"
+
+
+def print_summary(console: Console, summary: Mapping[str, Any]) -> None:
+    result = summary.get("result")
+    if result:
+        table = Table("policy", "real success [95% interval]", "start states", title="Held-out start states")
+        for label, key in (("base", "base_success"), ("WMPO", "final_success")):
+            table.add_row(label, success_text(result[key]), str(result[key]["num"]))
+        table.add_section()
+        table.add_row("gain", f"{result['gain_points']:+.1f} points", "")
+        console.print(table)
+    stages = summary.get("stages", {})
+    if stages:
+        table = Table("stage", "seconds")
+        table.columns[1].justify = "right"
+        for name, figures in stages.items():
+            table.add_row(name, f"{figures['seconds']:.1f}")
+        table.add_section()
+        table.add_row("all", f"{sum(figures['seconds'] for figures in stages.values()):.1f}")
+        console.print(table)

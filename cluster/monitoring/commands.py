@@ -1,0 +1,39 @@
+"""`wmpo monitor`."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DEFAULT_FOLDER = Path("~/.cache/wmpo/prometheus")
+
+
+def add_monitoring(app: typer.Typer) -> None:
+    """Add `monitor` to the command line."""
+    app.command()(monitor)
+
+
+def monitor(
+    folder: Annotated[
+        Path, typer.Option(file_okay=False, help="Where Prometheus keeps its data and its log.")
+    ] = DEFAULT_FOLDER,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Of Prometheus, on 127.0.0.1.")] = 9090,
+    prometheus: Annotated[Path | None, typer.Option(help="The program, if it is not on the PATH.")] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST:PORT", help="A node of another machine, or a run outside Ray; may be repeated."),
+    ] = None,
+) -> None:
+    """Watch the Ray clusters of this machine with Prometheus, and say how to open the Grafana board; Ctrl-C ends it."""
+    from cluster.monitoring.server import monitor as watch
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        watch(folder, port, prometheus, target or (), typer.echo)
+    except KeyboardInterrupt:
+        typer.echo("Prometheus has ended")
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,28 @@
+"""A page in the report's style, whatever stands on it."""
+
+from __future__ import annotations
+
+from wmpo_ray.report.markup import Markup, join, tag
+from wmpo_ray.report.style import STYLE
+
+# The browser itself enforces that the page loads nothing.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def document(title: str, *content: Markup) -> str:
+    """A whole page that loads nothing."""
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", title),
+        tag("style", Markup(STYLE)),
+    )
+    return f"<!doctype html>\n{tag('html', head, tag('body', tag('main', *content)), lang='en')}\n"
+
+
+def grid(title: str, *cards: Markup) -> Markup:
+    """Cards side by side, under a title where there is one."""
+    return join([tag("h2", title, class_="group") if title else None, tag("div", *cards, class_="grid")])
