@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
+from cluster.cli_inspect import add_inspection
 from cluster.cli_jobs import add_jobs
 from cluster.cli_tables import is_rate, print_summary, success_text
 from cluster.cli_watch import add_watching
@@ -29,7 +29,7 @@ from cluster.monitoring.commands import add_monitoring
 from cluster.preemption import Preempted, end_now, leave_on_sigterm, restart_on_crash
 from cluster.security import prepare_ray
 from wmpo_ray.config import Config
-from wmpo_ray.config_loading import config_to_toml, describe_errors, list_presets, load_config
+from wmpo_ray.config_loading import describe_errors, load_config
 from wmpo_ray.errors import UserError
 
 USER_ERROR, INTERRUPTED = 2, 130
@@ -203,81 +203,6 @@ def report(
     _console().print(str(write_report(folder)), soft_wrap=True)
 
 
-@app.command()
-def ledger(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.")],
-) -> None:
-    """Account for every group of a run: what was issued, and what became of it."""
-    from cluster.ledger import FILE_NAME, Ledger
-
-    if not (folder / FILE_NAME).is_file():
-        raise UserError(f"{folder} has no {FILE_NAME}: its stage optimize has not begun")
-    book = Ledger.read(folder / FILE_NAME)
-    table = Table("groups", "number", title=f"Ledger of {folder}")
-    table.columns[1].justify = "right"
-    for name, number in book.account()._asdict().items():
-        table.add_row(name.replace("_", " "), str(number))
-    for verdict, number in sorted(book.verdicts().items()):
-        table.add_row(f"  rejected: {verdict}", str(number))
-    _console().print(table)
-    if not book.account().balances:
-        raise UserError(f"{folder}: the account does not balance")
-
-
-@app.command()
-def plan(
-    source: Source,
-    overrides: Overrides = None,
-    address: Annotated[
-        str | None, typer.Option(metavar="ADDR", help="A running cluster to look at; cluster.address if absent.")
-    ] = None,
-) -> None:
-    """Show what would run where, its memory and its work, without running it; exit code 2 if it does not fit."""
-    config = load_config(source, overrides or ())
-    from cluster.placement import check_placement
-    from cluster.plan_tables import print_fit, print_plan, read_nodes, totals
-    from wmpo_ray.plan import make_plan
-
-    cluster = address if address is not None else cluster_address(config)
-    prepare_ray(cluster)
-    nodes = read_nodes(cluster) if cluster else []
-    here = {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(_num_gpus())}
-    print_plan(_console(), make_plan(config), config, totals(nodes) if cluster else here)
-    if cluster:
-        print_fit(_console(), config, nodes)
-    else:
-        check_placement(config, here)
-
-
-@app.command()
-def doctor(
-    ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Start Ray and run one task.")] = True,
-) -> None:
-    """Check this machine: versions, devices, rendering, Ray; exit code 1 if something required is missing."""
-    prepare_ray("")
-    from cluster.doctor import VERDICT_STYLES, Verdict, examine
-
-    checks = examine(with_ray=ray)
-    table = Table("check", "verdict", "found", title="wmpo doctor")
-    for check in checks:
-        style = VERDICT_STYLES[check.verdict]
-        table.add_row(check.name, f"[{style}]{check.verdict.value}[/]", escape(check.detail))
-    _console().print(table)
-    if any(check.verdict is Verdict.FAIL for check in checks):
-        raise typer.Exit(1)
-
-
-@app.command()
-def presets(
-    name: Annotated[str | None, typer.Argument(help="Show every setting of this one, as TOML.")] = None,
-) -> None:
-    """List the presets, or show one in full."""
-    if name is None:
-        typer.echo("\n".join(list_presets()))
-    else:
-        typer.echo(config_to_toml(load_config(name)), nl=False)
-
-
 # -- small things ------------------------------------------------------------------------------------------------
 
 
@@ -305,12 +230,7 @@ def _level(quiet: bool, verbose: bool) -> int:
     return logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
 
 
-def _num_gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
-
-
 add_jobs(app)
 add_watching(app)
+add_inspection(app)
 add_monitoring(app)

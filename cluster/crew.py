@@ -197,6 +197,10 @@ class Crew:
         worker = event.worker
         worker.phase, worker.build_s = Phase.READY, event.seconds
         worker.moved_at = self.runtime.clock()
+        facts: dict[str, Any] = {"worker": worker.name, "epoch": worker.epoch, "build_s": round(worker.build_s, 3)}
+        if worker.process is not None:
+            facts |= {"pid": worker.process.pid, "node": worker.process.node}
+        emit("worker.ready", f"{worker.name} has its models loaded", logging.DEBUG, **facts)
         return Joined(worker)
 
     def serves(self, worker: Worker) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 import json
+import logging
 import os
 import zlib
 from collections import Counter
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from cluster.events import LOGGER, emit
 from wmpo_ray.errors import UserError
 from wmpo_ray.files import explain_full_disk, write_all
 
@@ -106,6 +108,9 @@ class Ledger:
         """Record a step of a group. Raises LedgerError where the group is not in a state that allows it."""
         self._apply(state, key, facts)
         self._write({"event": state.value, "group": list(key), **facts})
+        if LOGGER.isEnabledFor(logging.DEBUG):
+            text = f"group {key[0]}/{key[1]} {state.value}"
+            emit(f"group.{state.value}", text, logging.DEBUG, **{"group": list(key), **facts})
 
     def restored(self, version: int) -> dict[Key, Record]:
         """The learner stands at `version`: a new epoch begins, and all groups of later updates are taken back.

@@ -1,9 +1,9 @@
-"""The driver's or the learner's restart: back to the checkpoint, with what the ledger knows of the updates behind it."""
+"""A learner that was started, for the first time or again: where it stands, and what the ledger knows of what is behind."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -11,12 +11,71 @@ from cluster.actor_pool import Worker
 from cluster.events import emit
 from cluster.ledger import Key, Record, State
 from cluster.rollouts import Handle
+from cluster.runtime import Ref
 from wmpo_ray.data.rollout_spool import SpoolError, check_spooled
 from wmpo_ray.group_queue import GroupQueue
-from wmpo_ray.types import Group, GroupRequest, LearnerState, RolloutRequest, Verdict, WeightVersion
+from wmpo_ray.types import (
+    Group,
+    GroupRequest,
+    LearnerState,
+    RolloutRequest,
+    UpdateResult,
+    Verdict,
+    WeightVersion,
+)
 
 if TYPE_CHECKING:
     from cluster.train import TrainingLoop
+
+
+class Updated(NamedTuple):
+    result: UpdateResult
+    full: Ref
+    compact: Ref | None
+
+
+class LearnerRestored(NamedTuple):
+    worker: Worker
+    state: LearnerState
+
+
+def go_on(loop: TrainingLoop, event: LearnerRestored) -> None:
+    """Go on where the learner stands: in the same update, behind it, or where an older checkpoint leaves it."""
+    loop.crew.serves(event.worker)
+    event.worker.loading = ""
+    state = event.state
+    for problem in state.problems:
+        emit("checkpoint.damaged", problem, logging.WARNING)
+    before = loop.version
+    loop.crew.cancel(lambda task: task.role == "learner")  # what one that left handed back is asked anew below
+    loop.learner_holds(state.version)
+    if before is None:
+        loop.resumed_from = state.version.num_updates
+    if before is None or state.version.num_updates < before.num_updates:
+        restart(loop, event.worker, state)
+    elif state.version.num_updates > before.num_updates:
+        # The step is in the checkpoint, only its answer was lost.
+        result = UpdateResult(state.version, {k: v for k, v in state.history[-1].items() if k != "update"})
+        loop.advance(Updated(result, ask_for_weights(loop, event.worker, state.version.num_updates), None))
+    else:
+        version = state.version.num_updates
+        loop.keep_weights(state.version, ask_for_weights(loop, event.worker, version), None)
+        if loop.training is not None:
+            loop.train(loop.training)
+
+
+def ask_for_weights(loop: TrainingLoop, worker: Worker, version: int) -> Ref:
+    """The full payload of a version, from a learner."""
+    about, full = loop.team.runtime.call(worker.actor, "weights", version, num_returns=2)
+
+    def sent(_about: WeightVersion) -> None:
+        if worker.loading == str(id(about)):  # not if it was asked once more
+            worker.loading = ""
+
+    if worker.task is None:
+        worker.loading, worker.moved_at = str(id(about)), loop.team.runtime.clock()
+    loop.crew.watch(about, worker, sent)
+    return full
 
 
 def restart(loop: TrainingLoop, worker: Worker, state: LearnerState) -> None:
@@ -31,7 +90,7 @@ def restart(loop: TrainingLoop, worker: Worker, state: LearnerState) -> None:
     loop.offered = -1
     loop.weights = {}
     for needed in range(loop.weights_for(version), version + 1):
-        full = loop.ask_for_weights(worker, needed)
+        full = ask_for_weights(loop, worker, needed)
         loop.weights[needed] = (WeightVersion(needed, state.digests[needed]), full, None)
     reinstate(loop, taken)
     if version not in loop.log.restore(state.history):

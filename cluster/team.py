@@ -97,6 +97,8 @@ class Team:
         self.publisher.offer(version, full, compact)
         self._is_new, self.are_weights_lost = True, False
         self.telemetry.offered(version)
+        facts = {"version": version.num_updates, "weights": version.digest}
+        emit("weights.offered", f"weights of update {version.num_updates}", logging.DEBUG, **facts)
 
     def deliver(self) -> None:
         """Bring the offered weights to every imagination worker that neither holds them nor is about to."""

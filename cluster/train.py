@@ -10,7 +10,6 @@ the result depends neither on the number of actors nor on their faults.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from cluster.crew import Joined, Task
 from cluster.events import emit
 from cluster.ledger import Ledger, State
 from cluster.reality import Evaluated, Reality
-from cluster.recovery import restart
+from cluster.recovery import LearnerRestored, Updated, ask_for_weights, go_on
 from cluster.rollouts import Imagined, Rollouts, Scored, for_learner
 from cluster.run_log import RunLog
 from cluster.runtime import ActorLostError, Ref
@@ -32,7 +31,7 @@ from wmpo_ray.config import Config
 from wmpo_ray.data.rollout_spool import SpoolError
 from wmpo_ray.group_queue import GroupQueue, ReadyBatch
 from wmpo_ray.seeding import seed_for
-from wmpo_ray.types import GroupRequest, LearnerState, RolloutRequest, StartState, UpdateResult, WeightVersion
+from wmpo_ray.types import GroupRequest, RolloutRequest, StartState, WeightVersion
 
 TOLD = {
     "imagined/success_rate": "imagined_success",
@@ -43,17 +42,6 @@ TOLD = {
     "time/update_s": "learner_s",
 }
 TURN_S = 0.5  # the longest wait between two looks at heartbeats, pauses and the number of workers
-
-
-class Updated(NamedTuple):
-    result: UpdateResult
-    full: Ref
-    compact: Ref | None
-
-
-class LearnerRestored(NamedTuple):
-    worker: Worker
-    state: LearnerState
 
 
 class Saved(NamedTuple):
@@ -126,7 +114,7 @@ class TrainingLoop:
             case Joined():
                 self.welcome(event.worker)
             case LearnerRestored():
-                self.learner_restored(event)
+                go_on(self, event)
             case Saved():
                 self.saved = event.path
 
@@ -273,7 +261,7 @@ class TrainingLoop:
             is_kept = self.training is None or version + self.config.filter.max_staleness > self.version.num_updates
             if not learner or learner[0].digest != self.version.digest or not is_kept:
                 return  # whoever takes its place is asked for them; after this update nobody wants them
-            self.weights[version] = (self.weights[version][0], self.ask_for_weights(learner[0], version), None)
+            self.weights[version] = (self.weights[version][0], ask_for_weights(self, learner[0], version), None)
         if version in self.weights and (version != self.offered or self.team.are_weights_lost):
             self.offered = version
             self.team.offer(*self.weights[version])
@@ -321,39 +309,3 @@ class TrainingLoop:
             self.version = None  # start anew from the checkpoint: what is missing is imagined again
         elif not isinstance(error, ActorLostError) or self.num_learner_losses >= self.config.faults.max_crashes:
             raise error
-
-    def learner_restored(self, event: LearnerRestored) -> None:
-        """Go on where the learner stands: in the same update, behind it, or where an older checkpoint leaves it."""
-        self.crew.serves(event.worker)
-        event.worker.loading = ""
-        state = event.state
-        for problem in state.problems:
-            emit("checkpoint.damaged", problem, logging.WARNING)
-        before = self.version
-        self.crew.cancel(lambda task: task.role == "learner")  # what one that left handed back is asked anew below
-        self.learner_holds(state.version)
-        if before is None:
-            self.resumed_from = state.version.num_updates
-        if before is None or state.version.num_updates < before.num_updates:
-            restart(self, event.worker, state)
-        elif state.version.num_updates > before.num_updates:
-            # The step is in the checkpoint, only its answer was lost.
-            result = UpdateResult(state.version, {k: v for k, v in state.history[-1].items() if k != "update"})
-            self.advance(Updated(result, self.ask_for_weights(event.worker, state.version.num_updates), None))
-        else:
-            version = state.version.num_updates
-            self.keep_weights(state.version, self.ask_for_weights(event.worker, version), None)
-            if self.training is not None:
-                self.train(self.training)
-
-    def ask_for_weights(self, worker: Worker, version: int) -> Ref:
-        about, full = self.team.runtime.call(worker.actor, "weights", version, num_returns=2)
-
-        def sent(_about: WeightVersion) -> None:
-            if worker.loading == str(id(about)):  # not if it was asked once more
-                worker.loading = ""
-
-        if worker.task is None:
-            worker.loading, worker.moved_at = str(id(about)), self.team.runtime.clock()
-        self.crew.watch(about, worker, sent)
-        return full

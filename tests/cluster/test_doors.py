@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import pytest
 
-from cluster.doors import DoorReport, Listener, examine_doors, find_listeners, process_tree
+from cluster.doors import DoorReport, Listener, examine_doors, find_listeners, process_tree, session_processes
 
 ROOT = Path(__file__).parents[2]
 START_S, CALL_S = 120, 90
@@ -51,7 +51,8 @@ class Running(NamedTuple):
 def environment(home: Path, **changes: str) -> dict[str, str]:
     """Without this process's Ray settings, and with a home in which no token stands."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    return {**kept, "HOME": str(home), "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", **changes}
+    ray = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": str(START_S)}
+    return {**kept, "HOME": str(home), "PYTHONPATH": str(ROOT), **ray, **changes}
 
 
 def examined(process: subprocess.Popen[str], token_file: Path, num_agent_doors: int, gcs: str = "") -> Running:
@@ -106,10 +107,9 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     try:
         yield examined(process, token_file, 3, f"127.0.0.1:{ports[0]}")
     finally:
-        started = process_tree(process.pid)
         process.terminate()
         process.wait(START_S)
-        for pid in started:
+        for pid in session_processes(str(home / "r")):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
