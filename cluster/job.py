@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 
 from wmpo_ray.config import Config
+from wmpo_ray.config_cluster import check_address
+from wmpo_ray.config_section import check_local
 from wmpo_ray.errors import UserError
 
 RUNS = "WMPO_RUNS"  # environment variable: the folder for runs without --out
@@ -24,14 +26,15 @@ def job_id() -> str:
 def cluster_address(config: Config) -> str:
     """The cluster to run on; "" for one that is started here.
 
-    Raises UserError where RAY_ADDRESS names a dashboard, which takes jobs but no drivers.
+    Raises UserError where RAY_ADDRESS is none: a dashboard, for instance, takes jobs but no drivers.
     """
-    address = config.cluster.address or os.environ.get("RAY_ADDRESS", "")
-    if address.startswith(("http://", "https://")):
-        raise UserError(
-            f"RAY_ADDRESS={address} is a dashboard: submit the run to it with `ray job submit`, or unset RAY_ADDRESS"
-        )
-    return "" if address == "local" else address
+    if config.cluster.address:
+        return config.cluster.address
+    address = os.environ.get("RAY_ADDRESS", "")
+    try:
+        return "" if address == "local" else check_address(address, "RAY_ADDRESS")
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def run_folder(out: Path | None, config: Config) -> Path:
@@ -39,6 +42,10 @@ def run_folder(out: Path | None, config: Config) -> Path:
 
     Raises UserError for a relative path in a job: its working directory is a copy, which Ray deletes.
     """
+    try:
+        check_local(str(out or ""), "--out")
+    except ValueError as error:
+        raise UserError(str(error)) from None
     base = os.environ.get(RUNS) or (Path.home() / "wmpo-runs" if job_id() else DEFAULT_RUNS)
     folder = out if out is not None else Path(base).expanduser() / config.name
     if job_id() and not folder.is_absolute():

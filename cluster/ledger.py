@@ -24,8 +24,10 @@ from typing import Any, NamedTuple, Self
 from cluster.events import LOGGER, emit
 from wmpo_ray.errors import UserError
 from wmpo_ray.files import explain_full_disk, write_all
+from wmpo_ray.untrusted import parse_json, read_lines
 
 FILE_NAME = "ledger.jsonl"
+MAX_BYTES = 2**34  # it is read line by line
 Key = tuple[int, int]  # update, attempt
 
 
@@ -212,8 +214,8 @@ class Ledger:
         """
         size = 0
         damaged = 0
-        for number, raw in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-            line = _parse(raw)
+        for number, raw in enumerate(read_lines(path, MAX_BYTES), 1):
+            line = _parse(raw, f"{path}, line {number}")
             if line is None:
                 damaged = damaged or number
                 continue
@@ -223,22 +225,30 @@ class Ledger:
                     "last checkpoint (groups imagined since then are imagined again)"
                 )
             size += len(raw)
-            self._number = line["n"]
-            self.epoch = line["epoch"]
-            if line["event"] == RESTORED:
-                self._take_back(line["version"])
-            elif line["event"] == LATE:
-                self.num_late += 1
-            else:
-                facts = {k: v for k, v in line.items() if k not in ("n", "epoch", "event", "group")}
-                update, attempt = line["group"]
-                self._apply(State(line["event"]), (update, attempt), facts)
+            try:
+                self._take_up(line)
+            except (KeyError, TypeError, ValueError, LedgerError) as error:
+                raise UserError(f"{path}, line {number}: no line of a ledger ({error!r}); delete the file") from None
         return size
 
+    def _take_up(self, line: dict[str, Any]) -> None:
+        self._number = int(line["n"])
+        self.epoch = int(line["epoch"])
+        if line["event"] == RESTORED:
+            self._take_back(int(line["version"]))
+        elif line["event"] == LATE:
+            self.num_late += 1
+        else:
+            facts = {k: v for k, v in line.items() if k not in ("n", "epoch", "event", "group")}
+            update, attempt = line["group"]
+            self._apply(State(line["event"]), (int(update), int(attempt)), facts)
 
-def _parse(raw: bytes) -> dict[str, Any] | None:
+
+def _parse(raw: bytes, where: str) -> dict[str, Any] | None:
     text, _, checksum = raw.rpartition(b"\t")
     if not raw.endswith(b"\n") or checksum.strip() != f"{zlib.crc32(text):08x}".encode():
         return None
-    line: dict[str, Any] = json.loads(text)
+    line = parse_json(text, where)
+    if not isinstance(line, dict):
+        raise UserError(f"{where}: no line of a ledger; delete the file")
     return line

@@ -9,7 +9,7 @@ import numpy as np
 
 from cluster.actor_pool import Worker
 from cluster.events import emit
-from cluster.ledger import Key, Record, State
+from cluster.ledger import FILE_NAME, Key, Record, State
 from cluster.rollouts import Handle
 from cluster.runtime import Ref
 from wmpo_ray.data.rollout_spool import SpoolError, check_spooled
@@ -23,6 +23,7 @@ from wmpo_ray.types import (
     Verdict,
     WeightVersion,
 )
+from wmpo_ray.untrusted import inside
 
 if TYPE_CHECKING:
     from cluster.train import TrainingLoop
@@ -126,7 +127,7 @@ def _enter(loop: TrainingLoop, request: RolloutRequest, group: GroupRequest, rec
         return True
     if "success" not in facts:
         return verdict == Verdict.SURPLUS.value  # the same groups will be surplus again
-    path = rollouts.spool / f"update-{group.update:06d}" / facts["file"]
+    path = inside(rollouts.spool / f"update-{group.update:06d}", facts["file"], FILE_NAME)
     if verdict is None:  # it is going to be trained on
         try:
             check_spooled(path, facts["sha256"])

@@ -17,7 +17,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from wmpo_ray.config import Config
 from wmpo_ray.config_cluster import RolePlacement, Size, bounds
-from wmpo_ray.errors import UserError
 from wmpo_ray.interfaces import Environment
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
 from wmpo_ray.registry import make_environment
@@ -198,10 +197,7 @@ def _world_model_cost(config: Config, environment: Environment) -> ModelCost:
         return ModelCost("world model (simulator)", 0, 0.0, "chunk", 0.0)
     chunk, dim = config.rollout.chunk_length, environment.action_dim
     if config.world_model.pretrained:
-        try:
-            world_model = DiffusionWorldModel.load(config.world_model.pretrained)
-        except FileNotFoundError as error:
-            raise UserError(str(error)) from None
+        world_model = DiffusionWorldModel.load(config.world_model.pretrained)
     else:
         world_model = DiffusionWorldModel.create(config.world_model, dim, chunk, config.seed)
     state = world_model.start([_start(environment)])

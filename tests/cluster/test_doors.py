@@ -51,8 +51,7 @@ class Running(NamedTuple):
 def environment(home: Path, **changes: str) -> dict[str, str]:
     """Without this process's Ray settings, and with a home in which no token stands."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    ray = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": str(START_S)}
-    return {**kept, "HOME": str(home), "PYTHONPATH": str(ROOT), **ray, **changes}
+    return {**kept, "HOME": str(home), "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", **changes}
 
 
 def examined(process: subprocess.Popen[str], token_file: Path, num_agent_doors: int, gcs: str = "") -> Running:

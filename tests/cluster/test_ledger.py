@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,23 @@ def test_groups_that_were_taken_back_may_go_their_way_again(tmp_path):
     assert (account.issued, account.trained, account.withdrawn) == (2, 2, 1)
     with pytest.raises(LedgerError):
         walk(ledger, (0, 0), State.TRAINED)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[]",
+        "3",
+        "[" * 100_000,
+        '{"n":1}',
+        '{"n":"x","epoch":0,"event":"late"}',
+        '{"n":1,"epoch":0,"event":"trained","group":[0]}',
+        '{"n":1,"epoch":0,"event":"abducted","group":[0,1]}',
+        '{"n":1,"epoch":0,"event":"restored"}',
+    ],
+)
+def test_a_line_with_a_good_checksum_that_is_none_of_ours_is_named(tmp_path, line):
+    path = tmp_path / "ledger.jsonl"
+    path.write_text(f"{line}\t{zlib.crc32(line.encode()):08x}\n")
+    with pytest.raises(UserError, match="line 1"):
+        Ledger.read(path)
