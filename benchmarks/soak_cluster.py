@@ -57,9 +57,7 @@ class CrashableCluster:
     def __enter__(self) -> Self:
         self._folder = Path(tempfile.mkdtemp(prefix="gcs-"))
         storage = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(self._folder)}
-        # A driver that names an address does not switch to tokens by itself: both sides need the same.
-        auth = {"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled")}
-        for key, value in (HEALTH_CHECKS | storage | auth | self._added).items():
+        for key, value in (HEALTH_CHECKS | storage | self._added).items():
             self._before[key] = os.environ.get(key)
             os.environ[key] = value
         self._cluster = Cluster()

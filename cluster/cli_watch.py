@@ -88,10 +88,9 @@ def compare(
     out: Annotated[Path | None, typer.Option("--out", dir_okay=False, help="HTML file to write.")] = None,
 ) -> None:
     """Put two runs side by side: figures with intervals, whether they differ, curves, settings."""
+    from wmpo_ray.files import atomic_write
     from wmpo_ray.watch.comparison import compare_runs, comparison_tables
     from wmpo_ray.watch.comparison_page import render_comparison
-
-    from wmpo_ray.files import atomic_write
 
     comparison = compare_runs(first, second)
     names = (first.resolve().name, second.resolve().name)

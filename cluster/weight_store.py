@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from actors.broadcast_group import GroupSpec, open_store
 from actors.publisher_actor import WeightPublisherActor
 from cluster.actor_pool import Worker
+from cluster.job import cluster_address
 from cluster.placement import Resources
 from cluster.runtime import Ref, Runtime, SerialRuntime
 from wmpo_ray.config import Config
@@ -157,7 +158,7 @@ class GroupPublisher(ObjectStorePublisher):
 
 def _own_address(config: Config) -> str:
     """Where the members find this process; nobody else does unless the cluster is a real one."""
-    if not config.cluster.address:
+    if not cluster_address(config):
         return "127.0.0.1"
     import ray.util
 
