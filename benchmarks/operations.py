@@ -123,8 +123,8 @@ class SwitchedTelemetry(Telemetry):
         source = self._on if is_on else self._off
         self.meter, self.trace = source.meter, source.trace
 
-    def updated(self, version: int) -> None:
-        super().updated(version)
+    def updated(self) -> None:
+        super().updated()
         now = time.process_time()
         if self._began is not None:
             self.seconds.append((self.is_on, now - self._began))

@@ -105,12 +105,11 @@ class Telemetry:
         for updates in staleness:
             self.meter.observe("wmpo_staleness_updates", updates)
 
-    def updated(self, version: int) -> None:
+    def updated(self) -> None:
         now = self.clock()
         if self._updated_at is not None:
             self.meter.observe("wmpo_update_seconds", now - self._updated_at)
         self._updated_at = now
-        self.meter.set("wmpo_update", version)
 
     def metrics(self, values: dict[str, float]) -> None:
         """Figures of an update, under the names they have in metrics.jsonl."""
@@ -175,6 +174,7 @@ class Telemetry:
         for state in ("in_flight", "admitted"):
             self.meter.set("wmpo_queue_groups", queue[state], state=state)
         self.meter.set("wmpo_queue_free_slots", queue["free"])
+        self.meter.set("wmpo_update", version)
         self.meter.set("wmpo_weight_version", version, holder="learner")
         replicas = [worker.version for worker in pools["imagination"].ready]
         self.meter.set("wmpo_weight_version", min(replicas, default=offered), holder="slowest_replica")

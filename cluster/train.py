@@ -221,7 +221,7 @@ class TrainingLoop:
             self.ledger.append(State.TRAINED, group.request.key, version=version.num_updates)
         self.keep_weights(version, event.full, event.compact)
         self.rollouts.forget(event.result.oldest_checkpoint)
-        self.telemetry.updated(version.num_updates)
+        self.telemetry.updated()
         self.tell(version.num_updates, event.result.metrics)
         num_groups = event.result.metrics["imagined/trajectories"] / self.config.rollout.group_size
         self.team.rates.updated(round(num_groups), event.result.metrics["time/update_s"])

@@ -12,6 +12,7 @@ from cluster.security import TOKEN_PATH, prepare_ray
 # Before anything imports ray, which reads it then.
 os.environ[TOKEN_PATH] = str(Path(tempfile.mkdtemp(prefix="wmpo-tests-")) / "token")
 prepare_ray("")
+os.environ.setdefault("RAY_worker_niceness", "0")  # workers are what is tested: not after whatever else runs
 
 
 @pytest.fixture(autouse=True, scope="session")

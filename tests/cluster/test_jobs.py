@@ -24,6 +24,7 @@ PAGE = ROOT / "docs" / "deploy.md"
 MARKER = (
     "tests/cluster/test_jobs.py::test_a_submitted_run_is_stopped_in_the_middle_and_goes_on_when_it_is_submitted_again"
 )
+SETTING = "grpo.num_updates=10"  # enough of them to be stopped in the middle
 MIB = 2**20
 UPLOAD_LIMIT = 100 * MIB  # of the dashboard
 
@@ -42,10 +43,10 @@ def wait_until(condition, client, job: str, limit_s: float = 240.0) -> None:
         time.sleep(0.1)
 
 
-def test_a_submitted_run_is_stopped_in_the_middle_and_goes_on_when_it_is_submitted_again(cluster, tmp_path):
+def test_a_submitted_run_is_stopped_in_the_middle_and_goes_on_when_it_is_submitted_again(cluster, gated_run, tmp_path):
     """What docs/deploy.md says to type, with the smallest preset."""
     commands = [
-        command.replace("wmpo_ray run demo", "wmpo_ray run smoke --set grpo.num_updates=10")
+        command.replace("wmpo_ray run demo", f"wmpo_ray run smoke --set {SETTING}")
         .replace("/shared/runs/demo", str(tmp_path / "smoke"))
         .replace("http://127.0.0.1:8265", cluster.dashboard)
         for command in commands_of(PAGE, MARKER)
@@ -62,10 +63,11 @@ def test_a_submitted_run_is_stopped_in_the_middle_and_goes_on_when_it_is_submitt
         return done.stdout + done.stderr
 
     client, out, job = connect(cluster.dashboard), tmp_path / "smoke", "demo-1"
+    gated_run.copy(out, SETTING)
     typed(submit_it)
-    wait_until((out / "models" / "base-policy").exists, client, job)
+    wait_until(lambda: "stage=gate" in client.get_job_logs(job), client, job)
     assert "RUNNING" in typed(status)
-    assert re.search(r"^\S+Z INFO stage.done .*stage=demos", typed(logs), re.MULTILINE), "one line for each event"
+    assert re.search(r"^\S+Z INFO stage.skipped .*stage=demos", typed(logs), re.MULTILINE), "one line for each event"
     wait_until((out / "checkpoints" / "step-000001" / "manifest.json").exists, client, job)
     assert json.loads((out / "status.json").read_text())["job"] == job
     assert "stopped" in typed(stop)

@@ -33,8 +33,8 @@ def wait_for(path: Path, process: subprocess.Popen, out: Path, limit_s: float = 
         time.sleep(0.01)
 
 
-def test_told_to_leave_it_is_gone_within_three_seconds_and_goes_on_later(tmp_path):
-    out = tmp_path / "run"
+def test_told_to_leave_it_is_gone_within_three_seconds_and_goes_on_later(gated_run, tmp_path):
+    out = gated_run.copy(tmp_path / "run")
     process = start(out)
     wait_for(out / "checkpoints" / "step-000001" / "manifest.json", process, out)
     started = time.monotonic()

@@ -107,7 +107,7 @@ def test_a_client_with_the_token_and_without_a_certificate_is_refused(environmen
         command = [RAY, "health-check", "--address", f"127.0.0.1:{head['ports']['GCS']}"]
         try:
             return (
-                subprocess.run(command, check=False, env=environment, capture_output=True, timeout=20).returncode == 0
+                subprocess.run(command, check=False, env=environment, capture_output=True, timeout=10).returncode == 0
             )
         except subprocess.TimeoutExpired:  # Ray tries again for minutes
             return False

@@ -50,10 +50,8 @@ def test_it_leaves_what_the_readme_lists(on_ray):
     assert not list(out.rglob("*.pkl")) and not list(out.rglob("*.bin"))
 
 
-def test_without_ray_every_stage_gives_the_same_weights(on_ray, tmp_path):
-    done = wmpo("run", "smoke", "--out", str(tmp_path / "serial"), "--serial")
-    assert done.returncode == 0, done.stderr
-    ours, other = (json.loads((folder / "summary.json").read_text()) for folder in (tmp_path / "serial", on_ray[0]))
+def test_without_ray_every_stage_gives_the_same_weights(on_ray, whole_run):
+    ours, other = (json.loads((folder / "summary.json").read_text()) for folder in (whole_run.folder, on_ray[0]))
     assert ours["stages"]["optimize"]["figures"]["weights"] == other["stages"]["optimize"]["figures"]["weights"]
     assert ours["result"] == other["result"]
 
