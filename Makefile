@@ -35,10 +35,8 @@ cluster-demo: setup  ## the same as a job on a Ray cluster of a head and two wor
 	WMPO_RUNS=$(dir $(abspath $(OUT))) $(BIN)/python -m wmpo_ray cluster --workers 2 --submit demo --set seed=$(SEED) \
 		--set name=$(notdir $(OUT))
 
-test: setup  ## the tests: those of the library beside those with Ray, which mostly wait
-	@log=.venv/library-tests.log; nice $(BIN)/python -m pytest --ignore=tests/cluster > $$log 2>&1 & library=$$!; \
-	$(BIN)/python -m pytest tests/cluster; cluster=$$?; \
-	wait $$library; status=$$?; cat .venv/library-tests.log; exit $$((cluster || status))
+test: setup  ## the tests
+	$(BIN)/python -m pytest
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -72,7 +72,7 @@ def outcomes(loop) -> dict:
 
 def test_imagination_and_reward_workers_may_die_anywhere(undisturbed, models, tmp_path, ray_runtime, monkeypatch):
     plan = Plan(tmp_path / "plan")
-    for update, attempt, chunk in ((0, 0, 0), (0, 2, 1), (1, 0, 2), (1, 2, 3)):
+    for update, attempt, chunk in ((0, 0, 0), (1, 2, 3)):
         plan.add(f"chunk-{update}-{attempt}-{chunk}")
     plan.add("imagined-2-0")
     plan.add("score-0-0")
@@ -80,36 +80,33 @@ def test_imagination_and_reward_workers_may_die_anywhere(undisturbed, models, tm
     digest, loop, log = torment(faulty_config(), ray_runtime, models, tmp_path / "run", plan, monkeypatch)
     assert digest == undisturbed[0]
     assert outcomes(loop) == outcomes(undisturbed[1])
-    assert loop.team.num_restarts == 7
+    assert loop.team.num_restarts == 5
     lost = [fact for fact in log.events if fact["event"] == "worker.lost"]
-    assert len(lost) == 7 and all("died" in fact["error"] for fact in lost), "the original error is told"
+    assert len(lost) == 5 and all("died" in fact["error"] for fact in lost), "the original error is told"
 
 
 def test_workers_that_hang_are_replaced(undisturbed, models, tmp_path, ray_runtime, monkeypatch):
     plan = Plan(tmp_path / "plan")
     plan.add("chunk-0-2-1", signal.SIGSTOP)
-    plan.add("score-1-0", signal.SIGSTOP)
     plan.add("before-step-2-0", signal.SIGSTOP)
     config = faulty_config(faults={"heartbeat_timeout_s": 8.0, "max_crashes": 5})
     digest, _loop, log = torment(config, ray_runtime, models, tmp_path / "run", plan, monkeypatch)
     assert digest == undisturbed[0]
     lost = [fact["error"] for fact in log.events if fact["event"] == "worker.lost"]
     # More than these, if the machine is so busy that a worker that is well keeps its answer for eight seconds.
-    assert len(lost) >= 3 and all("has not answered" in error for error in lost)
+    assert len(lost) >= 2 and all("has not answered" in error for error in lost)
 
 
 def test_the_learner_may_die_anywhere(undisturbed, models, tmp_path, ray_runtime, monkeypatch):
     plan = Plan(tmp_path / "plan")
-    plan.add("before-step-0-0")
     plan.add("after-step-0-8")
     plan.add("in-checkpoint-2")
-    plan.add("before-broadcast-2")
     (plan.folder / "kill-learner-1").touch()  # a replica does it while the weights are on their way
     config = faulty_config(faults={"max_crashes": 10})
     digest, loop, _log = torment(config, ray_runtime, models, tmp_path / "run", plan, monkeypatch)
     assert digest == undisturbed[0]
     assert outcomes(loop) == outcomes(undisturbed[1])
-    assert len(plan.notes("learner-")) == 6
+    assert len(plan.notes("learner-")) == 4
 
 
 def test_a_receiver_that_dies_does_not_take_the_learner_along(undisturbed, models, tmp_path, ray_runtime, monkeypatch):
