@@ -145,6 +145,7 @@ def test_every_supervised_stage_is_gone_on_with_where_it_stopped(straight, tmp_p
     assert list((path / "checkpoints").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_alignment_survives_the_loss_of_its_actors(straight, tmp_path):
     with RunFolder.open(tmp_path / "lossy", CONFIG, resume=False) as folder:
         record(folder)
