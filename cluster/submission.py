@@ -17,6 +17,7 @@ from wmpo_ray.errors import UserError
 TOO_LARGE = ("Maximum request body size", "exceeds the maximum size")
 NUM_LARGEST = 3  # files named where a working directory is too large
 POLL_S = 0.5
+AGENTS_WITHIN_S = 60.0
 
 
 def connect(address: str) -> JobSubmissionClient:
@@ -47,7 +48,7 @@ def submit(
         raise UserError(f"--working-dir {working_dir}: there is no such folder")
     runtime_env = {"working_dir": str(working_dir), "env_vars": dict(environment)}
     try:
-        return client.submit_job(entrypoint=shlex.join(command), runtime_env=runtime_env)
+        return _submit(client, shlex.join(command), runtime_env)
     except (RuntimeError, ValueError, OSError) as error:
         # A dashboard that has seen enough may close the connection before it is asked why.
         if not isinstance(error, OSError) and not any(words in str(error) for words in TOO_LARGE):
@@ -56,6 +57,18 @@ def submit(
             f"--working-dir {working_dir} is larger than the dashboard takes (100 MiB): {_first_line(error)} Largest files: "
             f"{_largest(working_dir)}. Name what need not travel in a file .rayignore there (as in .gitignore)"
         ) from error
+
+
+def _submit(client: JobSubmissionClient, entrypoint: str, runtime_env: dict) -> str:
+    """A cluster that has just been started takes no jobs before its agents are up."""
+    deadline = time.monotonic() + AGENTS_WITHIN_S
+    while True:
+        try:
+            return client.submit_job(entrypoint=entrypoint, runtime_env=dict(runtime_env))
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(1.0)
 
 
 def follow(client: JobSubmissionClient, job: str) -> Iterator[str]:
