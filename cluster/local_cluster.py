@@ -46,13 +46,15 @@ class LocalCluster:
             "include_dashboard": True,
             "dashboard_host": LOCALHOST,
             "dashboard_port": port,
+            # Not Ray's one port for all: while another Ray has it, nobody here would take jobs.
+            "dashboard_agent_listen_port": free_port(),
         }
         self._cluster = Cluster(initialize_head=True, head_node_args=head | _SMALL)
         self.address: str = self._cluster.address  # for drivers
         write_ray_address(self.address, str(self.temp_dir))  # as `ray start` does
         cpus = cpus_per_worker or max(1, len(os.sched_getaffinity(0)) // num_workers)
         for _ in range(num_workers):
-            self._cluster.add_node(wait=False, num_cpus=cpus, **_SMALL)
+            self._cluster.add_node(wait=False, num_cpus=cpus, dashboard_agent_listen_port=free_port(), **_SMALL)
         self._cluster.wait_for_nodes()
         self.dashboard = f"http://{LOCALHOST}:{port}"  # for jobs and people
 
