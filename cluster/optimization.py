@@ -22,24 +22,24 @@ def optimize(context: RunContext) -> dict[str, Any]:
     """Improve the base policy, from the newest checkpoint if there is one; leaves it in models/policy."""
     config, folder = context.config, context.folder.path
     starts = starts_of(context.episodes("collect"))
-    ledger = Ledger(folder / FILE_NAME)
     with context.reporter.bar("GRPO in imagination", config.grpo.num_updates) as advance:
 
         def show(update: int, values: dict[str, float]) -> None:
             shown = {"imagined": values["imagined/success_rate"]} if "imagined/success_rate" in values else {}
             advance(update, shown)
 
-        log = FolderLog(folder, show)
-        told = telemetry(context)
-        team = Team(config, context.runtime, model_paths(context, config), told)
-        rollouts = Rollouts(config, team, ledger, *rollout_folders(folder))
-        loop = TrainingLoop(config, team, starts, ledger, log, rollouts)
         with ExitStack() as at_end:  # in reverse: whatever fails there, the workers and what was asked for them go
+            told = telemetry(context)
+            team = Team(config, context.runtime, model_paths(context, config), told)
             at_end.callback(team.stop)
+            ledger = Ledger(folder / FILE_NAME)
             at_end.callback(ledger.close)
+            log = FolderLog(folder, show)
             at_end.callback(log.close)
             at_end.callback(told.meter.close)
             at_end.callback(told.meter.set, "wmpo_stage", 0, stage="optimize")
+            rollouts = Rollouts(config, team, ledger, *rollout_folders(folder))
+            loop = TrainingLoop(config, team, starts, ledger, log, rollouts)
             version = loop.run(str(context.model("policy")))
     rollouts.forget(config.grpo.num_updates)
     return {

@@ -54,7 +54,7 @@ def submit(
         if not isinstance(error, OSError) and not any(words in str(error) for words in TOO_LARGE):
             raise UserError(f"the job was refused: {_first_line(error)}") from error
         raise UserError(
-            f"--working-dir {working_dir} is larger than the dashboard takes (100 MiB): {_first_line(error)} Largest files: "
+            f"--working-dir {working_dir} did not arrive, the dashboard takes 100 MiB: {_first_line(error)} Largest files: "
             f"{_largest(working_dir)}. Name what need not travel in a file .rayignore there (as in .gitignore)"
         ) from error
 
