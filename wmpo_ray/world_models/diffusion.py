@@ -147,8 +147,8 @@ class DiffusionWorldModel:
         (path / SETTINGS_FILE).write_text(json.dumps(settings, indent=1) + "\n")
 
     @classmethod
-    def load(cls, name: str | Path) -> DiffusionWorldModel:
-        """Load a folder, or one of the names in `wmpo_ray/world_models/pretrained`.
+    def load(cls, name: str | Path, dtype: torch.dtype = torch.float32) -> DiffusionWorldModel:
+        """Load a folder, or one of the names in `wmpo_ray/world_models/pretrained`, the network in `dtype`.
 
         Raises UserError where neither exists, and for a folder that is damaged or names files outside of it.
         """
@@ -166,7 +166,7 @@ class DiffusionWorldModel:
                 f"{path / SETTINGS_FILE}: denoiser.action_bands = {settings.denoiser.action_bands} does not fit the "
                 f"network's {network.config.action_dim} action features"
             )
-        network = network.float()
+        torch.nn.Module.to(network, dtype)  # diffusers' own warns of modules that there are none of
         height, width = settings.frame_size or (None, None)
         frame_size = (height, width) if height and width else None
         denoiser = Denoiser(network, settings.denoiser, frame_size)
