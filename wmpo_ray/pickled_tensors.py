@@ -1,19 +1,17 @@
-"""Files that torch.save wrote: what tensors they hold, known before anything of them is loaded or run.
+"""Files that torch.save wrote, read without unpickling: published checkpoints come as `.pt`, `.pth` and `.bin`.
 
-Published checkpoints come as `.pt`, `.pth` or `.bin`: a zip archive of raw storages and a pickle that names them. The
-pickle is read opcode by opcode first; one that asks for anything but tensors is refused, and so is one whose tensors
-claim more than the archive holds. Only then `torch.load(weights_only=True, mmap=True)` maps the storages.
+Such a file is a zip archive of raw storages and a pickle that says which tensors lie where in them. The few opcodes
+that this takes are read here as a list of facts; a file with any other opcode or name is refused, and so is one whose
+tensors claim more than the archive holds. The storages are then mapped from the disk. Nothing of the file is run.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import pickle
 import pickletools
+import struct
 import zipfile
 import zlib
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,151 +24,225 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SUFFIXES = (".pt", ".pth", ".bin")
-MAX_PICKLE_BYTES = 64 * 2**20  # of names and shapes; the weights lie beside it
+MAX_LIST_BYTES = 64 * 2**20  # of names and shapes; the weights lie beside it
 WRAPPERS = ("state_dict", "model", "module", "ema")  # keys under which training scripts keep the weights
-STORAGES = {
-    "DoubleStorage": ("F64", 8),
-    "FloatStorage": ("F32", 4),
-    "HalfStorage": ("F16", 2),
-    "BFloat16Storage": ("BF16", 2),
-    "LongStorage": ("I64", 8),
-    "IntStorage": ("I32", 4),
-    "ShortStorage": ("I16", 2),
-    "CharStorage": ("I8", 1),
-    "ByteStorage": ("U8", 1),
-    "BoolStorage": ("BOOL", 1),
-}
-# All that torch.save needs for a dictionary of tensors. None of them can import or call by a name that is computed.
-OPCODES = frozenset(
-    "PROTO STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE GLOBAL "
-    "BINPUT LONG_BINPUT BINGET LONG_BINGET EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS "
-    "EMPTY_DICT SETITEM SETITEMS REDUCE BUILD BINPERSID".split()
+LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip entry: the lengths of its name and of its extra field follow 26 bytes
+ORDERED_DICT, TENSOR, PARAMETER = (
+    "collections OrderedDict",
+    "torch._utils _rebuild_tensor_v2",
+    "torch._utils _rebuild_parameter",
 )
-BAD_ARCHIVE = (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
-BAD_PICKLE = (pickle.UnpicklingError, ArithmeticError, AttributeError, EOFError, LookupError, TypeError, ValueError)
+STORAGES = {  # safetensors' name, torch's name, bytes
+    "torch DoubleStorage": ("F64", "float64", 8),
+    "torch FloatStorage": ("F32", "float32", 4),
+    "torch HalfStorage": ("F16", "float16", 2),
+    "torch BFloat16Storage": ("BF16", "bfloat16", 2),
+    "torch LongStorage": ("I64", "int64", 8),
+    "torch IntStorage": ("I32", "int32", 4),
+    "torch ShortStorage": ("I16", "int16", 2),
+    "torch CharStorage": ("I8", "int8", 1),
+    "torch ByteStorage": ("U8", "uint8", 1),
+    "torch BoolStorage": ("BOOL", "bool", 1),
+}
+BAD_ARCHIVE = (OSError, EOFError, RuntimeError, NotImplementedError, struct.error, zipfile.BadZipFile, zlib.error)
+BAD_LIST = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
+
+class _Name(NamedTuple):
+    """A class or function that the list names."""
+
+    text: str
 
 
 class _Storage(NamedTuple):
-    dtype: str
+    entry: str
+    kind: str
     num_elements: int
-    item_bytes: int
+
+
+class _Tensor(NamedTuple):
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    @property
+    def spec(self) -> TensorSpec:
+        return TensorSpec(STORAGES[self.storage.kind][0], self.shape)
 
 
 def pickled_specs(path: Path) -> dict[str, TensorSpec]:
-    """Names, dtypes and shapes in a file of torch.save; raises UserError for anything else, and runs nothing."""
-    return _read(path)[1]
+    """Names, dtypes and shapes in a file of torch.save. Raises UserError for anything else."""
+    return {name: tensor.spec for name, tensor in _read(path)[0].items()}
 
 
 def load_pickled(path: Path) -> dict[str, Tensor]:
     """The tensors of such a file by name, mapped from the disk. Raises UserError as `pickled_specs` does."""
     import torch
 
-    wrapper, specs = _read(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, *BAD_PICKLE) as error:
-        raise UserError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
-    tensors = content[wrapper] if wrapper else content
-    for name, spec in specs.items():
-        if tuple(tensors[name].shape) != spec.shape:
-            raise UserError(f"{path} is damaged: {name} is {tuple(tensors[name].shape)}, its list says {spec.shape}")
-    return {name: tensors[name].detach() for name in specs}
+    tensors, starts = _read(path)
+    whole = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+
+    def mapped(tensor: _Tensor) -> Tensor:
+        _, dtype, item_bytes = STORAGES[tensor.storage.kind]
+        start = starts[tensor.storage.entry]
+        raw = whole[start : start + tensor.storage.num_elements * item_bytes]
+        # torch.save aligns its storages; another writer may not.
+        typed = (raw if start % item_bytes == 0 else raw.clone()).view(getattr(torch, dtype))
+        return typed.as_strided(tensor.shape, tensor.stride, typed.storage_offset() + tensor.offset)
+
+    return {name: mapped(tensor) for name, tensor in tensors.items()}
 
 
-def _read(path: Path) -> tuple[str | None, dict[str, TensorSpec]]:
-    """The key that the weights are wrapped in, if any, and their specs."""
+# -- the archive -------------------------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> tuple[dict[str, _Tensor], dict[str, int]]:
+    """The tensors by name, and where in the file each entry of the archive begins."""
     if not path.is_file():
         raise UserError(f"{path} is missing, or no regular file")
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = _entries(archive, path)
-            (listed,) = [name for name in entries if name.endswith("/data.pkl")] or [None]
-            if listed is None or entries[listed].file_size > MAX_PICKLE_BYTES:
-                raise UserError(f"{path} holds no list of tensors, or one of more than {MAX_PICKLE_BYTES} bytes")
-            data = archive.read(entries[listed])
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from error
-    except BAD_ARCHIVE as error:
+            entries = archive.infolist()
+            lists = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
+            if len(lists) != 1 or lists[0].file_size > MAX_LIST_BYTES:
+                raise UserError(f"{path} holds no list of tensors, or one of more than {MAX_LIST_BYTES} bytes")
+            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+            if packed or len({entry.filename for entry in entries}) != len(entries):
+                raise UserError(f"{path} is damaged: torch.save writes every entry once and uncompressed")
+            starts = _starts(path, entries)
+            data = archive.read(lists[0])
+    except (*BAD_ARCHIVE, ValueError) as error:
         raise UserError(
-            f"{path} is no file of torch.save, or only a part of one ({error}); files older than torch 1.6 must be "
-            "saved again"
+            f"{path} is no file of torch.save, or only a part of one ({error}); one older than torch 1.6 must be saved "
+            "again"
         ) from error
-    sizes = {name: entry.file_size for name, entry in entries.items()}
-    _check_opcodes(data, path)
+    folder = lists[0].filename.removesuffix("data.pkl")
+    sizes = {entry.filename.removeprefix(f"{folder}data/"): entry.file_size for entry in entries}
     try:
-        content = _SpecReader(data, listed.removesuffix("data.pkl") + "data/", sizes, path).load()
-    except BAD_PICKLE as error:
+        tensors = _state_dict(_Facts(path, sizes).read(data), path)
+    except BAD_LIST as error:
         raise UserError(f"{path} is damaged: its list of tensors cannot be read ({error})") from error
-    return _state_dict(content, path)
+    return tensors, {entry.filename.removeprefix(f"{folder}data/"): starts[entry.filename] for entry in entries}
 
 
-def _entries(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
-    entries = {entry.filename: entry for entry in archive.infolist()}
-    packed = [name for name, entry in entries.items() if entry.compress_type != zipfile.ZIP_STORED]
-    if len(entries) != len(archive.infolist()) or packed:
-        raise UserError(f"{path} is damaged: torch.save writes every entry once and uncompressed")
-    return entries
+def _starts(path: Path, entries: list[zipfile.ZipInfo]) -> dict[str, int]:
+    starts, file_bytes = {}, path.stat().st_size
+    with open(path, "rb") as file:
+        for entry in entries:
+            file.seek(entry.header_offset)
+            name_bytes, extra_bytes = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
+            start = entry.header_offset + LOCAL_HEADER.size + name_bytes + extra_bytes
+            if start + entry.file_size > file_bytes:
+                raise UserError(f"{path} is damaged: {shown(entry.filename)} goes beyond its end")
+            starts[entry.filename] = start
+    return starts
 
 
-def _check_opcodes(data: bytes, path: Path) -> None:
-    try:
+# -- the list of tensors -----------------------------------------------------------------------------------------
+
+
+class _Facts:
+    """Reads the opcodes of a dictionary of tensors; `sizes` are the bytes of the storages."""
+
+    def __init__(self, path: Path, sizes: Mapping[str, int]):
+        self.path, self.sizes = path, sizes
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+
+    def read(self, data: bytes) -> Any:
         for opcode, argument, _ in pickletools.genops(data):
-            if opcode.name not in OPCODES:
-                raise UserError(f"{path} holds code ({opcode.name}), not only tensors; it was not run")
-            if opcode.name == "GLOBAL" and tuple(argument.split(" ")) not in _SpecReader.ALLOWED:
-                raise UserError(f"{path} asks for {shown(argument)}, which is no tensor; it was not run")
-            if opcode.name == "LONG_BINPUT" and argument > len(data):
-                raise UserError(f"{path} is damaged: its list of tensors has a place {argument}")
-    except BAD_PICKLE as error:
-        raise UserError(f"{path} is damaged: its list of tensors cannot be read ({error})") from error
+            if opcode.name == "STOP":
+                return self.stack.pop()
+            if not (self._plain(opcode.name, argument) or self._container(opcode.name)):
+                raise UserError(f"{self.path} holds code ({opcode.name}) besides tensors; it was not run")
+        raise ValueError("it has no end")
 
+    def _plain(self, opcode: str, argument: Any) -> bool:
+        match opcode:
+            case "PROTO":
+                pass
+            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE":
+                self.stack.append(argument)
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                self.stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode])
+            case "BINPUT" | "LONG_BINPUT":
+                self.memo[argument] = self.stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                self.stack.append(self.memo[argument])
+            case "GLOBAL":
+                if argument not in (ORDERED_DICT, TENSOR, PARAMETER, *STORAGES):
+                    raise UserError(f"{self.path} asks for {shown(argument)}, which is no tensor; it was not run")
+                self.stack.append(_Name(argument))
+            case "BINPERSID":
+                self.stack.append(self._storage(self.stack.pop()))
+            case _:
+                return False
+        return True
 
-class _SpecReader(pickle.Unpickler):
-    """Gives a TensorSpec where torch would make a tensor."""
+    def _container(self, opcode: str) -> bool:
+        match opcode:
+            case "MARK":
+                self.marks.append(len(self.stack))
+            case "EMPTY_TUPLE" | "EMPTY_LIST" | "EMPTY_DICT":
+                self.stack.append({"EMPTY_TUPLE": (), "EMPTY_LIST": [], "EMPTY_DICT": {}}[opcode])
+            case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
+                self.stack.append(tuple(self._since(opcode, "TUPLE")))
+            case "APPEND" | "APPENDS":
+                items = self._since("1" if opcode == "APPEND" else "", "")
+                self.stack[-1].extend(items)
+            case "SETITEM" | "SETITEMS":
+                items = self._since("2" if opcode == "SETITEM" else "", "")
+                self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
+            case "REDUCE":
+                arguments = self.stack.pop()
+                self.stack.append(self._made(self.stack.pop(), arguments))
+            case "BUILD":
+                self.stack.pop()  # attributes beside the items, such as a state dict's version numbers
+            case _:
+                return False
+        return True
 
-    def __init__(self, data: bytes, prefix: str, sizes: Mapping[str, int], path: Path):
-        super().__init__(io.BytesIO(data))
-        self.prefix, self.sizes, self.path = prefix, sizes, path
+    def _since(self, opcode: str, stem: str) -> list[Any]:
+        """Take as many items off the stack as the opcode's number says, or all since the last mark."""
+        number = opcode.removeprefix(stem)
+        start = len(self.stack) - int(number) if number else self.marks.pop()
+        items = self.stack[start:]
+        del self.stack[start:]
+        return items
 
-    def find_class(self, module: str, name: str) -> Any:
-        return self.ALLOWED[module, name]
+    def _storage(self, pid: Any) -> _Storage:
+        _, name, entry, _, num_elements = pid
+        claimed, held = num_elements * STORAGES[name.text][2], self.sizes[entry]
+        if claimed != held:
+            raise UserError(f"{self.path}: storage {shown(entry)} claims {claimed} bytes and holds {held}")
+        return _Storage(entry, name.text, num_elements)
 
-    def persistent_load(self, pid: Any) -> _Storage:
-        _, (dtype, item_bytes), key, _, num_elements = pid
-        held = self.sizes[f"{self.prefix}{key}"]
-        if num_elements * item_bytes != held:
-            raise UserError(f"{self.path}: storage {key} claims {num_elements * item_bytes} bytes and holds {held}")
-        return _Storage(dtype, num_elements, item_bytes)
-
-    @staticmethod
-    def tensor(storage: _Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> TensorSpec:
+    def _made(self, name: _Name, arguments: tuple[Any, ...]) -> Any:
+        if name.text == ORDERED_DICT:
+            return dict(*arguments)
+        if name.text == PARAMETER:
+            return arguments[0]
+        if name.text != TENSOR:
+            raise ValueError(f"{name.text} is called")
+        storage, offset, shape, stride = arguments[:4]
         sizes = [offset, *shape, *stride]
-        if len(shape) != len(stride) or any(not isinstance(size, int) or size < 0 for size in sizes):
+        if len(shape) != len(stride) or any(type(size) is not int or size < 0 for size in sizes):
             raise ValueError(f"a tensor of shape {shape} and stride {stride}")
-        last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
         elements = math.prod(shape)
-        if elements and (last >= storage.num_elements or elements > storage.num_elements):
+        last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+        if elements and max(last, elements - 1) >= storage.num_elements:
             raise ValueError(f"a tensor of shape {shape} in a storage of {storage.num_elements} elements")
-        return TensorSpec(storage.dtype, tuple(shape))
-
-    @staticmethod
-    def parameter(data: TensorSpec, *_: Any) -> TensorSpec:
-        return data
-
-    ALLOWED: dict[tuple[str, ...], Any] = {
-        ("collections", "OrderedDict"): OrderedDict,
-        ("torch._utils", "_rebuild_tensor_v2"): tensor.__func__,
-        ("torch._utils", "_rebuild_parameter"): parameter.__func__,
-        **{("torch", name): kind for name, kind in STORAGES.items()},
-    }
+        return _Tensor(storage, offset, shape, stride)
 
 
-def _state_dict(content: Any, path: Path) -> tuple[str | None, dict[str, TensorSpec]]:
+def _state_dict(content: Any, path: Path) -> dict[str, _Tensor]:
     wrapper = next((key for key in WRAPPERS if isinstance(content, dict) and isinstance(content.get(key), dict)), None)
     tensors = content[wrapper] if wrapper else content
     if not isinstance(tensors, dict) or not tensors:
         raise UserError(f"{path} holds no weights: a dictionary of names and tensors is needed")
-    for name, spec in tensors.items():
-        if not isinstance(name, str) or not isinstance(spec, TensorSpec):
+    for name, tensor in tensors.items():
+        if not isinstance(name, str) or not isinstance(tensor, _Tensor):
             raise UserError(f"{path} holds something that is no tensor under {shown(name)}; save the weights alone")
-    return wrapper, dict(tensors)
+    return tensors

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 from torch import Tensor
 
-from wmpo_ray.config_section import Count, Positive
+from wmpo_ray.config_section import Positive
 from wmpo_ray.errors import UserError
 from wmpo_ray.untrusted import read_settings
 
@@ -62,8 +62,8 @@ class FramePreprocessing(BaseModel):
         """A transformers `preprocessor_config.json`. Raises UserError for steps that are none of the published ones."""
         settings = read_settings(path, _PreprocessorFile)
         return cls(
-            resize=settings.size["shortest_edge"],
-            crop=settings.crop_size["height"],
+            resize=settings.size.shortest_edge,
+            crop=settings.crop_size.height,
             rescale=settings.rescale_factor,
             mean=settings.image_mean,
             std=settings.image_std,
@@ -86,12 +86,30 @@ class FramePreprocessing(BaseModel):
         }
 
 
+class _ShortestEdge(BaseModel):
+    shortest_edge: Side
+
+
+class _Crop(BaseModel):
+    height: Side
+    width: Side
+
+    @model_validator(mode="after")
+    def _square(self) -> Self:
+        if self.height != self.width:
+            raise ValueError(f"height {self.height} and width {self.width}: only square crops are known")
+        return self
+
+
 class _PreprocessorFile(BaseModel):
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
-    do_resize: Annotated[bool, Field(strict=True)] = True
-    size: dict[str, Side]
-    resample: Annotated[int, Field(ge=BILINEAR, le=BILINEAR)] = BILINEAR
-    crop_size: dict[str, Side]
+    do_resize: Literal[True] = True
+    do_center_crop: Literal[True] = True
+    do_rescale: Literal[True] = True
+    do_normalize: Literal[True] = True
+    size: _ShortestEdge
+    resample: Literal[2] = BILINEAR
+    crop_size: _Crop
     rescale_factor: Positive = 1 / 255
     image_mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
     image_std: tuple[Positive, Positive, Positive]
@@ -100,8 +118,9 @@ class _PreprocessorFile(BaseModel):
 def resize_like_pil(images: Tensor, size: tuple[int, int]) -> Tensor:
     """images [..., H, W] uint8 -> [..., *size] uint8: PIL's antialiased bilinear filter, bit for bit.
 
-    PIL resizes along the width first, rounds to bytes, then along the height, with fixed-point weights. Products and
-    sums of its integers are exact in float64, whatever the order, so any device gives the same bytes.
+    PIL resizes along the width first, rounds to bytes, then along the height, with fixed-point weights (from version 13
+    on in the other order where that is less work; the published scores are older). Products and sums of its integers
+    are exact in float64, whatever their order, so any device gives the same bytes.
     """
     height, width = images.shape[-2:]
     x = images

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from wmpo_ray.errors import UserError
 
-# The widest full-size layers hold their input, its norm and the activation at once; one more for the convolution.
-LIVE_ACTIVATIONS = 4
+# The widest full-size layers hold their input, its norm and the activation at once; a convolution may copy two of them
+# into a layout of its own.
+LIVE_ACTIVATIONS = 5
 MIN_TILE = 8  # latents along a side; the tiles of less would be all border
 
 

@@ -9,6 +9,7 @@ The network knows no schedule: it maps latents and a time to an output of the sa
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -27,7 +28,6 @@ from wmpo_ray.world_models.stdit_blocks import (
     TimestepEmbedder,
     spatial_positions,
 )
-
 
 # The sizes of the published world models: 1,213M parameters, of which 305M take no part.
 PRESETS = {
@@ -67,7 +67,7 @@ class STDiT(ModelMixin, ConfigMixin):
     `mlp_activation` on do not exist in the published weights and are off by default.
     """
 
-    _repeated_blocks = ["Block"]  # what `compile_repeated_blocks` gives to torch.compile
+    _repeated_blocks: ClassVar = ["Block"]  # what `compile_repeated_blocks` gives to torch.compile
 
     @register_to_config
     def __init__(
