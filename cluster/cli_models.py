@@ -29,7 +29,10 @@ def parity(
     ],
 ) -> None:
     """Compare our models with published inputs and outputs; exit code 1 if one is out of tolerance."""
+    import torch
+
     from wmpo_ray.parity.run import run_fixtures
+    from wmpo_ray.world_models.attention import choose_backend
 
     table = Table("case", "tensor", "max abs error", "tolerance", "verdict", title=f"Parity with {folder}")
     num_cases, num_failed, unread = 0, 0, []
@@ -47,6 +50,8 @@ def parity(
         num_failed += sum(not case.passed for case in cases)
     Console().print(table)
     Console().print(f"{num_cases} cases, {num_failed} failed" + (f"; not compared: {', '.join(unread)}" * bool(unread)))
+    backend = choose_backend("auto", torch.device("cpu"), torch.float32)
+    Console().print(f"compared on the CPU in float32, attention {backend}")
     if not num_cases:
         raise UserError(f"{folder}: nothing in it can be compared yet")
     if num_failed:

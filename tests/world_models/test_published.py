@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 from safetensors.torch import load_file, save_file
 
 from tests.world_models.golden import GOLDEN, max_difference, published_network, tensors
@@ -132,6 +132,13 @@ def test_options_that_the_reference_does_not_have_are_not_written_in_its_layout(
     assert not (tmp_path / "out").exists()
 
 
+def test_an_mlp_of_any_width_is_read_from_its_shape(tmp_path):
+    for hidden in range(40, 80):
+        network = STDiT(hidden_size=24, depth=1, num_heads=2, mlp_ratio=(hidden + 0.5) / 24)
+        save_file(network.state_dict(), tmp_path / "model.safetensors")
+        assert load_published_network(tmp_path).spatial_blocks[0].mlp.fc1.weight.shape == (hidden, 24)
+
+
 def test_bf16_halves_the_bytes_and_stays_near_the_published_bf16_output():
     network = load_published_network(GOLDEN, dtype=torch.bfloat16)
     assert {tensor.dtype for tensor in network.state_dict().values()} == {torch.bfloat16}
@@ -172,9 +179,18 @@ def small_autoencoder() -> AutoencoderKL:
     ).eval()
 
 
-def test_a_published_world_model_imagines_the_same_from_our_own_folder(tmp_path):
+def small_tiny_decoder() -> AutoencoderTiny:
+    torch.manual_seed(1)
+    sizes = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+    return AutoencoderTiny(**sizes, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1)).eval()
+
+
+@pytest.mark.parametrize(("options", "tiny"), [({}, False), ({"posterior_seed": 3, "max_decode_bytes": 10**6}, True)])
+def test_a_published_world_model_imagines_the_same_from_our_own_folder(tmp_path, options, tiny):
     network = load_published_network(GOLDEN)
-    model = published_world_model(network, AutoencoderCodec(small_autoencoder()), frame_size=(16, 16), num_steps=2)
+    decoder = small_tiny_decoder() if tiny else None
+    codec = AutoencoderCodec(small_autoencoder(), decoder=decoder, **options)
+    model = published_world_model(network, codec, frame_size=(16, 16), num_steps=2)
     model.save(tmp_path / "ours")
     again = DiffusionWorldModel.load(tmp_path / "ours")
     frame = torch.randint(0, 256, (1, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))

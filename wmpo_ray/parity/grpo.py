@@ -37,8 +37,8 @@ def _official(config: dict[str, Any], data: dict[str, Tensor], mask: Tensor) -> 
     (gradient,) = torch.autograd.grad(loss, new)
     yield compared("grpo", "official_grad_new_log_probs", gradient, data["official_grad_new_log_probs"], SINGLE)
     if "official_loss_per_traj" in data:
-        inputs = (_chunked(new, mask), _chunked(old, mask), advantage, mask)
-        alone = [grpo.loss(*(x[i : i + 1] for x in inputs), *clips, "token")[0] for i in range(len(new))]
+        rows = zip(*(x.split(1) for x in (_chunked(new, mask), _chunked(old, mask), advantage, mask)), strict=True)
+        alone = [grpo.loss(n, o, a, m, *clips, "token")[0] for n, o, a, m in rows]
         yield compared("grpo", "official_loss_per_traj", torch.stack(alone), data["official_loss_per_traj"], SINGLE)
 
 

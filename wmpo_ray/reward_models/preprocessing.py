@@ -108,7 +108,7 @@ class _PreprocessorFile(BaseModel):
     do_rescale: Literal[True] = True
     do_normalize: Literal[True] = True
     size: _ShortestEdge
-    resample: Literal[2] = BILINEAR
+    resample: Literal[2] = 2
     crop_size: _Crop
     rescale_factor: Positive = 1 / 255
     image_mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat]

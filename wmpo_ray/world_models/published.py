@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,8 @@ from wmpo_ray.world_models.denoiser import Denoiser
 from wmpo_ray.world_models.diffusion import DiffusionWorldModel
 from wmpo_ray.world_models.sampler import RectifiedFlowSampler, resolution_shift
 from wmpo_ray.world_models.stdit import STDiT, is_dead
+
+logger = logging.getLogger(__name__)
 
 # Options of ours that change what the network computes; the reference has no word for them.
 OUR_OPTIONS = ("mlp_activation", "gate", "per_block_modulation", "out_channels")
@@ -64,7 +67,8 @@ def load_published_network(
         dtype=dtype,
         device=device,
     )
-    network.choose_attention(attention)
+    backend = network.choose_attention(attention)
+    logger.info("%s: %d parameters, %s on %s, attention %s", path, network.num_parameters(), dtype, device, backend)
     if compiled:
         network.compile_repeated_blocks()
     return network
@@ -89,7 +93,7 @@ def _sizes_of(specs: Mapping[str, TensorSpec], path: Path) -> dict[str, Any]:
             "hidden_size": width,
             "depth": sum(name.startswith("spatial_blocks.") and name.endswith(".attn.qkv.weight") for name in specs),
             "num_heads": width // (2 * specs["rope.freqs"].shape[0]),
-            "mlp_ratio": specs["spatial_blocks.0.mlp.fc1.weight"].shape[0] / width,
+            "mlp_ratio": _ratio(specs["spatial_blocks.0.mlp.fc1.weight"].shape[0], width),
             "patch_size": tuple(patch_size),
             "in_channels": in_channels,
             "action_dim": specs["action_embedder.fc.0.weight"].shape[1],
@@ -104,6 +108,11 @@ def _sizes_of(specs: Mapping[str, TensorSpec], path: Path) -> dict[str, Any]:
     return sizes
 
 
+def _ratio(hidden: int, width: int) -> float:
+    """A ratio whose product with the width, cut to a whole number, is `hidden`."""
+    return hidden / width if int(width * (hidden / width)) == hidden else (hidden + 0.5) / width
+
+
 def _settings_beside(path: Path, sizes: Mapping[str, Any]) -> dict[str, Any]:
     settings = read_settings(path, _Settings).model_dump()
     defaults = {name: option.default for name, option in inspect.signature(STDiT.__init__).parameters.items()}
@@ -112,7 +121,10 @@ def _settings_beside(path: Path, sizes: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f"{path}: {name} = {settings[name]!r} is unknown to the reference's world models")
     for name, size in sizes.items():
         said = settings.get(name, size)
-        if (tuple(said) if isinstance(said, list) else said) != size:
+        same = (tuple(said) if isinstance(said, list) else said) == size
+        if name == "mlp_ratio" and isinstance(said, int | float):
+            same = int(sizes["hidden_size"] * said) == int(sizes["hidden_size"] * size)
+        if not same:
             raise UserError(f"{path}: {name} = {said}, the weights are of {size}")
     return {name: settings[name] for name in UNTOLD if settings[name] is not None}
 
