@@ -16,10 +16,11 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from cluster.cli import app
+from wmpo_ray import weight_files
 from wmpo_ray.checkpoint_conversion import convert_checkpoint
 from wmpo_ray.checkpoint_inspection import inspect_path
 from wmpo_ray.errors import ConfigError, UserError
-from wmpo_ray.pickled_tensors import load_pickled, pickled_specs
+from wmpo_ray.pickled_tensors import pickled_specs, read_pickled
 from wmpo_ray.reward_models.published import PublishedRewardModel
 from wmpo_ray.weight_files import find_weights
 from wmpo_ray.world_models.diffusion import DiffusionWorldModel
@@ -230,7 +231,8 @@ FOUR = b"K\x04\x85"
 
 
 def test_a_list_by_hand_is_read_as_torch_would(tmp_path):
-    tensors = load_pickled(archive(tmp_path / "a.pt", listed(4, FOUR, b"K\x01\x85"), struct.pack("<4f", 1, 2, 3, 4)))
+    path = archive(tmp_path / "a.pt", listed(4, FOUR, b"K\x01\x85"), struct.pack("<4f", 1, 2, 3, 4))
+    tensors = dict(read_pickled(path, ["a"]))
     assert tensors["a"].tolist() == [1, 2, 3, 4]
 
 
@@ -285,9 +287,16 @@ def test_what_torch_saves_is_what_is_read(tmp_path):
     state |= {"transposed": torch.arange(12.0).view(3, 4).T, "scalar": torch.tensor(2.5), "empty": torch.zeros(0, 3)}
     state["tied"] = state["transposed"]
     torch.save(state, tmp_path / "a.pt")
-    tensors = load_pickled(tmp_path / "a.pt")
-    assert tensors.keys() == state.keys()
+    assert pickled_specs(tmp_path / "a.pt").keys() == state.keys()
+    tensors = dict(read_pickled(tmp_path / "a.pt", state))
     assert all(torch.equal(tensors[name], t) and tensors[name].dtype == t.dtype for name, t in state.items())
+
+
+def test_reading_in_several_goes_gives_every_tensor_once(monkeypatch):
+    monkeypatch.setattr(weight_files, "MAPPED_BYTES", 10_000)
+    read = list(weight_files.read_tensors(find_weights(WORLD_MODEL)))
+    assert len(read) == len(weights()) and {name for name, _ in read} == set(weights())
+    assert all(torch.equal(tensor, weights()[name]) for name, tensor in read)
 
 
 def test_a_training_script_s_dictionary_without_weights_is_named(tmp_path):

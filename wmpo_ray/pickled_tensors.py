@@ -12,7 +12,7 @@ import pickletools
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -76,22 +76,27 @@ def pickled_specs(path: Path) -> dict[str, TensorSpec]:
     return {name: tensor.spec for name, tensor in _read(path)[0].items()}
 
 
-def load_pickled(path: Path) -> dict[str, Tensor]:
-    """The tensors of such a file by name, mapped from the disk. Raises UserError as `pickled_specs` does."""
+def read_pickled(path: Path, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of such a file, each mapped from the disk for as long as it is used.
+
+    Raises UserError as `pickled_specs` does.
+    """
+    import numpy as np
     import torch
 
     tensors, starts = _read(path)
-    whole = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
-
-    def mapped(tensor: _Tensor) -> Tensor:
+    for name in names:
+        tensor = tensors[name]
         _, dtype, item_bytes = STORAGES[tensor.storage.kind]
+        num_bytes = tensor.storage.num_elements * item_bytes
+        if not num_bytes:
+            yield name, torch.zeros(tensor.shape, dtype=getattr(torch, dtype))
+            continue
         start = starts[tensor.storage.entry]
-        raw = whole[start : start + tensor.storage.num_elements * item_bytes]
+        raw = np.memmap(path, np.uint8, "c", start, (num_bytes,))
         # torch.save aligns its storages; another writer may not.
-        typed = (raw if start % item_bytes == 0 else raw.clone()).view(getattr(torch, dtype))
-        return typed.as_strided(tensor.shape, tensor.stride, typed.storage_offset() + tensor.offset)
-
-    return {name: mapped(tensor) for name, tensor in tensors.items()}
+        typed = torch.from_numpy(raw if start % item_bytes == 0 else raw.copy()).view(getattr(torch, dtype))
+        yield name, typed.as_strided(tensor.shape, tensor.stride, tensor.offset)
 
 
 # -- the archive -------------------------------------------------------------------------------------------------

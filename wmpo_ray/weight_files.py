@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from wmpo_ray.config_section import shown
 from wmpo_ray.errors import UserError
-from wmpo_ray.pickled_tensors import SUFFIXES, load_pickled, pickled_specs
+from wmpo_ray.pickled_tensors import SUFFIXES, pickled_specs, read_pickled
 from wmpo_ray.untrusted import BAD_SETTINGS, MAX_JSON_BYTES, TensorSpec, inside, read_json, tensor_specs
 
 if TYPE_CHECKING:
@@ -27,7 +27,12 @@ STEMS = ("diffusion_pytorch_model.safetensors", "model.safetensors", "pytorch_mo
 EMA_FILE = "ema.pt"
 RAW_FOLDER = "model"
 ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}  # the others: 1
+MAPPED_BYTES = 2**27
 MAX_NAMED = 3  # tensors named in an error
+
+
+def num_bytes_of(spec: TensorSpec) -> int:
+    return math.prod(spec.shape) * ITEM_BYTES.get(spec.dtype, 1)
 
 
 class WeightFiles(NamedTuple):
@@ -45,7 +50,7 @@ class WeightFiles(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        return sum(math.prod(spec.shape) * ITEM_BYTES.get(spec.dtype, 1) for spec in self.specs.values())
+        return sum(num_bytes_of(spec) for spec in self.specs.values())
 
 
 class Fit(NamedTuple):
@@ -127,7 +132,7 @@ def _specs(file: Path) -> dict[str, TensorSpec]:
         specs = pickled_specs(file)
     else:
         raise UserError(f"{file}: weights are read from .safetensors, {', '.join(SUFFIXES)} and .index.json")
-    claimed = sum(math.prod(spec.shape) * ITEM_BYTES.get(spec.dtype, 1) for spec in specs.values())
+    claimed = sum(num_bytes_of(spec) for spec in specs.values())
     # Tied tensors stand in a file once and in the list twice.
     if claimed > 2 * file.stat().st_size:
         raise UserError(f"{file}: its tensors claim {claimed} bytes, the file has {file.stat().st_size}")
@@ -200,16 +205,25 @@ def load_network(
 
 def read_tensors(files: WeightFiles, wanted: Mapping[str, str] | None = None) -> Iterator[tuple[str, Tensor]]:
     """The tensors of files, one at a time; only the `wanted` ones if given."""
-    from safetensors import safe_open
-
     for part in files.parts:
         names = [name for name, owner in files.part_of.items() if owner == part and (not wanted or name in wanted)]
         if part.suffix in SUFFIXES:
-            tensors = load_pickled(part)
-            yield from ((name, tensors[name]) for name in names)
+            yield from read_pickled(part, names)
         else:
-            with safe_open(part, "pt") as file:
-                yield from ((name, file.get_tensor(name)) for name in names)
+            yield from _read_safetensors(part, names, files.specs)
+
+
+def _read_safetensors(part: Path, names: list[str], specs: Mapping[str, TensorSpec]) -> Iterator[tuple[str, Tensor]]:
+    """Opened again after every `MAPPED_BYTES`: what was read of an open file counts as memory of this process."""
+    from safetensors import safe_open
+
+    rest = list(reversed(names))
+    while rest:
+        mapped = 0
+        with safe_open(part, "pt") as file:
+            while rest and mapped < MAPPED_BYTES:
+                mapped += num_bytes_of(specs[rest[-1]])
+                yield rest[-1], file.get_tensor(rest.pop())
 
 
 def check_values(name: str, tensor: Tensor, path: Path) -> None:
