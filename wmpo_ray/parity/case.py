@@ -1,4 +1,4 @@
-"""One comparison of a parity check."""
+"""One comparison of a tensor of ours with a published one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class ParityCase(NamedTuple):
-    """How far one tensor of a fixture is from what the public classes compute."""
+    """`max_error` is the largest absolute difference, or the number of differing decisions; NaN fails."""
 
     case: str
     tensor: str
@@ -15,5 +15,4 @@ class ParityCase(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """False for an error that is not a number, too."""
         return self.max_error <= self.tolerance
