@@ -9,7 +9,7 @@ FAULTS ?= 100
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help setup demo cluster-demo test lint soak bench-demo bench-cache bench-coordinator bench-autoscaling \
+.PHONY: help setup demo cluster-demo test test-slow lint soak bench-demo bench-cache bench-coordinator bench-autoscaling \
 	bench-weights bench-operations pretrain-embedded clean
 .DEFAULT_GOAL := help
 
@@ -37,6 +37,9 @@ cluster-demo: setup  ## the same as a job on a Ray cluster of a head and two wor
 
 test: setup  ## the tests
 	$(BIN)/python -m pytest
+
+test-slow: setup  ## the deaths, hangs, nodes, TLS and transports that `make test` leaves out: half an hour
+	$(BIN)/python -m pytest -m slow
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -149,6 +149,7 @@ def test_the_dashboard_and_its_job_api_are_among_the_doors(head):
     assert {"GET /api/job_agent/jobs/", "POST /api/job_agent/jobs/"} <= agent
 
 
+@pytest.mark.slow
 def test_a_driver_needs_the_token_to_join(head, tmp_path):
     settings = {
         "none": {"RAY_AUTH_MODE": "disabled"},

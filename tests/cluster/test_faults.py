@@ -85,6 +85,7 @@ def test_imagination_and_reward_workers_may_die_anywhere(undisturbed, models, tm
     assert len(lost) == 5 and all("died" in fact["error"] for fact in lost), "the original error is told"
 
 
+@pytest.mark.slow
 def test_workers_that_hang_are_replaced(undisturbed, models, tmp_path, ray_runtime, monkeypatch):
     plan = Plan(tmp_path / "plan")
     plan.add("chunk-0-2-1", signal.SIGSTOP)
@@ -97,6 +98,7 @@ def test_workers_that_hang_are_replaced(undisturbed, models, tmp_path, ray_runti
     assert len(lost) >= 2 and all("has not answered" in error for error in lost)
 
 
+@pytest.mark.slow
 def test_the_learner_may_die_anywhere(undisturbed, models, tmp_path, ray_runtime, monkeypatch):
     plan = Plan(tmp_path / "plan")
     plan.add("after-step-0-8")
@@ -109,6 +111,7 @@ def test_the_learner_may_die_anywhere(undisturbed, models, tmp_path, ray_runtime
     assert len(plan.notes("learner-")) == 4
 
 
+@pytest.mark.slow
 def test_a_receiver_that_dies_does_not_take_the_learner_along(undisturbed, models, tmp_path, ray_runtime, monkeypatch):
     plan = Plan(tmp_path / "plan")
     plan.add("load-1")
@@ -117,6 +120,7 @@ def test_a_receiver_that_dies_does_not_take_the_learner_along(undisturbed, model
     assert len(plan.notes("learner-")) == 1, "the learner kept its process"
 
 
+@pytest.mark.slow
 def test_a_start_state_that_crashes_its_worker_is_kept_and_left_out(
     undisturbed, models, tmp_path, ray_runtime, monkeypatch
 ):
@@ -159,6 +163,7 @@ def stale_digest(models, tmp_path_factory) -> str:
     return run(faulty_config(filter={"max_staleness": 1}), SerialRuntime(), models, folder)[0]
 
 
+@pytest.mark.slow
 def test_one_update_of_staleness_is_exact_on_ray_too(models, tmp_path, ray_runtime, stale_digest, undisturbed):
     loop, _log = make_loop(faulty_config(filter={"max_staleness": 1}), ray_runtime, models, tmp_path)
     assert finish(loop, tmp_path) == stale_digest != undisturbed[0]

@@ -101,6 +101,7 @@ def node_of(cluster: CrashableCluster, ref) -> object:
     return next(node for node in cluster.nodes if node.node_id == there)
 
 
+@pytest.mark.slow
 def test_a_node_may_vanish_with_what_it_holds(undisturbed, models, tmp_path, cluster):
     loop, log = make_loop(config_on_spot_nodes(), RayRuntime(), models, tmp_path)
     from_disk: list[int] = []
@@ -125,6 +126,7 @@ def test_a_node_may_vanish_with_what_it_holds(undisturbed, models, tmp_path, clu
     assert "imagination" in lost
 
 
+@pytest.mark.slow
 def test_the_gcs_may_be_killed_and_an_actor_while_it_is_away(undisturbed, models, tmp_path, cluster):
     loop, _ = make_loop(config_on_spot_nodes(), RayRuntime(), models, tmp_path)
     started: list[Future] = []
@@ -141,6 +143,7 @@ def test_the_gcs_may_be_killed_and_an_actor_while_it_is_away(undisturbed, models
     started[0].result()
 
 
+@pytest.mark.slow
 def test_a_node_that_is_taken_away_is_left_in_time(undisturbed, models, tmp_path, cluster, monkeypatch):
     notice_s, hand_back_s = 30.0, 28.0
     monkeypatch.setattr("cluster.team.HAND_BACK_S", hand_back_s)

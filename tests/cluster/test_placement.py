@@ -212,6 +212,7 @@ def zone_of(node_id: str) -> str:
     return next(node["Labels"]["zone"] for node in ray.nodes() if node["NodeID"] == node_id)
 
 
+@pytest.mark.slow
 def test_labels_and_accelerators_are_kept_with_and_without_a_bundle(cluster):
     for zone in ("a", "b"):
         wish = {"accelerator_type": "H100", "labels": [f"zone={zone}"]}
@@ -224,6 +225,7 @@ def test_labels_and_accelerators_are_kept_with_and_without_a_bundle(cluster):
         book.close()
 
 
+@pytest.mark.slow
 def test_members_of_a_shared_bundle_stand_on_one_gpu_even_with_no_cpus(cluster):
     roles = {"imagination": {"gpus": 0.5}, "reward": {}, "learner": {"gpus": 0.5, "cpus": 1}}
     book = PlacementBook(config_with("collocated", {"reward_actors": 1}, **roles), Reservation)
@@ -251,6 +253,7 @@ def test_a_replaced_worker_stands_where_the_one_before_it_stood(cluster):
     book.close()
 
 
+@pytest.mark.slow
 def test_a_place_on_a_node_that_vanishes_moves_to_one_that_is_left(cluster):
     lost = cluster.add_node(num_cpus=1, labels={"zone": "c"})
     book = PlacementBook(config_with(imagination={"cpus": 1.0}, reward={"cpus": 2.0}), Reservation)

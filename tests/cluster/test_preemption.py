@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from cluster.preemption import EXIT_PREEMPTED, restart_on_crash
 from wmpo_ray.run_state import RunFolder
 
@@ -33,6 +35,7 @@ def wait_for(path: Path, process: subprocess.Popen, out: Path, limit_s: float = 
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_told_to_leave_it_is_gone_within_three_seconds_and_goes_on_later(gated_run, tmp_path):
     out = gated_run.copy(tmp_path / "run")
     process = start(out)

@@ -14,9 +14,12 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from tests.cluster.random_faults import History, draw, expected, run_history
 
-HISTORIES = 10_000
+HISTORIES = 2_000
+ALL_HISTORIES = 10_000
 BLOCK = 250
 QUIET = {"num_strikes": 0, "disorder": 0.0, "num_driver_deaths": 0, "is_elastic": False}
 
@@ -42,10 +45,11 @@ def run_block(first: int) -> None:
         run_all([draw(seed) for seed in range(first, first + BLOCK)], Path(folder))
 
 
-def test_no_history_of_faults_changes_the_result():
+@pytest.mark.parametrize("histories", [HISTORIES, pytest.param(ALL_HISTORIES, marks=pytest.mark.slow)])
+def test_no_history_of_faults_changes_the_result(histories):
     # In fresh processes, one for each core: this one may have the threads of a Ray in it.
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), multiprocessing.get_context("spawn")) as pool:
-        for done in as_completed([pool.submit(run_block, first) for first in range(0, HISTORIES, BLOCK)]):
+        for done in as_completed([pool.submit(run_block, first) for first in range(0, histories, BLOCK)]):
             done.result()
 
 

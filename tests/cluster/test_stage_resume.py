@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import pytest
 
 from cluster import stages
 from cluster.context import RunContext
+from cluster.events import LOGGER
 from cluster.progress import Reporter
 from cluster.runtime import ActorLostError, Ref, SerialRuntime
 from cluster.world_model_stage import world_model
@@ -58,12 +60,20 @@ class Listener(Reporter):
     """Keeps what is said; `stop` ends everything when a bar comes so far."""
 
     def __init__(self, stop: int | None = None):
-        super().__init__(quiet=True)
+        super().__init__()
         self.said: list[str] = []
         self.stop = stop
 
-    def say(self, text: str) -> None:
-        self.said.append(text)
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        handler = logging.Handler(logging.INFO)
+        handler.emit = lambda record: self.said.append(record.getMessage())
+        LOGGER.addHandler(handler)
+        LOGGER.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            LOGGER.removeHandler(handler)
 
     @contextmanager
     def bar(self, description: str, total: int) -> Iterator[Callable[..., None]]:
@@ -105,11 +115,11 @@ def record(folder: RunFolder) -> None:
         )
 
 
-def do(path: Path, name: str, config: Config, reporter: Reporter, runtime: SerialRuntime | None = None) -> dict:
+def do(path: Path, name: str, config: Config, listener: Listener, runtime: SerialRuntime | None = None) -> dict:
     """One stage of the run in `path`, up to its place in the summary."""
     configure_process(config.cluster.threads_per_process)
-    with RunFolder.open(path, config, resume=True) as folder:
-        context = RunContext(config, folder, reporter, lambda: runtime or SerialRuntime(), force=False)
+    with RunFolder.open(path, config, resume=True) as folder, listener.listening():
+        context = RunContext(config, folder, listener, lambda: runtime or SerialRuntime(), force=False)
         figures = {**TRAINED, "world-model": world_model}[name](context)
         folder.finish(name, 1.0, figures)
         return {key: value for key, value in figures.items() if key != "seconds"}
@@ -145,6 +155,7 @@ def test_every_supervised_stage_is_gone_on_with_where_it_stopped(straight, tmp_p
     assert list((path / "checkpoints").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_alignment_survives_the_loss_of_its_actors(straight, tmp_path):
     with RunFolder.open(tmp_path / "lossy", CONFIG, resume=False) as folder:
         record(folder)

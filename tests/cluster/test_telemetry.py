@@ -18,6 +18,7 @@ from cluster.telemetry import Telemetry
 from cluster.trace_log import FOLDER, TraceLog
 from cluster.train import TrainingLoop
 from tests.cluster.small_run import ListLog, finish, model_paths, save_models, small_config, small_starts
+from wmpo_ray.config_cluster import FaultsConfig
 from wmpo_ray.telemetry import METRICS, PrometheusMeter
 
 # A run on CPUs that nothing happens to has none of these; the board's test has a fault.
@@ -29,7 +30,9 @@ OF_THE_STAGE = {"wmpo_stage", "wmpo_updates_planned"}
 
 class Watched:
     def __init__(self, folder, keep_traces=4):
-        self.config = small_config(imagination_actors=2)
+        # Signs of life often: the run is shorter than the usual two seconds between them.
+        config = small_config(imagination_actors=2)
+        self.config = config.model_copy(update={"faults": FaultsConfig(heartbeat_every_s=0.05)})
         save_models(folder / "models", self.config)
         self.folder, self.meter = folder, PrometheusMeter("small")
         self.status = Status(folder)

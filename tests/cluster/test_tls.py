@@ -34,6 +34,9 @@ PLAIN = ("dashboard", "MetricsExportPort", "RuntimeEnvAgentPort")
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory) -> dict[str, str]:
     """What the shell of a reader holds who typed the page's commands, and a token."""

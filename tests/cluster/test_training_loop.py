@@ -71,6 +71,7 @@ def with_weights(**weights) -> Config:
     return config.model_copy(update={"grpo": grpo, "weights": WeightsConfig(dtype="bfloat16", **weights)})
 
 
+@pytest.mark.slow
 def test_however_the_weights_travel_the_run_is_the_same(models, tmp_path, ray_runtime, serial):
     """Rounded weights act otherwise than full ones, but deltas and broadcasts bring the very same ones."""
     expected = run(with_weights(), SerialRuntime(), models, tmp_path / "full")[0]
@@ -80,6 +81,7 @@ def test_however_the_weights_travel_the_run_is_the_same(models, tmp_path, ray_ru
     assert run(broadcast, ray_runtime, models, tmp_path / "gloo")[0] == expected
 
 
+@pytest.mark.slow
 def test_workers_may_come_in_the_middle_of_a_run(serial, models, tmp_path, ray_runtime, monkeypatch):
     loop, log = make_loop(small_config(imagination_actors=(1, 3), reward_actors=(1, 2)), ray_runtime, models, tmp_path)
     assert loop.crew.pools["imagination"].size == 1

@@ -187,6 +187,7 @@ def test_a_broadcast_gives_what_the_object_store_gives(crew, make_learner):
     assert {digest for _, digest in crew.looks()} == {digest for _, digest in broadcast}
 
 
+@pytest.mark.slow
 def test_a_death_in_the_middle_of_a_broadcast_costs_the_others_one_attempt_and_the_learner_nothing(crew, make_learner):
     learner, runtime = make_learner(transport="gloo"), crew.runtime
     learner.offer(0)
