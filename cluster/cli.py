@@ -22,6 +22,7 @@ from typer.core import TyperGroup
 
 from cluster.cli_inspect import add_inspection
 from cluster.cli_jobs import add_jobs
+from cluster.cli_models import add_models
 from cluster.cli_tables import is_rate, print_summary, success_text
 from cluster.cli_watch import add_watching
 from cluster.job import cluster_address, job_id, run_folder
@@ -233,4 +234,5 @@ def _level(quiet: bool, verbose: bool) -> int:
 add_jobs(app)
 add_watching(app)
 add_inspection(app)
+add_models(app)
 add_monitoring(app)

@@ -10,7 +10,10 @@ from wmpo_ray.errors import ConfigError
 from wmpo_ray.interfaces import Environment, Policy, RewardModel, WorldModel
 
 ENVIRONMENTS = {"pocket": "wmpo_ray.environments.pocket:PocketEnvironment"}
-POLICIES = {"tiny": "wmpo_ray.policies.tiny:TinyPolicy"}
+POLICIES = {
+    "tiny": "wmpo_ray.policies.tiny:TinyPolicy",
+    "openvla_oft": "wmpo_ray.policies.openvla_oft:OpenVLAOFTPolicy",
+}
 WORLD_MODELS = {
     "diffusion": "wmpo_ray.world_models.diffusion:DiffusionWorldModel",
     "simulator": "wmpo_ray.world_models.simulator:SimulatorWorldModel",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.parity.openvla import small_policy
 from wmpo_ray.config import Config, RewardConfig, WorldModelConfig
 from wmpo_ray.environments.pocket import INSTRUCTIONS, PocketEnvironment
 from wmpo_ray.errors import ConfigError
@@ -36,7 +37,7 @@ def make_tiny() -> TinyPolicy:
 
 MAKERS = {
     "environment": {"pocket": lambda: PocketEnvironment(8)},
-    "policy": {"tiny": make_tiny},
+    "policy": {"tiny": make_tiny, "openvla_oft": small_policy},
     "world_model": {
         "diffusion": make_diffusion,
         "simulator": lambda: SimulatorWorldModel(lambda: PocketEnvironment(8), 4),
@@ -68,7 +69,7 @@ def test_everything_registered_is_under_contract(table, makers):
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(ConfigError, match=r"policy.kind='huge' is unknown; known are \['tiny'\]"):
+    with pytest.raises(ConfigError, match=r"policy.kind='huge' is unknown; known are \['openvla_oft', 'tiny'\]"):
         resolve(POLICIES, "huge", "policy.kind")
 
 

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import functools
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from wmpo_ray.errors import ConfigError
+
+# "auto" looks at each call; the others are chosen once for a network.
+Backend = Literal["auto", "flash", "sdpa", "plain"]
+HALF_PRECISION = (torch.float16, torch.bfloat16)
 
 # Below this many key positions a matrix product and a softmax beat the fused CPU kernel.
 SHORT_SEQUENCE = 64
@@ -22,15 +29,36 @@ def flash_attention():
     return flash_attn_func
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, causal_offset: int | None = None) -> Tensor:
+def choose_backend(wanted: Backend, device: torch.device, dtype: torch.dtype) -> Backend:
+    """The backend for a network on `device` in `dtype`: flash-attn where it is installed and can be used, else SDPA.
+
+    Raises ConfigError if `wanted` is unknown, or is flash-attn and cannot be used there.
+    """
+    usable = device.type == "cuda" and dtype in HALF_PRECISION
+    if wanted == "auto":
+        return "flash" if usable and flash_attention() else "sdpa"
+    if wanted not in ("flash", "sdpa", "plain"):
+        raise ConfigError(f"attention = {wanted!r}: known are auto, flash, sdpa and plain")
+    if wanted == "flash" and not usable:
+        raise ConfigError(f"attention = 'flash': needs bf16 or fp16 on a GPU, this is {dtype} on {device}; use 'auto'")
+    if wanted == "flash" and not flash_attention():
+        raise ConfigError("attention = 'flash': the package flash-attn is not installed; install wmpo-ray[gpu]")
+    return wanted
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, causal_offset: int | None = None, backend: Backend = "auto"
+) -> Tensor:
     """Scaled dot-product attention over [B, heads, Q, E] and [B, heads, S, E] -> [B, heads, Q, E].
 
-    With `causal_offset` o, query i sees keys 0..i+o (o = S-Q aligns the two ends).
+    With `causal_offset` o, query i sees keys 0..i+o (o = S-Q aligns the two ends; flash-attn knows only that one).
     """
-    if query.device.type == "cpu" and key.shape[2] <= SHORT_SEQUENCE:
+    short = query.device.type == "cpu" and key.shape[2] <= SHORT_SEQUENCE
+    if backend == "plain" or (backend == "auto" and short):
         return _plain_attention(query, key, value, causal_offset)
     aligned = causal_offset is None or causal_offset == key.shape[2] - query.shape[2]
-    if query.is_cuda and aligned and query.dtype in (torch.float16, torch.bfloat16) and flash_attention():
+    usable = query.is_cuda and aligned and query.dtype in HALF_PRECISION
+    if usable and (backend == "flash" or (backend == "auto" and flash_attention())):
         q, k, v = (x.transpose(1, 2) for x in (query, key, value))
         return flash_attention()(q, k, v, causal=causal_offset is not None).transpose(1, 2)
     mask = None

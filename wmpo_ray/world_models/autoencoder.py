@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor
 
 from wmpo_ray.config_section import Count, Positive
+from wmpo_ray.seeding import keyed_noise
 from wmpo_ray.untrusted import NetworkSettings, check_finite, check_network
+from wmpo_ray.world_models.decoding_memory import bounded_decode, frames_within
 
 
 class FrameCodec(Protocol):
@@ -52,50 +55,126 @@ class _FileSettings(NetworkSettings):
         return len(self.block_out_channels) * self.layers_per_block
 
 
+class _TinyFileSettings(NetworkSettings):
+    num_decoder_blocks: list[Count]
+    decoder_block_out_channels: list[Count]
+    latent_channels: Count
+    scaling_factor: Positive = 1.0
+
+    @property
+    def num_layers_in_all(self) -> int:
+        return sum(self.num_decoder_blocks)
+
+
 class AutoencoderCodec:
-    """A diffusers `AutoencoderKL` applied to each frame (SDXL: 8x smaller, 4 channels, scale 0.13025)."""
+    """A diffusers `AutoencoderKL` applied to each frame (SDXL: 8x smaller, 4 channels, scale 0.13025).
+
+    `decoder` is an `AutoencoderTiny` that decodes in its place: about a tenth of the work, slightly other pixels.
+    With a `posterior_seed` latents are sampled from the posterior, as the reference does even when it imagines: the
+    same noise for every frame, so that a latent depends on its frame alone. `max_decode_bytes` bounds the memory that
+    decoding takes beside weights and result: fewer frames at a time, and where not even one fits, tiles of a frame,
+    which change pixels near their borders.
+    """
 
     name = "autoencoder"
 
-    def __init__(self, autoencoder, frames_per_batch: int = 64):
+    def __init__(
+        self,
+        autoencoder,
+        frames_per_batch: int = 64,
+        *,
+        decoder=None,
+        posterior_seed: int | None = None,
+        max_decode_bytes: int | None = None,
+    ):
         self.autoencoder = autoencoder
+        self.decoder = decoder
         self.latent_channels = autoencoder.config.latent_channels
         self.scaling_factor = autoencoder.config.scaling_factor
         self.frames_per_batch = frames_per_batch
+        self.posterior_seed = posterior_seed
+        self.max_decode_bytes = max_decode_bytes
 
     @classmethod
-    def load(cls, path: str | Path, **kwargs) -> AutoencoderCodec:
-        """A folder in the diffusers layout. Raises UserError where it is none, or is damaged."""
-        from diffusers import AutoencoderKL
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        tiny_decoder: str | Path | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        **kwargs,
+    ) -> AutoencoderCodec:
+        """Folders in the diffusers layout. Raises UserError where there is none, or one is damaged."""
+        from diffusers import AutoencoderKL, AutoencoderTiny
 
-        folder = Path(path)
-        check_network(folder, "diffusion_pytorch_model", _FileSettings, AutoencoderKL.from_config)
-        autoencoder = AutoencoderKL.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
-        )
-        check_finite(autoencoder, folder)
-        return cls(autoencoder.eval(), **kwargs)
+        autoencoder = _load(Path(path), AutoencoderKL, _FileSettings, dtype).to(device)
+        decoder = None
+        if tiny_decoder is not None:
+            decoder = _load(Path(tiny_decoder), AutoencoderTiny, _TinyFileSettings, dtype).to(device)
+        return cls(autoencoder, decoder=decoder, **kwargs)
 
     @torch.no_grad()
     def encode(self, frames: Tensor, noise: Tensor | None = None) -> Tensor:
-        """`noise` [B, C, T, h, w] samples the posterior; without it the mean is taken."""
+        """`noise` [B, C, T, h, w] samples the posterior; without it and without a `posterior_seed` the mean is taken."""
         batch, length = frames.shape[:2]
         pixels = frames.flatten(0, 1).movedim(-1, 1).float() / 127.5 - 1
+        flat = None if noise is None else noise.transpose(1, 2).flatten(0, 1)
+        return self.encode_pixels(pixels, flat).unflatten(0, (batch, length)).transpose(1, 2)
+
+    @torch.no_grad()
+    def encode_pixels(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        """pixels [N, 3, H, W] in [-1, 1], noise [N, C, h, w] -> latents [N, C, h, w] float32."""
         parts = []
         for i, part in enumerate(pixels.split(self.frames_per_batch)):
-            posterior = self.autoencoder.encode(part).latent_dist
+            posterior = self.autoencoder.encode(part.to(self.autoencoder.dtype)).latent_dist
             latents = posterior.mean
             if noise is not None:
-                flat = noise.transpose(1, 2).flatten(0, 1)[i * self.frames_per_batch :][: len(part)]
-                latents = latents + posterior.std * flat
-            parts.append(latents * self.scaling_factor)
-        return torch.cat(parts).unflatten(0, (batch, length)).transpose(1, 2)
+                latents = latents + posterior.std * noise[i * self.frames_per_batch :][: len(part)]
+            elif self.posterior_seed is not None:
+                drawn = keyed_noise([self.posterior_seed], tuple(latents.shape[1:]))
+                latents = latents + posterior.std * drawn.to(latents)
+            parts.append(latents.float() * self.scaling_factor)
+        return torch.cat(parts)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         batch, _, length = latents.shape[:3]
-        flat = latents.transpose(1, 2).flatten(0, 1) / self.scaling_factor
-        pixels = torch.cat([self.autoencoder.decode(part).sample for part in flat.split(self.frames_per_batch)])
-        # Truncated, as the published pipeline does.
-        pixels = ((pixels * 0.5 + 0.5) * 255).clamp(0, 255).to(torch.uint8)
-        return pixels.movedim(1, -1).unflatten(0, (batch, length))
+        # Truncated, as the published pipeline does. Eight bits are all that is kept of a frame once it is decoded.
+        parts = [
+            ((pixels * 0.5 + 0.5) * 255).clamp(0, 255).to(torch.uint8)
+            for pixels in self._decoded_parts(latents.transpose(1, 2).flatten(0, 1))
+        ]
+        return torch.cat(parts).movedim(1, -1).unflatten(0, (batch, length))
+
+    @torch.no_grad()
+    def decode_pixels(self, latents: Tensor) -> Tensor:
+        """latents [N, C, h, w] -> pixels [N, 3, H, W] float32, about [-1, 1]."""
+        return torch.cat(list(self._decoded_parts(latents)))
+
+    def _decoded_parts(self, latents: Tensor) -> Iterator[Tensor]:
+        network = self.decoder or self.autoencoder
+        # A tiny decoder takes latents as the video transformer has them, and its own scale is usually 1.
+        flat = (latents / network.config.scaling_factor).to(network.dtype)
+        count, tile = self.frames_per_batch, None
+        if self.max_decode_bytes is not None:
+            count, tile = frames_within(network, flat.shape[-2:], self.max_decode_bytes)
+            count = min(count, self.frames_per_batch)
+        for part in flat.split(count):
+            yield bounded_decode(network, part, tile).float()
+
+
+def _load(folder: Path, cls, settings: type[NetworkSettings], dtype: torch.dtype):
+    check_network(folder, "diffusion_pytorch_model", settings, cls.from_config, _older_name)
+    network = cls.from_pretrained(
+        folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, torch_dtype=dtype
+    )
+    check_finite(network, folder)
+    return network.eval()
+
+
+def _older_name(name: str) -> str:
+    """Published files may have the attention names of an older diffusers, which renames them itself."""
+    for new, old in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
+        name = name.replace(f"attentions.0.{new}.", f"attentions.0.{old}.")
+    return name

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -27,7 +27,17 @@ from wmpo_ray.world_models.stdit import STDiT
 
 PRETRAINED_DIR = Path(__file__).parent / "pretrained"
 SETTINGS_FILE = "world_model.json"
+TINY_DECODER = "tiny_decoder"  # folder beside the autoencoder's
 MAX_FRAMES = 2**12  # of a context or a chunk; no weight bounds their number
+
+
+class _CodecOptions(BaseModel):
+    """Of an autoencoder; `tiny_decoder` says that one stands in the folder too."""
+
+    model_config = ConfigDict(extra="forbid")
+    posterior_seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    max_decode_bytes: Count | None = None
+    tiny_decoder: bool = False
 
 
 class _FileSettings(BaseModel):
@@ -35,6 +45,7 @@ class _FileSettings(BaseModel):
     denoiser: DenoiserConfig
     sampler: SamplerConfig
     codec: str
+    codec_options: _CodecOptions | None = None
     frame_size: tuple[Count, Count] | tuple[None, None] | None = None
     context_frames: Annotated[Count, Field(le=MAX_FRAMES)]
     chunk_length: Annotated[Count, Field(le=MAX_FRAMES)]
@@ -134,9 +145,7 @@ class DiffusionWorldModel:
         if dtype is not None:
             network = copy.deepcopy(network).to(dtype)
         network.save_pretrained(path, safe_serialization=True)
-        if isinstance(self.codec, AutoencoderCodec):
-            self.codec.autoencoder.save_pretrained(path / self.codec.name, safe_serialization=True)
-        settings = {
+        settings: dict[str, Any] = {
             "denoiser": self.denoiser.config.model_dump(),
             "sampler": self.sampler.config.model_dump(),
             "codec": self.codec.name,
@@ -144,11 +153,13 @@ class DiffusionWorldModel:
             "context_frames": self.context_frames,
             "chunk_length": self.chunk_length,
         }
+        if isinstance(self.codec, AutoencoderCodec):
+            settings["codec_options"] = _save_autoencoder(self.codec, path).model_dump()
         (path / SETTINGS_FILE).write_text(json.dumps(settings, indent=1) + "\n")
 
     @classmethod
-    def load(cls, name: str | Path) -> DiffusionWorldModel:
-        """Load a folder, or one of the names in `wmpo_ray/world_models/pretrained`.
+    def load(cls, name: str | Path, dtype: torch.dtype = torch.float32) -> DiffusionWorldModel:
+        """Load a folder, or one of the names in `wmpo_ray/world_models/pretrained`, the network in `dtype`.
 
         Raises UserError where neither exists, and for a folder that is damaged or names files outside of it.
         """
@@ -157,7 +168,7 @@ class DiffusionWorldModel:
         if not (path / SETTINGS_FILE).is_file():
             raise UserError(f"no world model at {path}; shipped are {shipped}; set world_model.pretrained")
         settings = read_settings(path / SETTINGS_FILE, _FileSettings)
-        codec = _load_codec(path, settings.codec)
+        codec = _load_codec(path, settings.codec, settings.codec_options or _CodecOptions())
         check_network(path, "diffusion_pytorch_model", _NetworkSettings, STDiT.from_config)
         network = STDiT.from_pretrained(path, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False)
         check_finite(network, path)
@@ -166,7 +177,7 @@ class DiffusionWorldModel:
                 f"{path / SETTINGS_FILE}: denoiser.action_bands = {settings.denoiser.action_bands} does not fit the "
                 f"network's {network.config.action_dim} action features"
             )
-        network = network.float()
+        torch.nn.Module.to(network, dtype)  # diffusers' own warns of modules that there are none of
         height, width = settings.frame_size or (None, None)
         frame_size = (height, width) if height and width else None
         denoiser = Denoiser(network, settings.denoiser, frame_size)
@@ -179,11 +190,27 @@ def make_codec(name: str) -> FrameCodec:
     return PixelCodec() if name == PixelCodec.name else AutoencoderCodec.load(name)
 
 
-def _load_codec(folder: Path, name: str) -> FrameCodec:
+def _save_autoencoder(codec: AutoencoderCodec, folder: Path) -> _CodecOptions:
+    codec.autoencoder.save_pretrained(folder / codec.name, safe_serialization=True)
+    if codec.decoder is not None:
+        codec.decoder.save_pretrained(folder / TINY_DECODER, safe_serialization=True)
+    return _CodecOptions(
+        posterior_seed=codec.posterior_seed,
+        max_decode_bytes=codec.max_decode_bytes,
+        tiny_decoder=codec.decoder is not None,
+    )
+
+
+def _load_codec(folder: Path, name: str, options: _CodecOptions) -> FrameCodec:
     """The codec that the settings in a world model's folder name: an autoencoder stands in that folder."""
     if name == PixelCodec.name:
         return PixelCodec()
-    return AutoencoderCodec.load(inside(folder, name, f"{folder / SETTINGS_FILE}, codec,"))
+    return AutoencoderCodec.load(
+        inside(folder, name, f"{folder / SETTINGS_FILE}, codec,"),
+        tiny_decoder=folder / TINY_DECODER if options.tiny_decoder else None,
+        posterior_seed=options.posterior_seed,
+        max_decode_bytes=options.max_decode_bytes,
+    )
 
 
 def initialise(network: STDiT) -> None:

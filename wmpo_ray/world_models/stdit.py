@@ -9,13 +9,15 @@ The network knows no schedule: it maps latents and a time to an output of the sa
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from wmpo_ray.world_models.attention import RotaryEmbedding
+from wmpo_ray.errors import ConfigError
+from wmpo_ray.world_models.attention import Backend, RotaryEmbedding, choose_backend
 from wmpo_ray.world_models.stdit_blocks import (
     ActionEmbedder,
     Block,
@@ -26,6 +28,17 @@ from wmpo_ray.world_models.stdit_blocks import (
     TimestepEmbedder,
     spatial_positions,
 )
+
+# The sizes of the published world models: 1,213M parameters, of which 305M take no part.
+PRESETS = {
+    "XL/2": {"hidden_size": 1152, "depth": 28, "num_heads": 16, "patch_size": (1, 2, 2), "mlp_ratio": 4.0},
+}
+DEAD_PREFIXES, DEAD_PART = ("y_embedder.", "fps_embedder."), ".cross_attn."
+
+
+def is_dead(name: str) -> bool:
+    """Whether a tensor of a published file takes no part in the computation."""
+    return name.startswith(DEAD_PREFIXES) or DEAD_PART in name
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,8 @@ class STDiT(ModelMixin, ConfigMixin):
     the start carry no action. `pred_sigma` doubles the output channels (the second half is unused). The options from
     `mlp_activation` on do not exist in the published weights and are off by default.
     """
+
+    _repeated_blocks: ClassVar = ["Block"]  # what `compile_repeated_blocks` gives to torch.compile
 
     @register_to_config
     def __init__(
@@ -98,6 +113,20 @@ class STDiT(ModelMixin, ConfigMixin):
         if keep_unused_parameters:
             self.fps_embedder = TimestepEmbedder(width)
             self.y_embedder = UnusedCaptionEmbedder(caption_channels, width, model_max_length)
+
+    @classmethod
+    def from_preset(cls, name: str, **changes) -> STDiT:
+        """A fresh network of one of the sizes in `PRESETS`. Raises ConfigError for another name."""
+        if name not in PRESETS:
+            raise ConfigError(f"world model {name!r} is unknown; known are {sorted(PRESETS)}")
+        return cls(**{**PRESETS[name], **changes})
+
+    def choose_attention(self, wanted: Backend = "auto") -> Backend:
+        """Settle the attention backend for the device and dtype the network has now, and return it."""
+        chosen = choose_backend(wanted, self.device, self.dtype)
+        for block in [*self.spatial_blocks, *self.temporal_blocks]:
+            block.attn.backend = chosen
+        return chosen
 
     # -- the three ways through the network ----------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wmpo_ray.world_models.attention import HeadRMSNorm, RotaryEmbedding, attend
+from wmpo_ray.world_models.attention import Backend, HeadRMSNorm, RotaryEmbedding, attend
 
 ACTIVATIONS = {"gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "silu": F.silu}
 
@@ -87,6 +87,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, num_heads: int, qk_norm: bool):
         super().__init__()
         self.num_heads = num_heads
+        self.backend: Backend = "auto"
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         head_width = width // num_heads
@@ -162,7 +163,7 @@ class Block(nn.Module):
     def _spatial(self, x: Tensor) -> Tensor:
         batch, frames, patches, width = x.shape
         q, k, v = self.attn.query_key_value(x.reshape(batch * frames, patches, width))
-        return self.attn.output(attend(q, k, v)).view(batch, frames, patches, width)
+        return self.attn.output(attend(q, k, v, backend=self.attn.backend)).view(batch, frames, patches, width)
 
     def _temporal(self, x: Tensor, rope: RotaryEmbedding, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
         batch, frames, patches, width = x.shape
@@ -173,7 +174,7 @@ class Block(nn.Module):
         present = KeyValue(k, v)
         if past is not None:
             k, v = torch.cat([past.key.to(k.dtype), k], 2), torch.cat([past.value.to(v.dtype), v], 2)
-        y = self.attn.output(attend(q, k, v, causal_offset=start))
+        y = self.attn.output(attend(q, k, v, causal_offset=start, backend=self.attn.backend))
         return y.view(batch, patches, frames, width).transpose(1, 2), present
 
 
