@@ -12,7 +12,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from ray.autoscaler.v2.sdk import get_cluster_status
 from benchmarks.results_file import write_results
 from cluster.elasticity import Autoscaler
 from cluster.placement import PlacementBook, Reservation, bundle_of, ray_options
+from cluster.ports import free_port
 from wmpo_ray.config import Config
 
 # Any loopback address but 127.0.0.1, which Ray's drivers take for "this machine" and turn into its outer address.
@@ -61,7 +61,7 @@ class AutoscalingCluster:
         idle_s: float = 1.0,
         environment: Mapping[str, str] | None = None,
     ):
-        self.address = f"{HEAD_IP}:{_free_port()}"
+        self.address = f"{HEAD_IP}:{free_port(HEAD_IP)}"
         self._folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: paths of sockets have a limit
         self._settings = self._autoscaling_config(worker, max_workers, idle_s)
         self._environment = dict(environment or {})
@@ -72,7 +72,7 @@ class AutoscalingCluster:
         settings.write_text(json.dumps(self._settings))
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=0"]
         command += [f"--node-ip-address={HEAD_IP}", f"--port={self.address.split(':')[1]}"]
-        command += [f"--ray-client-server-port={_free_port()}", f"--autoscaling-config={settings}"]
+        command += [f"--ray-client-server-port={free_port(HEAD_IP)}", f"--autoscaling-config={settings}"]
         command += [f"--temp-dir={self._folder}", "--include-dashboard=false", "--disable-usage-stats"]
         with open(self._folder / "head.log", "wb") as log:
             self._process = subprocess.Popen(
@@ -154,12 +154,6 @@ class AutoscalingCluster:
             **{key: [] for key in ("cluster_synced_files", "rsync_exclude", "rsync_filter")},
             **{f"{name}_commands": [] for name in COMMANDS},
         }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HEAD_IP, 0))
-        return probe.getsockname()[1]
 
 
 def _session_of(process_id: int) -> int | None:

@@ -27,10 +27,11 @@ from benchmarks.results_file import write_results
 from cluster.doors import examine_doors, process_tree
 from cluster.ledger import FILE_NAME as LEDGER
 from cluster.ledger import Ledger
-from cluster.local_cluster import LocalCluster, free_port
+from cluster.local_cluster import LocalCluster
 from cluster.monitoring.check import query_board
 from cluster.monitoring.server import PrometheusServer, find_prometheus
 from cluster.optimization import rollout_folders
+from cluster.ports import free_port
 from cluster.ray_metrics import RayMeter
 from cluster.rollouts import Rollouts
 from cluster.run_log import FolderLog

@@ -45,7 +45,7 @@ def submit(
 
     command = ["python", "-m", "wmpo_ray", "run", source, *(["--out", out] if out else [])]
     command += [part for override in overrides or () for part in ("--set", override)]
-    runs = {RUNS: os.environ[RUNS]} if RUNS in os.environ else {}
+    runs = {RUNS: os.environ[RUNS]} if os.environ.get(RUNS) else {}
     _run_job(connect(address), command, working_dir, runs, wait)
 
 
@@ -80,15 +80,17 @@ def cluster(
 
 
 def _run_job(client, command: list[str], working_dir: Path, environment: dict[str, str], wait: bool) -> None:
-    from cluster.submission import follow, submit, succeeded
+    from cluster.submission import follow, submit
 
     job = submit(client, command, working_dir, environment)
     address = client.get_address()
     typer.echo(f"job: {job}   (ray job stop --address {address} {job})", err=True)
     if not wait:
         return
-    for text in follow(client, job):
+
+    def show(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
-    if not succeeded(client, job):
+
+    if not follow(client, job, show):
         raise UserError(f"the job {job} did not succeed; its log is above, and with `ray job logs {job}`")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -17,9 +16,8 @@ import ray
 from ray._private.utils import write_ray_address
 from ray.cluster_utils import Cluster
 
-from wmpo_ray.errors import UserError
+from cluster.ports import LOCALHOST, free_port, require_free
 
-LOCALHOST = "127.0.0.1"
 OBJECT_STORE_BYTES = 200 * 2**20  # a node; the embedded task's trajectories are kilobytes
 
 
@@ -35,7 +33,7 @@ class LocalCluster:
         if bin_folder not in os.environ["PATH"].split(os.pathsep):
             os.environ["PATH"] = bin_folder + os.pathsep + os.environ["PATH"]
         port = dashboard_port or free_port()
-        _check_free(port)
+        require_free(port)
         logging.getLogger("ray").setLevel(logging.WARNING)
         # A folder of its own: it is by a file in it that jobs find their cluster.
         self._folder = tempfile.TemporaryDirectory(prefix="wmpo-ray-", ignore_cleanup_errors=True)
@@ -73,18 +71,3 @@ class LocalCluster:
 
 
 _SMALL = {"object_store_memory": OBJECT_STORE_BYTES}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((LOCALHOST, 0))
-        return int(probe.getsockname()[1])
-
-
-def _check_free(port: int) -> None:
-    try:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((LOCALHOST, port))
-    except OSError as error:
-        raise UserError(f"port {port}: {error.strerror}; choose another one for the dashboard, or 0 for any") from error

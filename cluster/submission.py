@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ray.exceptions import AuthenticationError
@@ -71,21 +72,26 @@ def _submit(client: JobSubmissionClient, entrypoint: str, runtime_env: dict) -> 
             time.sleep(1.0)
 
 
-def follow(client: JobSubmissionClient, job: str) -> Iterator[str]:
-    """The job's log as it grows, until it ends."""
-    seen = 0
-    while True:
-        status = client.get_job_status(job)
-        log = client.get_job_logs(job)
-        yield log[seen:]
-        seen = len(log)
-        if status.is_terminal():
-            return
-        time.sleep(POLL_S)
+def follow(client: JobSubmissionClient, job: str, show: Callable[[str], None]) -> bool:
+    """Show the job's log as it grows, until it ends; whether it succeeded.
 
+    Raises UserError where the connection is lost: the job itself goes on.
+    """
 
-def succeeded(client: JobSubmissionClient, job: str) -> bool:
-    return bool(client.get_job_status(job) == JobStatus.SUCCEEDED)
+    async def tail() -> None:
+        async for text in client.tail_job_logs(job):
+            show(text)
+
+    try:
+        asyncio.run(tail())
+        while not (status := client.get_job_status(job)).is_terminal():
+            time.sleep(POLL_S)  # the log ends a moment before the job does
+    except (RuntimeError, OSError) as error:
+        raise UserError(
+            f"lost the connection to the job's log: {_first_line(error)}; the job goes on, see it with "
+            f"`ray job logs --follow --address {client.get_address()} {job}`"
+        ) from error
+    return bool(status == JobStatus.SUCCEEDED)
 
 
 def _first_line(error: Exception) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -20,10 +19,10 @@ from cluster.monitoring.board import BOARD_FILE, FOLDER
 from cluster.monitoring.check import ALERTS_FILE
 from cluster.monitoring.discovery import Clusters, is_address, ray_folder
 from cluster.monitoring.prometheus_api import call
+from cluster.ports import LOCALHOST, require_free
 from wmpo_ray.errors import UserError
 
 CONFIG_FILE = FOLDER / "prometheus.yml"
-HOST = "127.0.0.1"
 RETENTION = ("15d", "2GB")
 READY_WITHIN_S, SCRAPED_WITHIN_S, END_WITHIN_S = 60.0, 15.0, 10.0
 LOOK_EVERY_S = 5.0
@@ -42,7 +41,7 @@ class PrometheusServer:
     """
 
     def __init__(self, binary: Path, folder: Path, port: int, static: Sequence[str] = (), scrape_interval_s: int = 5):
-        self.url = f"http://{HOST}:{port}"
+        self.url = f"http://{LOCALHOST}:{port}"
         self._binary, self._folder, self._port = binary, folder, port
         self._static, self._interval = list(static), f"{scrape_interval_s}s"
         self._targets_file = folder / "ray-targets.json"
@@ -111,7 +110,7 @@ class PrometheusServer:
         command = [
             str(self._binary),
             f"--config.file={config}",
-            f"--web.listen-address={HOST}:{self._port}",
+            f"--web.listen-address={LOCALHOST}:{self._port}",
             f"--storage.tsdb.path={self._folder / 'data'}",
             f"--storage.tsdb.retention.time={age}",
             f"--storage.tsdb.retention.size={size}",
@@ -166,16 +165,6 @@ def find_prometheus(path: Path | None = None) -> Path:
             "https://prometheus.io/download), or name its program with --prometheus"
         )
     return Path(found)
-
-
-def require_free(port: int) -> None:
-    """Raises UserError for a port that is taken, by whatever is listening on any interface."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            raise UserError(f"{HOST}:{port} is taken ({error.strerror}): choose another one with --port") from error
 
 
 def monitor(folder: Path, port: int, binary: Path | None, static: Sequence[str], tell: Callable[[str], None]) -> None:

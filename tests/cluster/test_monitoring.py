@@ -25,6 +25,7 @@ from cluster.monitoring.prometheus_api import call
 from cluster.monitoring.queries import gauge, names_in, rate
 from cluster.monitoring.server import PrometheusServer, find_prometheus, monitor
 from cluster.optimization import rollout_folders
+from cluster.ports import free_port
 from cluster.ray_metrics import RayMeter
 from cluster.ray_runtime import RayRuntime
 from cluster.rollouts import Rollouts
@@ -52,12 +53,6 @@ class Watched(NamedTuple):
     address: str  # of the metrics of Ray's node
     session: Path
     is_planned_known: bool  # whether a figure that was set once, before the run, was still told after it
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def short_config() -> Config:
