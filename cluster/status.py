@@ -51,7 +51,7 @@ class Status:
             self._facts |= {"stage": stage, "stages_done": done}
 
     def close(self, state: str) -> None:
-        """The last word: `done`, `failed` or `preempted`."""
+        """The last word: `done`, `failed`, `preempted` or `stopped`."""
         self.update(state=state)
         self._is_over.set()
         self._thread.join(timeout=2 * EVERY_S)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,17 +93,13 @@ def read_run(folder: Path) -> RunData:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run folder; give the one that --out named")
-    notes: list[str] = []
-    summary = _read_summary(folder / "summary.json", notes)
-    name = summary.get("name")
-    return RunData(
-        name=name if isinstance(name, str) and name else folder.resolve().name,
-        summary=summary,
-        metrics=_read_metrics(folder / "metrics.jsonl", notes),
-        pairs=_read_pairs(folder / "videos" / "side_by_side.npz", notes),
-        base=_read_policy_videos(folder / "videos" / "base.npz", notes),
-        final=_read_policy_videos(folder / "videos" / "final.npz", notes),
-        notes=notes,
+    run = read_figures(folder)
+    videos, notes = folder / "videos", run.notes
+    return replace(
+        run,
+        pairs=_read_pairs(videos / "side_by_side.npz", notes),
+        base=_read_policy_videos(videos / "base.npz", notes),
+        final=_read_policy_videos(videos / "final.npz", notes),
     )
 
 

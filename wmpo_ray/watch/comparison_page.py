@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from wmpo_ray.report.card import card, missing
 from wmpo_ray.report.charts import Series, line_chart
 from wmpo_ray.report.formats import percent, seconds
@@ -65,44 +67,44 @@ def _series(runs: tuple[RunStatus, RunStatus], points: list[list[tuple[float, fl
     return [one for one in made if one.points]
 
 
-def _imagined(runs: tuple[RunStatus, RunStatus]) -> Markup:
-    title = "Imagined success"
-    series = _series(runs, [one.run.curve("imagined/success_rate") for one in runs])
+def _curves(
+    title: str, series: list[Series], how: str, y_format: Callable[[float], str], y_high: float | None = None
+) -> Markup:
     if not series:
         return card(title, missing(NOTHING))
-    chart = line_chart(series, title, "update", lambda value: percent(value, 0), y_low=0.0, y_high=1.0)
-    return card(title, chart, how="As the reward model judges what was imagined for each update.")
+    return card(title, line_chart(series, title, "update", y_format, y_low=0.0, y_high=y_high), how=how)
+
+
+def _whole_percent(value: float) -> str:
+    return percent(value, 0)
+
+
+def _imagined(runs: tuple[RunStatus, RunStatus]) -> Markup:
+    series = _series(runs, [one.run.curve("imagined/success_rate") for one in runs])
+    how = "As the reward model judges what was imagined for each update."
+    return _curves("Imagined success", series, how, _whole_percent, y_high=1.0)
 
 
 def _real(runs: tuple[RunStatus, RunStatus]) -> Markup:
-    title = "Real success"
     series = []
     for label, tone, stroke, one in zip(LABELS, TONES, ("solid", "dashed"), runs):
         points, intervals = real_curve(one.run)
         if points:
             series.append(Series(label, tone, points, intervals, stroke))
-    if not series:
-        return card(title, missing(NOTHING))
-    chart = line_chart(series, title, "update", lambda value: percent(value, 0), y_low=0.0, y_high=1.0)
-    return card(title, chart, how="Measured on the way, with 95% intervals; update 0 is the base policy.")
+    how = "Measured on the way, with 95% intervals; update 0 is the base policy."
+    return _curves("Real success", series, how, _whole_percent, y_high=1.0)
 
 
 def _admitted(runs: tuple[RunStatus, RunStatus]) -> Markup:
-    title = "Admitted share of the groups"
     series = _series(runs, [admitted_shares(one.run) for one in runs])
-    if not series:
-        return card(title, missing(NOTHING))
-    chart = line_chart(series, title, "update", lambda value: percent(value, 0), y_low=0.0, y_high=1.0)
-    return card(title, chart, how="The rest is imagined for nothing: most of it had equal outcomes in the whole group.")
+    how = "The rest is imagined for nothing: most of it had equal outcomes in the whole group."
+    return _curves("Admitted share of the groups", series, how, _whole_percent, y_high=1.0)
 
 
 def _time(runs: tuple[RunStatus, RunStatus]) -> Markup:
-    title = "Seconds per update"
     series = _series(runs, [work_seconds(one.run) for one in runs])
-    if not series:
-        return card(title, missing(NOTHING))
-    chart = line_chart(series, title, "update", seconds, y_low=0.0)
-    return card(title, chart, how="Seconds of work, all workers together: more workers do not make them fewer.")
+    how = "Seconds of work, all workers together: more workers do not make them fewer."
+    return _curves("Seconds per update", series, how, seconds)
 
 
 def _verdicts(runs: tuple[RunStatus, RunStatus]) -> Markup:
