@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.job_submission import JobStatus
 
 from benchmarks.prepared_run import ROOT, check_run, copy_run, make_run
 from benchmarks.results_file import write_results
@@ -37,7 +38,7 @@ from cluster.rollouts import Rollouts
 from cluster.run_log import FolderLog
 from cluster.runtime import SerialRuntime
 from cluster.security import read_token
-from cluster.submission import connect, submit, succeeded
+from cluster.submission import connect, submit
 from cluster.team import ModelPaths, Team
 from cluster.telemetry import Telemetry
 from cluster.trace_log import TraceLog
@@ -46,6 +47,7 @@ from wmpo_ray.data.trajectory_store import load_episodes
 from wmpo_ray.fidelity import starts_of
 from wmpo_ray.runtime_settings import configure_process
 from wmpo_ray.statistics import mean_interval
+from wmpo_ray.telemetry import NoMeter
 
 JOB_SETTINGS = ["grpo.num_updates=3", "evaluation.every_updates=1"]
 SCRAPE_S = 2
@@ -83,7 +85,7 @@ def run_job(prepared: Path, folder: Path) -> Figures:
         kill_a_worker(out)
         while not client.get_job_status(job).is_terminal():
             time.sleep(0.5)
-        if not succeeded(client, job):
+        if client.get_job_status(job) != JobStatus.SUCCEEDED:
             sys.exit(client.get_job_logs(job))
         time.sleep(RAY_REPORTS_EVERY_S + SCRAPE_S)
         queries = query_board(server.url, out.name, time.time() - submitted, RATE_INTERVAL_S)
@@ -110,27 +112,30 @@ def kill_a_worker(out: Path) -> None:
 
 
 class SwitchedTelemetry(Telemetry):
-    """Listens in every second update only; the processor time of each update is noted."""
+    """Listens in every second update only, and notes what each update took."""
 
-    def __init__(self, on: Telemetry):
+    def __init__(self, traces: Path):
         super().__init__()
-        self._on, self._off = on, Telemetry()
-        self.seconds: list[tuple[bool, float]] = []  # (whether it listened, processor time of the process)
-        self._began: float | None = None
+        self._traces = TraceLog(traces, 4)
+        self.seconds: list[tuple[bool, float]] = []  # (whether it listened, processor time of the process per group)
+        self._began = 0.0
+        self._num_groups = 0  # of the updates before
         self._switch(True)
 
     def _switch(self, is_on: bool) -> None:
         self.is_on = is_on
-        source = self._on if is_on else self._off
-        self.meter, self.trace = source.meter, source.trace
+        self.meter.close()
+        self.meter, self.trace = (RayMeter("cost"), self._traces) if is_on else (NoMeter(), None)
 
     def updated(self) -> None:
         super().updated()
-        now = time.process_time()
-        if self._began is not None:
-            self.seconds.append((self.is_on, now - self._began))
-        self._began = now
+        # An update imagines as many groups as it takes to admit its batch: per group, updates can be compared.
+        now, num_groups = time.process_time(), sum(self.verdicts.values())
+        if self._num_groups:  # in the first update everything is slower
+            self.seconds.append((self.is_on, (now - self._began) / (num_groups - self._num_groups)))
+        self._num_groups = num_groups
         self._switch(not self.is_on)
+        self._began = time.process_time()
 
 
 def measure_cost(prepared: Path, folder: Path, num_updates: int) -> Figures:
@@ -149,7 +154,7 @@ def measure_cost(prepared: Path, folder: Path, num_updates: int) -> Figures:
     )
     ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
-        telemetry = SwitchedTelemetry(Telemetry(RayMeter("cost"), TraceLog(out / "traces", 4)))
+        telemetry = SwitchedTelemetry(out / "traces")
         ledger, log = Ledger(out / LEDGER), FolderLog(out, lambda update, values: None)
         team = Team(config, SerialRuntime(), paths, telemetry)
         starts = starts_of(load_episodes(out / "trajectories" / "collect.parquet"))
@@ -161,7 +166,10 @@ def measure_cost(prepared: Path, folder: Path, num_updates: int) -> Figures:
     pairs = zip(telemetry.seconds[::2], telemetry.seconds[1::2], strict=False)
     shares = [(dict(pair)[True] / dict(pair)[False]) - 1 for pair in pairs]
     mean, low, high = mean_interval(shares)
-    unit = f"processor time of an update with figures over one without, minus 1; mean of {len(shares)} pairs in one run"
+    unit = (
+        "processor time of an update, for each group of it, with figures over without, minus 1; "
+        f"mean of {len(shares)} pairs in one run"
+    )
     return {"metrics_cost_share": figure(mean, unit) | {"interval": [low, high]}}
 
 
