@@ -5,12 +5,13 @@ TORCH ?= torch==2.13.0
 OUT ?= runs/demo
 SEED ?= 0
 FAULTS ?= 100
+FIXTURES ?= tests/golden
 
 BIN := .venv/bin
 STAMP := .venv/.installed
 
 .PHONY: help setup demo cluster-demo test test-slow lint soak bench-demo bench-cache bench-coordinator bench-autoscaling \
-	bench-weights bench-operations pretrain-embedded clean
+	bench-weights bench-operations bench-samplers bench-models bench-gpu pretrain-embedded clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -66,6 +67,15 @@ bench-weights: setup  ## share of bf16 weights that an update changes, and what 
 
 bench-operations: setup  ## submission, the Grafana board's queries, what metrics cost, doors without a token
 	$(BIN)/python -m benchmarks.operations
+
+bench-samplers: setup  ## fidelity of the demo's world model against solver and number of steps
+	$(BIN)/python -m benchmarks.sampler_steps
+
+bench-models: setup  ## parity with published fixtures, memory of loading (FIXTURES=tests/golden)
+	$(BIN)/python -m benchmarks.models --fixtures $(FIXTURES)
+
+bench-gpu: setup  ## models of full size on one GPU -> benchmarks/results/gpu.json
+	$(BIN)/python -m benchmarks.gpu
 
 pretrain-embedded: setup  ## rebuild the shipped world models from nothing
 	$(BIN)/python -m benchmarks.pretrain_embedded --name embedded-a --seed 0

@@ -16,7 +16,7 @@ from wmpo_ray.weights import WeightPayload
 class EnvironmentActor(Replica):
     def __init__(self, config: Config, policy_dir: str):
         configure_process(config.cluster.threads_per_process)
-        super().__init__(load_policy(config.policy.kind, policy_dir), config.cluster.threads_per_process)
+        super().__init__(load_policy(config, policy_dir), config.cluster.threads_per_process)
         self.config = config
         self.environment = make_environment(config.environment)
 

@@ -28,7 +28,7 @@ class ImaginationActor(Replica):
 
     def __init__(self, config: Config, policy_dir: str, world_model_dir: str):
         configure_process(config.cluster.threads_per_process)
-        super().__init__(load_policy(config.policy.kind, policy_dir), config.cluster.threads_per_process)
+        super().__init__(load_policy(config, policy_dir), config.cluster.threads_per_process)
         self.config = config
         self.world_model = load_world_model(config, world_model_dir)
         self.num_beats = 0

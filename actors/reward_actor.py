@@ -20,7 +20,7 @@ class RewardActor:
     def __init__(self, config: Config, reward_model_dir: str, verifier_dir: str | None):
         configure_process(config.cluster.threads_per_process)
         self.config = config
-        self.model = load_reward_model(config.reward.kind, reward_model_dir)
+        self.model = load_reward_model(config, reward_model_dir)
         self.num_beats = 0
         self.verifier = load_world_model(config, verifier_dir) if verifier_dir else None
 

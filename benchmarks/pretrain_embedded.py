@@ -103,7 +103,7 @@ def start_from(world_model: DiffusionWorldModel, path: str) -> None:
     network.load_state_dict(state)
 
 
-def build(args: argparse.Namespace) -> tuple[DiffusionWorldModel, WorldModelTrainer, list[WindowSampler]]:
+def build(args: argparse.Namespace) -> tuple[DiffusionWorldModel, WorldModelTrainer]:
     config = WorldModelConfig(
         pretrained="",
         network=NetworkConfig(hidden_size=args.width, depth=args.depth, num_heads=args.heads),
@@ -130,7 +130,9 @@ def build(args: argparse.Namespace) -> tuple[DiffusionWorldModel, WorldModelTrai
     weights = 1.0 + (training.contact_weight - 1.0) * np.pad(contact, ((0, 0), (0, 3)))
     lengths = np.full(args.videos, HORIZON)
     sampler = WindowSampler(play.frames, play.actions, lengths, config.context_frames, 4, weights)
-    return world_model, WorldModelTrainer(world_model, training, args.seed, args.compile), [sampler]
+    trainer = WorldModelTrainer(world_model, training, args.seed, args.compile)
+    trainer.use([sampler], [1.0])
+    return world_model, trainer
 
 
 def score(figures: dict[str, float]) -> float:
@@ -159,12 +161,12 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("medium")
     started, judge = time.monotonic(), Judge()
-    world_model, trainer, samplers = build(args)
+    world_model, trainer = build(args)
     print(f"play data and network ready after {time.monotonic() - started:.0f} s", flush=True)
     best: dict = {}
     last = args.stop or args.steps
     while trainer.num_steps < last:
-        metrics = trainer.step(samplers, [1.0])
+        metrics = trainer.step()
         step = trainer.num_steps
         if step % 100 == 0:
             print(f"step {step} loss {metrics['loss']:.4f} {time.monotonic() - started:.0f} s", flush=True)

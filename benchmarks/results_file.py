@@ -38,6 +38,22 @@ def write_results(name: str, figures: dict[str, dict[str, Any]], command: str, c
     return path
 
 
+def merge_results(name: str, part: str, figures: dict[str, dict[str, Any]], command: str) -> Path:
+    """Write figures `part/KEY` into `benchmarks/results/NAME.json` beside those of the other parts; returns its path.
+
+    Each part keeps the command, commit, date and machine that it was measured with; the file's own are the last ones.
+    """
+    path = RESULTS_DIR / f"{name}.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    kept = {key: figure for key, figure in before.get("figures", {}).items() if not key.startswith(f"{part}/")}
+    write_results(name, kept | {f"{part}/{key}": figure for key, figure in figures.items()}, command)
+    content = json.loads(path.read_text())
+    own = {key: content[key] for key in ("command", "commit", "date", "machine")}
+    content["parts"] = {**before.get("parts", {}), part: own}
+    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    return path
+
+
 def current_commit() -> str:
     """Hash of the checked-out commit, with `-dirty` if tracked files differ from it."""
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]

@@ -91,7 +91,7 @@ def train_and_watch(run: Path, learning_rate: float, num_updates: int) -> Sparsi
         (copy / "config.json").write_text(config_to_json(config))
         batch = config.rollout.groups_per_update * config.rollout.group_size
         steps = -(-batch // config.grpo.minibatch_trajectories) * config.grpo.num_epochs
-        watch = Watch(load_policy(config.policy.kind, str(copy / "models" / "base-policy")), steps)
+        watch = Watch(load_policy(config, str(copy / "models" / "base-policy")), steps)
         handle = register_optimizer_step_post_hook(watch.after_step)
         try:
             run_pipeline(config, copy, serial=True, only="optimize", force=True)

@@ -53,18 +53,22 @@ def plan(
     address: Annotated[
         str | None, typer.Option(metavar="ADDR", help="A running cluster to look at; cluster.address if absent.")
     ] = None,
+    tflops: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="What one GPU does in a second, effective; 400 if absent, nothing without GPUs."),
+    ] = None,
 ) -> None:
-    """Show what would run where, its memory and its work, without running it; exit code 2 if it does not fit."""
+    """Show what would run where, its memory, work and time, without running it; exit code 2 if it does not fit."""
     config = load_config(source, overrides or ())
     from cluster.placement import check_placement
     from cluster.plan_tables import print_fit, print_plan, read_nodes, totals
-    from wmpo_ray.plan import make_plan
+    from wmpo_ray.planning.plan import make_plan
 
     cluster = address if address is not None else cluster_address(config)
     prepare_ray(cluster)
     nodes = read_nodes(cluster) if cluster else []
     here = {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(_num_gpus())}
-    print_plan(Console(), make_plan(config), config, totals(nodes) if cluster else here)
+    print_plan(Console(), make_plan(config), config, totals(nodes) if cluster else here, tflops)
     if cluster:
         print_fit(Console(), config, nodes)
     else:

@@ -29,10 +29,8 @@ def parity(
     ],
 ) -> None:
     """Compare our models with published inputs and outputs; exit code 1 if one is out of tolerance."""
-    import torch
-
     from wmpo_ray.parity.run import run_fixtures
-    from wmpo_ray.world_models.attention import choose_backend
+    from wmpo_ray.parity.world_model import ATTENTION
 
     table = Table("case", "tensor", "max abs error", "tolerance", "verdict", title=f"Parity with {folder}")
     num_cases, num_failed, unread = 0, 0, []
@@ -50,8 +48,7 @@ def parity(
         num_failed += sum(not case.passed for case in cases)
     Console().print(table)
     Console().print(f"{num_cases} cases, {num_failed} failed" + (f"; not compared: {', '.join(unread)}" * bool(unread)))
-    backend = choose_backend("auto", torch.device("cpu"), torch.float32)
-    Console().print(f"compared on the CPU in float32, attention {backend}")
+    Console().print(f"compared on the CPU in float32; attention of the world model: {ATTENTION}")
     if not num_cases:
         raise UserError(f"{folder}: nothing in it can be compared yet")
     if num_failed:
@@ -71,7 +68,8 @@ def inspect_checkpoint(
     table = Table("", "value", title=escape(str(path)))
     for name, text in found.facts().items():
         table.add_row(name, escape(text))
-    for what, names in (("missing", found.missing), ("foreign", found.foreign), ("wrong", found.wrong)):
+    lists = {"missing": found.missing, "foreign": found.foreign, "wrong": found.wrong, "problems": found.problems}
+    for what, names in lists.items():
         more = f"\nand {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
         if names:
             table.add_row(what, escape("\n".join(names[:SHOWN_NAMES]) + more))
@@ -97,9 +95,9 @@ def convert(
     autoencoder: Annotated[
         Path | None, typer.Option(help="Folder of the AutoencoderKL; layout wmpo of a world model needs it.")
     ] = None,
-    max_shard: Annotated[str, typer.Option(help="Largest part of the reference layout, such as 5GB.")] = "5GB",
+    max_shard: Annotated[str, typer.Option(help="Largest file of weights, such as 5GB.")] = "5GB",
 ) -> None:
-    """Write a world model or a reward model in another layout."""
+    """Write a world model, a reward model or a policy in another layout."""
     from wmpo_ray.checkpoint_conversion import convert_checkpoint
 
     kind = convert_checkpoint(

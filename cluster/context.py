@@ -77,5 +77,9 @@ class RunContext:
     def collected(self) -> tuple[Episodes, Episodes]:
         """The P real episodes of the base policy: (for training, for validation)."""
         episodes = self.episodes("collect")
-        first = len(episodes) - max(1, round(len(episodes) * self.config.collect.validation_share))
+        first = len(episodes) - self.num_validation(len(episodes))
         return episodes.rows(slice(first)), episodes.rows(slice(first, None))
+
+    def num_validation(self, count: int) -> int:
+        """How many of so many real episodes, the last of them, are kept for validation."""
+        return max(1, round(count * self.config.collect.validation_share))

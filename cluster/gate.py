@@ -22,7 +22,7 @@ def gate(context: RunContext) -> dict[str, Any]:
     Raises UserError with the figures and what to do about them if a bound is missed, unless forced.
     """
     config, held_out = context.config, context.episodes("held-out")
-    reward = load_reward_model(config.reward.kind, str(context.model("reward-model")))
+    reward = load_reward_model(config, str(context.model("reward-model")))
     starts = starts_of(held_out)
 
     def imagine(name: str, rows: np.ndarray) -> np.ndarray:

@@ -149,7 +149,7 @@ def evaluate_policy(
     if not path.is_dir():
         raise UserError(f"there is no policy at {path}; name one with --policy, or run the stages first")
     count = num_starts or config.evaluation.num_starts
-    policy = load_policy(config.policy.kind, str(path))
+    policy = load_policy(config, str(path))
     environment = make_environment(config.environment)
     seeds = start_seeds("evaluate", count, config.seed)
     with torch.no_grad(), Reporter(console).bar("real episodes", count) as advance:

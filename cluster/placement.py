@@ -41,6 +41,7 @@ class Bundle(NamedTuple):
     num_gpus: float
     accelerator_type: str = ""
     labels: tuple[str, ...] = ()
+    siblings: int = 1  # bundles like it, itself included, that are reserved together: on one node if that has room
 
     @property
     def resources(self) -> dict[str, float]:
@@ -61,7 +62,7 @@ def role_resources(config: Config) -> dict[str, tuple[int, Resources]]:
     counts = {
         "imagination": bounds(config.cluster.imagination_actors)[0],
         "reward": bounds(config.cluster.reward_actors)[0],
-        "learner": 1,
+        "learner": config.cluster.learner_ranks,
         "environment": 1,
     }
     return {role: (count, _resources(_role(config, role))) for role, count in counts.items()}
@@ -73,8 +74,8 @@ def role_resources(config: Config) -> dict[str, tuple[int, Resources]]:
 def bundle_of(config: Config, role: str, index: int = 0) -> Bundle:
     """The bundle that an actor stands in.
 
-    `separate`: one for each actor, and the learner's has whole GPUs, so that no world model shares them. `collocated`:
-    imagination worker i with reward worker i, the first with the learner too, all on one GPU at most.
+    `separate`: one for each actor, and the learner's have whole GPUs, so that no world model shares them. `collocated`:
+    imagination worker i with reward worker i and rank i of the learner, all on one GPU at most.
 
     Raises ConfigError where the roles that share a bundle ask for more than one GPU or for different nodes.
     """
@@ -98,12 +99,13 @@ def bundle_of(config: Config, role: str, index: int = 0) -> Bundle:
         round(gpus, 6),
         _common_accelerator(places),
         _common_labels(places),
+        config.cluster.learner_ranks if role == "learner" and config.placement.layout == "separate" else 1,
     )
 
 
 def bundles_for(config: Config, imagination: int, reward: int) -> list[Bundle]:
     """All bundles of a run with so many workers, the learner's and the environment's included, each once."""
-    actors = [("learner", 0), ("environment", 0)]
+    actors = [("learner", rank) for rank in range(config.cluster.learner_ranks)] + [("environment", 0)]
     actors += [("imagination", i) for i in range(imagination)] + [("reward", i) for i in range(reward)]
     bundles = dict.fromkeys(bundle_of(config, role, index) for role, index in actors)
     return [bundle for bundle in bundles if bundle.resources]
@@ -120,10 +122,10 @@ def _members(config: Config, role: str, index: int) -> tuple[tuple[str, int], ..
     most = {
         "imagination": bounds(config.cluster.imagination_actors)[1],
         "reward": bounds(config.cluster.reward_actors)[1],
-        "learner": 1,
+        "learner": config.cluster.learner_ranks,
     }
-    # A reward worker beyond the last imagination worker has nobody to share with.
-    alone = role == "reward" and index >= most["imagination"]
+    # Beyond the last imagination worker there is nobody to share with.
+    alone = role != "imagination" and index >= most["imagination"]
     return ((role, index),) if alone else tuple((name, index) for name, count in most.items() if index < count)
 
 
@@ -177,12 +179,13 @@ class Reservation:
     """A bundle held on the cluster, or waiting for a node; never blocks. It ends with the driver at the latest."""
 
     def __init__(self, bundle: Bundle):
-        selector = [bundle.label_selector] if bundle.labels else None
-        self._group = placement_group([bundle.resources], strategy="PACK", bundle_label_selector=selector)
+        selector = [bundle.label_selector] * bundle.siblings if bundle.labels else None
+        shares = [bundle.resources] * bundle.siblings
+        self._group = placement_group(shares, strategy="PACK", bundle_label_selector=selector)
 
     @property
     def place(self) -> tuple[Any, int]:
-        """(placement group, index in it)."""
+        """(placement group, index in it of the first sibling)."""
         return self._group, 0
 
     def release(self) -> None:
@@ -202,22 +205,28 @@ class PlacementBook:
     def place(self, role: str, index: int = 0) -> Resources:
         """What to spawn an actor with. The same actor gets the same reservation until it is released; never blocks."""
         resources = _resources(_role(self.config, role))
-        bundle = bundle_of(self.config, role, index)
+        bundle, share = self._reserved(role, index)
         if self._reserve is None or not bundle.resources:
             return resources
         if bundle not in self._held:
             self._held[bundle] = self._reserve(bundle)
         self._standing.setdefault(bundle, set()).add((role, index))
-        return resources._replace(bundle=self._held[bundle].place)
+        group, first = self._held[bundle].place
+        return resources._replace(bundle=(group, first + share))
 
     def release(self, role: str, index: int = 0) -> None:
         """The actor is retired: its bundle goes with the last one that stands in it. Does nothing a second time."""
-        bundle = bundle_of(self.config, role, index)
+        bundle, _ = self._reserved(role, index)
         standing = self._standing.get(bundle, set())
         standing.discard((role, index))
         if bundle in self._held and not standing:
             self._standing.pop(bundle)
             self._held.pop(bundle).release()
+
+    def _reserved(self, role: str, index: int) -> tuple[Bundle, int]:
+        """The bundle in whose name the reservation is, and which share of it is the actor's."""
+        bundle = bundle_of(self.config, role, index)
+        return (bundle_of(self.config, role), index) if bundle.siblings > 1 else (bundle, 0)
 
     def close(self) -> None:
         while self._held:

@@ -17,21 +17,48 @@ from cluster.placement import Bundle, bundle_of, bundles_for, placement_warnings
 from wmpo_ray.config import Config
 from wmpo_ray.config_cluster import bounds
 from wmpo_ray.errors import UserError
-from wmpo_ray.plan import ActorPlan, Plan, first_fit
+from wmpo_ray.planning.packing import first_fit
+from wmpo_ray.planning.plan import GPU_TFLOPS, ActorPlan, Plan
 
 PROBE_TIMEOUT_S = 5.0
+MIB, GIB = 2**20, 2**30
 
 
-def print_plan(console: Console, plan: Plan, config: Config, available: Mapping[str, float]) -> None:
-    """The placement beside what is `available` (`{"CPU": ..., "GPU": ...}`), the models and the work."""
+def print_plan(
+    console: Console, plan: Plan, config: Config, available: Mapping[str, float], tflops: float | None = None
+) -> None:
+    """The placement beside what is `available` (`{"CPU": ..., "GPU": ...}`), the models, their memory and the work.
+
+    `tflops` is what a GPU does in a second; without it, times are told only of runs on GPUs, at `GPU_TFLOPS`.
+    """
+    if tflops is None and any(actor.gpus for actor in plan.actors):
+        tflops = GPU_TFLOPS
     placement = _placement_table(plan, config, available)
-    for table in (placement, _holdings_table(plan), _models_table(plan), _work_table(plan)):
+    for table in (placement, _models_table(plan), _memory_table(plan), _work_table(plan, tflops)):
         console.print(table)
+    if tflops is not None:
+        console.print(_time_text(plan, tflops))
     console.print(
         f"real trajectories: {plan.real_budget} collected, {plan.real_demos} demonstrations\n"
-        f"slots: {plan.num_slots} groups; video of one request: {plan.video_mib:.1f} MiB; "
-        f"batch of one update: {plan.batch_mib:.1f} MiB"
+        f"slots: {plan.num_slots} groups; video of one request: {bytes_text(plan.video_bytes)}; "
+        f"batch of one update: {bytes_text(plan.batch_bytes)}"
     )
+
+
+def bytes_text(amount: float) -> str:
+    return f"{amount / GIB:.1f} GiB" if amount >= GIB else f"{amount / MIB:.1f} MiB"
+
+
+def flop_text(tflop: float) -> str:
+    """Three digits, with the prefix that fits."""
+    for prefix, size in (("E", 1e-6), ("P", 1e-3), ("T", 1.0), ("G", 1e3)):
+        if tflop * size >= 0.9995:
+            return f"{tflop * size:.3g} {prefix}FLOP"
+    return f"{tflop * 1e6:.3g} MFLOP"
+
+
+def seconds_text(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min" if seconds >= 120 else f"{seconds:.3g} s"
 
 
 def _placement_table(plan: Plan, config: Config, available: Mapping[str, float]) -> Table:
@@ -48,11 +75,65 @@ def _placement_table(plan: Plan, config: Config, available: Mapping[str, float])
     return table
 
 
-def _holdings_table(plan: Plan) -> Table:
-    table = Table("actor", "models", "MiB of models each", title="What each holds")
-    for actor in plan.actors:
-        table.add_row(actor.name, ", ".join(actor.models), f"{actor.memory_mib:.1f}")
+def _models_table(plan: Plan) -> Table:
+    table = _right(Table("model", "parameters", "work", "of one", "sizes from", title="Models"), 1, 2)
+    for model in plan.models:
+        lines = ("\n".join(flop_text(tflop) for tflop, _ in model.costs), "\n".join(unit for _, unit in model.costs))
+        table.add_row(model.name, f"{model.num_parameters:,}", *lines, escape(_short(model.source)), end_section=True)
     return table
+
+
+def _memory_table(plan: Plan) -> Table:
+    table = _right(Table("actor", "holds", "memory", title="Memory of each process, at most (estimate)"), 2)
+    for actor in plan.actors:
+        for i, part in enumerate(actor.memory.parts):
+            table.add_row(actor.name if not i else "", part.name, bytes_text(part.bytes))
+        table.add_row("", "[bold]all[/]", f"[bold]{bytes_text(actor.memory.bytes)}[/]", end_section=True)
+    if plan.collocated:
+        together = bytes_text(sum(actor.memory.bytes for actor in plan.actors))
+        table.add_row("together", "on each GPU, nobody giving anything back", f"[bold]{together}[/]")
+    return table
+
+
+def _work_table(plan: Plan, tflops: float | None) -> Table:
+    timed = ("seconds",) if tflops else ()
+    title = "One update, at most (full length, no group rejected)"
+    table = _right(Table("work", "by", "amount", "work in all", "share", *timed, title=title), 3, 4, 5)
+    workers = {actor.name: actor.workers for actor in plan.actors}
+    for item in plan.work:
+        share = f"{item.tflop / plan.tflop:.1%}"
+        time = (f"{item.tflop / (tflops * workers[item.role]):,.1f}",) if tflops else ()
+        table.add_row(item.name, item.role, f"{item.amount:,} {item.unit}", flop_text(item.tflop), share, *time)
+    table.add_section()
+    table.add_row("all", "", "", flop_text(plan.tflop), "", *("" for _ in timed))
+    return table
+
+
+def _time_text(plan: Plan, tflops: float) -> str:
+    """Role -> GPUs and time, and what an update takes."""
+    seconds = plan.role_seconds(tflops)
+    told = []
+    for actor in plan.actors:
+        what = f"{actor.workers:g} GPUs" if actor.gpus else f"{actor.count} processes"
+        told.append(f"{actor.name} {seconds_text(seconds[actor.name])} on {what}")
+    update = plan.update_seconds(tflops)
+    first, last = ("then", "then") if plan.collocated else ("beside", "beside" if plan.overlapping else "then")
+    return (
+        f"[bold]expected time of an update at {tflops:g} TFLOP/s each: {seconds_text(update)}[/], "
+        f"{plan.num_frames / update:,.0f} imagined frames/s\n"
+        f"({told[0]}, {first} {told[1]}, {last} {told[2]})"
+    )
+
+
+def _right(table: Table, *columns: int) -> Table:
+    for i in columns:
+        if i < len(table.columns):
+            table.columns[i].justify = "right"
+    return table
+
+
+def _short(source: str, limit: int = 36) -> str:
+    return source if len(source) <= limit else f"...{source[3 - limit :]}"
 
 
 def _node_wish(actor: ActorPlan) -> str:
@@ -67,23 +148,6 @@ def _company(config: Config, role: str) -> str:
 
 def _largest_bundles(config: Config) -> list[Bundle]:
     return bundles_for(config, bounds(config.cluster.imagination_actors)[1], bounds(config.cluster.reward_actors)[1])
-
-
-def _models_table(plan: Plan) -> Table:
-    table = Table("model", "parameters", "MiB", "GFLOP", title="Models")
-    for model in plan.models:
-        cost = f"{model.tflop * 1e3:.3g} per {model.unit}"
-        table.add_row(model.name, f"{model.num_parameters:,}", f"{model.memory_mib:.1f}", cost)
-    return table
-
-
-def _work_table(plan: Plan) -> Table:
-    table = Table("work", "amount", "TFLOP", title="One update, at most (full length, no group rejected)")
-    for item in plan.work:
-        table.add_row(item.name, f"{item.amount:,} {item.unit}", f"{item.tflop:.3g}")
-    table.add_section()
-    table.add_row("all", "", f"{sum(item.tflop for item in plan.work):.3g}")
-    return table
 
 
 # -- a live cluster ----------------------------------------------------------------------------------------------

@@ -61,6 +61,9 @@ class Host:
     """The process of an actor."""
 
     def __init__(self) -> None:
+        # Ray hides no GPU from who asked for none, and models go where one is seen (cluster.device = "auto").
+        if not ray.get_runtime_context().get_accelerator_ids().get("GPU"):
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         self._actor: Any = None
         self._problem: Exception | None = None
 

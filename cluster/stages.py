@@ -6,24 +6,26 @@ import json
 from typing import Any
 
 import numpy as np
-import torch
 
 from cluster.context import RunContext
-from cluster.events import emit
 from cluster.gate import gate
 from cluster.optimization import optimize
+from cluster.trainings import clone, train_rewards
 from cluster.world_model_stage import world_model
-from learners.policy_cloning import clone_policy
-from learners.reward_trainer import choose_threshold, train_reward_model
-from learners.training_state import TrainingCheckpoints
+from learners.reward_trainer import choose_threshold
 from wmpo_ray.data.trajectory_store import save_episodes
 from wmpo_ray.evaluation import concatenate_episodes, rollout_expert, rollout_policy
 from wmpo_ray.fidelity import binary_report, decode_one_chunk_ahead
 from wmpo_ray.files import atomic_directory
-from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
-from wmpo_ray.registry import load_policy, make_environment
-from wmpo_ray.reward_models.videomae import VideoMAERewardModel
-from wmpo_ray.seeding import seed_for
+from wmpo_ray.registry import (
+    load_policy,
+    load_reward_model,
+    load_world_model,
+    make_environment,
+    pretrained_policy,
+    pretrained_reward_model,
+)
+from wmpo_ray.scoring import best_probabilities
 from wmpo_ray.starts import Split, start_seeds
 from wmpo_ray.statistics import wilson_interval
 from wmpo_ray.types import Episodes
@@ -47,43 +49,19 @@ def demos(context: RunContext) -> dict[str, Any]:
 
 
 def policy(context: RunContext) -> dict[str, Any]:
-    """Behaviour cloning of the demonstrations."""
-    config, episodes = context.config, context.episodes("demos")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_for(config.seed, "policy"))
-        network = TinyPolicy(
-            TinyPolicyHFConfig(
-                **config.policy.network.model_dump(),
-                frame_size=episodes.frames.shape[2],
-                chunk_length=config.rollout.chunk_length,
-                action_dim=episodes.actions.shape[-1],
-                vocabulary=vocabulary_of(episodes.instructions),
-            )
-        )
-    with context.reporter.bar("behaviour cloning", config.policy.cloning.steps) as advance:
-        figures = clone_policy(
-            network, episodes, config.policy.cloning, config.seed, advance, training_checkpoints(context, "policy")
-        )
+    """Behaviour cloning of the demonstrations, or a pretrained policy as it is."""
+    if context.config.policy.cloning.steps:
+        return clone(context)
+    network = pretrained_policy(context.config)
     with atomic_directory(context.model("base-policy")) as folder:
         network.save_pretrained(folder)
-    return figures
-
-
-def training_checkpoints(context: RunContext, name: str) -> TrainingCheckpoints:
-    """Where the stage saves its training, with what is to be told about it going to the person."""
-    settings = context.config.checkpoint
-    return TrainingCheckpoints(
-        context.folder.training_checkpoints(name),
-        settings.every_training_steps,
-        settings.keep,
-        lambda message: emit("checkpoint.resumed", message, stage=name),
-    )
+    return {"pretrained": context.config.policy.pretrained}
 
 
 def collect(context: RunContext) -> dict[str, Any]:
     """P real episodes of the base policy, and further ones on held-out starts that only judge, never train."""
     config = context.config
-    network = load_policy(config.policy.kind, str(context.model("base-policy")))
+    network = load_policy(config, str(context.model("base-policy")))
     environment = make_environment(config.environment)
     figures: dict[str, Any] = {}
     sources: tuple[tuple[Split, str, int], ...] = (
@@ -112,44 +90,38 @@ def failure_rates(episodes: Episodes) -> dict[str, float]:
 
 
 def reward_model(context: RunContext) -> dict[str, Any]:
-    """Clip classifier on demonstrations, P and P as the world model shows it; threshold on validation; F1 held out."""
+    """Clip classifier on demonstrations, P and P as the world model shows it; threshold on validation; F1 held out.
+
+    With `reward.steps` 0 the pretrained one as it is, but for its threshold.
+    """
     config = context.config
     train, validation = context.collected()
     expert, held_out = context.episodes("demos"), context.episodes("held-out")
     sources, judged = [expert, train], [validation]
     if config.world_model.kind != "simulator":
-        world = DiffusionWorldModel.load(context.model("world-model"))
-        sources.append(decode_one_chunk_ahead(world, train, config.seed))
+        world = load_world_model(config, str(context.model("world-model")))
+        assert isinstance(world, DiffusionWorldModel)
+        if config.reward.steps:
+            sources.append(decode_one_chunk_ahead(world, train, config.seed))
         judged.append(decode_one_chunk_ahead(world, validation, config.seed))
-    instructions = sorted(set(expert.instructions) | set(train.instructions))
-    model = VideoMAERewardModel.create(
-        config.reward, train.frames.shape[2], instructions if len(instructions) > 1 else (), config.seed
-    )
-    with context.reporter.bar("reward model", config.reward.steps) as advance:
-        figures: dict[str, Any] = train_reward_model(
-            model,
-            config.reward,
-            concatenate_episodes(sources),
-            config.seed,
-            advance,
-            training_checkpoints(context, "reward-model"),
+    figures: dict[str, Any] = {"pretrained": config.reward.pretrained}
+    if config.reward.steps:
+        figures = train_rewards(context, concatenate_episodes(sources))
+    else:
+        pretrained_reward_model(config).save(context.model("reward-model"))
+    model = load_reward_model(config, str(context.model("reward-model")))
+
+    def best(episodes: Episodes) -> np.ndarray:
+        return best_probabilities(
+            model, episodes.frames, episodes.instructions, episodes.lengths, config.reward.min_steps
         )
-    best = np.concatenate([best_probability(model, episodes, config.reward.min_steps) for episodes in judged])
+
     truth = np.concatenate([episodes.success for episodes in judged])
-    model.threshold, curve = choose_threshold(best, truth)
-    report = binary_report(
-        best_probability(model, held_out, config.reward.min_steps) >= model.threshold, held_out.success
-    )
+    chosen, curve = choose_threshold(np.concatenate([best(episodes) for episodes in judged]), truth)
+    model.threshold = config.reward.threshold or chosen
+    report = binary_report(best(held_out) >= model.threshold, held_out.success)
     model.save(context.model("reward-model"))
     return {**figures, "threshold": model.threshold, "threshold_curve": curve, **report}
-
-
-def best_probability(model: VideoMAERewardModel, episodes: Episodes, min_steps: int) -> np.ndarray:
-    """Highest window probability of each episode, over windows that show real steps only."""
-    probabilities = model.probabilities(episodes.frames, episodes.instructions)
-    ends = np.arange(probabilities.shape[1]) + model.clip_length - 1
-    judged = (ends[None] <= episodes.lengths[:, None]) & (ends[None] >= min_steps)
-    return np.where(judged, probabilities, 0.0).max(1)
 
 
 def evaluate(context: RunContext) -> dict[str, Any]:
@@ -160,7 +132,7 @@ def evaluate(context: RunContext) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     results = {}
     for label, name in (("base", "base-policy"), ("final", "policy")):
-        network = load_policy(config.policy.kind, str(context.model(name)))
+        network = load_policy(config, str(context.model(name)))
         with context.reporter.bar(f"real episodes ({label})", len(seeds)) as advance:
             episodes = rollout_policy(
                 network, environment, seeds, config.evaluation.temperature, (config.seed, "evaluate"), progress=advance

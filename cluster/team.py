@@ -15,6 +15,7 @@ from cluster.actor_pool import ActorPool, Worker
 from cluster.crew import Crew
 from cluster.elasticity import Autoscaler, Targets, WorkerTargets
 from cluster.events import emit
+from cluster.learner_group import LearnerGroup, check_ranks
 from cluster.placement import PlacementBook, Reservation, bundles_for, check_placement
 from cluster.ray_runtime import RayRuntime
 from cluster.runtime import ActorLostError, InputLostError, Ref, Runtime
@@ -68,7 +69,7 @@ class Team:
         self._asked_for: Targets | None = None
         first = self.rates.targets()
         verifier = str(paths.verifier) if paths.verifier else None
-        self._add("learner", 1, GrpoLearner, str(paths.policy), str(paths.checkpoints))
+        self._add_learner()
         self._add("environment", 1, EnvironmentActor, str(paths.policy))
         self._add(
             "imagination",
@@ -87,8 +88,28 @@ class Team:
         def release(index: int) -> None:
             self.book.release(role, index)
 
-        pool = ActorPool(self.runtime, role, size, self.config.faults, spawn, release, is_single=role == "learner")
+        pool = ActorPool(self.runtime, role, size, self.config.faults, spawn, release)
         self.crew.pools[role] = pool
+
+    def _add_learner(self) -> None:
+        """One worker, however many ranks stand behind it: they come and go with the first."""
+        check_ranks(self.config, self.runtime)
+        ranks = range(self.config.cluster.learner_ranks)
+        paths = (str(self.paths.policy), str(self.paths.checkpoints))
+
+        def spawn(index: int) -> Any:
+            first, *others = [self.book.place("learner", rank) for rank in ranks]
+            if not others:
+                return self.runtime.spawn(GrpoLearner, self.config, *paths, resources=first, name="learner-0")
+            args = (self.config, GrpoLearner, *paths, others)
+            return self.runtime.spawn(LearnerGroup, *args, resources=first, name="learner-0")
+
+        def release(index: int) -> None:
+            for rank in ranks:
+                self.book.release("learner", rank)
+
+        pool = ActorPool(self.runtime, "learner", 1, self.config.faults, spawn, release, is_single=True)
+        self.crew.pools["learner"] = pool
 
     # -- weights -------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,13 @@ from cluster.context import RunContext
 from cluster.events import emit
 from cluster.placement import role_resources
 from cluster.runtime import ActorLostError, Ref
+from cluster.trainings import align_on_workers, has_workers
 from learners.world_model_alignment import WorldModelAligner
+from wmpo_ray.fidelity import psnr_per_frame, replay, starts_of
+from wmpo_ray.files import atomic_directory
+from wmpo_ray.registry import load_world_model
+from wmpo_ray.seeding import seed_for
+from wmpo_ray.world_models.loading import begin_world_model
 
 
 def world_model(context: RunContext) -> dict[str, Any]:
@@ -21,6 +27,35 @@ def world_model(context: RunContext) -> dict[str, Any]:
     names = {"world-model": config.world_model.pretrained}
     if config.reward.verify.enabled:
         names["verifier"] = config.reward.verify.pretrained
+    if not config.world_model.alignment.steps:
+        figures = {name: take_as_it_is(context, name, pretrained) for name, pretrained in names.items()}
+    else:
+        figures = align_on_workers(context, names) if has_workers(context) else align_in_actors(context, names)
+    return {**figures.pop("world-model"), **figures}
+
+
+def take_as_it_is(context: RunContext, name: str, pretrained: str) -> dict[str, Any]:
+    """Leave a pretrained world model in `models` as a run keeps them, and measure its error."""
+    config, seed = context.config, seed_for(context.config.seed, "align", name)
+    with atomic_directory(context.model(name)) as folder:
+        begin_world_model(config, pretrained, seed).save(folder)
+    _, held_out = context.collected()
+    world = load_world_model(config, str(context.model(name)))
+    videos = replay(world, starts_of(held_out), held_out.actions, seed)
+    errors = [float(value) for value in psnr_per_frame(held_out.frames, videos, held_out.lengths)]
+    mean = sum(errors) / len(errors)
+    # Before and after are one: nothing was trained.
+    return {
+        "pretrained": pretrained,
+        "psnr_per_frame_db": {"before": errors, "after": errors},
+        "psnr_db_before": mean,
+        "psnr_db_after": mean,
+    }
+
+
+def align_in_actors(context: RunContext, names: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Each model in one process of its own; name -> where its weights come from."""
+    config = context.config
     train, held_out = context.collected()
     data = context.runtime.put((train, context.episodes("demos"), held_out))
     alignments = [Alignment(context, name, pretrained, data) for name, pretrained in names.items()]
@@ -37,8 +72,7 @@ def world_model(context: RunContext) -> dict[str, Any]:
         finally:
             for alignment in alignments:
                 alignment.stop()
-    figures = {alignment.name: alignment.figures for alignment in alignments}
-    return {**figures.pop("world-model"), **figures}
+    return {alignment.name: alignment.figures for alignment in alignments}
 
 
 class Alignment:

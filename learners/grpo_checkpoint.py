@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,24 +12,26 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from learners.sharded_checkpoint import layout, read_parts, save_parts
+from learners.sharding import ALONE, Ranks
 from wmpo_ray.batching import Batch
 from wmpo_ray.checkpoint import (
     META,
-    Checkpoint,
-    load_checkpoint,
+    MOMENTS,
+    CheckpointFolder,
+    find_checkpoint,
     optimizer_from_tensors,
     optimizer_to_tensors,
-    save_checkpoint,
 )
 from wmpo_ray.config import CheckpointConfig
 from wmpo_ray.errors import UserError
 from wmpo_ray.files import remove_directory
 from wmpo_ray.interfaces import Policy
-from wmpo_ray.untrusted import check_tensors
 
 IN_UPDATE = "in-update"
 
 _Number = Annotated[int, Field(ge=0)]
+_MOMENT = re.compile(r"optimizer\.optimizer\.state\.(\d+)\.(\w+)")
 
 
 class _UpdateFacts(BaseModel):
@@ -52,44 +55,60 @@ class _StepFacts(BaseModel):
 
 
 class GrpoCheckpoints:
-    """Policy and optimizer with the facts around them; every save is whole or not there."""
+    """Policy and optimizer with the facts around them; every save is whole or not there.
 
-    def __init__(self, root: Path, config: CheckpointConfig, policy: Policy, optimizer: torch.optim.Optimizer):
-        self.root, self.config, self.policy, self.optimizer = root, config, policy, optimizer
+    All ranks of a learner save and load together; what one rank saved several can load, and the reverse.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        config: CheckpointConfig,
+        policy: Policy,
+        optimizer: torch.optim.Optimizer,
+        ranks: Ranks = ALONE,
+    ):
+        self.root, self.config, self.policy, self.optimizer, self.ranks = root, config, policy, optimizer, ranks
 
     def save(self, num_updates: int, facts: dict[str, Any], earlier: dict[int, dict[str, Tensor]]) -> None:
         """The state after `num_updates`; `earlier`: weights of the versions before that replicas may still need."""
         tensors, meta = self._state()
         for version, state in earlier.items():
             tensors |= {f"earlier-{version}.{name}": tensor for name, tensor in state.items()}
-        save_checkpoint(self.root, num_updates, tensors, {**facts, "optimizer": meta}, self.config.keep)
-        if (self.root / IN_UPDATE).exists():
+        save_parts(self.root, num_updates, tensors, {**facts, "optimizer": meta}, self.config.keep, self.ranks)
+        if self.ranks.is_first and (self.root / IN_UPDATE).exists():
             remove_directory(self.root / IN_UPDATE)
 
-    def load(self, problems: list[str]) -> Checkpoint | None:
-        """Put the newest whole checkpoint into policy and optimizer; None if there has never been one."""
-        checkpoint = load_checkpoint(self.root, problems.append)
-        if checkpoint is not None:
-            _check_facts(checkpoint, _UpdateFacts)
-            self._restore(checkpoint)
-        return checkpoint
+    def load(self, problems: list[str]) -> tuple[dict[str, Any], dict[int, dict[str, Tensor]]] | None:
+        """Put the newest whole checkpoint into policy and optimizer; None if there has never been one.
+
+        Returns what was given to `save`. `problems` is filled on rank 0.
+        """
+        found = self.ranks.from_first(lambda: find_checkpoint(self.root, problems.append))
+        if found is None:
+            return None
+        _check_facts(found, _UpdateFacts)
+        return found.meta, self._restore(found)
 
     def save_step(self, num_steps: int, facts: dict[str, Any]) -> None:
         """The state after some optimizer steps of an update."""
         tensors, meta = self._state()
-        save_checkpoint(self.root / IN_UPDATE, num_steps, tensors, {**facts, "optimizer": meta}, keep=1)
+        save_parts(self.root / IN_UPDATE, num_steps, tensors, {**facts, "optimizer": meta}, 1, self.ranks)
 
     def load_step(self, update: int, signature: str) -> dict[str, Any] | None:
         """Go on inside an update, if it was interrupted on the same batch: the facts of its last step."""
+        found = self.ranks.from_first(self._find_step)
+        if found is None or [found.meta.get(key) for key in ("update", "signature")] != [update, signature]:
+            return None
+        _check_facts(found, _StepFacts)
+        self._restore(found)
+        return found.meta
+
+    def _find_step(self) -> CheckpointFolder | None:
         try:
-            checkpoint = load_checkpoint(self.root / IN_UPDATE, lambda problem: None)
+            return find_checkpoint(self.root / IN_UPDATE, lambda problem: None)
         except UserError:
             return None  # damaged: the update starts from its beginning
-        if checkpoint is None or [checkpoint.meta.get(key) for key in ("update", "signature")] != [update, signature]:
-            return None
-        _check_facts(checkpoint, _StepFacts)
-        self._restore(checkpoint)
-        return checkpoint.meta
 
     @property
     def oldest(self) -> int:
@@ -103,22 +122,43 @@ class GrpoCheckpoints:
         tensors = {f"policy.{name}": tensor for name, tensor in self.policy.state_dict().items()}
         return tensors | {f"optimizer.{name}": tensor for name, tensor in state.items()}, meta
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        weights = with_prefix(checkpoint.tensors, "policy.")
-        check_tensors(f"{checkpoint.path}, policy", weights, self.policy.state_dict())
-        for version in checkpoint.meta.get("earlier", ()):
-            earlier = with_prefix(checkpoint.tensors, f"earlier-{version}.")
-            check_tensors(f"{checkpoint.path}, earlier weights {version}", earlier, self.policy.state_dict())
-        self.policy.load_state_dict(weights)
+    def _restore(self, found: CheckpointFolder) -> dict[int, dict[str, Tensor]]:
+        """Fill policy and optimizer; returns the weights of earlier versions."""
+        weights, held, earlier = self.policy.state_dict(), layout(found.path), {}
+        targets = {f"policy.{name}": tensor for name, tensor in weights.items()} | self._moments(found.path, held)
+        for version in found.meta.get("earlier", ()):
+            names = {name: f"earlier-{version}.{name}" for name in weights}
+            if missing := sorted(names.values() - held.keys()):  # before there is room made for it
+                raise UserError(f"{found.path} lacks {missing[0]}; delete the folder to go on from the one before it")
+            earlier[version] = {name: torch.empty_like(tensor) for name, tensor in weights.items()}
+            targets |= {names[name]: tensor for name, tensor in earlier[version].items()}
+        read_parts(found.path, targets, self.ranks)
         try:
-            optimizer_from_tensors(
-                self.optimizer, with_prefix(checkpoint.tensors, "optimizer."), checkpoint.meta["optimizer"]
-            )
+            optimizer_from_tensors(self.optimizer, with_prefix(targets, "optimizer."), found.meta["optimizer"])
         except ValueError as error:
-            raise UserError(f"{checkpoint.path}: {error}; use the config that it was made with") from error
+            raise UserError(f"{found.path}: {error}; use the config that it was made with") from error
+        return earlier
+
+    def _moments(self, path: Path, held: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Room for the optimizer's state: moments shaped like their parameters, numbers for the rest."""
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        room = {}
+        for name, saved in held.items():
+            if not name.startswith("optimizer."):
+                continue
+            match = _MOMENT.fullmatch(name)
+            is_moment = match and match[2] in MOMENTS and int(match[1]) < len(parameters)
+            like = parameters[int(match[1])].detach() if match and is_moment else torch.empty(())
+            if saved.shape != like.shape:
+                raise UserError(
+                    f"{path}: {name} is {tuple(saved.shape)}, in this run {tuple(like.shape)}; use the config that "
+                    "it was made with"
+                )
+            room[name] = torch.zeros_like(like, dtype=saved.dtype)
+        return room
 
 
-def _check_facts(checkpoint: Checkpoint, kind: type[BaseModel]) -> None:
+def _check_facts(checkpoint: CheckpointFolder, kind: type[BaseModel]) -> None:
     try:
         kind.model_validate(checkpoint.meta)
     except ValidationError as error:

@@ -7,7 +7,6 @@ import re
 import time
 from collections import deque
 from collections.abc import Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learners.grpo_checkpoint import GrpoCheckpoints, batch_signature, with_prefix
+from learners.grpo_checkpoint import GrpoCheckpoints, batch_signature
+from learners.sharding import ALONE, Bystander, Figures, Ranks, WholeWeights, whole
 from wmpo_ray.algorithms import grpo
 from wmpo_ray.batching import Batch, GroupSlice, build_batch
 from wmpo_ray.config import Config
@@ -45,38 +45,52 @@ class UpdateFacts(NamedTuple):
 
 
 class GrpoLearner:
-    """Owns the policy that is trained and its optimizer; one `update` for each batch of groups."""
+    """Owns the policy that is trained and its optimizer; one `update` for each batch of groups.
 
-    def __init__(self, config: Config, policy_dir: str, checkpoint_dir: str):
+    In several processes (`cluster.learner_ranks`) each of them calls the same methods with the same arguments; rank 0
+    has the results.
+    """
+
+    def __init__(self, config: Config, policy_dir: str, checkpoint_dir: str, ranks: Ranks = ALONE):
         configure_process(config.cluster.threads_per_process)
-        self.config = config
-        self.policy = load_policy(config.policy.kind, policy_dir)
+        self.config, self.ranks, self._policy_dir = config, ranks, policy_dir
+        self.policy = load_policy(config, policy_dir, training=True)
         self.policy.eval()  # no dropout: behaviour and learner log-probabilities must agree
         settings = config.grpo
-        trained = self._choose_parameters()
+        self._trained = self._choose_parameters()
+        ranks.shard(self.policy, self._compute_dtype)
         self.optimizer = torch.optim.AdamW(
-            trained.values(), settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
+            [parameter for name, parameter in self.policy.named_parameters() if name in self._trained],
+            settings.learning_rate,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
         )
-        self.checkpoints = GrpoCheckpoints(Path(checkpoint_dir), config.checkpoint, self.policy, self.optimizer)
-        self._trained = set(trained)
-        self.encoder = WeightEncoder(self.policy, config.weights, self._trained)
+        self.checkpoints = GrpoCheckpoints(Path(checkpoint_dir), config.checkpoint, self.policy, self.optimizer, ranks)
+        self.encoder = self._make_encoder()
         self.num_updates = 0
         self.num_skipped = 0
         self.num_beats = 0
         self._history: list[dict] = []  # metrics of every update, kept with the checkpoint
         self._digests: dict[int, str] = {}
         self._last_keys: list[tuple[int, int]] = []
-        self._payloads: dict[int, WeightPayload] = {}
+        self._payloads: dict[int, tuple[WeightVersion, WeightPayload | None]] = {}
         self._earlier: deque[tuple[int, dict[str, Tensor]]] = deque(maxlen=config.filter.max_staleness)
 
-    def _choose_parameters(self) -> dict[str, torch.nn.Parameter]:
-        pattern = re.compile(self.config.grpo.trained_parameters)
-        chosen = {name: p for name, p in self.policy.named_parameters() if pattern.search(name)}
+    def _choose_parameters(self) -> set[str]:
+        pattern = re.compile(self.config.trained_parameters)
+        # With adapters, only they are open to training in the first place.
+        chosen = {name for name, p in self.policy.named_parameters() if p.requires_grad and pattern.search(name)}
         if not chosen:
             raise ConfigError(f"grpo.trained_parameters={pattern.pattern!r} matches no parameter of the policy")
         for name, parameter in self.policy.named_parameters():
             parameter.requires_grad_(name in chosen)
         return chosen
+
+    @property
+    def _compute_dtype(self) -> torch.dtype | None:
+        """What sharded weights are gathered in; alone, the policy itself computes in less than it keeps."""
+        policy = self.config.policy
+        return torch.bfloat16 if policy.kind == "openvla_oft" and policy.openvla.compute_dtype == "bfloat16" else None
 
     # -- weights -------------------------------------------------------------------------------------------------
 
@@ -85,32 +99,33 @@ class GrpoLearner:
         problems: list[str] = []
         checkpoint = self.checkpoints.load(problems)
         if checkpoint is not None:
-            meta = checkpoint.meta
+            meta, earlier = checkpoint
             self.num_updates, self.num_skipped = meta["num_updates"], meta["num_skipped"]
             self._history = meta["metrics"]
             self._digests = {int(version): digest for version, digest in meta["digests"].items()}
             self._last_keys = [(update, attempt) for update, attempt in meta["groups"]]
-            for version in meta["earlier"]:
-                self._earlier.append((version, with_prefix(checkpoint.tensors, f"earlier-{version}.")))
+            self._earlier.extend(earlier.items())
         version, full, _ = self.encoder.encode(self.num_updates)
         self._publish(version, full)
         return LearnerState(version, dict(self._digests), self._history, self._last_keys, problems)
 
-    def weights(self, num_updates: int) -> tuple[WeightVersion, WeightPayload]:
+    def weights(self, num_updates: int) -> tuple[WeightVersion, WeightPayload | None]:
         """The weights of a version: the present one, or one of the `filter.max_staleness` before it."""
         if num_updates not in self._payloads:
-            state = dict(self._earlier)[num_updates]
-            policy = deepcopy(self.policy)
-            policy.load_state_dict(state)
-            _, self._payloads[num_updates], _ = WeightEncoder(policy, self.config.weights, self._trained).encode(
-                num_updates
-            )
-        payload = self._payloads[num_updates]
-        return payload.version, payload
+            version, full, _ = self._make_encoder(dict(self._earlier)[num_updates]).encode(num_updates)
+            self._payloads[num_updates] = version, full
+        return self._payloads[num_updates]
 
-    def _publish(self, version: WeightVersion, full: WeightPayload) -> None:
+    def _make_encoder(self, state: dict[str, Tensor] | None = None) -> WeightEncoder | Bystander:
+        """Of the weights as they are now, or of a state kept from before."""
+        weights: Any = WholeWeights(self.policy, state)
+        if not self.ranks.is_first:
+            return Bystander(weights)
+        return WeightEncoder(weights, self.config.weights, self._trained)
+
+    def _publish(self, version: WeightVersion, full: WeightPayload | None) -> None:
         self._digests[version.num_updates] = version.digest
-        self._payloads[version.num_updates] = full
+        self._payloads[version.num_updates] = version, full
         for old in [v for v in self._payloads if v < version.num_updates - self.config.filter.max_staleness]:
             del self._payloads[old]
 
@@ -118,7 +133,7 @@ class GrpoLearner:
 
     def update(
         self, groups: Sequence[GroupSlice], facts: UpdateFacts, *sources: Trajectories | Spooled
-    ) -> tuple[UpdateResult, WeightPayload, WeightPayload | None]:
+    ) -> tuple[UpdateResult, WeightPayload | None, WeightPayload | None]:
         """Train on the groups in the order given, save a checkpoint if one is due, return the new weights.
 
         Raises UserError after `grpo.max_skipped_steps` steps whose loss or gradient is not finite, SpoolError where
@@ -126,7 +141,7 @@ class GrpoLearner:
         """
         started = time.monotonic()
         with span("batch"):
-            batch = build_batch(groups, [_open(source) for source in sources])
+            batch = build_batch(groups, [_open(source) for source in sources], self.config.grpo.advantage_std)
         if self._earlier.maxlen:
             before = {name: tensor.detach().clone() for name, tensor in self.policy.state_dict().items()}
             self._earlier.append((self.num_updates, before))
@@ -185,43 +200,78 @@ class GrpoLearner:
 
     def _step(self, batch: Batch, rows: slice) -> dict[str, float]:
         """One optimizer step on a contiguous mini-batch of trajectories."""
-        logprobs = self._logprobs(batch, rows)
-        loss, metrics = grpo.loss(
-            logprobs,
-            batch.behavior_logprobs[rows],
-            batch.advantage[rows],
-            batch.mask[rows],
-            self.config.grpo.clip_low,
-            self.config.grpo.clip_high,
-            self.config.grpo.ratio,
-        )
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.grpo.max_grad_norm)
-        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+        figures, loss = Figures(), 0.0
+        for part in self._parts(batch, rows):
+            part_loss, metrics = self._loss(batch, rows, part)
+            part_loss.backward()
+            loss += float(part_loss.detach())
+            figures.add(metrics, float(self._num_ratios(batch.mask[rows] & part[..., None]).sum()))
+        loss = float(self.ranks.total(torch.tensor([loss], dtype=torch.float64)))
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.grpo.max_grad_norm)))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
             self._count_skip()
         else:
             self.optimizer.step()
-        figures = {key: float(value) for key, value in metrics.items()}
-        return {"policy/loss": float(loss.detach()), "policy/grad_norm": float(norm), **figures}
+        return {"policy/loss": loss, "policy/grad_norm": norm, **figures.over(self.ranks)}
 
-    def _logprobs(self, batch: Batch, rows: slice) -> Tensor:
-        """Log-probabilities [b, N, L] of the chunks that were decided before the finish step, 0 elsewhere."""
-        mask = batch.mask[rows].any(-1)
-        decided = mask.nonzero()
-        frames = batch.frames[rows][decided[:, 0].numpy(), decided[:, 1].numpy()]
-        instructions = batch.instructions[rows]
-        texts = [instructions[i] for i in decided[:, 0].tolist()]
-        tokens = batch.tokens[rows][mask]
-        chosen = self.policy.log_prob(frames, texts, tokens, self.config.rollout.temperature)
+    def _parts(self, batch: Batch, rows: slice) -> list[Tensor]:
+        """The chunks [b, N] bool of a mini-batch that this rank computes, pass by pass: those before the finish step."""
+        decided = batch.mask[rows].any(-1)
+        parts = []
+        for places in self.ranks.parts(decided.flatten().nonzero()[:, 0], self.config.grpo.chunks_per_pass):
+            part = torch.zeros(decided.numel(), dtype=torch.bool)
+            part[places] = True
+            parts.append(part.view_as(decided))
+        return parts
+
+    def _loss(self, batch: Batch, rows: slice, part: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """What a part adds to the loss of its mini-batch, and figures of the part."""
+        settings, mask = self.config.grpo, batch.mask[rows] & part[..., None]
+        # The loss is a mean over each trajectory: a part of one weighs as much as its share of it.
+        share = self._num_ratios(mask) / self._num_ratios(batch.mask[rows]).clamp_min(1)
+        return grpo.loss(
+            self._logprobs(batch, rows, part),
+            batch.behavior_logprobs[rows],
+            batch.advantage[rows] * share,
+            mask,
+            settings.clip_low,
+            settings.clip_high,
+            settings.ratio,
+        )
+
+    def _num_ratios(self, mask: Tensor) -> Tensor:
+        """How many ratios each trajectory has [b], for the tokens [b, N, L] of a mask."""
+        return mask.any(-1).sum(1) if self.config.grpo.ratio == "chunk" else mask.sum((1, 2))
+
+    def _logprobs(self, batch: Batch, rows: slice, part: Tensor) -> Tensor:
+        """Log-probabilities [b, N, L] of the chunks of a part [b, N], the behaviour's elsewhere."""
+        places = part.nonzero()
+        if not len(places):  # nothing is left for this rank, and the others cannot gather weights without it
+            places = batch.mask[rows].any(-1).nonzero()[:1]
+        first, second = places.unbind(1)
+        texts = batch.instructions[rows]
+        chosen = self.policy.log_prob(
+            batch.frames[rows][first.numpy(), second.numpy()],
+            [texts[i] for i in first.tolist()],
+            batch.tokens[rows][first, second],
+            self.config.rollout.temperature,
+        ).cpu()
+        behavior = batch.behavior_logprobs[rows]
+        if not part.any():
+            return behavior + 0.0 * chosen.sum()
         # Masked positions take the behaviour's value: their ratio is 1 and they carry no gradient.
-        return batch.behavior_logprobs[rows].masked_scatter(mask[..., None].expand(batch.mask[rows].shape), chosen)
+        return behavior.masked_scatter(part[..., None].expand(behavior.shape), chosen)
 
     @torch.no_grad()
     def _logprob_distance(self, batch: Batch, rows: slice) -> float:
         """Mean distance per token between log-probabilities of sampling time and recomputed ones, same weights."""
-        executed = batch.mask[rows]
-        return float((self._logprobs(batch, rows) - batch.behavior_logprobs[rows]).abs()[executed].mean())
+        figures = Figures()
+        for part in self._parts(batch, rows):
+            executed = batch.mask[rows] & part[..., None]
+            distance = (self._logprobs(batch, rows, part) - batch.behavior_logprobs[rows]).abs()[executed]
+            figures.add({"distance": distance.mean()}, float(executed.sum()))
+        return figures.over(self.ranks)["distance"]
 
     def _count_skip(self) -> None:
         self.num_skipped += 1
@@ -233,7 +283,19 @@ class GrpoLearner:
             )
 
     def save_policy(self, path: str) -> str:
-        self.policy.save_pretrained(path)
+        """Save the policy as its class does, from rank 0."""
+        if self.ranks.size == 1:
+            self.policy.save_pretrained(path)
+            return path
+        gathered = WholeWeights(self.policy)
+        if not self.ranks.is_first:
+            gathered.pass_on()
+            return path
+        copy = load_policy(self.config, self._policy_dir, training=True, device="cpu")
+        state = copy.state_dict()
+        for name, tensor in gathered.items():
+            state[name].copy_(tensor)
+        copy.save_pretrained(path)
         return path
 
 

@@ -4,85 +4,90 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch import Tensor, nn
 
+from learners.supervised import WHOLE, Progress, SupervisedTraining, WorkerShare, run_training, trained_parameters
 from learners.training_state import NO_CHECKPOINTS, Parts, TrainingCheckpoints
 from wmpo_ray.config import CloningConfig
-from wmpo_ray.policies.action_tokens import encode_actions
-from wmpo_ray.policies.tiny import TinyPolicy
+from wmpo_ray.data.windows import as_frames
+from wmpo_ray.interfaces import Policy
 from wmpo_ray.seeding import generator_for
 from wmpo_ray.types import Episodes
 
 
-class PolicyCloner:
+class PolicyCloner(SupervisedTraining):
     """Cross-entropy of the expert's next K actions at every step of every demonstration.
 
-    After the end of a demonstration its last action repeats.
+    After the end of a demonstration its last action repeats. A batch is the numbers of decisions [B]. A step with a
+    loss that is not finite is skipped and counted.
     """
 
-    def __init__(self, policy: TinyPolicy, demos: Episodes, config: CloningConfig, seed: int):
-        self.policy, self.config = policy, config
-        self.rows, self.steps = _decisions(demos)
-        actions = torch.from_numpy(_padded_actions(demos, policy.chunk_length))
-        self.tokens = encode_actions(actions, policy.config.num_bins)
-        self.frames = torch.from_numpy(demos.frames)
-        self.words = policy.word_ids(demos.instructions)
-        self.generator = generator_for(seed, "cloning")
-        self.optimizer = torch.optim.AdamW(
-            policy.parameters(), config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay
+    def __init__(self, policy: Policy, demos: Episodes, config: CloningConfig, seed: int, share: WorkerShare = WHOLE):
+        network = cast(nn.Module, policy)
+        self.trained = trained_parameters(network)
+        optimizer = torch.optim.AdamW(
+            self.trained.values(), config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay
         )
+        generator = generator_for(seed, "cloning")
+        super().__init__(network, policy.cloning_loss, optimizer, generator, config, "policy.cloning", share)
+        self.config, self.chunk_length = config, policy.chunk_length
+        self.rows, self.steps = _decisions(demos)
+        self.actions = torch.from_numpy(_padded_actions(demos, policy.chunk_length))
+        self.frames, self.instructions = as_frames(demos.frames), demos.instructions
+        self.numbers["skipped_steps"] = 0
 
-    def step(self, step: int) -> float | None:
-        """One optimizer step; returns the loss, or None if it is not finite and the step is skipped."""
-        config, chunk = self.config, self.policy.chunk_length
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * _schedule(step, config.steps)
-        chosen = torch.randint(len(self.rows), (config.batch_size,), generator=self.generator)
+    @property
+    def parts(self) -> Parts:
+        return {"policy": self.trained, "optimizer": self.optimizer, "generator": self.generator}
+
+    def learning_rate_factor(self) -> float:
+        return _schedule(self.num_steps, self.config.steps)
+
+    def draw(self) -> Tensor:
+        return torch.randint(len(self.rows), (self.config.batch_size,), generator=self.generator)
+
+    def inputs(self, batch: Tensor) -> tuple[tuple, int]:
+        """Frames [n, H, W, 3], instructions and actions [n, K, D]."""
+        chosen = batch[self.share.of(len(batch))]
         row, t = self.rows[chosen], self.steps[chosen]
-        target = self.tokens[row[:, None], t[:, None] + torch.arange(chunk)].flatten(1)
-        logits = self.policy(self.frames[row, t], self.words[row])
-        loss = F.cross_entropy(logits.flatten(0, 1), target.flatten())
-        self.optimizer.zero_grad(set_to_none=True)
-        if not torch.isfinite(loss):
-            return None
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), config.max_grad_norm)
-        self.optimizer.step()
-        return float(loss.detach())
+        actions = self.actions[row[:, None], t[:, None] + torch.arange(self.chunk_length)]
+        texts = [self.instructions[i] for i in row.tolist()]
+        return (self.frames[row, t].numpy(), texts, actions), len(batch)
+
+    def update(self, loss: float) -> dict[str, float]:
+        if math.isfinite(loss):
+            torch.nn.utils.clip_grad_norm_(self.trained.values(), self.config.max_grad_norm)
+            self.optimizer.step()
+            self.smooth(loss)
+        else:
+            self.numbers["skipped_steps"] += 1
+        return {"loss": self.numbers["loss"]}
 
 
 def clone_policy(
-    policy: TinyPolicy,
+    policy: Policy,
     demos: Episodes,
     config: CloningConfig,
     seed: int,
-    progress: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
+    progress: Progress = lambda step, figures: None,
     checkpoints: TrainingCheckpoints = NO_CHECKPOINTS,
+    share: WorkerShare = WHOLE,
 ) -> dict[str, float]:
     """Train `policy` in place, from the newest checkpoint if there is one; returns the last smoothed loss.
 
-    Steps with a loss that is not finite are skipped and counted.
+    What is trained are the parameters that want a gradient. Steps with a loss that is not finite are skipped and
+    counted.
     """
     started = time.monotonic()
-    cloner = PolicyCloner(policy, demos, config, seed)
-    parts: Parts = {"policy": policy, "optimizer": cloner.optimizer, "generator": cloner.generator}
-    first, numbers = checkpoints.restore(parts) or (0, {"loss": 0.0, "skipped_steps": 0})
-    policy.train()
-    for step in range(first, config.steps):
-        loss = cloner.step(step)
-        if loss is None:
-            numbers["skipped_steps"] += 1
-        else:
-            numbers["loss"] = loss if step == 0 else 0.95 * numbers["loss"] + 0.05 * loss
-        progress(step + 1, {"loss": numbers["loss"]})
-        checkpoints.save(step + 1, parts, numbers)
-    policy.eval()
-    seconds = time.monotonic() - started
-    return {"loss": numbers["loss"], "skipped_steps": numbers["skipped_steps"], "seconds": seconds}
+    cloner = PolicyCloner(policy, demos, config, seed, share)
+    cloner.network.train()
+    run_training(cloner, progress, checkpoints)
+    cloner.network.eval()
+    return {**cloner.numbers, "seconds": time.monotonic() - started}
 
 
 def _schedule(step: int, total: int, warmup: int = 50) -> float:
@@ -90,7 +95,7 @@ def _schedule(step: int, total: int, warmup: int = 50) -> float:
     return min(1.0, (step + 1) / warmup) * (0.475 * (1 + math.cos(math.pi * step / total)) + 0.05)
 
 
-def _decisions(demos: Episodes) -> tuple[torch.Tensor, torch.Tensor]:
+def _decisions(demos: Episodes) -> tuple[Tensor, Tensor]:
     """Row and step of every frame at which an action was still taken."""
     before_end = np.arange(demos.actions.shape[1])[None] < demos.lengths[:, None]
     rows, steps = np.nonzero(before_end)

@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from learners.supervised import WHOLE, Progress, SupervisedTraining, WorkerShare, run_training
 from learners.training_state import NO_CHECKPOINTS, Parts, TrainingCheckpoints
 from wmpo_ray.config import RewardConfig
+from wmpo_ray.data.windows import as_frames
 from wmpo_ray.fidelity import binary_report
-from wmpo_ray.reward_models.videomae import VideoMAERewardModel
 from wmpo_ray.seeding import generator_for
 from wmpo_ray.types import Episodes
 
 Index = Tensor  # [n, 2] int64: episode, last frame of the clip
+
+
+class TrainableRewardModel(Protocol):
+    """What a reward model has besides `interfaces.RewardModel` so that it can be trained."""
+
+    network: nn.Module
+    clip_length: int
+    instructions: tuple[str, ...]  # those it tells apart
+
+    def clip_logits(self, clips: Tensor, instructions: Sequence[str]) -> Tensor:
+        """Differentiable logit of success [B] of clips [B, L, H, W, 3], float in about 0..255."""
 
 
 @dataclass(frozen=True)
@@ -46,36 +59,59 @@ def _pairs(rows: list) -> Tensor:
     return torch.tensor(rows, dtype=torch.int64).reshape(-1, 2)
 
 
-class RewardTrainer:
+def clips_to_learn(config: RewardConfig, episodes: Episodes) -> ClipIndex:
+    """Raises ValueError where there are only positives or only negatives."""
+    clips = index_clips(episodes, config.clip_length, config.success_margin)
+    for name in ("positive", "negative"):
+        if len(getattr(clips, name)) == 0:
+            raise ValueError(
+                f"the {len(episodes)} episodes for the reward model hold no {name} clip "
+                f"({int(episodes.success.sum())} successes); collect more (collect.num_trajectories) or clone a "
+                "policy that both succeeds and fails (policy.cloning.steps)"
+            )
+    return clips
+
+
+class ClipBatch(NamedTuple):
+    clips: Index
+    texts: list[str]
+    labels: Tensor  # [B] float32: 1 for a success
+
+
+class RewardTrainer(SupervisedTraining):
     """Balanced batches of clips, binary cross-entropy.
 
     Where tasks share a scene and differ by instruction, some negatives are terminal clips with another instruction:
-    they are what teaches the model to read it.
+    they are what teaches the model to read it. A batch is `ClipBatch`.
     """
 
-    def __init__(self, model: VideoMAERewardModel, config: RewardConfig, episodes: Episodes, seed: int):
+    def __init__(
+        self,
+        model: TrainableRewardModel,
+        config: RewardConfig,
+        episodes: Episodes,
+        seed: int,
+        share: WorkerShare = WHOLE,
+    ):
         self.model, self.config = model, config
-        self.clips = index_clips(episodes, model.clip_length, config.success_margin)
-        for name in ("positive", "negative"):
-            if len(getattr(self.clips, name)) == 0:
-                raise ValueError(
-                    f"the {len(episodes)} episodes for the reward model hold no {name} clip "
-                    f"({int(episodes.success.sum())} successes); collect more (collect.num_trajectories) or clone a "
-                    "policy that both succeeds and fails (policy.cloning.steps)"
-                )
-        self.frames = torch.from_numpy(episodes.frames)
-        self.instructions = episodes.instructions
-        self.generator = generator_for(seed, "reward")
-        self.optimizer = torch.optim.AdamW(
+        self.clips = clips_to_learn(config, episodes)
+        self.frames, self.instructions = as_frames(episodes.frames), episodes.instructions
+        optimizer = torch.optim.AdamW(
             model.network.parameters(), config.learning_rate, weight_decay=config.weight_decay
         )
+        generator = generator_for(seed, "reward")
+        super().__init__(model.network, self._clip_loss, optimizer, generator, config, "reward", share)
 
-    def step(self, step: int) -> float:
-        config, generator = self.config, self.generator
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * (0.475 * (1 + math.cos(math.pi * step / config.steps)) + 0.05)
-        half = config.batch_size // 2
-        swapped = round(half * config.swapped_share) if len(self.model.instructions) > 1 else 0
+    @property
+    def parts(self) -> Parts:
+        return {"network": self.network, "optimizer": self.optimizer, "generator": self.generator}
+
+    def learning_rate_factor(self) -> float:
+        return 0.475 * (1 + math.cos(math.pi * self.num_steps / self.config.steps)) + 0.05
+
+    def draw(self) -> ClipBatch:
+        half = self.config.batch_size // 2
+        swapped = round(half * self.config.swapped_share) if len(self.model.instructions) > 1 else 0
         index = torch.cat(
             [
                 self._draw(self.clips.positive, half),
@@ -83,20 +119,29 @@ class RewardTrainer:
                 self._draw(self.clips.positive, swapped),
             ]
         )
-        label = torch.cat([torch.ones(half), torch.zeros(half)])
         texts = [self.instructions[i] for i in index[:, 0].tolist()]
         for i in range(2 * half - swapped, 2 * half):
             texts[i] = self._other_instruction(texts[i])
-        offsets = torch.arange(1 - self.model.clip_length, 1)
-        clips = self.frames[index[:, :1], index[:, 1:] + offsets].float()
-        flip = torch.rand(len(clips), generator=generator) < 0.5
+        return ClipBatch(index, texts, torch.cat([torch.ones(half), torch.zeros(half)]))
+
+    def inputs(self, batch: ClipBatch) -> tuple[tuple, int]:
+        """Clips [n, L, H, W, 3] float in about 0..255, augmented, with instructions and labels [n]."""
+        total, generator = len(batch.clips), self.generator
+        own = self.share.of(total)
+        index = batch.clips[own]
+        clips = self.frames[index[:, :1], index[:, 1:] + torch.arange(1 - self.model.clip_length, 1)].float()
+        flip = torch.rand(total, generator=generator)[own] < 0.5
         clips = torch.where(flip.view(-1, 1, 1, 1, 1), clips.flip(2), clips)
-        clips = clips + config.pixel_noise * torch.randn(clips.shape, generator=generator)
-        loss = F.binary_cross_entropy_with_logits(self.model.logits(clips, texts), label)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        noise = torch.randn((total, *clips.shape[1:]), generator=generator)[own]
+        return (clips + self.config.pixel_noise * noise, batch.texts[own], batch.labels[own]), total
+
+    def update(self, loss: float) -> dict[str, float]:
         self.optimizer.step()
-        return float(loss.detach())
+        return {"loss": self.smooth(loss)}
+
+    def _clip_loss(self, clips: Tensor, texts: Sequence[str], labels: Tensor) -> Tensor:
+        device = self.device
+        return F.binary_cross_entropy_with_logits(self.model.clip_logits(clips.to(device), texts), labels.to(device))
 
     def _draw(self, index: Index, count: int) -> Index:
         return index[torch.randint(len(index), (count,), generator=self.generator)]
@@ -107,27 +152,22 @@ class RewardTrainer:
 
 
 def train_reward_model(
-    model: VideoMAERewardModel,
+    model: TrainableRewardModel,
     config: RewardConfig,
     episodes: Episodes,
     seed: int,
-    progress: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
+    progress: Progress = lambda step, figures: None,
     checkpoints: TrainingCheckpoints = NO_CHECKPOINTS,
+    share: WorkerShare = WHOLE,
 ) -> dict[str, float]:
     """Train in place, from the newest checkpoint if there is one; returns the last smoothed loss and the seconds."""
     started = time.monotonic()
-    trainer = RewardTrainer(model, config, episodes, seed)
-    parts: Parts = {"network": model.network, "optimizer": trainer.optimizer, "generator": trainer.generator}
-    first, numbers = checkpoints.restore(parts) or (0, {"loss": 0.0})
+    trainer = RewardTrainer(model, config, episodes, seed, share)
     model.network.train()
-    for step in range(first, config.steps):
-        loss = trainer.step(step)
-        numbers["loss"] = loss if step == 0 else 0.95 * numbers["loss"] + 0.05 * loss
-        progress(step + 1, {"loss": numbers["loss"]})
-        checkpoints.save(step + 1, parts, numbers)
+    run_training(trainer, progress, checkpoints)
     model.network.eval()
     return {
-        "loss": numbers["loss"],
+        "loss": trainer.numbers["loss"],
         "seconds": time.monotonic() - started,
         "positive_clips": len(trainer.clips.positive),
         "negative_clips": len(trainer.clips.negative),

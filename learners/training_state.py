@@ -15,7 +15,7 @@ from wmpo_ray.checkpoint import load_checkpoint, optimizer_from_tensors, optimiz
 from wmpo_ray.errors import UserError
 from wmpo_ray.untrusted import check_tensors
 
-Part = nn.Module | torch.optim.Optimizer | torch.Generator | Sequence[Tensor]
+Part = nn.Module | torch.optim.Optimizer | torch.Generator | Sequence[Tensor] | Mapping[str, Tensor]
 Parts = Mapping[str, Part]  # by names without a dot
 Numbers = dict[str, Any]  # int, float or a list of one of them
 
@@ -83,6 +83,8 @@ def _pack(parts: Parts) -> tuple[dict[str, Tensor], dict]:
             state = part.state_dict()
         elif isinstance(part, torch.Generator):
             state = {"state": part.get_state()}
+        elif isinstance(part, Mapping):
+            state = dict(part)
         else:
             state = {str(i): tensor for i, tensor in enumerate(part)}
         tensors |= {f"{name}.{key}": tensor for key, tensor in state.items()}
@@ -110,6 +112,9 @@ def _unpack(parts: Parts, tensors: dict[str, Tensor], meta: dict) -> None:
             part.load_state_dict(state)
         elif isinstance(part, torch.Generator):
             part.set_state(state["state"])
+        elif isinstance(part, Mapping):
+            for key, tensor in part.items():
+                tensor.copy_(state[key])
         else:
             for i, tensor in enumerate(part):
                 tensor.copy_(state[str(i)])

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from learners.supervised import WHOLE, WorkerShare
 from learners.training_state import TrainingCheckpoints
 from learners.world_model_trainer import WorldModelTrainer
 from wmpo_ray.config import Config
 from wmpo_ray.data.windows import WindowSampler
 from wmpo_ray.fidelity import psnr_per_frame, replay, starts_of
-from wmpo_ray.runtime_settings import configure_process
+from wmpo_ray.files import atomic_directory
+from wmpo_ray.runtime_settings import configure_process, process_device
 from wmpo_ray.seeding import seed_for
 from wmpo_ray.types import Episodes
-from wmpo_ray.world_models.diffusion import DiffusionWorldModel
+from wmpo_ray.world_models.loading import begin_world_model, place_world_model
 
 STEPS_PER_CALL = 10  # between two reports of progress
+BEFORE = "before"  # among the numbers of the trainer: the error before the first step
 
 
 class WorldModelAligner:
@@ -27,22 +32,22 @@ class WorldModelAligner:
     `checkpoint_dir`, "": nowhere.
     """
 
-    def __init__(self, config: Config, name: str, pretrained: str, checkpoint_dir: str = ""):
+    def __init__(
+        self,
+        config: Config,
+        name: str,
+        pretrained: str,
+        checkpoint_dir: str = "",
+        share: WorkerShare = WHOLE,
+        device: torch.device | None = None,
+    ):
         configure_process(config.cluster.threads_per_process)
         self.config, self.seed = config, seed_for(config.seed, "align", name)
-        chunk, action_dim = config.rollout.chunk_length, 3
-        if pretrained:
-            self.world_model = DiffusionWorldModel.load(pretrained)
-        else:
-            self.world_model = DiffusionWorldModel.create(config.world_model, action_dim, chunk, self.seed)
-        if self.world_model.chunk_length != chunk:
-            raise ValueError(
-                f"world model {pretrained!r} imagines chunks of {self.world_model.chunk_length} frames; "
-                f"set rollout.chunk_length={self.world_model.chunk_length} or world_model.pretrained"
-            )
-        self.trainer = WorldModelTrainer(self.world_model, config.world_model.alignment, self.seed)
-        self.samplers: list[WindowSampler] | None = None
-        self.before: list[float] | None = None  # error before the first step
+        fresh = begin_world_model(config, pretrained, self.seed)
+        self.world_model = place_world_model(fresh, config, device or process_device(config.cluster.device))
+        self.trainer = WorldModelTrainer(self.world_model, config.world_model.alignment, self.seed, share=share)
+        self._is_fed = False
+        self._held_out: Episodes | None = None
         self._messages: list[str] = []
         self.checkpoints = TrainingCheckpoints(
             Path(checkpoint_dir) if checkpoint_dir else None,
@@ -53,37 +58,41 @@ class WorldModelAligner:
 
     def resume(self) -> tuple[int, list[str]]:
         """Take up the newest checkpoint; returns steps done, and what there is to tell about the checkpoints."""
-        numbers = self.trainer.restore(self.checkpoints)
-        if numbers is not None:
-            self.before = numbers["before"]
+        self.trainer.restore(self.checkpoints)
         return self.trainer.num_steps, self._messages
+
+    def use(self, rollouts: Episodes, expert: Episodes, held_out: Episodes | None) -> None:
+        """Train on the first two. The error on the third is measured now, unless a checkpoint told it, and at the end."""
+        share = self.config.world_model.alignment.demo_share
+        self.trainer.use([self._sampler(rollouts), self._sampler(expert)], [1 - share, share])
+        self._held_out = held_out
+        if held_out is not None and BEFORE not in self.trainer.numbers:
+            self.trainer.numbers[BEFORE] = self._error(held_out)
+        self._is_fed = True
 
     def advance(self, data: tuple[Episodes, Episodes, Episodes]) -> tuple[int, dict[str, float]]:
         """Train a few steps on (rollouts, demonstrations, held-out rollouts); returns steps done and the loss.
 
         Needed at least once before `finish`, also where no step is left. Raises `UserError` on a full disk.
         """
-        if self.samplers is None:
-            rollouts, expert, self.held_out = data
-            self.samplers = [self._sampler(rollouts), self._sampler(expert)]
-        if self.before is None:
-            self.before = self._error()
-        share = self.config.world_model.alignment.demo_share
+        if not self._is_fed:
+            self.use(*data)
         shown: dict[str, float] = {}
-        for _ in range(min(STEPS_PER_CALL, self.trainer.config.steps - self.trainer.num_steps)):
-            shown = {"loss": self.trainer.step(self.samplers, [1 - share, share])["loss"]}
-            self.trainer.save(self.checkpoints, {"before": self.before})
+        for batch in islice(self.trainer.batches(), STEPS_PER_CALL):
+            shown = {"loss": self.trainer.train_on(batch)["loss"]}
+            self.trainer.save(self.checkpoints)
         return self.trainer.num_steps, shown
 
     def finish(self, path: str) -> dict[str, Any]:
         """Save the averaged weights and compare the error on held-out rollouts with that before alignment."""
-        assert self.before is not None, "the data comes with `advance`"
+        assert self._held_out is not None, "the data comes with `use` or `advance`"
         self.trainer.average.swap()
-        self.world_model.save(path)
-        after = self._error()
+        with atomic_directory(Path(path)) as folder:
+            self.world_model.save(folder)
+        before, after = self.trainer.numbers[BEFORE], self._error(self._held_out)
         return {
-            "psnr_per_frame_db": {"before": self.before, "after": after},
-            "psnr_db_before": sum(self.before) / len(self.before),
+            "psnr_per_frame_db": {"before": before, "after": after},
+            "psnr_db_before": sum(before) / len(before),
             "psnr_db_after": sum(after) / len(after),
             "skipped_steps": self.trainer.num_skipped,
         }
@@ -95,9 +104,9 @@ class WorldModelAligner:
             episodes.frames, episodes.actions, episodes.lengths, world.context_frames, world.chunk_length, weights
         )
 
-    def _error(self) -> list[float]:
-        videos = replay(self.world_model, starts_of(self.held_out), self.held_out.actions, self.seed)
-        return [float(value) for value in psnr_per_frame(self.held_out.frames, videos, self.held_out.lengths)]
+    def _error(self, held_out: Episodes) -> list[float]:
+        videos = replay(self.world_model, starts_of(held_out), held_out.actions, self.seed)
+        return [float(value) for value in psnr_per_frame(held_out.frames, videos, held_out.lengths)]
 
 
 def grip_changes(actions: np.ndarray, chunk_length: int) -> np.ndarray:

@@ -191,7 +191,17 @@ def test_weights_that_are_wrong_are_refused_by_the_loaders(tmp_path):
 def test_more_layers_than_the_weights_have_are_no_work(tmp_path):
     shutil.copy(WORLD_MODEL, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"depth": 10**9}))
-    assert "depth = 1000000000" in refusal(tmp_path)
+    found = inspect_path(tmp_path)
+    assert "depth = 1000000000" in found.problems[0] and found.facts()["can be loaded"] == "no"
+    with pytest.raises(UserError, match="depth = 1000000000"):
+        load_published_network(tmp_path)
+
+
+def test_an_autoencoder_without_its_config_is_still_told(tmp_path):
+    shutil.copy(VAE / "model.safetensors", tmp_path)
+    found = inspect_path(tmp_path)
+    assert "autoencoder" in found.kind and not found.loadable and "config.json" in found.problems[0]
+    assert wmpo("checkpoints", "inspect", tmp_path).exit_code == 1
 
 
 class Code:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -109,7 +111,11 @@ def test_a_file_without_a_preset_starts_from_the_defaults(write):
 
 @pytest.mark.parametrize(
     ("text", "part"),
-    [("seed = ", "is not TOML"), ('preset = "dmeo"', "known presets are demo, "), ("preset = 3", "known presets are")],
+    [
+        ("seed = ", "is not TOML"),
+        ('preset = "dmeo"', "known presets are aloha, coffee, demo, "),
+        ("preset = 3", "known presets are"),
+    ],
 )
 def test_a_file_that_cannot_be_read_is_named(write, text, part):
     path = write(text)
@@ -118,7 +124,80 @@ def test_a_file_that_cannot_be_read_is_named(write, text, part):
 
 def test_a_source_that_is_nothing_lists_the_presets(tmp_path):
     for source in ("dmeo", str(tmp_path)):
-        assert f"'{source}' is neither a preset (demo, " in error_of(source)
+        assert f"'{source}' is neither a preset (aloha, coffee, demo, " in error_of(source)
+
+
+# -- variants ----------------------------------------------------------------------------------------------------
+
+TASKS = ("aloha", "coffee", "square", "stack_three", "three_piece_assembly")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_variant_changes_what_paper_and_reference_disagree_about(task):
+    paper, reference = (load_config(task, [f"variant={name}"]) for name in ("paper", "reference"))
+    assert (paper.grpo.ratio, paper.grpo.advantage_std) == ("chunk", "population")
+    assert (reference.grpo.ratio, reference.grpo.advantage_std) == ("token", "unbiased")
+    assert (paper.world_model.denoiser.conditioning_noise, paper.world_model.alignment.ema_decay) == (0.05, 0.9999)
+    assert (reference.world_model.denoiser.conditioning_noise, reference.world_model.alignment.ema_decay) == (
+        0.015,
+        0.99,
+    )
+    assert (paper.world_model.alignment.max_grad_norm, reference.world_model.alignment.max_grad_norm) == (0.1, 1.0)
+    assert (paper.reward.min_steps, reference.reward.min_steps) == (0, 100)
+    assert paper.reward.threshold == 0.0, "chosen on validation"
+    for config in (paper, reference):
+        assert (config.grpo.clip_low, config.grpo.clip_high, config.grpo.learning_rate) == (0.20, 0.28, 5e-6)
+        assert config.rollout == load_config(task).rollout
+
+
+def test_presets_of_a_task_differ_only_in_the_task():
+    of_a_task = {
+        "name", "environment.kind", "environment.task", "environment.horizon", "policy.pretrained",
+        "policy.openvla.unnorm_key", "world_model.pretrained", "reward.pretrained", "reward.threshold",
+    }  # fmt: skip
+    for task in TASKS:
+        changed = {line.split(":")[0] for line in config_differences(load_config("coffee"), load_config(task))}
+        assert changed <= of_a_task
+    released = {task: load_config(task).reward.threshold for task in TASKS}
+    assert released == {
+        "aloha": 0.0, "coffee": 0.82, "square": 0.96, "stack_three": 0.66, "three_piece_assembly": 0.62
+    }  # fmt: skip
+
+
+def test_a_file_wins_over_its_variant_and_an_override_over_both(write):
+    text = 'preset = "square"\nvariant = "reference"\n[grpo]\nratio = "chunk"\nnum_updates = 7\n'
+    config = load_config(write(text), ["grpo.num_updates=8"])
+    assert (config.grpo.ratio, config.grpo.advantage_std, config.grpo.num_updates) == ("chunk", "unbiased", 8)
+    assert config.reward.threshold == 0.96
+    paper = load_config(write(text), ["variant=paper"])
+    assert (paper.grpo.ratio, paper.grpo.advantage_std, paper.reward.threshold) == ("chunk", "population", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("preset", "variant", "part"),
+    [
+        ("coffee", "papr", "known are paper, reference"),
+        ("demo", "paper", "the preset has none"),
+        ("coffee", "3", "known"),
+    ],
+)
+def test_a_variant_that_is_none_is_named(preset, variant, part):
+    assert part in (message := error_of(preset, f"variant={variant}")) and message.startswith("variant = ")
+
+
+def test_the_sampler_of_a_pretrained_model_counts_only_where_it_was_chosen(tmp_path):
+    """Run folders of earlier versions name a sampler that was never used."""
+    data = json.loads(config_to_json(load_config("demo")))
+    data["world_model"]["sampler"] = {"num_steps": 30, "shift": 1.0}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(data))
+    assert read_config_json(path) == load_config("demo")
+    data["world_model"]["pretrained"] = ""
+    path.write_text(json.dumps(data))
+    assert read_config_json(path).world_model.sampler.num_steps == 30
+    chosen = load_config("demo", ["world_model.sampler.num_steps=30"])
+    path.write_text(config_to_json(chosen))
+    assert read_config_json(path) == chosen
 
 
 # -- overrides ---------------------------------------------------------------------------------------------------
@@ -196,6 +275,18 @@ def test_an_ill_typed_value_gives_key_value_and_what_is_expected(override, messa
         (["grpo.minibatch_trajectories=513"], "grpo.minibatch_trajectories=513 is more than the 512 trajectories"),
         (["rollout.max_attempts=8"], "max_attempts=8 is below groups_per_update=64; set rollout.max_attempts"),
         (["world_model.kind=simulator", "reward.verify.enabled=true"], "reward.verify.enabled needs world_model.kind"),
+        (["policy.kind=openvla_oft"], 'policy.pretrained = "": policy.kind = "openvla_oft" has no fresh network'),
+        (["reward.kind=videomae_published"], 'reward.pretrained = "": reward.kind = "videomae_published" has no fresh'),
+        (["policy.cloning.steps=0"], "policy.cloning.steps=0 takes a policy as it is, and there is none"),
+        (["reward.steps=0"], "reward.steps=0 takes a reward model as it is, and there is none"),
+        (["world_model.pretrained=", "world_model.alignment.steps=0"], "world_model.alignment.steps=0 takes a world "),
+        (["policy.openvla.lora_rank=8"], "policy.openvla.lora_rank=8: adapters need policy.kind"),
+        (
+            ["policy.openvla={lora_dropout=0.1, gradient_checkpointing=true}"],
+            "policy.openvla.lora_dropout=0.1: with gradient_checkpointing",
+        ),
+        (["cluster.training_workers=[2, 1]"], "cluster.training_workers = [2, 1]: give a number of workers"),
+        (["cluster.training_workers=0"], "cluster.training_workers = 0: give a number of workers"),
     ],
 )
 def test_settings_that_do_not_fit_each_other_are_refused(write, overrides, message):
@@ -216,7 +307,16 @@ def test_a_plain_name_is_kept(name):
     assert validate({"name": name}).name == name
 
 
-@pytest.mark.parametrize("key", ["world_model.pretrained", "world_model.codec", "reward.verify.pretrained"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "world_model.pretrained",
+        "world_model.codec",
+        "reward.verify.pretrained",
+        "policy.pretrained",
+        "reward.pretrained",
+    ],
+)
 def test_an_address_in_place_of_a_path_is_named_with_what_is_allowed(key):
     message = error_of("demo", f"{key}=s3://bucket/x")
     assert message.startswith(f'{key} = "s3://bucket/x": s3:// is no file system') and message.endswith(f"change {key}")

@@ -30,6 +30,32 @@ def test_advantages_are_those_of_algorithm_1(golden):
     torch.testing.assert_close(ours, golden["paper_advantages"], atol=1e-10, rtol=0)
 
 
+def test_unbiased_advantages_are_the_published_ones(golden):
+    rewards = golden["rewards"].view(GROUPS, SIZE)
+    ours = grpo.advantages(rewards.double(), "unbiased").flatten()
+    torch.testing.assert_close(ours, golden["paper_advantages_unbiased_eps"], atol=1e-10, rtol=0)
+    five = grpo.advantages(5 * rewards, "unbiased").flatten()[:, None] * golden["response_mask"]
+    torch.testing.assert_close(five, golden["advantages_official"], atol=1e-5, rtol=0)
+
+
+def test_a_group_of_one_is_its_own_reward_and_equal_ones_are_nothing():
+    alone = grpo.advantages(torch.tensor([[5.0], [0.0]]), "unbiased")
+    torch.testing.assert_close(alone, torch.tensor([[5.0 / (1 + 1e-6)], [0.0]]))
+    assert torch.equal(grpo.advantages(torch.ones(2, 4), "unbiased"), torch.zeros(2, 4))
+
+
+def test_figures_of_each_trajectory_are_the_published_ones(golden):
+    mask = token_mask(golden["finish_step"], CHUNKS, K, D)
+    advantage = golden["advantages_official"][:, 0]
+    new, old = chunked(golden["new_log_probs"]), chunked(golden["old_log_probs"])
+    for row in range(len(new)):
+        one = slice(row, row + 1)
+        _, figures = grpo.loss(new[one], old[one], advantage[one], mask[one], 0.2, 0.28, "token")
+        clipped, kl = golden["official_clipfrac_per_traj"][row], golden["official_ppo_kl_per_traj"][row]
+        torch.testing.assert_close(figures["policy/clip_active"], clipped, atol=1e-6, rtol=0)
+        torch.testing.assert_close(figures["policy/kl"], kl, atol=1e-6, rtol=0)
+
+
 def test_chunk_objective_is_eq_4(golden):
     everything = torch.ones(len(golden["rewards"]), CHUNKS, K * D, dtype=torch.bool)
     old = chunked(golden["old_log_probs"].double())

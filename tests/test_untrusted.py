@@ -19,7 +19,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from tests.world_models.small import small_world_model
-from wmpo_ray.config import RewardConfig
+from wmpo_ray.config import Config, RewardConfig
 from wmpo_ray.errors import UserError
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig
 from wmpo_ray.registry import load_policy
@@ -206,7 +206,7 @@ def save_autoencoder(folder: Path) -> None:
 
 
 MODELS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object], str]] = {
-    "policy": (save_policy, lambda path: load_policy("tiny", str(path)), "model"),
+    "policy": (save_policy, lambda path: load_policy(Config(), str(path)), "model"),
     "reward": (save_reward, VideoMAERewardModel.load, "model"),
     "world": (lambda path: small_world_model().save(path), DiffusionWorldModel.load, "diffusion_pytorch_model"),
     "autoencoder": (save_autoencoder, AutoencoderCodec.load, "diffusion_pytorch_model"),

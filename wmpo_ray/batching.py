@@ -33,8 +33,10 @@ class GroupSlice(NamedTuple):
     finish_step: np.ndarray  # [G] int64
 
 
-def build_batch(groups: Sequence[GroupSlice], sources: Sequence[Trajectories]) -> Batch:
-    """Stack the groups in the order given."""
+def build_batch(
+    groups: Sequence[GroupSlice], sources: Sequence[Trajectories], deviation: grpo.Deviation = "population"
+) -> Batch:
+    """Stack the groups in the order given; `deviation`: what advantages are divided by, see `grpo.advantages`."""
     parts = [sources[group.source].rows(*group.rows) for group in groups]
     rewards = torch.from_numpy(np.stack([group.success for group in groups])).float()
     finish = torch.from_numpy(np.concatenate([group.finish_step for group in groups]))
@@ -45,7 +47,7 @@ def build_batch(groups: Sequence[GroupSlice], sources: Sequence[Trajectories]) -
         tuple(text for part in parts for text in part.instructions),
         torch.from_numpy(np.concatenate([part.action_tokens for part in parts])),
         torch.from_numpy(np.concatenate([part.behavior_logprobs for part in parts])),
-        grpo.advantages(rewards).flatten(),
+        grpo.advantages(rewards, deviation).flatten(),
         token_mask(finish, num_chunks, chunk_length, action_dim),
     )
 

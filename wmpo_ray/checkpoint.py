@@ -1,6 +1,7 @@
 """Checkpoints: `<root>/step-000012/{tensors.safetensors, meta.json, manifest.json}` and `<root>/latest`.
 
-A checkpoint appears under its name complete or not at all. The manifest holds size and SHA-256 of the other files, so
+Several processes that hold parts of the tensors write a file each instead, with the names that
+torch.distributed.checkpoint gives them. A checkpoint appears under its name complete or not at all. The manifest holds size and SHA-256 of the other files, so
 that a damaged one is noticed, named and passed over. Nothing is pickled.
 """
 
@@ -10,10 +11,11 @@ import errno
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -31,6 +33,16 @@ MAX_MANIFEST_BYTES = 65536
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")  # of an optimizer, shaped like the parameter
 
 _STEP_FOLDER = re.compile(r"step-(\d{6,})")
+_SHARD = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """A checkpoint that is whole, its tensors unread."""
+
+    step: int
+    meta: dict
+    path: Path
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,9 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     meta: dict
     path: Path
+
+
+Found = TypeVar("Found")
 
 
 class _Entry(BaseModel):
@@ -66,22 +81,34 @@ def save_checkpoint(root: Path, step: int, tensors: dict[str, Tensor], meta: dic
     Checkpoints of later steps are deleted too: they belong to a course that this run has gone back on. `meta` holds
     JSON's types only (`ValueError`/`TypeError` otherwise). Raises `UserError` on a full disk; what was there stays.
     """
+    with new_checkpoint(root, step, meta, keep, {}) as partial:
+        _save_tensors(partial / TENSORS, tensors)
+    return root / f"step-{step:06d}"
+
+
+@contextmanager
+def new_checkpoint(root: Path, step: int, meta: dict, keep: int, hashes: Mapping[str, str]) -> Iterator[Path]:
+    """Yield a folder to put files of tensors in; it becomes the checkpoint of `step` as `save_checkpoint` would make it.
+
+    Args:
+        hashes: SHA-256 of those files, by name, as far as somebody knows them when the block ends
+    """
     if keep < 1:
         raise ValueError(f"keep={keep}: at least 1 checkpoint must stay; set checkpoint.keep")
     root.mkdir(parents=True, exist_ok=True)
     remove_leftovers(root)
     folder = root / f"step-{step:06d}"
     with atomic_directory(folder) as partial:
-        _save_tensors(partial / TENSORS, tensors)
+        yield partial
+        names = [path.name for path in partial.iterdir()]
         _write_json(partial / META, meta)
-        _write_json(partial / MANIFEST, _manifest_of(partial, step))
+        _write_json(partial / MANIFEST, _manifest_of(partial, step, [*names, META], hashes))
     for other_step, other in _step_folders(root):
         if other_step > step:
             remove_directory(other)
     atomic_write(root / LATEST, folder.name)
     for _, old in _step_folders(root)[keep:]:
         remove_directory(old)
-    return folder
 
 
 def load_checkpoint(root: Path, report: Callable[[str], None]) -> Checkpoint | None:
@@ -90,12 +117,21 @@ def load_checkpoint(root: Path, report: Callable[[str], None]) -> Checkpoint | N
     Each file that is missing, truncated or altered is named through `report`, one line each, and the checkpoint before
     is tried. Raises `UserError` if there are checkpoints but none is whole.
     """
+    return _newest(root, report, _load)
+
+
+def find_checkpoint(root: Path, report: Callable[[str], None]) -> CheckpointFolder | None:
+    """The same, its tensors unread."""
+    return _newest(root, report, _inspect)
+
+
+def _newest(root: Path, report: Callable[[str], None], read: Callable[[Path, int], Found]) -> Found | None:
     problems = _problems_of_latest(root)
     for problem in problems:
         report(problem)
     for step, folder in _step_folders(root):
         try:
-            return _load(folder, step)
+            return read(folder, step)
         except _Damaged as error:
             problems.append(str(error))
             report(f"{error}; trying the checkpoint before it")
@@ -226,13 +262,25 @@ def _write_json(path: Path, content: dict) -> None:
         write_all(file.fileno(), json.dumps(content, allow_nan=False, separators=(",", ":")).encode())
 
 
-def _manifest_of(folder: Path, step: int) -> dict:
-    paths = [folder / TENSORS, folder / META]
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in paths}
+def _manifest_of(folder: Path, step: int, names: list[str], hashes: Mapping[str, str]) -> dict:
+    files = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": hashes.get(name) or sha256_of(folder / name)}
+        for name in names
+    }
     return {"format": FORMAT, "step": step, "files": files}
 
 
 def _load(folder: Path, step: int) -> Checkpoint:
+    found = _inspect(folder, step)
+    path = folder / TENSORS
+    try:
+        # The library compares the header with the file's size before it allocates anything.
+        return Checkpoint(step, load_file(path), found.meta, folder)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise _Damaged(f"{path} is damaged: {error}") from error
+
+
+def _inspect(folder: Path, step: int) -> CheckpointFolder:
     path = folder / MANIFEST
     try:
         files = _read_manifest(path, step).files
@@ -241,19 +289,15 @@ def _load(folder: Path, step: int) -> Checkpoint:
             _check_file(path, entry)
         path = folder / META
         meta = read_json(path, MAX_JSON_BYTES)
-        if not isinstance(meta, dict):
-            raise _Damaged(f"{path} does not hold a JSON object")
-        path = folder / TENSORS
-        # The library compares the header with the file's size before it allocates anything.
-        return Checkpoint(step, load_file(path), meta, folder)
     except FileNotFoundError as error:
         raise _Damaged(f"{path} is missing") from error
     except OSError as error:
         raise _Damaged(f"{path} cannot be read: {error.strerror}") from error
     except UserError as error:
         raise _Damaged(str(error)) from error
-    except (ValueError, SafetensorError) as error:
-        raise _Damaged(f"{path} is damaged: {error}") from error
+    if not isinstance(meta, dict):
+        raise _Damaged(f"{path} does not hold a JSON object")
+    return CheckpointFolder(step, meta, folder)
 
 
 def _read_manifest(path: Path, step: int) -> _Manifest:
@@ -267,7 +311,8 @@ def _read_manifest(path: Path, step: int) -> _Manifest:
         raise _Damaged(f"{path} has format {manifest.format}; this version reads format {FORMAT}")
     if manifest.step != step:
         raise _Damaged(f"{path} belongs to step {manifest.step}, not {step}")
-    if set(manifest.files) != {TENSORS, META}:
+    others = manifest.files.keys() - {META}
+    if META not in manifest.files or not (others == {TENSORS} or (others and all(map(_SHARD.fullmatch, others)))):
         raise _Damaged(f"{path} lists the files {sorted(manifest.files)} instead of {sorted((TENSORS, META))}")
     return manifest
 

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from wmpo_ray.errors import UserError
+from wmpo_ray.policies.openvla_files import is_stored_frequency, weight_shards
+from wmpo_ray.policies.openvla_inspection import companion_facts, policy_config
 from wmpo_ray.reward_models.published import published_config, published_names
 from wmpo_ray.untrusted import read_json
 from wmpo_ray.weight_files import Fit, WeightFiles, compare, find_weights, published_as_is, read_tensors
@@ -25,14 +27,21 @@ KINDS = {
     "language_model.model.embed_tokens.weight": "policy (OpenVLA)",
     "decoder.layers.0.weight": "tiny autoencoder (AutoencoderTiny)",
 }
-WORLD_MODEL, AUTOENCODER, REWARD_MODEL = list(KINDS.values())[:3]
+WORLD_MODEL, AUTOENCODER, REWARD_MODEL, POLICY = list(KINDS.values())[:4]
+ADAPTER, ADAPTER_PREFIX = "adapter (merge it into its model first)", "base_model.model."
 # Folders that `wmpo run` writes say what they are.
 OUR_SETTINGS = {"world_model.json": "world model of wmpo", "reward_model.json": "reward model of wmpo"}
+
+Names = Callable[[str], tuple[str, ...]]
+Build = Callable[[], nn.Module]
 
 
 @dataclass
 class Inspection:
-    """What was found at `path`. `missing` and `foreign` are names of tensors, `wrong` and `not_finite` lines."""
+    """What was found at `path`. `missing`, `foreign` and `not_finite` are names of tensors, `wrong` lines.
+
+    `companions` are the facts that the small files beside the weights tell, `problems` what is wrong with those.
+    """
 
     path: Path
     kind: str
@@ -44,10 +53,12 @@ class Inspection:
     dead: list[str] = field(default_factory=list)  # present, and without effect on any result
     not_finite: list[str] = field(default_factory=list)
     num_fitting: int = 0
+    companions: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
 
     @property
     def loadable(self) -> bool:
-        return not (self.missing or self.foreign or self.wrong or self.not_finite)
+        return not (self.missing or self.foreign or self.wrong or self.not_finite or self.problems)
 
     def facts(self) -> dict[str, str]:
         """Lines for a table."""
@@ -62,7 +73,8 @@ class Inspection:
             "dtype": ", ".join(f"{name} ({count})" for name, count in dtypes.most_common()),
             "fitting": f"{fitting}, wrong {len(self.wrong)}" if self.compared else "not compared",
             "without effect": str(len(self.dead)),
-            "can be loaded": ("yes" if self.loadable else "no") if self.compared else "not known here",
+            **self.companions,
+            "can be loaded": "no" if not self.loadable else "yes" if self.compared else "not known here",
         }
 
 
@@ -70,19 +82,23 @@ def inspect_path(path: str | Path, read_values: bool = True) -> Inspection:
     """Look into a folder of a model or a file of weights; nothing in it is run.
 
     `read_values` reads every tensor, one at a time, and looks for values that are not finite. Raises UserError for
-    what holds no weights or is damaged.
+    what holds no weights, and for weights that are damaged.
     """
     files = find_weights(path)
-    kind = next((kind for key, kind in KINDS.items() if key in files.specs), "unknown")
+    kind = kind_of(files)
     own = next((text for name, text in OUR_SETTINGS.items() if (files.parts[0].parent / name).is_file()), None)
     reader = READERS.get(kind) if own is None else None
     found = Inspection(Path(path), own or kind, files, compared=reader is not None)
     if reader is not None:
-        build, names = reader(files)
-        fit = _fit(files, build, names)
-        found.dead = [name for name in files.specs if kind == WORLD_MODEL and is_dead(name)]
-        found.missing, found.wrong, found.num_fitting = fit.missing, fit.wrong, len(fit.in_file) - len(fit.wrong)
-        found.foreign = [name for name in fit.foreign if name not in found.dead]
+        try:
+            _compare(found, kind, *reader(files))
+            if kind == POLICY:
+                found.companions, problems = companion_facts(files.parts[0].parent)
+                found.problems += problems + _unloadable_parts(files)
+        except UserError as error:
+            # What stands beside the weights is damaged; what they are is worth telling all the same.
+            found.compared = False
+            found.problems.append(str(error))
     if read_values:
         for name, tensor in read_tensors(files):
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -90,13 +106,44 @@ def inspect_path(path: str | Path, read_values: bool = True) -> Inspection:
     return found
 
 
-Names = Callable[[str], tuple[str, ...]]
-Build = Callable[[], nn.Module]
+def _compare(found: Inspection, kind: str, build: Build, names: Names) -> None:
+    fit = fit_of(found.files, build, names)
+    found.dead = [name for name in fit.foreign if is_ignored(kind, name)]
+    found.missing, found.wrong, found.num_fitting = fit.missing, fit.wrong, len(fit.in_file) - len(fit.wrong)
+    found.foreign = [name for name in fit.foreign if name not in found.dead]
+    if kind == WORLD_MODEL:
+        found.dead = [name for name in found.files.specs if is_dead(name)]
 
 
-def _fit(files: WeightFiles, build: Build, names: Names) -> Fit:
+def kind_of(files: WeightFiles) -> str:
+    """One of `KINDS`, an adapter, or "unknown"."""
+    if any(name.startswith(ADAPTER_PREFIX) for name in files.specs):
+        return ADAPTER
+    return next((kind for key, kind in KINDS.items() if key in files.specs), "unknown")
+
+
+def is_ignored(kind: str, name: str) -> bool:
+    """Whether loaders pass over a tensor that their network does not have."""
+    return is_dead(name) if kind == WORLD_MODEL else kind == POLICY and is_stored_frequency(name)
+
+
+def _unloadable_parts(files: WeightFiles) -> list[str]:
+    """Policies are loaded from safetensors alone, and index and parts must agree."""
+    if pickles := [part.name for part in files.parts if part.suffix != ".safetensors"]:
+        return [f"{pickles[0]} is no safetensors file: `wmpo checkpoints convert --layout transformers` makes some"]
+    if not files.path.is_dir():
+        return []
     try:
-        with torch.device("meta"):
+        weight_shards(files.path)
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+def fit_of(files: WeightFiles, build: Build, names: Names) -> Fit:
+    """Names and shapes of a network that takes no memory against those of the files."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
             return compare(files.specs, build(), names)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{files.path}: no network can be made of these sizes: {error}") from error
@@ -128,8 +175,16 @@ def _read_autoencoder(files: WeightFiles) -> tuple[Build, Names]:
     return lambda: AutoencoderKL.from_config(settings), published_as_is
 
 
+def read_policy(files: WeightFiles) -> tuple[Build, Names]:
+    from wmpo_ray.policies.openvla_oft import OpenVLAOFTPolicy
+
+    config = policy_config(files.parts[0].parent, len(files.specs))
+    return lambda: OpenVLAOFTPolicy(config), published_as_is
+
+
 READERS: dict[str, Callable[[WeightFiles], tuple[Build, Names]]] = {
     WORLD_MODEL: _read_world_model,
     AUTOENCODER: _read_autoencoder,
     REWARD_MODEL: _read_reward_model,
+    POLICY: read_policy,
 }

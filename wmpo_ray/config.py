@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from wmpo_ray.config_cluster import (
     CheckpointConfig,
@@ -19,13 +19,60 @@ from wmpo_ray.config_cluster import (
     PlacementConfig,
     WeightsConfig,
 )
-from wmpo_ray.config_section import Count, NonNegative, Positive, Section, Share, check_local, shown
+from wmpo_ray.config_models import (
+    CloningConfig,
+    DenoiserConfig,
+    NetworkConfig,
+    OpenVLAPolicyConfig,
+    PolicyConfig,
+    RewardConfig,
+    RewardNetworkConfig,
+    SamplerChoice,
+    SamplerConfig,
+    TinyPolicyConfig,
+    VerifyConfig,
+    WorldModelConfig,
+    WorldModelTrainingConfig,
+)
+from wmpo_ray.config_section import Count, NonNegative, Positive, Section, Share, shown
+
+__all__ = [
+    "CheckpointConfig",
+    "CloningConfig",
+    "ClusterConfig",
+    "CollectConfig",
+    "Config",
+    "DemosConfig",
+    "DenoiserConfig",
+    "EnvironmentConfig",
+    "EvaluationConfig",
+    "FaultsConfig",
+    "FilterConfig",
+    "GateConfig",
+    "GrpoConfig",
+    "MonitoringConfig",
+    "NetworkConfig",
+    "OpenVLAPolicyConfig",
+    "PlacementConfig",
+    "PolicyConfig",
+    "RewardConfig",
+    "RewardNetworkConfig",
+    "RolloutConfig",
+    "SamplerChoice",
+    "SamplerConfig",
+    "TinyPolicyConfig",
+    "VerifyConfig",
+    "WeightsConfig",
+    "WorldModelConfig",
+    "WorldModelTrainingConfig",
+]
 
 _NAME = re.compile(r"\w([\w .+-]{0,58}[\w+-])?")
 
 
 class EnvironmentConfig(Section):
-    kind: str = "pocket"
+    kind: str = "pocket"  # or "mimicgen"
+    task: str = ""  # of "mimicgen", such as "Coffee_D0"
     horizon: Count = 32  # frames per episode, a multiple of rollout.chunk_length
     disruption: Literal["none", "position", "background", "texture"] = "none"
 
@@ -35,141 +82,10 @@ class DemosConfig(Section):
     action_noise: NonNegative = 0.2  # pixels, added to the expert's targets
 
 
-class TinyPolicyConfig(Section):
-    width: Count = 96
-    num_layers: Count = 2
-    num_heads: Count = 4
-    patch_size: Count = 8
-    num_bins: Annotated[int, Field(ge=2)] = 256
-    num_bases: Annotated[int, Field(ge=0)] = 24  # smooth bumps that bin logits are built from; 0: independent bins
-    mlp_ratio: Positive = 4.0
-
-
-class CloningConfig(Section):
-    steps: Count = 500
-    batch_size: Count = 64
-    learning_rate: Positive = 5e-4
-    weight_decay: NonNegative = 0.01
-    max_grad_norm: Positive = 1.0
-
-
-class PolicyConfig(Section):
-    kind: str = "tiny"
-    network: TinyPolicyConfig = TinyPolicyConfig()
-    cloning: CloningConfig = CloningConfig()
-
-
 class CollectConfig(Section):
     num_trajectories: Annotated[int, Field(ge=2)] = 128  # the real budget P of the paper
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.25
     temperature: Positive = 1.0
-
-
-class NetworkConfig(Section):
-    """Size and options of STDiT; the defaults are those of the embedded model, see `wmpo_ray/world_models/stdit.py`."""
-
-    hidden_size: Count = 128
-    depth: Count = 3
-    num_heads: Count = 4
-    mlp_ratio: Positive = 3.0
-    patch_size: tuple[Count, Count, Count] = (1, 4, 4)
-    qk_norm: bool = False
-    pred_sigma: bool = False
-    input_sq_size: Count = 16
-    mlp_activation: Literal["gelu_tanh", "silu"] = "silu"
-    gate: Literal["plain", "one_plus"] = "one_plus"
-    per_block_modulation: bool = True
-
-
-class DenoiserConfig(Section):
-    """What stands between the network and the schedule. Published weights need the defaults of this class."""
-
-    prediction: Literal["velocity", "sample"] = "velocity"
-    input_scaling: bool = False  # multiply the noisy frames by (1 - t)
-    residual: bool = False  # the network's output is added to the clean last conditioning frame
-    conditioning_noise: Share = 0.015  # noise level of conditioning frames in training
-    sampling_noise: Share = 0.0  # the same while sampling
-    changed_pixel_weight: Positive = 1.0  # weight in the loss of pixels that differ from the last conditioning frame
-    changed_pixel_threshold: Positive = 0.2
-    action_bands: Annotated[int, Field(ge=0)] = 0  # sin/cos features for each action dimension
-    action_map: bool = False  # draw the target into extra input channels: for actions that are places in the image
-    time_distribution: Literal["uniform", "logit_normal"] = "logit_normal"
-    pure_noise_share: Share = 0.0  # share of training samples at t = 1
-    precision: Literal["fp32", "bf16"] = "fp32"
-
-
-class SamplerConfig(Section):
-    num_steps: Count = 30
-    shift: Positive = 1.0  # resolution shift of the time axis, 1: none
-
-
-class WorldModelTrainingConfig(Section):
-    steps: Count = 300
-    batch_size: Count = 32
-    learning_rate: Positive = 3e-4
-    weight_decay: NonNegative = 0.01
-    max_grad_norm: Positive = 1.0
-    warmup_steps: Count = 20
-    decay_share: Share = 0.45  # the last part of training, over which the learning rate falls to `final_share`
-    final_share: Share = 0.02
-    ema_decay: Share = 0.99
-    demo_share: Share = 0.3  # share of expert demonstrations among the windows
-    self_context_share: Share = 0.5  # share of batches whose context is the model's own previous chunk
-    self_context_start: Share = 0.0  # share of the steps before the first such batch
-    contact_weight: Positive = 1.0  # sampling weight of windows with contact (play) or a change of the grip (alignment)
-    vertical_flip: bool = True
-
-
-class WorldModelConfig(Section):
-    kind: Literal["diffusion", "simulator"] = "diffusion"
-    pretrained: str = "embedded-a"  # a folder, or the name of one shipped in the package; "" trains from nothing
-    context_frames: Count = 2  # c
-    codec: str = "pixel"
-    network: NetworkConfig = NetworkConfig()
-    denoiser: DenoiserConfig = DenoiserConfig()
-    sampler: SamplerConfig = SamplerConfig()
-    alignment: WorldModelTrainingConfig = WorldModelTrainingConfig()
-
-    @field_validator("pretrained", "codec")
-    @classmethod
-    def _check_path(cls, path: str, info: ValidationInfo) -> str:
-        return check_local(path, f"world_model.{info.field_name}")
-
-
-class RewardNetworkConfig(Section):
-    hidden_size: Count = 64
-    num_layers: Count = 2
-    num_heads: Count = 4
-    mlp_ratio: Positive = 2.0
-    patch_size: Count = 8
-    tubelet_size: Count = 2
-
-
-class VerifyConfig(Section):
-    """An imagined success counts only if the same actions also succeed in a second world model."""
-
-    enabled: bool = False
-    pretrained: str = "embedded-b"
-
-    @field_validator("pretrained")
-    @classmethod
-    def _check_path(cls, path: str) -> str:
-        return check_local(path, "reward.verify.pretrained")
-
-
-class RewardConfig(Section):
-    kind: str = "videomae"
-    clip_length: Annotated[int, Field(ge=2)] = 4  # L
-    min_steps: Annotated[int, Field(ge=0)] = 0  # windows that end before are not judged
-    network: RewardNetworkConfig = RewardNetworkConfig()
-    steps: Count = 800
-    batch_size: Annotated[int, Field(ge=4)] = 64
-    learning_rate: Positive = 2e-3
-    weight_decay: NonNegative = 0.05
-    pixel_noise: NonNegative = 4.0  # of 255, augmentation
-    success_margin: Count = 2  # clips of a success that end this close to its end are no negatives
-    swapped_share: Share = 0.1  # share of negatives that are terminal clips with another instruction
-    verify: VerifyConfig = VerifyConfig()
 
 
 class GateConfig(Section):
@@ -219,9 +135,12 @@ class GrpoConfig(Section):
     ratio: Literal["chunk", "token"] = "chunk"
     minibatch_trajectories: Count = 64
     num_epochs: Count = 1
+    # Chunks that a learner rank computes at once, which bounds the memory of activations; 0: its whole mini-batch.
+    chunks_per_pass: Annotated[int, Field(ge=0)] = 0
+    advantage_std: Literal["population", "unbiased"] = "population"  # Algorithm 1, or the reference's with its 1e-6
     max_grad_norm: Positive = 1.0
     max_skipped_steps: Count = 5  # steps with a NaN loss before the run gives up
-    trained_parameters: str = ""  # regular expression on parameter names, such as "lora_"; "": all are trained
+    trained_parameters: str = ""  # regular expression on parameter names, such as "lora_"; "": all, or all adapters
 
 
 class EvaluationConfig(Section):
@@ -268,6 +187,11 @@ class Config(Section):
     def num_chunks(self) -> int:
         """N: decisions in a trajectory."""
         return self.environment.horizon // self.rollout.chunk_length
+
+    @property
+    def trained_parameters(self) -> str:
+        """What GRPO trains, a regular expression on parameter names."""
+        return self.grpo.trained_parameters or ("lora_" if self.policy.openvla.lora_rank else "")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

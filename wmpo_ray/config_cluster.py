@@ -1,4 +1,7 @@
-"""Settings of a run that say where it runs and what it survives. None of them but the threads changes its result."""
+"""Settings of a run that say where it runs and what it survives.
+
+None of them changes its result but the threads and, by rounding, the device and how many processes share a training.
+"""
 
 from __future__ import annotations
 
@@ -44,6 +47,9 @@ def check_address(address: str, key: str = "cluster.address") -> str:
 class ClusterConfig(Section):
     imagination_actors: Size = 2  # or [min, max]: elastic
     reward_actors: Size = 1
+    learner_ranks: Count = 1  # processes that share the learner's weights (FSDP2)
+    training_workers: Size = 1  # of the supervised stages; more than one, or [min, max]: Ray Train
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # "auto": cuda in a process that sees a GPU
     threads_per_process: Count = 1
     address: str = ""  # a running cluster; "" starts one on this machine
 
@@ -59,6 +65,17 @@ class ClusterConfig(Section):
         if not (0 <= low <= high and high >= 1):
             raise ValueError(
                 f"{size}: a number of actors is 1 or more, or [min, max] with 0 <= min <= max and max >= 1"
+            )
+        return size
+
+    @field_validator("training_workers")
+    @classmethod
+    def _check_workers(cls, size: Size) -> Size:
+        low, high = bounds(size)
+        if not 1 <= low <= high:
+            raise ValueError(
+                f"cluster.training_workers = {shown(size)}: give a number of workers from 1 on, or [min, max] with "
+                "1 <= min <= max"
             )
         return size
 

@@ -21,18 +21,25 @@ from wmpo_ray.config_section import shown
 from wmpo_ray.errors import ConfigError, UserError
 from wmpo_ray.untrusted import MAX_SETTINGS_BYTES, read_bytes, read_json
 
-PRESET_KEY = "preset"
+PRESET_KEY, VARIANT_KEY, VARIANTS_KEY = "preset", "variant", "variants"
 
 
 def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
     """The configuration in `source`, the name of a preset or the path of a TOML file.
 
     A file may start from a preset with the top-level key `preset = "demo"`. `overrides` are `dotted.key=value` with
-    TOML values; text that is no TOML is taken as a string. Raises ConfigError with one line for each wrong key.
+    TOML values; text that is no TOML is taken as a string. `variant = "paper"`, in the file or the overrides, lays the
+    table `[variants.paper]` of the preset over its settings; what the file and the overrides say wins. Raises
+    ConfigError with one line for each wrong key.
     """
-    data = _read(source)
+    presets, own = _read(source)
+    said: dict[str, Any] = {}
     for override in overrides:
-        _merge(data, _parse_override(override))
+        _merge(said, _parse_override(override))
+    variant = said.pop(VARIANT_KEY, own.pop(VARIANT_KEY, ""))
+    data = _with_variant(presets, variant)
+    _merge(data, own)
+    _merge(data, said)
     return validate(data)
 
 
@@ -55,8 +62,8 @@ def list_presets() -> list[str]:
 # -- reading -----------------------------------------------------------------------------------------------------
 
 
-def _read(source: str) -> dict[str, Any]:
-    """Nested tables of a preset or a file, what it starts from merged in."""
+def _read(source: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Nested tables: those of the presets that `source` is or starts from, with their variants, and those of its own."""
     if source in list_presets():
         text = resources.files("wmpo_ray.presets").joinpath(f"{source}.toml").read_text(encoding="utf-8")
     else:
@@ -67,14 +74,27 @@ def _read(source: str) -> dict[str, Any]:
         raise ConfigError(f"{source} is not TOML: {error}") from None
     except RecursionError:
         raise ConfigError(f"{source} is nested too deeply; no setting is a list of lists") from None
-    if PRESET_KEY not in own:
-        return own
-    name = own.pop(PRESET_KEY)
-    if name not in list_presets():
-        raise ConfigError(f"{source}: {PRESET_KEY} = {shown(name)}: known presets are {', '.join(list_presets())}")
-    base = _read(name)
+    base: dict[str, Any] = {}
+    if PRESET_KEY in own:
+        name = own.pop(PRESET_KEY)
+        if name not in list_presets():
+            raise ConfigError(f"{source}: {PRESET_KEY} = {shown(name)}: known presets are {', '.join(list_presets())}")
+        base, _ = _read(name)
+    if source not in list_presets():
+        return base, own
     _merge(base, own)
-    return base
+    return base, {}
+
+
+def _with_variant(presets: dict[str, Any], variant: Any) -> dict[str, Any]:
+    """The settings of presets with those of one of their variants laid over them; "": none."""
+    variants = presets.pop(VARIANTS_KEY, {})
+    if variant != "":
+        if variant not in list(variants):
+            known = f"known are {', '.join(sorted(variants))}" if variants else "the preset has none"
+            raise ConfigError(f"{VARIANT_KEY} = {shown(variant)}: {known}; change {VARIANT_KEY}")
+        _merge(presets, variants[variant])
+    return presets
 
 
 def _read_file(source: str) -> str:
@@ -200,16 +220,26 @@ def read_config_json(path: Path) -> Config:
     except UserError as error:
         raise ConfigError(str(error)) from None
     try:
-        return validate(data)
+        return validate(_without_ignored_sampler(data))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def _without_ignored_sampler(data: Any) -> Any:
+    """Before there were solvers, the sampler of a pretrained model could not be chosen: what was written had no effect."""
+    world_model = data.get("world_model") if isinstance(data, dict) else None
+    if not isinstance(world_model, dict) or not isinstance(world_model.get("sampler"), dict):
+        return data
+    if "solver" in world_model["sampler"] or not world_model.get("pretrained"):
+        return data
+    return {**data, "world_model": {key: value for key, value in world_model.items() if key != "sampler"}}
 
 
 def config_to_toml(config: Config) -> str:
     """The whole configuration as a file that `load_config` reads; it names no preset."""
     lines: list[str] = []
     section = ""
-    flat = flatten(config)
+    flat = {key: value for key, value in flatten(config).items() if value is not None}  # TOML has no word for None
     for key in sorted(flat, key=lambda k: k.rpartition(".")[0]):
         table, _, name = key.rpartition(".")
         if table != section:

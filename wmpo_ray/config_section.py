@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from wmpo_ray.errors import ConfigError
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -40,3 +44,29 @@ def check_local(path: str, key: str) -> str:
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+def refuse_ignored(wanted: Section, own: Mapping[str, Any], section: str, source: str) -> None:
+    """Raises ConfigError for settings that were changed from their defaults and that a pretrained model contradicts.
+
+    `own`: the settings that the model of `source` brings with it, of the section called `section`. A setting at its
+    default is nobody's wish and yields.
+    """
+    wrong = []
+    for key, field in type(wanted).model_fields.items():
+        value = getattr(wanted, key)
+        if key in own and value != field.default and not _same(value, own[key]):
+            wrong.append(f"{section}.{key} = {shown(value)}, in the model {shown(own[key])}")
+    if wrong:
+        raise ConfigError(
+            f"{source} has settings of its own, which the config contradicts: {'; '.join(wrong)}; remove these keys, or "
+            "name another pretrained model"
+        )
+
+
+def _same(value: Any, own: Any) -> bool:
+    if isinstance(value, tuple | list) and isinstance(own, tuple | list):
+        return list(value) == list(own)
+    if isinstance(value, float) and isinstance(own, int | float):
+        return math.isclose(value, own, rel_tol=1e-3)  # a ratio that was read from the shapes of weights
+    return bool(value == own)

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
-from torch.nn import Parameter
+from torch.nn import Module, Parameter
 
-from wmpo_ray.types import StartState
+from wmpo_ray.types import Scores, StartState
 
 
 class ActionChunk(NamedTuple):
@@ -34,6 +34,9 @@ class Policy(Protocol):
 
     def log_prob(self, frames: np.ndarray, instructions: Sequence[str], tokens: Tensor, temperature: float) -> Tensor:
         """Differentiable log-probabilities [B, L] of given tokens [B, L]."""
+
+    def cloning_loss(self, frames: np.ndarray, instructions: Sequence[str], actions: Tensor) -> Tensor:
+        """Differentiable mean cross-entropy of the tokens of actions [B, K, D] in [-1, 1]."""
 
     def save_pretrained(self, path: str | Path) -> None: ...
 
@@ -65,11 +68,17 @@ class WorldModel(Protocol):
 class RewardModel(Protocol):
     """Says how likely the end of a clip is a success."""
 
+    network: Module
     clip_length: int
     threshold: float
 
     def probabilities(self, videos: np.ndarray, instructions: Sequence[str]) -> np.ndarray:
         """videos [M, T+1, H, W, 3] -> probability [M, W] of each window of `clip_length` frames, stride 1."""
+
+    def decide(self, probabilities: np.ndarray, min_steps: int, horizon: int) -> Scores:
+        """The one decision about M videos of `horizon` + 1 frames, from what `probabilities` gave."""
+
+    def save(self, path: str | Path) -> None: ...
 
 
 @runtime_checkable

@@ -212,7 +212,10 @@ def _refuse_other_config(path: Path, config: Config) -> None:
 
 
 def _with_free_settings_of(other: Config, config: Config) -> Config:
-    """`config`, but where a run is placed and what it survives as in `other`: none of that changes its result."""
+    """`config`, but where a run is placed and what it survives as in `other`: none of that changes its result.
+
+    How many processes share a training, and their devices, change it by rounding.
+    """
     cluster, weights = other.cluster, other.weights
     return config.model_copy(
         update={
@@ -224,6 +227,9 @@ def _with_free_settings_of(other: Config, config: Config) -> Config:
                 update={
                     "imagination_actors": cluster.imagination_actors,
                     "reward_actors": cluster.reward_actors,
+                    "learner_ranks": cluster.learner_ranks,
+                    "training_workers": cluster.training_workers,
+                    "device": cluster.device,
                     "address": cluster.address,
                 }
             ),

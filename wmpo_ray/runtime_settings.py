@@ -7,6 +7,8 @@ import os
 import torch
 from transformers.utils import logging as transformers_logging
 
+from wmpo_ray.errors import ConfigError
+
 
 def configure_process(num_threads: int) -> None:
     """Fix the thread count, and with it the order of sums; keep model loaders from drawing progress bars.
@@ -18,3 +20,23 @@ def configure_process(num_threads: int) -> None:
     transformers_logging.disable_progress_bar()
     # Read when diffusers is first imported; importing it here would cost every process a second and a half.
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+
+def process_device(setting: str = "auto") -> torch.device:
+    """Where this process puts its models under `cluster.device`: "auto" is the GPU it was given, else the CPU.
+
+    A process sees the GPUs of its placement only, its share of one being number 0. Raises ConfigError for "cuda" where
+    none is seen, and for names of no device.
+    """
+    if setting == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(setting)
+    except RuntimeError:
+        raise ConfigError(f'cluster.device="{setting}" is no device; set it to "auto", "cpu" or "cuda"') from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f'cluster.device="{setting}": this process sees no GPU; give its role one with placement.*.gpus, or set '
+            'cluster.device="auto"'
+        )
+    return device

@@ -26,8 +26,20 @@ def decide(probabilities: np.ndarray, threshold: float, clip_length: int, min_st
 
 def score_videos(model: RewardModel, videos: np.ndarray, instructions: Sequence[str], min_steps: int) -> Scores:
     """videos [M, T+1, H, W, 3] uint8 -> one decision each."""
+    return model.decide(model.probabilities(videos, instructions), min_steps, videos.shape[1] - 1)
+
+
+def best_probabilities(
+    model: RewardModel, videos: np.ndarray, instructions: Sequence[str], lengths: np.ndarray, min_steps: int
+) -> np.ndarray:
+    """Highest probability [M] of a window that may decide, among those that end within `lengths` [M] steps.
+
+    For recorded episodes, whose videos hold still after their end; a threshold chosen on these is one on decisions.
+    """
     probabilities = model.probabilities(videos, instructions)
-    return decide(probabilities, model.threshold, model.clip_length, min_steps, videos.shape[1] - 1)
+    ends = np.arange(probabilities.shape[1]) + model.clip_length - 1
+    shown = np.where(ends[None] <= np.asarray(lengths)[:, None], probabilities, 0.0)
+    return np.maximum(model.decide(shown, min_steps, videos.shape[1] - 1).probability, 0.0)
 
 
 def verify_successes(scores: Scores, imagine_again: Callable[[np.ndarray], Scores]) -> Scores:

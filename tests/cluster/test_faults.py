@@ -206,7 +206,7 @@ def test_a_group_comes_out_the_same_alone_in_its_batch_and_with_others(models):
     from wmpo_ray.types import GroupRequest, RolloutRequest
 
     config = faulty_config()
-    policy = load_policy("tiny", str(models / "policy"))
+    policy = load_policy(config, str(models / "policy"))
     world = load_world_model(config, str(models / "world-model"))
     starts = small_starts()
     groups = tuple(GroupRequest(0, i, i, starts[i], 4, 0) for i in range(3))

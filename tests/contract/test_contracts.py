@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.parity.openvla import small_policy
+from tests.published_set import small_reward_model
 from wmpo_ray.config import Config, RewardConfig, WorldModelConfig
 from wmpo_ray.environments.pocket import INSTRUCTIONS, PocketEnvironment
 from wmpo_ray.errors import ConfigError
@@ -48,7 +49,8 @@ MAKERS = {
             16,
             INSTRUCTIONS,
             0,
-        )
+        ),
+        "videomae_published": small_reward_model,
     },
 }
 
@@ -143,3 +145,6 @@ def test_reward_model(kind):
     assert (probabilities >= 0).all() and (probabilities <= 1).all()
     cut = model.probabilities(videos[:, :6], list(INSTRUCTIONS))
     np.testing.assert_allclose(cut, probabilities[:, : cut.shape[1]], atol=1e-5)
+    never, always = (model.decide(np.full((2, 6), p, np.float32), 0, 8) for p in (0.0, 1.0))
+    assert not never.success.any() and (never.finish_step == 8).all()
+    assert always.success.all() and (always.finish_step == model.clip_length - 1).all()

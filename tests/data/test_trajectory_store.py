@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wmpo_ray.data import trajectory_store
-from wmpo_ray.data.trajectory_store import load_episodes, save_episodes
+from wmpo_ray.data.trajectory_store import (
+    load_episodes,
+    load_frames,
+    load_index,
+    load_last_episodes,
+    save_episodes,
+)
 from wmpo_ray.errors import UserError
 from wmpo_ray.types import Episodes
 
@@ -157,6 +164,52 @@ def test_more_than_max_bytes_is_not_loaded(tmp_path):
     total = episodes.frames.nbytes + episodes.actions.nbytes
     assert_refused(tmp_path / "a", f"max_bytes={total - 1}", max_bytes=total - 1)
     assert_same(load_episodes(tmp_path / "a", max_bytes=total), episodes)
+
+
+@pytest.fixture
+def in_groups(tmp_path, monkeypatch) -> tuple[Path, Episodes]:
+    """A file of 7 episodes in row groups of 3."""
+    episodes = make(7)
+    monkeypatch.setattr(trajectory_store, "ROW_GROUP_BYTES", 3 * episodes.frames[0].nbytes)
+    save_episodes(tmp_path / "a", episodes)
+    return tmp_path / "a", episodes
+
+
+def test_a_file_can_be_read_without_its_frames_and_they_a_group_at_a_time(in_groups):
+    path, episodes = in_groups
+    index, sizes = load_index(path)
+    assert sizes == (3, 3, 1) and index.frames.shape == episodes.frames.shape and index.frames.strides == (0,) * 5
+    assert_same(replace(index, frames=episodes.frames), episodes)
+    tables = [load_frames(path, group) for group in range(3)]
+    assert [len(table) for table in tables] == [3, 3, 1]
+    videos = [value.as_py() for table in tables for value in table["frames"]]
+    assert b"".join(videos) == episodes.frames.tobytes()
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 7, 9])
+def test_the_last_episodes_are_read_alone(in_groups, count):
+    path, episodes = in_groups
+    last = load_last_episodes(path, count)
+    assert_same(last, episodes.rows(slice(max(0, 7 - count), None)))
+    groups = {1: 1, 2: 4, 4: 4}.get(count, 7)
+    read = groups * (episodes.frames[0].nbytes + episodes.actions[0].nbytes)
+    assert_same(load_last_episodes(path, count, max_bytes=read), last)
+    with pytest.raises(UserError, match=f"max_bytes={read - 1}"):
+        load_last_episodes(path, count, max_bytes=read - 1)
+
+
+def test_every_way_to_read_refuses_what_is_damaged(in_groups):
+    path, _ = in_groups
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 1
+    path.write_bytes(bytes(content))
+    # The frames are most of a file, so it is in them.
+    with pytest.raises(UserError, match="damaged"):
+        [load_frames(path, group) for group in range(3)]
+    path.unlink()
+    for load in (load_index, lambda path: load_frames(path, 0), lambda path: load_last_episodes(path, 1)):
+        with pytest.raises(UserError, match="missing"):
+            load(path)
 
 
 def rewritten(path: Path, header: dict | None = None, columns: dict | None = None) -> Path:

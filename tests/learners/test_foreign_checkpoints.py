@@ -74,7 +74,7 @@ def test_facts_that_are_none_are_named(tmp_path, key, value):
 
 def test_earlier_weights_that_are_not_there_are_named(tmp_path):
     checkpoints(tmp_path).save(1, {**FACTS, "earlier": [0]}, {})
-    assert "earlier weights 0" in refused(checkpoints(tmp_path))
+    assert "earlier-0" in refused(checkpoints(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_moments_of_another_shape_are_refused(tmp_path):
     tensors = {f"optimizer.{name}": tensor for name, tensor in tensors.items()}
     tensors |= {f"policy.{name}": tensor for name, tensor in network.state_dict().items()}
     save_checkpoint(tmp_path, 1, tensors, {**FACTS, "optimizer": meta}, keep=1)
-    with pytest.raises(UserError, match=r"exp_avg.* of parameter 0 is \(1,\)"):
+    with pytest.raises(UserError, match=r"exp_avg is \(1,\)"):
         checkpoints(tmp_path).load([])
 
 

@@ -5,7 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from learners.world_model_trainer import ExponentialAverage, WorldModelTrainer, learning_rate_factor, train_world_model
+from learners.world_model_trainer import (
+    ExponentialAverage,
+    WindowDraw,
+    WorldModelTrainer,
+    learning_rate_factor,
+    train_world_model,
+)
 from tests.world_models.small import small_world_model
 from wmpo_ray.config import WorldModelTrainingConfig
 from wmpo_ray.data.windows import WindowSampler
@@ -18,6 +24,12 @@ CONFIG = WorldModelTrainingConfig(steps=25, batch_size=8, learning_rate=3e-3, wa
 def sampler() -> WindowSampler:
     play = collect_play(24, 12, seed=0)
     return WindowSampler(play.frames, play.actions, np.full(24, 12), context_frames=2, chunk_length=4)
+
+
+def make_trainer(sampler: WindowSampler, seed: int = 0) -> WorldModelTrainer:
+    trainer = WorldModelTrainer(small_world_model(), CONFIG, seed=seed)
+    trainer.use([sampler], [1.0])
+    return trainer
 
 
 def weights(trainer: WorldModelTrainer) -> list[torch.Tensor]:
@@ -49,9 +61,9 @@ def test_training_lowers_the_loss_on_a_fixed_batch(sampler):
 def test_a_run_is_a_function_of_its_seed(sampler):
     runs = []
     for seed in (0, 0, 1):
-        trainer = WorldModelTrainer(small_world_model(), CONFIG, seed=seed)
+        trainer = make_trainer(sampler, seed)
         for _ in range(3):
-            trainer.step([sampler], [1.0])
+            trainer.step()
         runs.append(weights(trainer))
     assert same(runs[0], runs[1]) and not same(runs[0], runs[2])
 
@@ -59,8 +71,8 @@ def test_a_run_is_a_function_of_its_seed(sampler):
 def test_batches_take_their_share_of_every_source(sampler):
     trainer = WorldModelTrainer(small_world_model(), CONFIG, seed=0)
     marked = WindowSampler(np.full_like(sampler.frames, 7), sampler.actions, np.full(24, 12), 2, 4)
-    batch = trainer._draw([sampler, marked], [0.75, 0.25])
-    assert (batch.clip == 7).flatten(1).all(1).tolist() == [False] * 6 + [True] * 2
+    trainer.use([sampler, marked], [0.75, 0.25])
+    assert (trainer.draw().own.clip == 7).flatten(1).all(1).tolist() == [False] * 6 + [True] * 2
 
 
 def test_training_ends_with_the_averaged_weights(sampler):
@@ -99,23 +111,23 @@ def test_learning_rate_rises_stays_and_falls():
 
 
 def test_the_optimizer_uses_that_learning_rate(sampler):
-    trainer = WorldModelTrainer(small_world_model(), CONFIG, seed=0)
+    trainer = make_trainer(sampler)
     for step in range(3):
-        trainer.step([sampler], [1.0])
+        trainer.step()
         assert trainer.optimizer.param_groups[0]["lr"] == CONFIG.learning_rate * learning_rate_factor(step, CONFIG)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_gradient_that_is_not_finite_skips_the_step_and_is_counted(sampler, bad):
-    trainer = WorldModelTrainer(small_world_model(), CONFIG, seed=0)
-    trainer.step([sampler], [1.0])
+    trainer = make_trainer(sampler)
+    trainer.step()
     before, average = weights(trainer), [a.clone() for a in trainer.average.average]
     hook = trainer.network.x_embedder.proj.weight.register_hook(lambda gradient: gradient * bad)
-    trainer.step([sampler], [1.0])
+    trainer.step()
     assert trainer.num_skipped == 1 and trainer.num_steps == 2
     assert same(before, weights(trainer)) and same(average, trainer.average.average)
     hook.remove()
-    trainer.step([sampler], [1.0])
+    trainer.step()
     assert trainer.num_skipped == 1 and not same(before, weights(trainer))
     assert all(torch.isfinite(w).all() for w in weights(trainer))
 
@@ -128,7 +140,7 @@ def test_own_context_is_what_the_model_would_imagine(sampler):
     )
     batch = sampler.draw(8, torch.Generator().manual_seed(0))
     assert 0 < batch.has_previous.sum() < 8
-    clip, actions = trainer._latents(batch)
+    clip, actions = trainer._latents(WindowDraw(8, batch))
     real = world.codec.encode(batch.clip)
     own = (clip[:, :, :2] != real[:, :, :2]).flatten(1).any(1)
     assert torch.equal(own, batch.has_previous)

@@ -11,8 +11,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from wmpo_ray.policies.openvla_config import OpenVLAConfig
-from wmpo_ray.policies.openvla_files import PREPROCESSOR, STATISTICS, TOKENIZER
+from wmpo_ray.policies.openvla_files import PREPROCESSOR, STATISTICS
 from wmpo_ray.policies.openvla_oft import OpenVLAOFTPolicy
+from wmpo_ray.policies.openvla_prompt import TOKENIZER
 
 WORDS = [
     "in",

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.documents import ROOT
 from tests.parity.openvla import PROCESSOR, small_config, small_policy
+from wmpo_ray.config import Config
 from wmpo_ray.errors import ConfigError, UserError
 from wmpo_ray.policies.openvla_oft import OpenVLAOFTPolicy
 from wmpo_ray.registry import load_policy
@@ -29,6 +30,17 @@ TEXTS = ["push the block", "pull the block slowly"]
 def folder(tmp_path) -> Path:
     small_policy().save_pretrained(tmp_path / "policy")
     return tmp_path / "policy"
+
+
+def published(folder: Path) -> Config:
+    """The config of a run that begins with the policy in `folder`."""
+    openvla = {"image_steps": "resize", "compute_dtype": "float32"}
+    return Config.model_validate(
+        {
+            "policy": {"kind": "openvla_oft", "pretrained": str(folder), "openvla": openvla},
+            "rollout": {"chunk_length": 2},
+        }
+    )
 
 
 def refusal(load: Callable[[], object]) -> str:
@@ -62,7 +74,7 @@ def assert_same_weights(one, other) -> None:
 
 
 def test_saved_and_loaded_it_is_the_same(folder):
-    policy, loaded = small_policy(), load_policy("openvla_oft", str(folder))
+    policy, loaded = small_policy(), load_policy(published(folder), str(folder))
     assert not list(folder.glob("*.bin")), "weights are safetensors, never pickles"
     assert_same_weights(policy, loaded)
     assert all(torch.equal(x, y) for x, y in zip(act(policy), act(loaded), strict=True))

@@ -12,7 +12,7 @@ from wmpo_ray.errors import UserError
 from wmpo_ray.interfaces import Policy
 from wmpo_ray.policies.openvla_attention import key_mask
 from wmpo_ray.policies.openvla_oft import OpenVLAOFTPolicy
-from wmpo_ray.policies.openvla_prompt import PromptTokenizer
+from wmpo_ray.policies.openvla_prompt import TOKENIZER, PromptTokenizer
 
 SHORT, LONG = "push the block", "push the block slowly into the blue pocket"
 
@@ -196,15 +196,15 @@ def test_the_cloning_loss_is_that_of_all_tokens_and_the_stop_token(policy, frame
 
 
 def test_a_prompt_starts_with_bos_and_ends_with_the_empty_token():
-    plain, ended = (PromptTokenizer(tokenizer_json(), 336, end) for end in (None, 300))
+    plain, ended = (PromptTokenizer.of({TOKENIZER: tokenizer_json()}, 336, end) for end in (None, 300))
     assert plain.ids(SHORT)[0] == 1 and ended.ids(SHORT) == [*plain.ids(SHORT), 300]
     assert plain.ids(SHORT.upper()) == plain.ids(SHORT), "instructions are lower case in training"
-    assert PromptTokenizer(tokenizer_json(), 100, 300).ids(SHORT) == plain.ids(SHORT)
+    assert PromptTokenizer.of({TOKENIZER: tokenizer_json()}, 100, 300).ids(SHORT) == plain.ids(SHORT)
 
 
 def test_a_tokenizer_of_another_vocabulary_is_refused():
     with pytest.raises(UserError, match="the policy's vocabulary has 5"):
-        PromptTokenizer(tokenizer_json(), 5, None).ids(SHORT)
+        PromptTokenizer.of({TOKENIZER: tokenizer_json()}, 5, None).ids(SHORT)
 
 
 def test_without_a_tokenizer_it_says_which_file_is_missing(frames):

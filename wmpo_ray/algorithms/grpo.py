@@ -7,15 +7,29 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+Deviation = Literal["population", "unbiased"]
+Ratio = Literal["chunk", "token"]
+UNBIASED_EPS = 1e-6
 
-def advantages(rewards: Tensor) -> Tensor:
+
+def advantages(rewards: Tensor, deviation: Deviation = "population") -> Tensor:
     """(R - mean) / std within each group, [num_groups, G] -> [num_groups, G].
 
-    The population standard deviation of Algorithm 1. A group of equal rewards has advantage 0.
+    `population`: the standard deviation of Algorithm 1. `unbiased`: that of the published code, sqrt(sum / (G - 1)) plus
+    1e-6, which takes the reward itself in a group of one. A group of equal rewards has advantage 0.
     """
+    if deviation == "unbiased" and rewards.shape[1] == 1:
+        return rewards / (1 + UNBIASED_EPS)
     centred = rewards - rewards.mean(1, keepdim=True)
-    std = rewards.std(1, keepdim=True, unbiased=False)
-    return torch.where(std > 0, centred / std.clamp_min(torch.finfo(rewards.dtype).tiny), torch.zeros_like(centred))
+    std = rewards.std(1, keepdim=True, unbiased=deviation == "unbiased")
+    divisor = std + UNBIASED_EPS if deviation == "unbiased" else std.clamp_min(torch.finfo(rewards.dtype).tiny)
+    return torch.where(std > 0, centred / divisor, torch.zeros_like(centred))
+
+
+def log_ratios(logprobs: Tensor, behavior_logprobs: Tensor, ratio: Ratio) -> Tensor:
+    """Logarithm of pi / pi_behavior of each chunk, [B, N, L] -> [B, N], or of each token, -> [B, N*L]."""
+    difference = logprobs - behavior_logprobs
+    return difference.sum(-1) if ratio == "chunk" else difference.flatten(1)
 
 
 def loss(
@@ -25,7 +39,7 @@ def loss(
     mask: Tensor,
     clip_low: float,
     clip_high: float,
-    ratio: Literal["chunk", "token"] = "chunk",
+    ratio: Ratio = "chunk",
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The negative of Eq. 4 over B trajectories, and what it is made of.
 
@@ -33,13 +47,12 @@ def loss(
     True where a token was executed before the finish step. `chunk` takes one ratio for each chunk (log-probabilities
     summed over its tokens, chunk valid if any of its tokens is); `token` one for each token, as the reference does.
     Mean over the valid ratios of a trajectory, then over trajectories.
+
+    `policy/clip_fraction` is the share of ratios outside the bounds, `policy/clip_active` of those for which that takes
+    the gradient away; `policy/kl` is the mean of log(pi_behavior / pi), an estimate of the divergence (k1).
     """
-    difference = logprobs - behavior_logprobs
-    if ratio == "chunk":
-        difference, valid = difference.sum(-1), mask.any(-1)
-    else:
-        difference, valid = difference.flatten(1), mask.flatten(1)
-    valid = valid.to(difference.dtype)
+    difference = log_ratios(logprobs, behavior_logprobs, ratio)
+    valid = (mask.any(-1) if ratio == "chunk" else mask.flatten(1)).to(difference.dtype)
     ratios = difference.exp()
     clipped = ratios.clamp(1 - clip_low, 1 + clip_high)
     gain = torch.minimum(ratios * advantage[:, None], clipped * advantage[:, None])
@@ -50,6 +63,8 @@ def loss(
         "policy/ratio_mean": (ratios.detach() * valid).sum() / total,
         "policy/ratio_max": (ratios.detach() * valid).max(),
         "policy/clip_fraction": ((ratios.detach() != clipped.detach()) * valid).sum() / total,
+        "policy/clip_active": ((gain.detach() < (ratios * advantage[:, None]).detach()) * valid).sum() / total,
+        "policy/kl": (-difference.detach() * valid).sum() / total,
         "policy/logprob_change": (difference.detach().abs() * valid).sum() / total,
     }
     return -objective, metrics

@@ -8,9 +8,10 @@ metadata under `wmpo_ray`, as JSON. Any Parquet reader opens it; nothing is pick
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -96,11 +97,59 @@ def load_episodes(path: Path, max_bytes: int = DEFAULT_MAX_BYTES) -> Episodes:
     Raises `UserError` for a file that is missing, truncated, altered, not one of these, or larger than `max_bytes`
     once it is in memory.
     """
+    with _opened(path) as (file, header):
+        groups = range(file.metadata.num_row_groups)
+        _check_total(path, file, header, groups, max_bytes)
+        return _read_rows(path, file, header, groups)
+
+
+def load_last_episodes(path: Path, count: int, max_bytes: int = DEFAULT_MAX_BYTES) -> Episodes:
+    """The last `count` episodes of a file; the others are not read, as far as they stand in row groups of their own."""
+    with _opened(path) as (file, header):
+        first, held = file.metadata.num_row_groups, 0
+        while first > 0 and held < count:
+            first -= 1
+            held += file.metadata.row_group(first).num_rows
+        groups = range(first, file.metadata.num_row_groups)
+        _check_total(path, file, header, groups, max_bytes)
+        return _read_rows(path, file, header, groups).rows(slice(max(0, held - count), None))
+
+
+class EpisodeIndex(NamedTuple):
+    """A file without its frames."""
+
+    episodes: Episodes  # with frames [M, T+1, H, W, 3] that are all 0 and take no memory
+    group_sizes: tuple[int, ...]  # episodes in each row group; `load_frames` reads one of them
+
+
+def load_index(path: Path) -> EpisodeIndex:
+    """Raises `UserError` as `load_episodes` does, but not for the size of the frames."""
+    with _opened(path) as (file, header):
+        groups = range(file.metadata.num_row_groups)
+        sizes = tuple(file.metadata.row_group(i).num_rows for i in groups)
+        return EpisodeIndex(_read_rows(path, file, header, groups, with_frames=False), sizes)
+
+
+def load_frames(path: Path, group: int) -> pa.Table:
+    """The column `frames` of one row group: for each episode the bytes of [T+1, H, W, 3] uint8.
+
+    Raises `UserError` as `load_episodes` does.
+    """
+    with _opened(path) as (file, header):
+        (table,) = _row_groups(path, file, [group], ["frames"])
+        for value in table["frames"]:
+            _check_value(path, value.as_buffer(), header.frames_bytes)
+        return table.replace_schema_metadata()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[pq.ParquetFile, _Header]]:
+    """A file whose sizes are those that its header tells of."""
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             header = _read_header(path, file)
-            _check_sizes(path, file, header, max_bytes)
-            return _read_rows(path, file, header)
+            _check_sizes(path, file, header)
+            yield file, header
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing") from error
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -165,14 +214,18 @@ def _read_header(path: Path, file: pq.ParquetFile) -> _Header:
     return header
 
 
-def _check_sizes(path: Path, file: pq.ParquetFile, header: _Header, max_bytes: int) -> None:
-    num_rows = file.metadata.num_rows
+def _check_total(path: Path, file: pq.ParquetFile, header: _Header, groups: Iterable[int], max_bytes: int) -> None:
+    num_rows = sum(file.metadata.row_group(i).num_rows for i in groups)
     total = num_rows * (header.frames_bytes + header.actions_bytes)
     if total > max_bytes:
         raise UserError(
             f"{path} holds {num_rows} episodes of together {total} bytes, more than max_bytes={max_bytes}; "
             "load fewer or raise max_bytes"
         )
+
+
+def _check_sizes(path: Path, file: pq.ParquetFile, header: _Header) -> None:
+    num_rows = file.metadata.num_rows
     groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
     if num_rows != sum(group.num_rows for group in groups):
         raise UserError(f"{path} is damaged: its row groups do not add up to its {num_rows} episodes")
@@ -183,7 +236,7 @@ def _check_sizes(path: Path, file: pq.ParquetFile, header: _Header, max_bytes: i
             allowed = group.num_rows * (value_bytes.get(column.path_in_schema, 0) + 1024) + 4096
             declared = column.total_uncompressed_size
             # A value in a dictionary is there once, and in memory as often as rows name it.
-            once_for_all = column.has_dictionary_page and group.num_rows * declared > max_bytes
+            once_for_all = column.has_dictionary_page and group.num_rows * declared > DEFAULT_MAX_BYTES
             if declared > allowed or once_for_all or column.num_values != group.num_rows:
                 raise UserError(
                     f"{path} is damaged: a row group of {group.num_rows} episodes tells of {column.num_values} values "
@@ -191,10 +244,13 @@ def _check_sizes(path: Path, file: pq.ParquetFile, header: _Header, max_bytes: i
                 )
 
 
-def _read_rows(path: Path, file: pq.ParquetFile, header: _Header) -> Episodes:
-    num = file.metadata.num_rows
+def _read_rows(
+    path: Path, file: pq.ParquetFile, header: _Header, groups: Sequence[int], with_frames: bool = True
+) -> Episodes:
+    num = sum(file.metadata.row_group(i).num_rows for i in groups)
+    shape = (num, *header.frames_shape)
     episodes = Episodes(
-        frames=np.empty((num, *header.frames_shape), np.uint8),
+        frames=np.empty(shape, np.uint8) if with_frames else np.broadcast_to(np.uint8(0), shape),
         actions=np.empty((num, *header.actions_shape), np.float32),
         lengths=np.empty(num, np.int64),
         success=np.empty(num, np.bool_),
@@ -205,10 +261,12 @@ def _read_rows(path: Path, file: pq.ParquetFile, header: _Header) -> Episodes:
     instructions: list[str] = []
     flat = {"length": episodes.lengths, "success": episodes.success, "seed": episodes.seeds}
     flat |= {f"failure.{name}": flags for name, flags in episodes.failures.items()}
+    columns = [name for name in file.schema_arrow.names if with_frames or name != "frames"]
     start = 0
-    for table in _row_groups(path, file):
+    for table in _row_groups(path, file, groups, columns):
         stop = start + len(table)
-        _copy_values(path, table["frames"], episodes.frames[start:stop], header.frames_bytes)
+        if with_frames:
+            _copy_values(path, table["frames"], episodes.frames[start:stop], header.frames_bytes)
         _copy_values(path, table["actions"], episodes.actions[start:stop], header.actions_bytes)
         for name, column in flat.items():
             column[start:stop] = table[name].to_numpy()
@@ -219,9 +277,9 @@ def _read_rows(path: Path, file: pq.ParquetFile, header: _Header) -> Episodes:
     return Episodes(**{**vars(episodes), "instructions": tuple(instructions)})
 
 
-def _row_groups(path: Path, file: pq.ParquetFile) -> Iterator[pa.Table]:
-    for i in range(file.metadata.num_row_groups):
-        table = file.read_row_group(i)
+def _row_groups(path: Path, file: pq.ParquetFile, groups: Iterable[int], columns: list[str]) -> Iterator[pa.Table]:
+    for i in groups:
+        table = file.read_row_group(i, columns=columns)
         expected = file.metadata.row_group(i).num_rows
         if len(table) != expected or any(column.null_count for column in table.columns):
             raise UserError(f"{path} is damaged: row group {i} does not hold {expected} whole episodes")
@@ -230,11 +288,15 @@ def _row_groups(path: Path, file: pq.ParquetFile) -> Iterator[pa.Table]:
         yield table
 
 
+def _check_value(path: Path, buffer: pa.Buffer, num_bytes: int) -> None:
+    if buffer.size != num_bytes:
+        raise UserError(f"{path} is damaged: a value has {buffer.size} bytes instead of {num_bytes}")
+
+
 def _copy_values(path: Path, column: pa.ChunkedArray, target: np.ndarray, num_bytes: int) -> None:
     """Fill target [m, ...] with the m values of the column."""
     for row, value in enumerate(column):
         buffer = value.as_buffer()
-        if buffer.size != num_bytes:
-            raise UserError(f"{path} is damaged: a value has {buffer.size} bytes instead of {num_bytes}")
+        _check_value(path, buffer, num_bytes)
         dtype = target.dtype.newbyteorder("<")
         target[row] = np.frombuffer(buffer, dtype).reshape(target.shape[1:])

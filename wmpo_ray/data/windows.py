@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+
+class Frames(Protocol):
+    """Frames [M, T+1, H, W, 3] uint8 of episodes, wherever they are; only what is asked for is read."""
+
+    def __getitem__(self, index: tuple[Tensor, Tensor]) -> Tensor:
+        """Those at episodes and steps, two int64 tensors that broadcast: [..., H, W, 3]."""
+
+
+def as_frames(frames: Frames | np.ndarray | Tensor) -> Frames:
+    return torch.as_tensor(frames) if isinstance(frames, np.ndarray | Tensor) else frames
 
 
 class WindowBatch(NamedTuple):
@@ -20,13 +31,13 @@ class WindowBatch(NamedTuple):
 class WindowSampler:
     """Draws windows at random with the given weights.
 
-    frames [M, T+1, H, W, 3] uint8, actions [M, T, D] float32, lengths [M] steps that are real; `weights` [M, T] is the
+    frames [M, T+1, H, W, 3] uint8, in memory or read as they are drawn, actions [M, T, D] float32, lengths [M] steps that are real; `weights` [M, T] is the
     weight of a window whose first action is at that step (default: uniform). A window that starts before c frames
     exist repeats the first frame.
     """
 
     def __init__(self, frames, actions, lengths, context_frames: int, chunk_length: int, weights=None):
-        self.frames, self.actions = torch.as_tensor(frames), torch.as_tensor(actions)
+        self.frames, self.actions = as_frames(frames), torch.as_tensor(actions)
         self.c, self.k = context_frames, chunk_length
         horizon = self.actions.shape[1]
         weight = np.ones((len(lengths), horizon)) if weights is None else np.array(weights, np.float64)
@@ -38,9 +49,17 @@ class WindowSampler:
         self._cumulative = torch.from_numpy((weight[rows, steps] / weight.sum()).cumsum())
 
     def draw(self, batch_size: int, generator: torch.Generator) -> WindowBatch:
+        return self.windows(self.choose(batch_size, generator))
+
+    def choose(self, batch_size: int, generator: torch.Generator) -> Tensor:
+        """Which windows come next: episode and step of the first action [B, 2]."""
         u = torch.rand(batch_size, generator=generator, dtype=torch.float64)
         chosen = torch.searchsorted(self._cumulative, u).clamp_max(len(self._index) - 1)
-        row, step = self._index[chosen].unbind(1)
+        return self._index[chosen]
+
+    def windows(self, index: Tensor) -> WindowBatch:
+        """Those that `choose` named; only here are frames read."""
+        row, step = index.unbind(1)
         earlier = (step - self.k).clamp_min(0)
         return WindowBatch(
             self._clip(row, step),

@@ -36,11 +36,19 @@ def _video_classifier(manifest: Mapping[str, Any]) -> nn.Module:
     return VideoMAEForVideoClassification(VideoMAEConfig.from_dict(manifest["config"]))
 
 
+def _policy(manifest: Mapping[str, Any]) -> nn.Module:
+    from wmpo_ray.policies.openvla_config import build_config
+    from wmpo_ray.policies.openvla_oft import OpenVLAOFTPolicy
+
+    return OpenVLAOFTPolicy(build_config(manifest["config_json_as_generated"], {}))
+
+
 # The network of a manifest, and the names its tensors have in files.
 NETWORKS: dict[str, tuple[Callable[[Mapping[str, Any]], nn.Module], Callable[[str], tuple[str, ...]]]] = {
     "stdit3_xl2_wmpo": (_video_transformer, published_as_is),
     "sdxl_vae": (_autoencoder, published_as_is),
     "videomae_base_cls": (_video_classifier, published_names),
+    "openvla_7b_hf": (_policy, published_as_is),
 }
 
 
@@ -62,7 +70,7 @@ def _mismatches(name: str, path: Path) -> Iterator[str]:
     manifest, (build, names) = read_json(path), NETWORKS[name]
     try:
         published = {key: tuple(entry["shape"]) for key, entry in manifest["tensors"].items()}
-        with torch.device("meta"):
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
             ours = {names(key)[0]: tuple(tensor.shape) for key, tensor in build(manifest).state_dict().items()}
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no manifest: {error}") from error

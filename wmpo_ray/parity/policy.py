@@ -176,24 +176,3 @@ def _gradients(policy: OpenVLAOFTPolicy, forward: Tensors, tensors: Tensors) -> 
         )
         for name, tensor in tensors.items()
     ]
-
-
-# -- full size ---------------------------------------------------------------------------------------------------
-
-
-def manifest_mismatches(manifest: Path) -> list[str]:
-    """What differs between the network of a manifest's config, on the meta device, and its names and shapes."""
-    content = read_json(manifest)
-    try:
-        expected = {name: tuple(entry["shape"]) for name, entry in content["tensors"].items()}
-        settings = content["config_json_as_generated"]
-    except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"{manifest} is no manifest: {error!r}") from error
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        state = OpenVLAOFTPolicy(build_config(settings, {})).state_dict()
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    return [
-        f"{name}: {found.get(name, 'missing')} instead of {expected.get(name, 'nothing')}"
-        for name in sorted(expected.keys() | found.keys())
-        if found.get(name) != expected.get(name)
-    ]

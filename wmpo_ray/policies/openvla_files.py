@@ -17,16 +17,17 @@ from wmpo_ray.config_section import shown
 from wmpo_ray.errors import UserError
 from wmpo_ray.policies.openvla_config import OpenVLAConfig
 from wmpo_ray.policies.openvla_images import DINO_MEAN, DINO_STD, SIGLIP_MEAN, SIGLIP_STD, ImageProcessor
+from wmpo_ray.policies.openvla_prompt import TOKENIZER, TOKENIZER_MODEL
 from wmpo_ray.untrusted import TensorSpec, inside, parse_json, read_bytes, read_json, tensor_specs
 
 STEM = "model"
-STATISTICS, TOKENIZER, PREPROCESSOR = "dataset_statistics.json", "tokenizer.json", "preprocessor_config.json"
+STATISTICS, PREPROCESSOR = "dataset_statistics.json", "preprocessor_config.json"
 # What a saved policy needs beside weights and config.json; carried along as it was read.
 COMPANIONS = (
     STATISTICS,
     TOKENIZER,
     PREPROCESSOR,
-    "tokenizer.model",
+    TOKENIZER_MODEL,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -91,8 +92,7 @@ def _check_names(folder: Path, wanted: Mapping[str, Tensor], shards: Mapping[Pat
     specs = {name: spec for part in shards.values() for name, spec in part.items()}
     if missing := sorted(wanted.keys() - specs.keys()):
         raise UserError(f"{folder}: the weights lack {missing[0]!r} and {len(missing) - 1} more")
-    # Older versions of transformers stored the frequencies, which follow from the config.
-    foreign = sorted(name for name in specs.keys() - wanted.keys() if not name.endswith("rotary_emb.inv_freq"))
+    foreign = sorted(name for name in specs.keys() - wanted.keys() if not is_stored_frequency(name))
     if foreign:
         raise UserError(
             f"{folder}: the weights have {shown(foreign[0])} and {len(foreign) - 1} more that this network does not; "
@@ -104,6 +104,11 @@ def _check_names(folder: Path, wanted: Mapping[str, Tensor], shards: Mapping[Pat
                 f"{folder}: {name} is {specs[name].dtype} {specs[name].shape} in the weights; config.json asks for "
                 f"{tuple(tensor.shape)} in one of {sorted(_DTYPES)}"
             )
+
+
+def is_stored_frequency(name: str) -> bool:
+    """Older versions of transformers stored the rotary frequencies, which follow from the config."""
+    return name.endswith("rotary_emb.inv_freq")
 
 
 def _offsets(file: BufferedReader) -> dict[str, int]:

@@ -16,11 +16,19 @@ TARGETS = (
 )
 
 
-def add_lora(policy: nn.Module, rank: int = 32, alpha: float = 16, targets: str = TARGETS) -> None:
+def add_lora(
+    policy: nn.Module,
+    rank: int = 32,
+    alpha: int = 16,
+    targets: str = TARGETS,
+    *,
+    dropout: float = 0.0,
+    seed: int = 0,
+) -> None:
     """Put adapters on the layers whose name matches `targets`, a regular expression; only they are trained from then.
 
-    Their parameters have `lora_` in the name and start without effect. Raises ConfigError where peft is missing, for a
-    rank below 1 and for targets that match nothing.
+    Their parameters have `lora_` in the name and start without effect, at the same values in every process with the
+    same `seed`. Raises ConfigError where peft is missing, for a rank below 1 and for targets that match nothing.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -28,9 +36,11 @@ def add_lora(policy: nn.Module, rank: int = 32, alpha: float = 16, targets: str 
         raise ConfigError("LoRA needs the package peft, which is not installed: pip install peft") from None
     if rank < 1:
         raise ConfigError(f"rank={rank}: an adapter has at least rank 1")
-    settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets, bias="none")
+    settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias="none")
     try:
-        inject_adapter_in_model(settings, policy, ADAPTER)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            inject_adapter_in_model(settings, policy, ADAPTER)
     except ValueError as error:
         raise ConfigError(f"targets={targets!r} match no layer of this policy: {error}") from error
     for name, parameter in policy.named_parameters():

@@ -27,13 +27,12 @@ from wmpo_ray.policies.openvla_config import FileSettings, OpenVLAConfig, build_
 from wmpo_ray.policies.openvla_files import (
     STATISTICS,
     STEM,
-    TOKENIZER,
     image_processor,
     load_weights,
     read_companions,
 )
 from wmpo_ray.policies.openvla_lora import merged_state
-from wmpo_ray.policies.openvla_prompt import PromptTokenizer
+from wmpo_ray.policies.openvla_prompt import TOKENIZER, TOKENIZER_MODEL, PromptTokenizer
 from wmpo_ray.policies.openvla_vision import Projector, VisionBackbone
 from wmpo_ray.seeding import keyed_noise
 from wmpo_ray.untrusted import check_network, parse_json
@@ -108,11 +107,7 @@ class OpenVLAOFTPolicy(PreTrainedModel):
         """The small files of the folder: tokenizer, image processor, statistics; `save_pretrained` writes them back."""
         self._companions = companions
         self._images = image_processor(companions, self.config)
-        self._prompts = (
-            PromptTokenizer(companions[TOKENIZER], self.config.vocab_size, self.config.empty_token_id)
-            if TOKENIZER in companions
-            else None
-        )
+        self._prompts = PromptTokenizer.of(companions, self.config.vocab_size, self.config.empty_token_id)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """config.json and safetensors in the published names, adapters merged, and the files that were attached."""
@@ -222,8 +217,8 @@ class OpenVLAOFTPolicy(PreTrainedModel):
         """What `forward` wants, for frames [B, H, W, 3] uint8. Raises UserError where the folder had no tokenizer."""
         if self._prompts is None:
             raise UserError(
-                f"this policy's folder has no {TOKENIZER}, so it can read no instruction; put the file beside the "
-                "weights (transformers makes it from a tokenizer.model)"
+                f"this policy's folder has no {TOKENIZER} and no {TOKENIZER_MODEL}, so it can read no instruction; put "
+                "one of them beside the weights"
             )
         pad = self.config.text_config.pad_token_id or 0
         ids, mask = self._prompts.batch(instructions, pad)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from wmpo_ray.errors import UserError
+from wmpo_ray.policies.openvla_sentencepiece import sentencepiece_tokenizer
 from wmpo_ray.untrusted import parse_json
 
+TOKENIZER, TOKENIZER_MODEL = "tokenizer.json", "tokenizer.model"
 BOS = 1
 PROMPT = "In: What action should the robot take to {}?\nOut:"
 
@@ -18,22 +20,31 @@ PROMPT = "In: What action should the robot take to {}?\nOut:"
 class PromptTokenizer:
     """Prompts as the published policies were trained on them.
 
-    `content` is a tokenizer.json; ids must be below `vocab_size`. `empty_token_id` (a lone space in Llama's
-    vocabulary) ends every prompt of training; None, or an id beyond the vocabulary, leaves it out.
+    Ids must be below `vocab_size`. `empty_token_id` (a lone space in Llama's vocabulary) ends every prompt of training;
+    None, or an id beyond the vocabulary, leaves it out. `source` is the file that errors name.
     """
 
-    def __init__(self, content: bytes, vocab_size: int, empty_token_id: int | None):
-        parse_json(content, "tokenizer.json")
-        try:
-            self._tokenizer = Tokenizer.from_str(content.decode())
-        except Exception as error:  # the library raises nothing narrower
-            raise UserError(f"tokenizer.json is damaged: {error}") from error
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, empty_token_id: int | None, source: str = TOKENIZER):
+        self._tokenizer, self._source = tokenizer, source
         # Limits for other uses may be stored in the file.
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._vocab_size = vocab_size
         self._end = empty_token_id if empty_token_id is not None and empty_token_id < vocab_size else None
         self._known: dict[str, list[int]] = {}
+
+    @classmethod
+    def of(cls, files: Mapping[str, bytes], vocab_size: int, empty_token_id: int | None) -> PromptTokenizer | None:
+        """From the tokenizer.json or else the tokenizer.model among a folder's files; None where there is neither.
+
+        Raises UserError for one that is damaged.
+        """
+        if TOKENIZER in files:
+            return cls(_of_json(files[TOKENIZER]), vocab_size, empty_token_id)
+        if TOKENIZER_MODEL in files:
+            tokenizer = sentencepiece_tokenizer(files[TOKENIZER_MODEL], TOKENIZER_MODEL)
+            return cls(tokenizer, vocab_size, empty_token_id, TOKENIZER_MODEL)
+        return None
 
     def ids(self, instruction: str) -> list[int]:
         """BOS, prompt and the empty token. Raises UserError for a prompt with an id beyond the vocabulary."""
@@ -45,7 +56,7 @@ class PromptTokenizer:
                 ids.append(self._end)
             if max(ids) >= self._vocab_size:
                 raise UserError(
-                    f"tokenizer.json gives id {max(ids)} and the policy's vocabulary has {self._vocab_size}: the two "
+                    f"{self._source} gives id {max(ids)} and the policy's vocabulary has {self._vocab_size}: the two "
                     "are not from the same folder"
                 )
             self._known[instruction] = ids
@@ -59,3 +70,11 @@ class PromptTokenizer:
         if all(len(row) == longest for row in rows):
             return ids, None
         return ids, torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows]).bool()
+
+
+def _of_json(content: bytes) -> Tokenizer:
+    parse_json(content, TOKENIZER)
+    try:
+        return Tokenizer.from_str(content.decode())
+    except Exception as error:  # the library raises nothing narrower
+        raise UserError(f"{TOKENIZER} is damaged: {error}") from error

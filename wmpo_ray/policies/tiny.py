@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from wmpo_ray.config_section import Count, Positive
 from wmpo_ray.interfaces import ActionChunk
-from wmpo_ray.policies.action_tokens import decode_tokens, sample_tokens
+from wmpo_ray.policies.action_tokens import decode_tokens, encode_actions, sample_tokens
 from wmpo_ray.seeding import keyed_noise
 from wmpo_ray.untrusted import NetworkSettings, check_finite, check_network
 from wmpo_ray.world_models.attention import attend
@@ -106,6 +106,7 @@ class TinyPolicy(PreTrainedModel):
 
     config_class = TinyPolicyHFConfig
     base_model_prefix = "policy"
+    _no_split_modules: ClassVar[list[str]] = ["_Layer"]
 
     def __init__(self, config: TinyPolicyHFConfig):
         super().__init__(config)
@@ -187,6 +188,11 @@ class TinyPolicy(PreTrainedModel):
         logits = self(torch.as_tensor(frames).to(self.device), self.word_ids(instructions))
         logprobs = F.log_softmax(logits / temperature, -1)
         return logprobs.gather(-1, tokens.to(self.device)[..., None])[..., 0]
+
+    def cloning_loss(self, frames: np.ndarray, instructions: Sequence[str], actions: Tensor) -> Tensor:
+        logits = self(torch.as_tensor(frames).to(self.device), self.word_ids(instructions))
+        target = encode_actions(actions.to(self.device), self.config.num_bins)
+        return F.cross_entropy(logits.flatten(0, 1), target.flatten())
 
 
 def vocabulary_of(instructions: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, FiniteFloat
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
@@ -27,6 +28,14 @@ IMAGE_SIZE, NUM_FRAMES, HEAD_WIDTH = 224, 8, 64
 MAX_POSITION_VALUES = 2**24  # patches times width; positions are computed, so no weight bounds their number
 # The older names are the published ones.
 BIAS_NAMES = {"attention.query.bias": "attention.q_bias", "attention.value.bias": "attention.v_bias"}
+
+
+THRESHOLD_FILE = "threshold.json"  # the published files have no place for it
+
+
+class _SavedThreshold(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    threshold: FiniteFloat
 
 
 class _Settings(NetworkSettings):
@@ -58,17 +67,21 @@ class PublishedRewardModel:
         self.preprocessing = preprocessing
         self.threshold = threshold
         self.clip_length = network.config.num_frames
+        self.instructions: tuple[str, ...] = ()
 
     @classmethod
     def load(
         cls,
         path: str | Path,
-        threshold: float = 0.5,
+        threshold: float | None = None,
         *,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
     ) -> PublishedRewardModel:
-        """A `.pth` file of the reference's, or a transformers folder. Raises UserError for anything else."""
+        """A `.pth` file of the reference's, or a transformers folder. Raises UserError for anything else.
+
+        `threshold` None: the one that `save` wrote beside the weights, 0.5 where there is none.
+        """
         files = find_weights(path)
         config = published_config(files)
         network = load_network(
@@ -81,6 +94,9 @@ class PublishedRewardModel:
         beside = files.parts[0].parent / PREPROCESSOR_FILE
         size = config.image_size
         preprocessing = FramePreprocessing(resize=size, crop=size)
+        if threshold is None:
+            saved = files.parts[0].parent / THRESHOLD_FILE
+            threshold = read_settings(saved, _SavedThreshold).threshold if saved.is_file() else 0.5
         return cls(network, FramePreprocessing.read(beside) if beside.is_file() else preprocessing, threshold)
 
     def pixels(self, videos: Tensor) -> Tensor:
@@ -105,17 +121,25 @@ class PublishedRewardModel:
         ]
         return torch.cat(parts).unflatten(0, (num_videos, num_windows))
 
+    def clip_logits(self, clips: Tensor, instructions: Sequence[str] = ()) -> Tensor:
+        """Differentiable logit of success [B] of clips [B, L, H, W, 3], float in about 0..255 or uint8."""
+        return self.network(pixel_values=self.pixels(clips.round().clamp(0, 255).to(torch.uint8))).logits[:, 1]
+
     def probabilities(self, videos: np.ndarray, instructions: Sequence[str] = ()) -> np.ndarray:
         """videos [M, T, H, W, 3] uint8 -> probability [M, W] of each window of L frames, stride 1."""
         return self.logits(videos)[..., 1].sigmoid().cpu().numpy()
 
+    def decide(self, probabilities: np.ndarray, min_steps: int, horizon: int) -> Scores:
+        return decide_as_published(probabilities, self.threshold, self.clip_length, min_steps, horizon + 1)
+
     def save(self, path: str | Path) -> None:
-        """Write a transformers folder with the published names (safetensors)."""
+        """Write a transformers folder with the published names (safetensors), and the threshold beside them."""
         weights = {published_names(name)[0]: t.contiguous() for name, t in self.network.state_dict().items()}
         with atomic_directory(Path(path)) as folder:
             save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
             self.network.config.save_pretrained(folder)
             (folder / PREPROCESSOR_FILE).write_text(json.dumps(self.preprocessing.to_file(), indent=1) + "\n")
+            (folder / THRESHOLD_FILE).write_text(json.dumps({"threshold": self.threshold}) + "\n")
 
 
 def decide_as_published(

@@ -17,6 +17,8 @@ from wmpo_ray.config import RewardConfig
 from wmpo_ray.config_section import Count, Positive
 from wmpo_ray.errors import UserError
 from wmpo_ray.files import atomic_directory
+from wmpo_ray.scoring import decide
+from wmpo_ray.types import Scores
 from wmpo_ray.untrusted import NetworkSettings, check_finite, check_network, read_settings
 
 SETTINGS_FILE = "reward_model.json"
@@ -101,6 +103,8 @@ class VideoMAERewardModel:
             pixels = torch.cat([pixels, planes], 2)
         return self.network(pixel_values=pixels).logits[:, 1]
 
+    clip_logits = logits  # differentiable: what it is trained by
+
     def _planes(self, instructions: Sequence[str]) -> Tensor:
         known = {text: i for i, text in enumerate(self.instructions)}
         unknown = sorted(set(instructions) - set(known))
@@ -122,6 +126,9 @@ class VideoMAERewardModel:
             for i in range(0, len(flat), batch_size)
         ]
         return torch.cat(parts).view(num_videos, num_windows).cpu().numpy()
+
+    def decide(self, probabilities: np.ndarray, min_steps: int, horizon: int) -> Scores:
+        return decide(probabilities, self.threshold, self.clip_length, min_steps, horizon)
 
     def save(self, path: str | Path) -> None:
         settings = {

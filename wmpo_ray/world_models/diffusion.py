@@ -28,6 +28,7 @@ from wmpo_ray.world_models.stdit import STDiT
 PRETRAINED_DIR = Path(__file__).parent / "pretrained"
 SETTINGS_FILE = "world_model.json"
 TINY_DECODER = "tiny_decoder"  # folder beside the autoencoder's
+POSTERIOR_SEED = 0  # one noise for every frame of every run: latents of the same frame are equal
 MAX_FRAMES = 2**12  # of a context or a chunk; no weight bounds their number
 
 
@@ -97,7 +98,7 @@ class DiffusionWorldModel:
     @classmethod
     def create(cls, config: WorldModelConfig, action_dim: int, chunk_length: int, seed: int) -> DiffusionWorldModel:
         """A fresh network of the configured size."""
-        codec = make_codec(config.codec)
+        codec = make_codec(config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = STDiT(
@@ -110,7 +111,28 @@ class DiffusionWorldModel:
             )
             initialise(network)
         denoiser = Denoiser(network, config.denoiser)
-        return cls(denoiser, codec, RectifiedFlowSampler(config.sampler), config.context_frames, chunk_length)
+        return cls(
+            denoiser,
+            codec,
+            RectifiedFlowSampler(config.sampler.over(SamplerConfig())),
+            config.context_frames,
+            chunk_length,
+        )
+
+    def to(self, device: torch.device | str) -> DiffusionWorldModel:
+        """Move network and codec; returns this world model."""
+        self.denoiser.to(device)
+        if isinstance(self.codec, AutoencoderCodec):
+            self.codec.autoencoder.to(device)
+            if self.codec.decoder is not None:
+                self.codec.decoder.to(device)
+        return self
+
+    def with_sampler(self, config: SamplerConfig) -> DiffusionWorldModel:
+        """The same network and codec, sampled as `config` says."""
+        return DiffusionWorldModel(
+            self.denoiser, self.codec, RectifiedFlowSampler(config), self.context_frames, self.chunk_length
+        )
 
     # -- imagining -----------------------------------------------------------------------------------------------
 
@@ -168,7 +190,7 @@ class DiffusionWorldModel:
         if not (path / SETTINGS_FILE).is_file():
             raise UserError(f"no world model at {path}; shipped are {shipped}; set world_model.pretrained")
         settings = read_settings(path / SETTINGS_FILE, _FileSettings)
-        codec = _load_codec(path, settings.codec, settings.codec_options or _CodecOptions())
+        codec = _load_codec(path, settings)
         check_network(path, "diffusion_pytorch_model", _NetworkSettings, STDiT.from_config)
         network = STDiT.from_pretrained(path, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False)
         check_finite(network, path)
@@ -185,9 +207,17 @@ class DiffusionWorldModel:
         return cls(denoiser, codec, sampler, settings.context_frames, settings.chunk_length)
 
 
-def make_codec(name: str) -> FrameCodec:
-    """`pixel`, or the folder of a diffusers `AutoencoderKL`."""
-    return PixelCodec() if name == PixelCodec.name else AutoencoderCodec.load(name)
+def make_codec(config: WorldModelConfig) -> FrameCodec:
+    """`pixel`, or the folder of a diffusers `AutoencoderKL`, in the precision of the network."""
+    if config.codec == PixelCodec.name:
+        return PixelCodec()
+    return AutoencoderCodec.load(
+        config.codec,
+        tiny_decoder=config.tiny_decoder or None,
+        dtype=_codec_dtype(config.denoiser),
+        posterior_seed=POSTERIOR_SEED if config.posterior == "sample" else None,
+        max_decode_bytes=config.max_decode_bytes,
+    )
 
 
 def _save_autoencoder(codec: AutoencoderCodec, folder: Path) -> _CodecOptions:
@@ -201,12 +231,18 @@ def _save_autoencoder(codec: AutoencoderCodec, folder: Path) -> _CodecOptions:
     )
 
 
-def _load_codec(folder: Path, name: str, options: _CodecOptions) -> FrameCodec:
+def _codec_dtype(config: DenoiserConfig) -> torch.dtype:
+    return torch.bfloat16 if config.precision == "bf16" else torch.float32
+
+
+def _load_codec(folder: Path, settings: _FileSettings) -> FrameCodec:
     """The codec that the settings in a world model's folder name: an autoencoder stands in that folder."""
-    if name == PixelCodec.name:
+    if settings.codec == PixelCodec.name:
         return PixelCodec()
+    options = settings.codec_options or _CodecOptions()
     return AutoencoderCodec.load(
-        inside(folder, name, f"{folder / SETTINGS_FILE}, codec,"),
+        inside(folder, settings.codec, f"{folder / SETTINGS_FILE}, codec,"),
+        dtype=_codec_dtype(settings.denoiser),
         tiny_decoder=folder / TINY_DECODER if options.tiny_decoder else None,
         posterior_seed=options.posterior_seed,
         max_decode_bytes=options.max_decode_bytes,

@@ -168,11 +168,13 @@ def published_world_model(
     frame_size: tuple[int, int] = (256, 256),
     chunk_length: int = 8,
     num_steps: int = 30,
+    denoiser: DenoiserConfig | None = None,
 ) -> DiffusionWorldModel:
     """The world model as the reference runs it: Euler steps over the resolution's times, clean context latents.
 
-    `frame_size` is (height, width) in pixels; the context is as long as the frames without an action.
+    `frame_size` is (height, width) in pixels; the context is as long as the frames without an action. `denoiser`: other
+    noise, times or precision than the reference's, but the same meaning of what the network gives.
     """
-    denoiser = Denoiser(network, DenoiserConfig(), frame_size)
+    shown = Denoiser(network, denoiser or DenoiserConfig(), frame_size)
     sampler = RectifiedFlowSampler(SamplerConfig(num_steps=num_steps, shift=resolution_shift(*frame_size)))
-    return DiffusionWorldModel(denoiser, codec, sampler, network.config.pad_action_num, chunk_length)
+    return DiffusionWorldModel(shown, codec, sampler, network.config.pad_action_num, chunk_length)

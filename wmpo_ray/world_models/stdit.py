@@ -8,6 +8,7 @@ The network knows no schedule: it maps latents and a time to an output of the sa
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -151,7 +152,9 @@ class STDiT(ModelMixin, ConfigMixin):
         constant = self.t_block(conditioning_time)[:, None]
         spatial = torch.where(x_mask[:, :, None], by_action, constant)
         temporal = torch.where(x_mask[:, :, None], by_time, constant)
-        tokens, _ = self._blocks(self._embed(x, height, width), spatial, temporal)
+        tokens = self._embed(x, height, width)
+        for space, time_block in self._pairs():
+            tokens, _ = time_block(space(tokens, spatial, self.rope)[0], temporal, self.rope)
         return self._unpatchify(self.final_layer(tokens, time, conditioning_time, x_mask), x.shape)
 
     def encode_conditioning(self, x: Tensor, height: float | None = None, width: float | None = None):
@@ -159,8 +162,12 @@ class STDiT(ModelMixin, ConfigMixin):
         batch, frames = x.shape[0], x.shape[2]
         conditioning_time = self._times(x.new_zeros(batch))[1]
         modulation = self.t_block(conditioning_time)[:, None].expand(batch, frames, -1)
-        _, blocks = self._blocks(self._embed(x, height, width), modulation, modulation)
-        return ConditioningCache(blocks, frames)
+        tokens, blocks = self._embed(x, height, width), []
+        for space, time_block in self._pairs():
+            tokens, (key, value) = time_block(space(tokens, modulation, self.rope)[0], modulation, self.rope)
+            # The values are a view of queries, keys and values together: a copy lets the rest go.
+            blocks.append(KeyValue(key, value.contiguous()))
+        return ConditioningCache(tuple(blocks), frames)
 
     def forward_cached(
         self,
@@ -179,7 +186,9 @@ class STDiT(ModelMixin, ConfigMixin):
         embedded = self.action_embedder(actions)[:, cache.num_frames :]
         by_action = self.t_block(time[:, None] + embedded)
         by_time = self.t_block(time)[:, None].expand_as(by_action)
-        tokens, _ = self._blocks(self._embed(x, height, width), by_action, by_time, cache.blocks)
+        tokens = self._embed(x, height, width)
+        for (space, time_block), past in zip(self._pairs(), cache.blocks, strict=True):
+            tokens, _ = time_block(space(tokens, by_action, self.rope)[0], by_time, self.rope, past)
         return self._unpatchify(self.final_layer(tokens, time, conditioning_time, None), x.shape)
 
     # -- parts ---------------------------------------------------------------------------------------------------
@@ -199,13 +208,9 @@ class STDiT(ModelMixin, ConfigMixin):
         tokens = self.x_embedder(x.to(self.dtype))
         return tokens + positions.to(tokens.dtype)
 
-    def _blocks(self, tokens: Tensor, spatial: Tensor, temporal: Tensor, past: tuple[KeyValue, ...] | None = None):
-        present = []
-        for i, (space, time) in enumerate(zip(self.spatial_blocks, self.temporal_blocks, strict=True)):
-            tokens, _ = space(tokens, spatial, self.rope)
-            tokens, key_value = time(tokens, temporal, self.rope, past[i] if past else None)
-            present.append(key_value)
-        return tokens, tuple(present)
+    def _pairs(self) -> Iterator[tuple[nn.Module, nn.Module]]:
+        """A block of attention within frames and the one of attention over time behind it."""
+        return zip(self.spatial_blocks, self.temporal_blocks, strict=True)
 
     def _unpatchify(self, tokens: Tensor, shape: torch.Size) -> Tensor:
         batch, _, frames, height, width = shape

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wmpo_ray.plan import first_fit
+from wmpo_ray.planning.packing import first_fit
 
 
 class Wish(NamedTuple):

@@ -1,0 +1,161 @@
+"""A learner in two processes on Ray: a rank that dies takes the whole learner along, and it comes back."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import ray
+
+from cluster.learner_group import LearnerGroup
+from cluster.placement import PlacementBook, Resources, bundle_of, bundles_for, check_placement, smallest_bundles
+from cluster.ray_runtime import RayRuntime
+from cluster.runtime import ActorLostError, SerialRuntime
+from learners.grpo_learner import GrpoLearner
+from tests.cluster.small_run import SETTINGS, finish, make_loop, save_models, small_config
+from tests.learners.rank_scenarios import run_on_ranks
+from tests.learners.test_grpo_learner import FACTS, groups, sample
+from wmpo_ray.config import Config
+from wmpo_ray.errors import UserError
+
+TIMEOUT_S = 300
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    save_models(folder, small_config())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runtime():
+    ray.init("local", num_cpus=4, include_dashboard=False, logging_level="warning", log_to_driver=False)
+    yield RayRuntime()
+    ray.shutdown()
+
+
+def two_ranks(**grpo) -> Config:
+    return Config.model_validate(
+        {**SETTINGS, "cluster": {"learner_ranks": 2}, "grpo": {**SETTINGS["grpo"], "minibatch_trajectories": 4, **grpo}}
+    )
+
+
+def doomed_learner(marker: Path) -> type:
+    # Made inside a function: it travels to the workers by value, with the path.
+    class DoomedLearner(GrpoLearner):
+        def _step(self, batch, rows):
+            if self.ranks.rank == 1 and self.num_updates == 1 and rows.start and marker.exists():
+                marker.unlink()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super()._step(batch, rows)
+
+    return DoomedLearner
+
+
+def two_updates(ranks, models: Path, folder: Path) -> str:
+    """What two ranks come to if nothing happens to them."""
+    learner = GrpoLearner(two_ranks(), str(models / "policy"), str(folder), ranks)
+    learner.resume()
+    alone = GrpoLearner(two_ranks(), str(models / "policy"), str(folder / "unused"))
+    return [learner.update(groups(), FACTS, sample(alone, seed=i))[0].version.digest for i in range(2)][-1]
+
+
+def test_a_group_of_ranks_ends_with_any_of_them_and_comes_back_to_the_same_weights(runtime, models, tmp_path):
+    config = two_ranks()
+    (tmp_path / "marker").touch()
+    batches = [sample(GrpoLearner(config, str(models / "policy"), str(tmp_path / "unused")), seed=i) for i in range(2)]
+    args = (config, doomed_learner(tmp_path / "marker"), str(models / "policy"), str(tmp_path / "checkpoints"))
+
+    def start():
+        group = runtime.spawn(LearnerGroup, *args, [Resources(0.2)], resources=Resources(0.2), name="learner-0")
+        runtime.build(group)
+        return group
+
+    def call(group, method, *arguments, num_returns=1):
+        answer = runtime.call(group, method, *arguments, num_returns=num_returns)
+        first = answer[0] if num_returns > 1 else answer
+        assert runtime.wait([first], TIMEOUT_S)
+        return runtime.get(first)
+
+    group = start()
+    fresh = call(group, "resume").version
+    first = call(group, "update", groups(), FACTS, runtime.put(batches[0]), num_returns=3).version
+    assert first.digest != fresh.digest and runtime.get(runtime.beat(group)).num_beats == 2
+    with pytest.raises(ActorLostError, match="rank 1 of the learner's 2 was lost"):
+        call(group, "update", groups(), FACTS, runtime.put(batches[1]), num_returns=3)
+    runtime.kill(group)
+
+    group = start()
+    assert call(group, "resume").version == first
+    result = call(group, "update", groups(), FACTS, runtime.put(batches[1]), num_returns=3)
+    undisturbed, _ = run_on_ranks(2, two_updates, models, tmp_path / "undisturbed")
+    assert result.version.digest == undisturbed
+    assert call(group, "weights", 2, num_returns=2).digest == undisturbed
+    call(group, "save_policy", str(tmp_path / "policy"))
+    assert (
+        GrpoLearner(small_config(), str(tmp_path / "policy"), str(tmp_path / "none")).resume().version.digest
+        == undisturbed
+    )
+    runtime.kill(group)
+
+
+@pytest.mark.slow
+def test_a_run_with_two_ranks_survives_the_death_of_one(runtime, models, tmp_path, monkeypatch):
+    def play(folder: Path) -> str:
+        loop, _ = make_loop(two_ranks(), runtime, models, folder)
+        digest = finish(loop, folder)
+        restarts.append(loop.team.num_restarts)
+        return digest
+
+    restarts: list[int] = []
+    undisturbed = play(tmp_path / "undisturbed")
+    (tmp_path / "marker").touch()
+    monkeypatch.setattr("cluster.team.GrpoLearner", doomed_learner(tmp_path / "marker"))
+    assert play(tmp_path / "disturbed") == undisturbed
+    assert restarts == [0, 1]
+
+
+def test_one_process_has_one_rank(models, tmp_path):
+    with pytest.raises(UserError, match=r"cluster\.learner_ranks=2: --serial"):
+        make_loop(two_ranks(), SerialRuntime(), models, tmp_path)
+
+
+# -- the layout --------------------------------------------------------------------------------------------------------
+
+
+def placed(layout: str, **cluster) -> Config:
+    learner = {"cpus": 1, "gpus": 1 if layout == "separate" else 0.4}
+    roles = {"imagination": {"cpus": 1, "gpus": 0.5}, "learner": learner}
+    return Config.model_validate({"cluster": cluster, "placement": {"layout": layout, **roles}})
+
+
+def test_ranks_have_a_share_each_of_one_reservation():
+    class Held:
+        def __init__(self, bundle):
+            self.place, self.bundle, self.released = ("group", 0), bundle, False
+
+        def release(self):
+            self.released = True
+
+    made = []
+    config = placed("separate", learner_ranks=3, imagination_actors=1)
+    book = PlacementBook(config, lambda bundle: made.append(Held(bundle)) or made[-1])
+    assert [book.place("learner", rank).bundle for rank in range(3)] == [("group", 0), ("group", 1), ("group", 2)]
+    assert len(made) == 1 and made[0].bundle.siblings == 3
+    for rank in range(3):
+        assert not made[0].released
+        book.release("learner", rank)
+    assert made[0].released
+    assert [bundle.name for bundle in bundles_for(config, 1, 0)][:3] == ["learner-0", "learner-1", "learner-2"]
+    with pytest.raises(UserError, match=r"ask for 3\.5 GPUs \(.*3 learner x 1"):
+        check_placement(config, {"CPU": 99, "GPU": 3.0})
+
+
+def test_collocated_ranks_stand_with_the_imagination_workers():
+    config = placed("collocated", learner_ranks=3, imagination_actors=2, reward_actors=1)
+    names = [bundle.name for bundle in smallest_bundles(config)]
+    assert names == ["imagination-0+reward-0+learner-0", "imagination-1+learner-1", "learner-2"]
+    assert bundle_of(config, "learner", 2).siblings == 1

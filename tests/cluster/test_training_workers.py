@@ -1,0 +1,206 @@
+"""The supervised stages on workers of Ray Train leave what they leave in one process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cluster import stages
+from cluster.context import RunContext
+from cluster.doors import find_listeners
+from cluster.progress import Reporter
+from cluster.ray_runtime import RayRuntime
+from cluster.runtime import Runtime, SerialRuntime
+from cluster.trainings import Place, has_workers
+from learners.supervised import Progress, WorkerShare
+from learners.training_jobs import CloningJob
+from learners.training_state import TrainingCheckpoints
+from tests.cluster.small_run import SETTINGS, ListLog
+from tests.cluster.test_stage_resume import record
+from wmpo_ray.config import Config
+from wmpo_ray.config_cluster import Size
+from wmpo_ray.data import trajectory_store
+from wmpo_ray.errors import ConfigError, UserError
+from wmpo_ray.run_state import RunFolder
+
+STEPS, EVERY = 8, 3
+SETTINGS_OF_STAGES = {
+    **SETTINGS,
+    "environment": {"horizon": 24},
+    "policy": {**SETTINGS["policy"], "cloning": {"steps": STEPS, "batch_size": 5}},
+    "world_model": {
+        **SETTINGS["world_model"],
+        "pretrained": "",
+        "alignment": {"steps": STEPS, "batch_size": 5, "warmup_steps": 2},
+    },
+    "reward": {**SETTINGS["reward"], "steps": STEPS, "batch_size": 10},
+    "checkpoint": {"every_training_steps": EVERY},
+    "faults": {"max_start_failures": 2},
+}
+STAGES = {"policy": stages.policy, "world-model": stages.world_model, "reward-model": stages.reward_model}
+SAVED = {
+    "policy": "base-policy/model.safetensors",
+    "world-model": "world-model/diffusion_pytorch_model.safetensors",
+    "reward-model": "reward-model/model.safetensors",
+}
+BYTES_OF_FIVE = 5 * 25 * 16 * 16 * 3  # episodes
+POLL_S = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+
+
+def config_for(training_workers: Size) -> Config:
+    return Config.model_validate({**SETTINGS_OF_STAGES, "cluster": {"training_workers": training_workers}})
+
+
+@pytest.fixture(scope="module")
+def runtime() -> Iterator[Runtime]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cluster.training_data.BLOCK_BYTES", BYTES_OF_FIVE)
+        patch.setenv(POLL_S, "0.2")  # how often Ray Train looks; it tells its processes
+        runtime = RayRuntime()
+        yield runtime
+        runtime.shutdown()
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory) -> Path:
+    """A run in one process with all three stages done; its trajectories are in several row groups."""
+    path = tmp_path_factory.mktemp("runs") / "one"
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        RunFolder.open(path, config_for(1), resume=False) as folder,
+    ):
+        patch.setattr(trajectory_store, "ROW_GROUP_BYTES", BYTES_OF_FIVE)
+        record(folder)
+        context = RunContext(config_for(1), folder, Reporter(), SerialRuntime, force=False)
+        for name, stage in STAGES.items():
+            folder.finish(name, 1.0, stage(context))
+    return path
+
+
+@dataclass
+class Course:
+    """A stage of a run of its own that begins with what `recorded` holds."""
+
+    folder: RunFolder
+    context: RunContext
+    shown: list[int]  # how far the bars came
+
+    def weights(self, name: str) -> dict[str, torch.Tensor]:
+        return load_file(self.folder.models / SAVED[name])
+
+
+def begin(recorded: Path, path: Path, config: Config, runtime: Runtime, without: str) -> Course:
+    shutil.copytree(recorded / "trajectories", path / "trajectories")
+    (path / "models").mkdir()
+    if without == "reward-model":
+        shutil.copytree(recorded / "models" / "world-model", path / "models" / "world-model")
+    shown: list[int] = []
+    reporter = Reporter(on_progress=lambda done, total, figures: shown.append(done))
+    (path / "config.json").write_text(config.model_dump_json())
+    folder = RunFolder.open(path, config, resume=True)
+    return Course(folder, RunContext(config, folder, reporter, lambda: runtime, force=False), shown)
+
+
+def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    distances = torch.cat([(one[name] - tensor).abs().flatten() for name, tensor in other.items()])
+    # Adam makes of a rounding error in a gradient near 0 a step of up to the learning rate.
+    assert float(distances.max()) < 2e-3 and float(distances.mean()) < 2e-6
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_two_workers_leave_the_model_of_one_process(runtime, recorded, tmp_path, name):
+    course = begin(recorded, tmp_path, config_for(2), runtime, without=name)
+    with course.folder:
+        assert has_workers(course.context)
+        figures = STAGES[name](course.context)
+        assert_close(course.weights(name), load_file(recorded / "models" / SAVED[name]))
+        assert figures.keys() == RunFolder(recorded).figures(name).keys()
+        saved = course.folder.training_checkpoints(name)
+        assert sorted(path.name for path in saved.glob("step-*")) == ["step-000003", "step-000006"]
+        assert course.shown[0] == 0 and course.shown[-1] == STEPS
+        course.folder.finish(name, 1.0, figures)
+        assert not saved.exists(), "what Ray Train keeps of a training goes with it"
+    assert not (Path.home() / "ray_results").exists()
+
+
+@dataclass(frozen=True)
+class MortalJob:
+    """Its second worker is killed after a step, once. Each tells where it listens beyond this machine."""
+
+    job: CloningJob
+    step: int
+    marker: Path
+
+    @property
+    def num_steps(self) -> int:
+        return self.job.num_steps
+
+    def __call__(
+        self, share: WorkerShare, device: torch.device, progress: Progress, checkpoints: TrainingCheckpoints
+    ) -> dict[str, Any]:
+        def tell(step: int, figures: dict[str, float]) -> None:
+            progress(step, figures)
+            listeners = list(find_listeners({os.getpid()}))
+            beyond = [listener for listener in listeners if not listener.is_loopback]
+            self.marker.with_name(f"doors-{share.rank}").write_text(f"{len(listeners) > 0} {beyond}")
+            if step == self.step and share.rank == 1 and not self.marker.exists():
+                self.marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        return self.job(share, device, tell, checkpoints)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, (1, 2)], ids=["fixed", "elastic"])
+def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(runtime, recorded, tmp_path, size):
+    from cluster.supervised import train_on_workers
+    from cluster.training_data import TrainingData
+
+    config, data = config_for(size), TrainingData()
+    course = begin(recorded, tmp_path, config, runtime, without="policy")
+    demos = data.read("demos", course.folder.trajectories / "demos.parquet")
+    job = CloningJob(config, demos, course.folder.models / "base-policy")
+    place = Place("policy", "behaviour cloning", "policy.cloning", config.policy.cloning)
+    log = ListLog()
+    with course.folder:
+        train_on_workers(course.context, place, MortalJob(job, STEPS - 1, tmp_path / "killed"), data)
+    log.close()
+    assert (tmp_path / "killed").exists()
+    assert any("going on from step 6" in text for text in log.told)
+    assert [(tmp_path / f"doors-{rank}").read_text() for rank in range(2)] == ["True []", "True []"]
+    assert_close(course.weights("policy"), load_file(recorded / "models" / SAVED["policy"]))
+
+
+def test_without_ray_and_with_one_worker_there_is_no_ray_train(recorded, tmp_path):
+    course = begin(recorded, tmp_path, config_for(2), SerialRuntime(), without="policy")
+    with course.folder:
+        stages.policy(course.context)
+    weights, expected = course.weights("policy"), load_file(recorded / "models" / SAVED["policy"])
+    assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize(
+    "settings, problem",
+    [
+        ({"cluster": {"training_workers": (1, 9)}}, "policy.cloning.batch_size=5 is less than the 9 workers"),
+        (
+            {"cluster": {"training_workers": 4}, "placement": {"learner": {"cpus": 1000.0}}},
+            "4 training workers ask for 4000 CPUs .placement.learner.cpus=1000.*lower cluster.training_workers=4",
+        ),
+    ],
+)
+def test_workers_that_can_never_work_are_refused_before_any_is_started(runtime, recorded, tmp_path, settings, problem):
+    config = Config.model_validate({**SETTINGS_OF_STAGES, **settings})
+    course = begin(recorded, tmp_path, config, runtime, without="policy")
+    with course.folder, pytest.raises((ConfigError, UserError), match=problem):
+        stages.policy(course.context)

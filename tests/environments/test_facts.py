@@ -1,0 +1,46 @@
+"""Facts of environments are those of the environments, as far as one can be made, and are there without it."""
+
+from __future__ import annotations
+
+import pytest
+
+from wmpo_ray.config import EnvironmentConfig
+from wmpo_ray.config_loading import list_presets, load_config
+from wmpo_ray.environments.facts import environment_facts
+from wmpo_ray.errors import ConfigError
+from wmpo_ray.registry import check_kinds, make_environment
+
+
+def test_facts_of_the_embedded_task_are_those_of_its_environment():
+    config = EnvironmentConfig()
+    facts, environment = environment_facts(config), make_environment(config)
+    environment.reset(range(32))
+    assert (facts.frame_shape, facts.action_dim) == (environment.frame_shape, environment.action_dim)
+    assert set(environment.instruction) == set(facts.instructions)
+
+
+@pytest.mark.parametrize("preset", list_presets())
+def test_every_preset_has_facts(preset):
+    facts = environment_facts(load_config(preset).environment)
+    height, width, channels = facts.frame_shape
+    assert height == width and channels == 3 and facts.action_dim >= 3 and all(facts.instructions)
+
+
+def test_without_its_simulator_a_task_is_known_and_cannot_be_run():
+    config = load_config("coffee")
+    assert environment_facts(config.environment) == ((256, 256, 3), 7, ("coffee",))
+    for make in (lambda: make_environment(config.environment), lambda: check_kinds(config)):
+        with pytest.raises(ConfigError, match=r'environment.kind="mimicgen": this version has no simulator'):
+            make()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "mimicgen", "task": "Tea_D0"}, r'environment.task="Tea_D0": known tasks of mimicgen are Coffee_D0, '),
+        ({"kind": "kitchen"}, r'environment.kind="kitchen": known are aloha, mimicgen and pocket'),
+    ],
+)
+def test_an_unknown_kind_or_task_is_named(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        environment_facts(EnvironmentConfig(**settings))

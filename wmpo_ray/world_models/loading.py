@@ -1,0 +1,114 @@
+"""The world model that a run begins with: a fresh one, one of ours, or published weights with a published codec."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from wmpo_ray.config import Config, DenoiserConfig
+from wmpo_ray.config_section import refuse_ignored, shown
+from wmpo_ray.environments.facts import environment_facts
+from wmpo_ray.errors import ConfigError
+from wmpo_ray.world_models.autoencoder import AutoencoderCodec
+from wmpo_ray.world_models.denoiser import TIME_SCALE
+from wmpo_ray.world_models.diffusion import (
+    PRETRAINED_DIR,
+    SETTINGS_FILE,
+    TINY_DECODER,
+    DiffusionWorldModel,
+    make_codec,
+)
+from wmpo_ray.world_models.published import load_published_network, published_world_model
+
+# Of `DenoiserConfig`: what published weights were trained for. The rest is the user's.
+OF_PUBLISHED_WEIGHTS = ("prediction", "input_scaling", "residual", "action_bands", "action_map")
+
+
+def begin_world_model(config: Config, pretrained: str, seed: int) -> DiffusionWorldModel:
+    """What alignment begins with, on the CPU in float32: `pretrained` is a folder or shipped name, "": a fresh network.
+
+    The sampler is the model's own where `world_model.sampler` says nothing. Raises ConfigError for settings that the
+    weights contradict, and for those that only fresh weights could follow; UserError for damaged files.
+    """
+    settings, chunk = config.world_model, config.rollout.chunk_length
+    if not pretrained:
+        return DiffusionWorldModel.create(settings, environment_facts(config.environment).action_dim, chunk, seed)
+    if (PRETRAINED_DIR / pretrained / SETTINGS_FILE).is_file() or (Path(pretrained) / SETTINGS_FILE).is_file():
+        world = _ours(config, pretrained)
+    elif Path(pretrained).exists():
+        world = _published(config, pretrained)
+    else:
+        world = DiffusionWorldModel.load(pretrained)  # whose error names what is shipped
+    refuse_ignored(settings.network, world.denoiser.network.config, "world_model.network", pretrained)
+    refuse_ignored(settings, {"context_frames": world.context_frames}, "world_model", pretrained)
+    if world.chunk_length != chunk:
+        raise ConfigError(
+            f"rollout.chunk_length={chunk}: the world model {pretrained} imagines chunks of {world.chunk_length} "
+            "frames; change it, or world_model.pretrained"
+        )
+    return world.with_sampler(settings.sampler.over(world.sampler.config))
+
+
+def place_world_model(world: DiffusionWorldModel, config: Config, device: torch.device) -> DiffusionWorldModel:
+    """Move it to where it imagines, with the attention and the compilation that the config asks for."""
+    world.to(device)
+    if config.world_model.attention != "auto":
+        world.denoiser.network.choose_attention(config.world_model.attention)
+    if config.world_model.compile:
+        world.denoiser.network.compile_repeated_blocks()
+    return world
+
+
+def _ours(config: Config, path: str) -> DiffusionWorldModel:
+    """A folder that brings its settings and its codec; how much memory decoding takes is still the user's choice."""
+    settings, world = config.world_model, DiffusionWorldModel.load(path)
+    refuse_ignored(settings.denoiser, world.denoiser.config.model_dump(), "world_model.denoiser", path)
+    codec = world.codec
+    own = {"codec": codec.name, "tiny_decoder": "", "posterior": "mean"}
+    if isinstance(codec, AutoencoderCodec):
+        own["tiny_decoder"] = TINY_DECODER if codec.decoder is not None else ""
+        own["posterior"] = "mean" if codec.posterior_seed is None else "sample"
+        codec.max_decode_bytes = settings.max_decode_bytes or codec.max_decode_bytes
+    refuse_ignored(settings, own, "world_model", path)
+    return world
+
+
+def _published(config: Config, path: str) -> DiffusionWorldModel:
+    """Weights under the reference's names: no settings come with them, so what is not in the weights is the config's."""
+    settings, facts = config.world_model, environment_facts(config.environment)
+    standard = DenoiserConfig()
+    for key in OF_PUBLISHED_WEIGHTS:
+        if (value := getattr(settings.denoiser, key)) != getattr(standard, key):
+            raise ConfigError(
+                f"world_model.denoiser.{key} = {shown(value)}: the published weights in {path} were trained with "
+                f"{shown(getattr(standard, key))}; remove the key, or set world_model.pretrained to other weights"
+            )
+    network = load_published_network(path)
+    if network.config.action_dim != facts.action_dim:
+        raise ConfigError(
+            f"world_model.pretrained = {shown(path)}: its actions have {network.config.action_dim} dimensions, those of "
+            f"environment.kind={shown(config.environment.kind)} have {facts.action_dim}; change one of them"
+        )
+    told = TIME_SCALE * settings.denoiser.conditioning_noise
+    if not settings.alignment.steps and told != network.config.conditioning_timestep:
+        raise ConfigError(
+            f"world_model.denoiser.conditioning_noise = {settings.denoiser.conditioning_noise}: the weights in {path} "
+            f"know {network.config.conditioning_timestep / TIME_SCALE:g}, and world_model.alignment.steps=0 teaches them "
+            "no other; change one of them"
+        )
+    network.register_to_config(conditioning_timestep=told)
+    codec = make_codec(settings)
+    if codec.latent_channels != network.config.in_channels:
+        raise ConfigError(
+            f"world_model.codec = {shown(settings.codec)}: its latents have {codec.latent_channels} channels, the world "
+            f"model {path} wants {network.config.in_channels}; name the folder of the autoencoder it was trained with"
+        )
+    height, width, _ = facts.frame_shape
+    return published_world_model(
+        network,
+        codec,
+        frame_size=(height, width),
+        chunk_length=config.rollout.chunk_length,
+        denoiser=settings.denoiser,
+    )
