@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -111,6 +112,25 @@ def kill_a_worker(out: Path) -> None:
 # -- what the figures cost ---------------------------------------------------------------------------------------
 
 
+class Timed:
+    """Passes every call on, and adds up its processor time."""
+
+    def __init__(self, target: Any):
+        self._target, self.seconds = target, 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._target, name)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            began = time.thread_time()
+            try:
+                return method(*args, **kwargs)
+            finally:
+                self.seconds += time.thread_time() - began
+
+        return timed
+
+
 class SwitchedTelemetry(Telemetry):
     """Listens in every second update only, and notes what each update took."""
 
@@ -118,6 +138,7 @@ class SwitchedTelemetry(Telemetry):
         super().__init__()
         self._traces = TraceLog(traces, 4)
         self.seconds: list[tuple[bool, float]] = []  # (whether it listened, processor time of the process per group)
+        self.own_shares: list[float] = []  # of an update's processor time, what telling its figures took
         self._began = 0.0
         self._num_groups = 0  # of the updates before
         self._switch(True)
@@ -125,7 +146,8 @@ class SwitchedTelemetry(Telemetry):
     def _switch(self, is_on: bool) -> None:
         self.is_on = is_on
         self.meter.close()
-        self.meter, self.trace = (RayMeter("cost"), self._traces) if is_on else (NoMeter(), None)
+        told: Any = (Timed(RayMeter("cost")), Timed(self._traces)) if is_on else (NoMeter(), None)
+        self.meter, self.trace = told
 
     def updated(self) -> None:
         super().updated()
@@ -133,9 +155,18 @@ class SwitchedTelemetry(Telemetry):
         now, num_groups = time.process_time(), sum(self.verdicts.values())
         if self._num_groups:  # in the first update everything is slower
             self.seconds.append((self.is_on, (now - self._began) / (num_groups - self._num_groups)))
+            if self.is_on:
+                self.own_shares.append(self._own_seconds() / (now - self._began))
         self._num_groups = num_groups
         self._switch(not self.is_on)
         self._began = time.process_time()
+
+    def _own_seconds(self) -> float:
+        """Processor time of the calls since the last switch, and of the thread that sets gauges again."""
+        told: Any = (self.meter, self.trace)
+        threads = [thread.ident for thread in threading.enumerate() if thread.name == RayMeter.THREAD and thread.ident]
+        again = sum(time.clock_gettime(time.pthread_getcpuclockid(ident)) for ident in threads)
+        return again + sum(each.seconds for each in told)
 
 
 def measure_cost(prepared: Path, folder: Path, num_updates: int) -> Figures:
@@ -170,7 +201,12 @@ def measure_cost(prepared: Path, folder: Path, num_updates: int) -> Figures:
         "processor time of an update, for each group of it, with figures over without, minus 1; "
         f"mean of {len(shares)} pairs in one run"
     )
-    return {"metrics_cost_share": figure(mean, unit) | {"interval": [low, high]}}
+    own, own_low, own_high = mean_interval(telemetry.own_shares)
+    own_unit = "of an update's processor time goes to telling its figures: calls, and the thread that sets gauges again"
+    return {
+        "metrics_cost_share": figure(mean, unit) | {"interval": [low, high]},
+        "metrics_own_share": figure(own, own_unit) | {"interval": [own_low, own_high]},
+    }
 
 
 def figure(value: float, unit: str) -> dict[str, Any]:

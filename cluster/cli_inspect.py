@@ -58,7 +58,10 @@ def plan(
         typer.Option(min=0.001, help="What one GPU does in a second, effective; 400 if absent, nothing without GPUs."),
     ] = None,
 ) -> None:
-    """Show what would run where, its memory, work and time, without running it; exit code 2 if it does not fit."""
+    """Show what would run where, its memory, work and time, without running it.
+
+    With a cluster to look at, the exit code is 2 if it does not fit there.
+    """
     config = load_config(source, overrides or ())
     from cluster.placement import check_placement
     from cluster.plan_tables import print_fit, print_plan, read_nodes, totals
@@ -72,7 +75,10 @@ def plan(
     if cluster:
         print_fit(Console(), config, nodes)
     else:
-        check_placement(config, here)
+        try:
+            check_placement(config, here)
+        except UserError as error:  # a plan is made where there is no cluster yet
+            typer.echo(f"not on this machine: {error}")
 
 
 def doctor(

@@ -26,6 +26,8 @@ class RayMeter:
     second. Counters begin at zero, for Prometheus sees growth only between two values of a series.
     """
 
+    THREAD = "metrics"
+
     def __init__(self, run: str):
         self._run = run
         self._series: dict[str, Any] = {}
@@ -35,7 +37,7 @@ class RayMeter:
                 for values in itertools.product(*(KNOWN[label] for label in metric.labels)):
                     self._begin(metric.name, dict(zip(metric.labels, values, strict=True)))
         self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._set_again, name="metrics", daemon=True)
+        self._thread = threading.Thread(target=self._set_again, name=self.THREAD, daemon=True)
         self._thread.start()
 
     def add(self, name: str, value: float, **labels: str) -> None:

@@ -156,7 +156,7 @@ def test_report_refuses_a_folder_without_a_run(tmp_path):
 
 def test_plan_prints_its_tables():
     result = wmpo("plan", "smoke", *(f"--set={override}" for override in SMALL))
-    assert result.exit_code in (0, 2), result.output
+    assert result.exit_code == 0, result.output
     config = load_config("smoke")
     budget = f"{config.collect.num_trajectories} collected, {config.demos.num_trajectories} demonstrations"
     slots = f"slots: {config.rollout.groups_per_update} groups"
@@ -169,10 +169,10 @@ def test_a_missing_world_model_is_a_users_error():
     assert result.exit_code == 2 and "set world_model.pretrained" in result.stderr
 
 
-def test_a_plan_that_does_not_fit_this_machine_is_printed_and_exits_with_2():
+def test_a_plan_for_more_than_this_machine_is_printed_and_says_so():
     result = wmpo("plan", "smoke", *(f"--set={override}" for override in [*SMALL, "placement.learner.gpus=64"]))
-    assert result.exit_code == 2 and "chunks imagined" in result.output
-    assert "ask for 64 GPUs" in result.stderr and "placement.*.gpus" in result.stderr
+    assert result.exit_code == 0 and "chunks imagined" in result.output
+    assert "not on this machine: the actors ask for 64 GPUs" in result.output and "placement.*.gpus" in result.output
 
 
 def test_a_plan_names_bounds_company_and_wishes():

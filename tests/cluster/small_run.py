@@ -93,8 +93,9 @@ class ListLog(logging.Handler):
         LOGGER.addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.events.append({"event": record.event, **record.facts})
-        self.told.append(record.getMessage())
+        if hasattr(record, "event"):  # what a library says besides is none
+            self.events.append({"event": record.event, **record.facts})
+            self.told.append(record.getMessage())
 
     def close(self) -> None:
         LOGGER.removeHandler(self)

@@ -38,7 +38,8 @@ def cluster():
 def wait_until(condition, client, job: str, limit_s: float = 240.0) -> None:
     deadline = time.monotonic() + limit_s
     while not condition():
-        assert not client.get_job_status(job).is_terminal(), client.get_job_logs(job)
+        # It may have come true a moment ago.
+        assert not client.get_job_status(job).is_terminal() or condition(), client.get_job_logs(job)
         assert time.monotonic() < deadline, client.get_job_logs(job)
         time.sleep(0.1)
 
