@@ -55,13 +55,15 @@ def merge_results(name: str, part: str, figures: dict[str, dict[str, Any]], comm
 
 
 def current_commit() -> str:
-    """Hash of the checked-out commit, with `-dirty` if tracked files differ from it."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    """Hash of the checked-out commit, with `-dirty` if tracked files differ from it: others than results and pictures."""
+    at = {"cwd": Path(__file__).parent, "capture_output": True, "text": True}
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], check=True, **at).stdout.strip()
+        others = [":/", ":(top,exclude)benchmarks/results", ":(top,exclude)docs"]
+        differs = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", *others], check=False, **at).returncode
     except (FileNotFoundError, subprocess.CalledProcessError):
         return "unknown"
-    return done.stdout.strip()
+    return f"{commit}-dirty" if differs else commit
 
 
 def machine() -> str:
