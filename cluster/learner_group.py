@@ -16,8 +16,8 @@ from ray.exceptions import RayTaskError
 
 from actors.broadcast_group import open_store
 from cluster.placement import Resources, ray_options
-from cluster.ray_runtime import LOST, RayRuntime
-from cluster.runtime import ActorLostError, Runtime
+from cluster.ray_runtime import LOST
+from cluster.runtime import ActorLostError
 from learners.sharding import Ranks, RankSpec
 from wmpo_ray.config import Config
 from wmpo_ray.errors import UserError
@@ -144,9 +144,9 @@ def _is_loss_of_touch(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in text for word in ("gloo", "nccl", "connection", "peer"))
 
 
-def check_ranks(config: Config, runtime: Runtime) -> None:
+def check_ranks(config: Config, serial: bool) -> None:
     """Raises UserError where several processes are asked for and there is only one."""
-    if config.cluster.learner_ranks > 1 and not isinstance(runtime, RayRuntime):
+    if serial and config.cluster.learner_ranks > 1:
         raise UserError(
             f"cluster.learner_ranks={config.cluster.learner_ranks}: --serial has one process only; set "
             "cluster.learner_ranks=1"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,15 @@ from cluster import stages
 from cluster.context import RunContext
 from cluster.events import emit, event_log
 from cluster.job import cluster_address, job_id
+from cluster.learner_group import check_ranks
 from cluster.placement import check_placement
 from cluster.preemption import is_leaving
 from cluster.progress import Reporter
 from cluster.runtime import start_runtime
 from cluster.status import Status
+from learners.supervised import check_batch
 from wmpo_ray.config import Config
+from wmpo_ray.config_cluster import bounds
 from wmpo_ray.errors import UserError
 from wmpo_ray.evaluation import rollout_policy
 from wmpo_ray.registry import check_kinds, load_policy, make_environment
@@ -71,8 +74,9 @@ def run_pipeline(
     if not serial and not address:  # another cluster is asked once it is connected
         here = {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
         check_placement(config, here)
-    configure_process(config.cluster.threads_per_process)
     wanted = [stage for stage in STAGES[: STAGES.index(until) + 1 if until else None] if only in (None, stage)]
+    check_processes(config, serial, wanted)
+    configure_process(config.cluster.threads_per_process)
     with (
         open_folder(out, config, resume) as folder,
         watched(folder) as status,
@@ -87,6 +91,21 @@ def run_pipeline(
             context.close()
         write_report(folder.path)
         return folder.summary
+
+
+def check_processes(config: Config, serial: bool, wanted: Sequence[str]) -> None:
+    """Raises UserError for numbers of processes that a stage would refuse, hours after the first one began."""
+    if "optimize" in wanted:
+        check_ranks(config, serial)
+    if serial:
+        return
+    for stage, section, settings in (
+        ("policy", "policy.cloning", config.policy.cloning),
+        ("world-model", "world_model.alignment", config.world_model.alignment),
+        ("reward-model", "reward", config.reward),
+    ):
+        if stage in wanted and settings.steps:
+            check_batch(settings, section, bounds(config.cluster.training_workers)[1])
 
 
 @contextmanager

@@ -93,7 +93,7 @@ class Team:
 
     def _add_learner(self) -> None:
         """One worker, however many ranks stand behind it: they come and go with the first."""
-        check_ranks(self.config, self.runtime)
+        check_ranks(self.config, serial=not isinstance(self.runtime, RayRuntime))
         ranks = range(self.config.cluster.learner_ranks)
         paths = (str(self.paths.policy), str(self.paths.checkpoints))
 

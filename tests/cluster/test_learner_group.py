@@ -10,6 +10,7 @@ import pytest
 import ray
 
 from cluster.learner_group import LearnerGroup
+from cluster.pipeline import run_pipeline
 from cluster.placement import PlacementBook, Resources, bundle_of, bundles_for, check_placement, smallest_bundles
 from cluster.ray_runtime import RayRuntime
 from cluster.runtime import ActorLostError, SerialRuntime
@@ -159,3 +160,16 @@ def test_collocated_ranks_stand_with_the_imagination_workers():
     names = [bundle.name for bundle in smallest_bundles(config)]
     assert names == ["imagination-0+reward-0+learner-0", "imagination-1+learner-1", "learner-2"]
     assert bundle_of(config, "learner", 2).siblings == 1
+
+
+@pytest.mark.parametrize(
+    ("serial", "cluster", "message"),
+    [
+        (True, {"learner_ranks": 2}, "cluster.learner_ranks=2: --serial has one process"),
+        (False, {"training_workers": [1, 900], "imagination_actors": 1}, "batch_size=.* is less than the 900 workers"),
+    ],
+)
+def test_what_a_later_stage_would_refuse_is_refused_before_the_first(tmp_path, serial, cluster, message):
+    with pytest.raises(UserError, match=message):
+        run_pipeline(Config.model_validate({"cluster": cluster}), tmp_path / "run", serial=serial)
+    assert not (tmp_path / "run").exists()
