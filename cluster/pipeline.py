@@ -34,6 +34,7 @@ from wmpo_ray.run_state import RunFolder
 from wmpo_ray.runtime_settings import configure_process
 from wmpo_ray.starts import start_seeds
 from wmpo_ray.statistics import wilson_interval
+from wmpo_ray.world_models.diffusion import PRETRAINED_DIR
 
 STAGE_FUNCTIONS: dict[str, Callable[[RunContext], dict[str, Any]]] = {
     "demos": stages.demos,
@@ -85,6 +86,7 @@ def run_pipeline(
         reporter = Reporter(console, level > logging.INFO, status.progress)
         context = RunContext(config, folder, reporter, lambda: start_runtime(serial, address), force, status)
         try:
+            check_pretrained(config, [stage for stage in wanted if not folder.is_done(stage)])
             for stage in wanted:
                 _run_stage(context, stage, again=only is not None)
         finally:
@@ -106,6 +108,19 @@ def check_processes(config: Config, serial: bool, wanted: Sequence[str]) -> None
     ):
         if stage in wanted and settings.steps:
             check_batch(settings, section, bounds(config.cluster.training_workers)[1])
+
+
+def check_pretrained(config: Config, wanted: Sequence[str]) -> None:
+    """Raises UserError for weights that a stage begins with and that are nowhere, before the stages in front of it."""
+    world, verify = config.world_model, config.reward.verify
+    for stage, key, path in (
+        ("policy", "policy.pretrained", config.policy.pretrained),
+        ("world-model", "world_model.pretrained", world.pretrained if world.kind == "diffusion" else ""),
+        ("world-model", "reward.verify.pretrained", verify.pretrained if verify.enabled else ""),
+        ("reward-model", "reward.pretrained", config.reward.pretrained),
+    ):
+        if stage in wanted and path and not (Path(path).exists() or (PRETRAINED_DIR / path).exists()):
+            raise UserError(f"{key} = {path}: there is nothing; set {key} to the folder of a model")
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from cluster.pipeline import STAGES, run_pipeline
 from tests.published_set import CHUNK, HORIZON, published_settings, write_published_set
 from wmpo_ray.config import Config
 from wmpo_ray.config_loading import validate
+from wmpo_ray.errors import UserError
 from wmpo_ray.policies.openvla_oft import OpenVLAOFTPolicy
 from wmpo_ray.reward_models.published import PublishedRewardModel
 from wmpo_ray.run_state import RunFolder
@@ -111,3 +112,11 @@ def test_every_supervised_stage_trains_the_published_models_on(folders, tmp_path
     ours = DiffusionWorldModel.load(models / "world-model").denoiser.network.state_dict()
     theirs = load_published_network(folders["world-model"]).state_dict()
     assert any(not torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("section", ["policy", "world_model", "reward"])
+def test_weights_that_are_nowhere_are_named_before_the_first_stage(folders, tmp_path, section):
+    config = config_of(folders, **{section: {"pretrained": str(tmp_path / "no-such-folder")}})
+    with pytest.raises(UserError, match=rf"{section}\.pretrained = .*no-such-folder"):
+        run_pipeline(config, tmp_path / "run", serial=True)
+    assert not RunFolder(tmp_path / "run").is_done("demos")
