@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from wmpo_ray.weights import BroadcastError, WeightPayload, array_specs, pack, unpack
+from wmpo_ray.policies.weight_payload import BroadcastError, WeightPayload, array_specs, pack, unpack
 
 SENDER = 0  # rank
 PIECE_BYTES = 256 * 2**20  # of one broadcast; bounds the memory on a GPU

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from actors.replica import Replica
-from wmpo_ray.config import Config
-from wmpo_ray.evaluation import execute_actions, rollout_policy
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.runtime_settings import configure_process
+from wmpo_ray.core.types import Scores, Trajectories
+from wmpo_ray.policies.weight_payload import WeightPayload
 from wmpo_ray.registry import load_policy, make_environment
-from wmpo_ray.runtime_settings import configure_process
-from wmpo_ray.types import Scores, Trajectories
-from wmpo_ray.weights import WeightPayload
+from wmpo_ray.rollout.evaluation import execute_actions, rollout_policy
 
 
 class EnvironmentActor(Replica):

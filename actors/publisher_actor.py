@@ -7,8 +7,8 @@ object store; this process reads them there and is replaced with its group.
 from __future__ import annotations
 
 from actors.broadcast_group import SENDER, BroadcastGroup, GroupSpec
-from wmpo_ray.runtime_settings import configure_process
-from wmpo_ray.weights import BroadcastError, WeightPayload
+from wmpo_ray.core.runtime_settings import configure_process
+from wmpo_ray.policies.weight_payload import BroadcastError, WeightPayload
 
 
 class WeightPublisherActor:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from actors.broadcast_group import BroadcastGroup, GroupSpec
-from wmpo_ray.interfaces import Policy
-from wmpo_ray.timeline import count, span
-from wmpo_ray.types import WeightVersion
-from wmpo_ray.weights import WeightMismatchError, WeightPayload, WeightReceiver
+from wmpo_ray.core.interfaces import Policy
+from wmpo_ray.core.timeline import count, span
+from wmpo_ray.core.types import WeightVersion
+from wmpo_ray.policies.weight_payload import WeightMismatchError, WeightPayload, WeightReceiver
 
 
 class Replica:

@@ -6,14 +6,14 @@ import time
 
 import numpy as np
 
-from wmpo_ray.config import Config
-from wmpo_ray.imagination import imagine_actions
-from wmpo_ray.interfaces import WorldModel
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.interfaces import WorldModel
+from wmpo_ray.core.runtime_settings import configure_process
+from wmpo_ray.core.timeline import span
+from wmpo_ray.core.types import Scores, Videos
 from wmpo_ray.registry import load_reward_model, load_world_model
-from wmpo_ray.runtime_settings import configure_process
-from wmpo_ray.scoring import score_videos, verify_successes
-from wmpo_ray.timeline import span
-from wmpo_ray.types import Scores, Videos
+from wmpo_ray.reward_models.decisions import score_videos, verify_successes
+from wmpo_ray.rollout.act import imagine_actions
 
 
 class RewardActor:

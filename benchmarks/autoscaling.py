@@ -25,10 +25,11 @@ import ray
 from ray.autoscaler.v2.sdk import get_cluster_status
 
 from benchmarks.results_file import write_results
-from cluster.elasticity import Autoscaler
-from cluster.placement import PlacementBook, Reservation, bundle_of, ray_options
-from cluster.ports import free_port
-from wmpo_ray.config import Config
+from cluster.host.ports import free_port
+from cluster.runtimes.resources import ray_options
+from cluster.workers.elasticity import Autoscaler
+from cluster.workers.placement import PlacementBook, Reservation, bundle_of
+from wmpo_ray.config.run import Config
 
 # Any loopback address but 127.0.0.1, which Ray's drivers take for "this machine" and turn into its outer address.
 HEAD_IP = "127.0.0.2"

@@ -1,6 +1,6 @@
 """The main loop with up to 256 simulated imagination actors at full-size service times.
 
-The loop, its pools, queue and ledger are the real ones; the actors and the clock are not (cluster/simulated_runtime.py).
+The loop, its pools, queue and ledger are the real ones; the actors and the clock are not (cluster/simulation/simulated_runtime.py).
 
     python -m benchmarks.coordinator [--skip-autoscaling] [--skip-delta | --delta-run RUN]
 """
@@ -22,16 +22,16 @@ import typer
 
 from benchmarks.prepared_run import make_run
 from benchmarks.results_file import RESULTS_DIR, write_results
-from cluster.ledger import FILE_NAME, Ledger, State
-from cluster.optimization import rollout_folders
-from cluster.rollouts import Rollouts
-from cluster.simulated_actors import SimulatedWorld
-from cluster.simulated_runtime import ServiceTime, SimulatedRuntime
-from cluster.team import ModelPaths, Team
-from cluster.train import TrainingLoop
-from wmpo_ray.config import Config
+from cluster.loop.ledger import FILE_NAME, Ledger, State
+from cluster.loop.rollouts import Rollouts
+from cluster.loop.team import ModelPaths, Team
+from cluster.loop.train import TrainingLoop
+from cluster.recipes.optimize import rollout_folders
+from cluster.simulation.simulated_actors import SimulatedWorld
+from cluster.simulation.simulated_runtime import ServiceTime, SimulatedRuntime
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.types import RolloutRequest, StartState, Verdict
 from wmpo_ray.report.charts import Series, line_chart
-from wmpo_ray.types import RolloutRequest, StartState, Verdict
 
 NAME = "coordinator"
 SERVICE_TIMES = Path(__file__).with_name("service_times.json")

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from benchmarks.results_file import RESULTS_DIR, current_commit, write_results
-from wmpo_ray.statistics import mean_interval, wilson_interval
+from wmpo_ray.core.statistics import mean_interval, wilson_interval
 
 ROOT = Path(__file__).parents[1]
 

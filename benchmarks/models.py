@@ -23,10 +23,10 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from benchmarks.results_file import write_results
+from wmpo_ray.parity.fixtures import run_fixtures
 from wmpo_ray.parity.manifests import manifest_mismatches
-from wmpo_ray.parity.run import run_fixtures
-from wmpo_ray.policies.openvla_config import OpenVLAConfig
-from wmpo_ray.policies.openvla_oft import OpenVLAOFTPolicy
+from wmpo_ray.policies.openvla.oft import OpenVLAOFTPolicy
+from wmpo_ray.policies.openvla.settings import OpenVLAConfig
 
 ROOT = Path(__file__).parents[1]
 # Vision towers and vocabulary as published, a smaller language model between them.

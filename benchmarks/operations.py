@@ -26,29 +26,29 @@ from ray.job_submission import JobStatus
 
 from benchmarks.prepared_run import ROOT, check_run, copy_run, make_run
 from benchmarks.results_file import write_results
-from cluster.doors import examine_doors, process_tree
-from cluster.ledger import FILE_NAME as LEDGER
-from cluster.ledger import Ledger
-from cluster.local_cluster import LocalCluster
+from cluster.events.ray_metrics import RayMeter
+from cluster.events.run_log import FolderLog
+from cluster.host.local_cluster import LocalCluster
+from cluster.host.ports import free_port
+from cluster.host.security import read_token
+from cluster.host.submission import connect, submit
+from cluster.loop.ledger import FILE_NAME as LEDGER
+from cluster.loop.ledger import Ledger
+from cluster.loop.rollouts import Rollouts
+from cluster.loop.team import ModelPaths, Team
+from cluster.loop.train import TrainingLoop
 from cluster.monitoring.check import query_board
 from cluster.monitoring.server import PrometheusServer, find_prometheus
-from cluster.optimization import rollout_folders
-from cluster.ports import free_port
-from cluster.ray_metrics import RayMeter
-from cluster.rollouts import Rollouts
-from cluster.run_log import FolderLog
-from cluster.runtime import SerialRuntime
-from cluster.security import read_token
-from cluster.submission import connect, submit
-from cluster.team import ModelPaths, Team
-from cluster.telemetry import Telemetry
-from cluster.trace_log import TraceLog
-from cluster.train import TrainingLoop
-from wmpo_ray.data.trajectory_store import load_episodes
-from wmpo_ray.fidelity import starts_of
-from wmpo_ray.runtime_settings import configure_process
-from wmpo_ray.statistics import mean_interval
-from wmpo_ray.telemetry import NoMeter
+from cluster.recipes.optimize import rollout_folders
+from cluster.runtimes.serial_runtime import SerialRuntime
+from cluster.simulation.doors import examine_doors, process_tree
+from cluster.workers.telemetry import Telemetry
+from cluster.workers.trace_log import TraceLog
+from wmpo_ray.core.runtime_settings import configure_process
+from wmpo_ray.core.statistics import mean_interval
+from wmpo_ray.data.store import load_episodes
+from wmpo_ray.rollout.fidelity import starts_of
+from wmpo_ray.runs.live_metrics import NoMeter
 
 JOB_SETTINGS = ["grpo.num_updates=3", "evaluation.every_updates=1"]
 SCRAPE_S = 2

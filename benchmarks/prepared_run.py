@@ -8,11 +8,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from wmpo_ray.config import Config
-from wmpo_ray.config_loading import config_to_json, load_config
-from wmpo_ray.errors import UserError
-from wmpo_ray.files import atomic_write
-from wmpo_ray.run_state import CONFIG, RunFolder
+from wmpo_ray.config.loading import config_to_json, load_config
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.files import atomic_write
+from wmpo_ray.runs.folder import CONFIG, RunFolder
 
 ROOT = Path(__file__).parents[1]
 STAGE = "optimize"

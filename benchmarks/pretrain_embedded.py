@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from learners.policy_cloning import clone_policy
-from learners.world_model_trainer import WorldModelTrainer
-from wmpo_ray.config import (
+from learners.supervised.cloning import clone_policy
+from learners.supervised.world_model_training import WorldModelTrainer
+from wmpo_ray.config.run import (
     CloningConfig,
     DenoiserConfig,
     NetworkConfig,
@@ -28,15 +28,15 @@ from wmpo_ray.config import (
     WorldModelConfig,
     WorldModelTrainingConfig,
 )
+from wmpo_ray.core.starts import start_seeds
 from wmpo_ray.data.windows import WindowSampler
-from wmpo_ray.environments.pocket import PocketEnvironment
-from wmpo_ray.environments.pocket_geometry import POCKET_TOLERANCE, SEATED_X
-from wmpo_ray.environments.pocket_play import collect_play
-from wmpo_ray.environments.pocket_rendering import detect_events, locate_block
-from wmpo_ray.evaluation import rollout_expert, rollout_policy
-from wmpo_ray.fidelity import binary_report, psnr_per_frame, replay, starts_of
+from wmpo_ray.environments.pocket.env import PocketEnvironment
+from wmpo_ray.environments.pocket.geometry import POCKET_TOLERANCE, SEATED_X
+from wmpo_ray.environments.pocket.play import collect_play
+from wmpo_ray.environments.pocket.rendering import detect_events, locate_block
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
-from wmpo_ray.starts import start_seeds
+from wmpo_ray.rollout.evaluation import rollout_expert, rollout_policy
+from wmpo_ray.rollout.fidelity import binary_report, psnr_per_frame, replay, starts_of
 from wmpo_ray.world_models.diffusion import PRETRAINED_DIR, DiffusionWorldModel
 
 HORIZON = 32
@@ -201,7 +201,7 @@ def write_card(args: argparse.Namespace, best: dict, seconds: float) -> None:
         f"# World model `{args.name}`\n\n"
         f"STDiT of width {args.width}, {args.depth} spatial and {args.depth} temporal blocks, for the embedded pocket "
         "task (16x16 pixels, c = 2, K = 4, one sampling step). Licence: Apache-2.0, like the package.\n\n"
-        f"- **Data**: {args.videos} videos of undirected play (`wmpo_ray/environments/pocket_play.py`), {HORIZON} steps "
+        f"- **Data**: {args.videos} videos of undirected play (`wmpo_ray/environments/pocket/play.py`), {HORIZON} steps "
         f"each, seed {args.seed + 1}. No goals, no success labels, no episode ends.\n"
         f"- **Training**: {args.steps} steps of batch 32, seed {args.seed}; the checkpoint of step {best['step']} was "
         f"kept. {seconds:.0f} s on one core. Weights are stored in bfloat16.\n"

@@ -26,22 +26,22 @@ from torch import Tensor
 
 from benchmarks.prepared_run import make_run
 from benchmarks.results_file import write_results
-from wmpo_ray.config import SamplerConfig
-from wmpo_ray.config_models import Solver
-from wmpo_ray.data.trajectory_store import load_episodes
-from wmpo_ray.errors import UserError
-from wmpo_ray.fidelity import psnr_per_frame, replay, starts_of
-from wmpo_ray.interfaces import RewardModel
+from wmpo_ray.config.models import Solver
+from wmpo_ray.config.run import SamplerConfig
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.interfaces import RewardModel
+from wmpo_ray.core.seeding import keyed_noise, seed_for
+from wmpo_ray.core.statistics import wilson_interval
+from wmpo_ray.core.types import StartState
+from wmpo_ray.data.store import load_episodes
 from wmpo_ray.registry import load_reward_model, load_world_model
 from wmpo_ray.report.charts import Series, line_chart
 from wmpo_ray.report.formats import compact, percent
 from wmpo_ray.report.markup import Markup, tag
 from wmpo_ray.report.svg import drawing
-from wmpo_ray.run_state import RunFolder
-from wmpo_ray.scoring import score_videos
-from wmpo_ray.seeding import keyed_noise, seed_for
-from wmpo_ray.statistics import wilson_interval
-from wmpo_ray.types import StartState
+from wmpo_ray.reward_models.decisions import score_videos
+from wmpo_ray.rollout.fidelity import psnr_per_frame, replay, starts_of
+from wmpo_ray.runs.folder import RunFolder
 from wmpo_ray.world_models.diffusion import DiffusionWorldModel
 
 ROOT = Path(__file__).parents[1]

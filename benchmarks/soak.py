@@ -34,7 +34,7 @@ from benchmarks.soak_cluster import CrashableCluster
 from benchmarks.soak_faults import ROOT, Driver, Fault, Tormentor
 from benchmarks.soak_ledger import LedgerWatch, Recoveries, recoveries
 from benchmarks.soak_picture import draw
-from wmpo_ray.run_state import RunFolder
+from wmpo_ray.runs.folder import RunFolder
 
 NUM_NODES, NODE_CPUS = 2, 2.0  # beside the head; they come and go
 POOL = {"pool": "extra"}  # their label

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import ray
 
 from benchmarks.soak_cluster import CrashableCluster, actors_of
-from cluster.preemption import EXIT_PREEMPTED
+from cluster.host.preemption import EXIT_PREEMPTED
 
 ROOT = Path(__file__).parents[1]
 ROLES = {

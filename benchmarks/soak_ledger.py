@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.soak_faults import SETTLE_S, Fault
-from cluster.events import FILE_NAME as EVENTS
-from cluster.ledger import FILE_NAME, RESTORED, Account, Key, Ledger, State
-from cluster.optimization import rollout_folders
+from cluster.events.event_log import FILE_NAME as EVENTS
+from cluster.loop.ledger import FILE_NAME, RESTORED, Account, Key, Ledger, State
+from cluster.recipes.optimize import rollout_folders
 
 LOST, REPLACED = "worker.lost", "worker.replaced"
 

@@ -25,14 +25,14 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from benchmarks.prepared_run import make_run
 from benchmarks.results_file import write_results
-from cluster.pipeline import run_pipeline
-from wmpo_ray.config import Config
-from wmpo_ray.config_cluster import WeightsConfig
-from wmpo_ray.config_loading import config_to_json, read_config_json
-from wmpo_ray.interfaces import Policy
+from cluster.recipes.pipeline import run_pipeline
+from wmpo_ray.config.cluster import WeightsConfig
+from wmpo_ray.config.loading import config_to_json, read_config_json
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.interfaces import Policy
+from wmpo_ray.policies.weight_payload import WeightEncoder, WeightPayload, WeightReceiver, weights_digest
 from wmpo_ray.registry import load_policy
-from wmpo_ray.run_state import RunFolder
-from wmpo_ray.weights import WeightEncoder, WeightPayload, WeightReceiver, weights_digest
+from wmpo_ray.runs.folder import RunFolder
 
 PAPER_LEARNING_RATE = 5e-6
 SETTINGS = WeightsConfig(payload="delta", dtype="bfloat16")

@@ -21,17 +21,17 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceSt
 from torch.distributed.checkpoint.api import CheckpointException
 
 from learners.sharding import Ranks
-from wmpo_ray.checkpoint import new_checkpoint, save_checkpoint
-from wmpo_ray.errors import UserError
-from wmpo_ray.files import sha256_of
-from wmpo_ray.untrusted import check_tensors
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.files import sha256_of
+from wmpo_ray.core.untrusted import check_tensors
+from wmpo_ray.runs.checkpoint import new_checkpoint, save_checkpoint
 
 # What torch's reader raises over a header that is valid and yet makes no sense.
 _BAD_LAYOUT = (AssertionError, AttributeError, LookupError, OSError, TypeError, ValueError, SafetensorError)
 
 
 def save_parts(root: Path, step: int, tensors: dict[str, Tensor], meta: dict, keep: int, ranks: Ranks) -> None:
-    """`wmpo_ray.checkpoint.save_checkpoint` where every rank has a part of each tensor; called by all of them.
+    """`wmpo_ray.runs.checkpoint.save_checkpoint` where every rank has a part of each tensor; called by all of them.
 
     `meta` is rank 0's. If one of them finds the disk full, rank 0 raises UserError, the others OSError.
     """

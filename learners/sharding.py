@@ -20,7 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from wmpo_ray.types import WeightVersion
+from wmpo_ray.core.types import WeightVersion
 
 T = TypeVar("T")
 

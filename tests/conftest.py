@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.security import TOKEN_PATH, prepare_ray
+from cluster.host.security import TOKEN_PATH, prepare_ray
 
 # Before anything imports ray, which reads it then.
 os.environ[TOKEN_PATH] = str(Path(tempfile.mkdtemp(prefix="wmpo-tests-")) / "token")

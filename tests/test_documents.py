@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tests.documents import ROOT, Block, command_blocks, documents, find_blocks
+from tests.support.documents import ROOT, Block, command_blocks, documents, find_blocks
 
 BLOCKS = [block for document in documents() for block in command_blocks(document)]
 
@@ -76,8 +76,8 @@ def test_documents_have_commands():
         ("<!-- runs: make nothing -->\n```bash\nmake nothing\n```", "no target 'nothing'"),
         ("<!-- runs: make test -->\n```bash\nmake demo\n```", "'make demo' is not what make test runs"),
         ("<!-- runs: tests/test_nothing.py -->\n```bash\nls\n```", "there is no tests/test_nothing.py"),
-        ("<!-- runs: tests/test_grpo.py -->\n```bash\nls\n```", "does not read its commands"),
-        ("<!-- runs: tests/test_grpo.py::nothing -->\n```bash\nls\n```", "no function nothing"),
+        ("<!-- runs: tests/algorithms/test_grpo.py -->\n```bash\nls\n```", "does not read its commands"),
+        ("<!-- runs: tests/algorithms/test_grpo.py::nothing -->\n```bash\nls\n```", "no function nothing"),
     ],
 )
 def test_commands_that_nothing_runs_are_found(text, problem):

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.published_set import CHUNK, CONTEXT, NETWORK, published_settings, write_published_set
-from tests.world_models.small import small_world_model
-from wmpo_ray.config import Config
-from wmpo_ray.config_loading import validate
-from wmpo_ray.errors import ConfigError, UserError
+from tests.support.published_set import CHUNK, CONTEXT, NETWORK, published_settings, write_published_set
+from tests.support.small_world import small_world_model
+from wmpo_ray.config.loading import validate
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig
 from wmpo_ray.registry import (
     load_policy,

@@ -3,7 +3,7 @@
 
 def main() -> None:
     # The one arrow from the library to `cluster`: taken only when the command line is asked for.
-    from cluster.cli import app
+    from cluster.cli.app import app
 
     app(prog_name="wmpo")
 

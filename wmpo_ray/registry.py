@@ -10,18 +10,18 @@ from typing import Any
 
 import torch
 
-from wmpo_ray.config import Config, EnvironmentConfig
-from wmpo_ray.config_section import refuse_ignored, shown
+from wmpo_ray.config.run import Config, EnvironmentConfig
+from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.core.interfaces import Environment, Policy, RewardModel, WorldModel
+from wmpo_ray.core.runtime_settings import process_device
+from wmpo_ray.core.section import refuse_ignored, shown
 from wmpo_ray.environments.facts import environment_facts
-from wmpo_ray.errors import ConfigError
-from wmpo_ray.interfaces import Environment, Policy, RewardModel, WorldModel
-from wmpo_ray.runtime_settings import process_device
 
-ENVIRONMENTS = {"pocket": "wmpo_ray.environments.pocket:PocketEnvironment"}
+ENVIRONMENTS = {"pocket": "wmpo_ray.environments.pocket.env:PocketEnvironment"}
 RECORDED_ENVIRONMENTS = ("aloha", "mimicgen")  # known by their facts alone
 POLICIES = {
     "tiny": "wmpo_ray.policies.tiny:TinyPolicy",
-    "openvla_oft": "wmpo_ray.policies.openvla_oft:OpenVLAOFTPolicy",
+    "openvla_oft": "wmpo_ray.policies.openvla.oft:OpenVLAOFTPolicy",
 }
 WORLD_MODELS = {
     "diffusion": "wmpo_ray.world_models.diffusion:DiffusionWorldModel",
@@ -29,7 +29,7 @@ WORLD_MODELS = {
 }
 REWARD_MODELS = {
     "videomae": "wmpo_ray.reward_models.videomae:VideoMAERewardModel",
-    "videomae_published": "wmpo_ray.reward_models.published:PublishedRewardModel",
+    "videomae_published": "wmpo_ray.reward_models.published_videomae:PublishedRewardModel",
 }
 
 
@@ -81,7 +81,7 @@ def load_policy(
     """
     where = torch.device(device) if device else process_device(config.cluster.device)
     if config.policy.kind == "openvla_oft":
-        from wmpo_ray.policies.openvla_lora import add_lora
+        from wmpo_ray.policies.openvla.lora import add_lora
 
         settings = config.policy.openvla
         rounded = not training and "bfloat16" == settings.compute_dtype == config.weights.dtype

@@ -17,18 +17,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from actors.imagination_actor import ImaginationActor
 from actors.reward_actor import RewardActor
+from actors.rollout_actor import ImaginationActor
 from benchmarks.gpu.measuring import Bench, random_frames
 from benchmarks.gpu.setups import config_of, make_policy, make_reward_model, make_world_model
-from cluster.placement import Resources
-from cluster.runtime import Runtime, start_runtime
-from learners.grpo_learner import GrpoLearner, UpdateFacts
-from wmpo_ray.batching import GroupSlice
-from wmpo_ray.config import Config
+from cluster.runtimes.resources import Resources
+from cluster.runtimes.runtime import Runtime
+from cluster.runtimes.start import start_runtime
+from learners.policy_learner import GrpoLearner, UpdateFacts
+from wmpo_ray.algorithms.batching import GroupSlice
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.types import GroupRequest, RolloutRequest, Scores, StartState
 from wmpo_ray.environments.facts import environment_facts
 from wmpo_ray.planning.plan import make_plan
-from wmpo_ray.types import GroupRequest, RolloutRequest, Scores, StartState
 
 SHARES = {"imagination": 0.45, "reward": 0.1, "learner": 0.45}  # of the one GPU
 

@@ -20,12 +20,12 @@ import torch
 
 from benchmarks.gpu.measuring import Bench, integers, random_frames
 from benchmarks.gpu.setups import config_of, instruction, make_policy
-from wmpo_ray.config import Config
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.environments.facts import environment_facts
-from wmpo_ray.errors import ConfigError
 from wmpo_ray.planning.blueprints import policy_blueprint
 from wmpo_ray.planning.costs import PolicyCost, cost_of_policy
-from wmpo_ray.planning.published import PROMPT_LENGTH
+from wmpo_ray.planning.model_sizes import PROMPT_LENGTH
 
 MODES = ("lora", "full_bf16", "full_fp32")
 

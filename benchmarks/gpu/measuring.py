@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from benchmarks.results_file import merge_results
+from wmpo_ray.core.runtime_settings import process_device
 from wmpo_ray.planning.costs import TERA
-from wmpo_ray.runtime_settings import process_device
 
 Figures = dict[str, dict[str, Any]]
 CEILING_SIDE = {"full": 8192, "small": 128}  # of the square matrices

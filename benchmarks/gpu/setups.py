@@ -14,14 +14,14 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from torch import nn
 
-from wmpo_ray.config import Config
-from wmpo_ray.config_loading import load_config
+from wmpo_ray.config.loading import load_config
+from wmpo_ray.config.run import Config
 from wmpo_ray.environments.facts import EnvironmentFacts, environment_facts
 from wmpo_ray.planning.blueprints import policy_blueprint, reward_blueprint, world_blueprint
-from wmpo_ray.planning.published import PROMPT_LENGTH
-from wmpo_ray.policies.openvla_files import STATISTICS, TOKENIZER
-from wmpo_ray.policies.openvla_prompt import PROMPT
-from wmpo_ray.world_models.published import published_world_model
+from wmpo_ray.planning.model_sizes import PROMPT_LENGTH
+from wmpo_ray.policies.openvla.prompt import PROMPT
+from wmpo_ray.policies.openvla.published_files import STATISTICS, TOKENIZER
+from wmpo_ray.world_models.published_stdit import published_world_model
 
 # Published sizes: the folders are not there, so nothing but their sizes is assumed.
 FULL = (
@@ -151,7 +151,7 @@ def make_reward_model(config: Config, size: str, device: torch.device) -> Any:
     from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
     from wmpo_ray.reward_models.preprocessing import FramePreprocessing
-    from wmpo_ray.reward_models.published import PublishedRewardModel
+    from wmpo_ray.reward_models.published_videomae import PublishedRewardModel
 
     if size == "small":
         network = VideoMAEForVideoClassification(VideoMAEConfig(**SMALL_REWARD))

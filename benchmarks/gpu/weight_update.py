@@ -16,8 +16,8 @@ import torch
 
 from benchmarks.gpu.measuring import Bench
 from benchmarks.gpu.setups import config_of, make_policy
-from wmpo_ray.config_cluster import WeightsConfig
-from wmpo_ray.weights import WeightEncoder, WeightPayload, WeightReceiver
+from wmpo_ray.config.cluster import WeightsConfig
+from wmpo_ray.policies.weight_payload import WeightEncoder, WeightPayload, WeightReceiver
 
 DELTA = WeightsConfig(payload="delta", dtype="bfloat16")
 

@@ -9,7 +9,7 @@ from typing import Any
 from cluster.monitoring.panels import Panel, Row
 from cluster.monitoring.panels_learning import ROWS
 from cluster.monitoring.queries import PREFIX, Query
-from wmpo_ray.telemetry import METRICS
+from wmpo_ray.runs.live_metrics import METRICS
 
 FOLDER = Path(__file__).parent
 BOARD_FILE = FOLDER / "grafana" / "wmpo.json"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from wmpo_ray.telemetry import METRICS, Kind
+from wmpo_ray.runs.live_metrics import METRICS, Kind
 
 PREFIX = "ray_"  # Ray's, before the name of every metric
 RATE_WINDOW = "$__rate_interval"  # at least four scrapes, chosen by Grafana

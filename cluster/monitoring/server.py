@@ -15,12 +15,12 @@ from urllib.request import urlopen
 
 import yaml
 
+from cluster.host.ports import LOCALHOST, require_free
 from cluster.monitoring.board import BOARD_FILE, FOLDER
 from cluster.monitoring.check import ALERTS_FILE
 from cluster.monitoring.discovery import Clusters, is_address, ray_folder
 from cluster.monitoring.prometheus_api import call
-from cluster.ports import LOCALHOST, require_free
-from wmpo_ray.errors import UserError
+from wmpo_ray.core.errors import UserError
 
 CONFIG_FILE = FOLDER / "prometheus.yml"
 RETENTION = ("15d", "2GB")

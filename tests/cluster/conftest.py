@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.documents import ROOT
-from wmpo_ray.config_loading import config_to_json, load_config
-from wmpo_ray.files import atomic_write
-from wmpo_ray.run_state import CONFIG
+from tests.support.documents import ROOT
+from wmpo_ray.config.loading import config_to_json, load_config
+from wmpo_ray.core.files import atomic_write
+from wmpo_ray.runs.folder import CONFIG
 
 VARIABLES = ("RAY_AUTH_TOKEN", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "WANDB_API_KEY")
 

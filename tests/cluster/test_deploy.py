@@ -18,12 +18,12 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from cluster.preemption import LEAVE_WITHIN_S
-from cluster.team import HAND_BACK_S
-from tests.cluster.manifests import DEPLOY, cluster_spec, containers, documents, manifest, parse_wmpo, pod_specs, stages
-from tests.documents import ROOT
-from wmpo_ray.config import Config
-from wmpo_ray.config_loading import load_config
+from cluster.host.preemption import LEAVE_WITHIN_S
+from cluster.loop.team import HAND_BACK_S
+from tests.support.documents import ROOT
+from tests.support.manifests import DEPLOY, cluster_spec, containers, documents, manifest, parse_wmpo, pod_specs, stages
+from wmpo_ray.config.loading import load_config
+from wmpo_ray.config.run import Config
 
 SCHEMAS = Path(os.environ.get("WMPO_KUBERAY_SCHEMAS") or ROOT.parent / "shared" / "schemas")
 MANIFESTS = ("rayjob.yaml", "raycluster.yaml")

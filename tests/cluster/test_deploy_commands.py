@@ -11,7 +11,8 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import cli as ray_cli
 
-from tests.cluster.manifests import (
+from tests.support.documents import ROOT, commands_of
+from tests.support.manifests import (
     DEPLOY,
     KUBERAY,
     UsageError,
@@ -22,9 +23,8 @@ from tests.cluster.manifests import (
     parse_wmpo,
     stages,
 )
-from tests.documents import ROOT, commands_of
-from wmpo_ray.config_loading import load_config
-from wmpo_ray.errors import ConfigError
+from wmpo_ray.config.loading import load_config
+from wmpo_ray.core.errors import ConfigError
 
 PAGE = ROOT / "docs" / "deploy.md"
 ON_PAPER = "tests/cluster/test_deploy_commands.py::test_the_commands_of_the_page_name_what_is_there"

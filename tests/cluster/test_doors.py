@@ -18,7 +18,14 @@ from typing import NamedTuple
 
 import pytest
 
-from cluster.doors import DoorReport, Listener, examine_doors, find_listeners, process_tree, session_processes
+from cluster.simulation.doors import (
+    DoorReport,
+    Listener,
+    examine_doors,
+    find_listeners,
+    process_tree,
+    session_processes,
+)
 
 ROOT = Path(__file__).parents[2]
 START_S, CALL_S = 120, 90
@@ -26,10 +33,10 @@ LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 # A worker has a door of its own, so one is started.
 LOCAL = """
 import sys
-from cluster.security import prepare_ray
+from cluster.host.security import prepare_ray
 prepare_ray("")
-from cluster.runtime import start_runtime
-from cluster.placement import Resources
+from cluster.runtimes.start import start_runtime
+from cluster.runtimes.resources import Resources
 class Worker:
     pass
 runtime = start_runtime(False, "")

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from ray.exceptions import RpcError
 
 from benchmarks.autoscaling import measure
-from cluster.elasticity import Autoscaler, Targets, WorkerTargets, target_workers
-from cluster.placement import bundles_for
-from wmpo_ray.config import Config
+from cluster.workers.elasticity import Autoscaler, Targets, WorkerTargets, target_workers
+from cluster.workers.placement import bundles_for
+from wmpo_ray.config.run import Config
 
 BAR_S = 30.0
 rates = st.floats(1e-3, 1e3)

@@ -12,7 +12,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from cluster.events import FILE_NAME, emit, event_log
+from cluster.events.event_log import FILE_NAME, emit, event_log
 
 
 def read(folder) -> list[dict]:
@@ -59,7 +59,7 @@ def test_markup_in_a_text_is_no_markup(tmp_path):
 
 
 def test_a_library_says_nothing_by_itself():
-    script = "import logging; from cluster.events import emit; emit('a.b', 'text', logging.ERROR)"
+    script = "import logging; from cluster.events.event_log import emit; emit('a.b', 'text', logging.ERROR)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "" and done.stderr == ""
 

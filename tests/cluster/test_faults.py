@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import ray
 
-from cluster.ray_runtime import RayRuntime
-from cluster.runtime import SerialRuntime
-from tests.cluster.sabotage import Plan, sabotage
-from tests.cluster.small_run import finish, make_loop, run, save_models, small_config
-from wmpo_ray.config import Config
-from wmpo_ray.errors import UserError
+from cluster.runtimes.ray_runtime import RayRuntime
+from cluster.runtimes.serial_runtime import SerialRuntime
+from tests.support.sabotage import Plan, sabotage
+from tests.support.small_run import finish, make_loop, run, save_models, small_config
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.errors import UserError
 
 FAULTS = {
     "heartbeat_every_s": 0.5,
@@ -181,9 +181,9 @@ def enumerate_versions(loop):
 def test_a_disk_that_is_full_stops_the_run_and_costs_nothing(undisturbed, models, tmp_path, monkeypatch):
     import errno
 
-    import wmpo_ray.files
+    import wmpo_ray.core.files
 
-    original, written = wmpo_ray.files.write_all, []
+    original, written = wmpo_ray.core.files.write_all, []
 
     def full_after(descriptor, data):
         written.append(len(data))
@@ -191,7 +191,7 @@ def test_a_disk_that_is_full_stops_the_run_and_costs_nothing(undisturbed, models
             raise OSError(errno.ENOSPC, "No space left on device")
         original(descriptor, data)
 
-    monkeypatch.setattr("cluster.ledger.write_all", full_after)
+    monkeypatch.setattr("cluster.loop.ledger.write_all", full_after)
     with pytest.raises(UserError, match="disk is full"):
         run(faulty_config(), SerialRuntime(), models, tmp_path)
     monkeypatch.undo()
@@ -200,10 +200,10 @@ def test_a_disk_that_is_full_stops_the_run_and_costs_nothing(undisturbed, models
 
 def test_a_group_comes_out_the_same_alone_in_its_batch_and_with_others(models):
     """Batch composition changes no bit: what makes it safe to try the groups of a request one by one."""
-    from tests.cluster.small_run import small_starts
-    from wmpo_ray.imagination import imagine
+    from tests.support.small_run import small_starts
+    from wmpo_ray.core.types import GroupRequest, RolloutRequest
     from wmpo_ray.registry import load_policy, load_world_model
-    from wmpo_ray.types import GroupRequest, RolloutRequest
+    from wmpo_ray.rollout.act import imagine
 
     config = faulty_config()
     policy = load_policy(config, str(models / "policy"))

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from cluster.job import job_id, run_folder
-from cluster.local_cluster import LocalCluster
-from cluster.submission import connect, submit
-from tests.documents import ROOT, commands_of
-from wmpo_ray.config import Config
-from wmpo_ray.errors import UserError
-from wmpo_ray.run_state import RunFolder
+from cluster.host.job import job_id, run_folder
+from cluster.host.local_cluster import LocalCluster
+from cluster.host.submission import connect, submit
+from tests.support.documents import ROOT, commands_of
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.runs.folder import RunFolder
 
 PAGE = ROOT / "docs" / "deploy.md"
 MARKER = (
@@ -84,7 +84,7 @@ def test_a_submitted_run_is_stopped_in_the_middle_and_goes_on_when_it_is_submitt
 
 
 def test_the_wrong_token_is_told_in_one_line(cluster):
-    script = f"from cluster.submission import connect; connect({cluster.dashboard!r})"
+    script = f"from cluster.host.submission import connect; connect({cluster.dashboard!r})"
     for environment in ({"RAY_AUTH_TOKEN": "0" * 64}, {"RAY_AUTH_TOKEN_PATH": "/nonexistent/token"}):
         done = subprocess.run(
             [sys.executable, "-c", script],

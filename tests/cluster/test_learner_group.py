@@ -9,17 +9,19 @@ from pathlib import Path
 import pytest
 import ray
 
-from cluster.learner_group import LearnerGroup
-from cluster.pipeline import run_pipeline
-from cluster.placement import PlacementBook, Resources, bundle_of, bundles_for, check_placement, smallest_bundles
-from cluster.ray_runtime import RayRuntime
-from cluster.runtime import ActorLostError, SerialRuntime
-from learners.grpo_learner import GrpoLearner
-from tests.cluster.small_run import SETTINGS, finish, make_loop, save_models, small_config
-from tests.learners.rank_scenarios import run_on_ranks
-from tests.learners.test_grpo_learner import FACTS, groups, sample
-from wmpo_ray.config import Config
-from wmpo_ray.errors import UserError
+from cluster.recipes.pipeline import run_pipeline
+from cluster.runtimes.ray_runtime import RayRuntime
+from cluster.runtimes.resources import Resources
+from cluster.runtimes.runtime import ActorLostError
+from cluster.runtimes.serial_runtime import SerialRuntime
+from cluster.workers.learner_group import LearnerGroup
+from cluster.workers.placement import PlacementBook, bundle_of, bundles_for, check_placement, smallest_bundles
+from learners.policy_learner import GrpoLearner
+from tests.learners.test_policy_learner import FACTS, groups, sample
+from tests.support.rank_scenarios import run_on_ranks
+from tests.support.small_run import SETTINGS, finish, make_loop, save_models, small_config
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.errors import UserError
 
 TIMEOUT_S = 300
 
@@ -114,7 +116,7 @@ def test_a_run_with_two_ranks_survives_the_death_of_one(runtime, models, tmp_pat
     restarts: list[int] = []
     undisturbed = play(tmp_path / "undisturbed")
     (tmp_path / "marker").touch()
-    monkeypatch.setattr("cluster.team.GrpoLearner", doomed_learner(tmp_path / "marker"))
+    monkeypatch.setattr("cluster.loop.team.GrpoLearner", doomed_learner(tmp_path / "marker"))
     assert play(tmp_path / "disturbed") == undisturbed
     assert restarts == [0, 1]
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cluster.ledger import Ledger, LedgerError, State
-from wmpo_ray.errors import UserError
+from cluster.loop.ledger import Ledger, LedgerError, State
+from wmpo_ray.core.errors import UserError
 
 WAY = (State.ISSUED, State.IMAGINED, State.SCORED, State.ADMITTED, State.TRAINED)
 FACTS = {State.TRAINED: {"version": 1}, State.REJECTED: {"verdict": "uniform"}}

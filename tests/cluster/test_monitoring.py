@@ -17,26 +17,26 @@ from typing import NamedTuple
 import pytest
 import ray
 
-from cluster.ledger import Ledger
+from cluster.events.ray_metrics import RayMeter
+from cluster.host.ports import free_port
+from cluster.loop.ledger import Ledger
+from cluster.loop.rollouts import Rollouts
+from cluster.loop.team import ModelPaths, Team
+from cluster.loop.train import TrainingLoop
 from cluster.monitoring.board import BOARD_FILE, board_text, make_board
 from cluster.monitoring.check import query_alerts, query_board
 from cluster.monitoring.discovery import Clusters, session_addresses
 from cluster.monitoring.prometheus_api import call
 from cluster.monitoring.queries import gauge, names_in, rate
 from cluster.monitoring.server import PrometheusServer, find_prometheus, monitor
-from cluster.optimization import rollout_folders
-from cluster.ports import free_port
-from cluster.ray_metrics import RayMeter
-from cluster.ray_runtime import RayRuntime
-from cluster.rollouts import Rollouts
-from cluster.team import ModelPaths, Team
-from cluster.telemetry import Telemetry
-from cluster.train import TrainingLoop
-from tests.cluster.sabotage import Plan, sabotage
-from tests.cluster.small_run import ListLog, finish, save_models, small_config, small_starts
-from wmpo_ray.config import Config
-from wmpo_ray.errors import UserError
-from wmpo_ray.telemetry import METRICS, PrometheusMeter
+from cluster.recipes.optimize import rollout_folders
+from cluster.runtimes.ray_runtime import RayRuntime
+from cluster.workers.telemetry import Telemetry
+from tests.support.sabotage import Plan, sabotage
+from tests.support.small_run import ListLog, finish, save_models, small_config, small_starts
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.runs.live_metrics import METRICS, PrometheusMeter
 
 RUN = "watched"
 NUM_UPDATES = 8

@@ -22,19 +22,19 @@ import pytest
 import ray
 from ray._private.node import Node
 
-from actors.imagination_actor import ImaginationActor
+from actors.rollout_actor import ImaginationActor
 from benchmarks.soak_cluster import CrashableCluster
-from cluster.actor_pool import Worker
-from cluster.ledger import FILE_NAME, Ledger, State
-from cluster.ray_runtime import RayRuntime
-from cluster.rollouts import Imagined, Scored
-from cluster.runtime import SerialRuntime
-from cluster.team import WeightsLoaded
-from cluster.train import Saved, TrainingLoop
-from learners.grpo_learner import GrpoLearner
-from tests.cluster.small_run import finish, make_loop, save_models
+from cluster.loop.ledger import FILE_NAME, Ledger, State
+from cluster.loop.rollouts import Imagined, Scored
+from cluster.loop.team import WeightsLoaded
+from cluster.loop.train import Saved, TrainingLoop
+from cluster.runtimes.ray_runtime import RayRuntime
+from cluster.runtimes.serial_runtime import SerialRuntime
+from cluster.workers.actor_pool import Worker
+from learners.policy_learner import GrpoLearner
 from tests.cluster.test_faults import faulty_config
-from wmpo_ray.config import Config
+from tests.support.small_run import finish, make_loop, save_models
+from wmpo_ray.config.run import Config
 
 SPOT = {"market": "spot"}
 NOTES = "notes.txt"
@@ -146,8 +146,8 @@ def test_the_gcs_may_be_killed_and_an_actor_while_it_is_away(undisturbed, models
 @pytest.mark.slow
 def test_a_node_that_is_taken_away_is_left_in_time(undisturbed, models, tmp_path, cluster, monkeypatch):
     notice_s, hand_back_s = 30.0, 28.0
-    monkeypatch.setattr("cluster.team.HAND_BACK_S", hand_back_s)
-    monkeypatch.setattr("cluster.team.NODES_EVERY_S", 0.5)
+    monkeypatch.setattr("cluster.loop.team.HAND_BACK_S", hand_back_s)
+    monkeypatch.setattr("cluster.loop.team.NODES_EVERY_S", 0.5)
     # A request that is blamed once is given up.
     loop, log = make_loop(config_on_spot_nodes(faults={"max_crashes": 1}), RayRuntime(), models, tmp_path)
     drained: list[Node] = []
@@ -208,10 +208,10 @@ def noting_classes(path: Path, name: str) -> dict[str, type]:
 
 
 def drive(address: str, models: Path, folder: Path, name: str) -> None:
-    import cluster.team
+    import cluster.loop.team
 
     for actor, cls in noting_classes(folder / NOTES, name).items():
-        setattr(cluster.team, actor, cls)
+        setattr(cluster.loop.team, actor, cls)
     config = config_on_spot_nodes(cluster={"imagination_actors": 1})  # a start takes the less time
     loop, _ = make_loop(config, RayRuntime(address), models, folder)
     (folder / "digest").write_text(finish(loop, folder))

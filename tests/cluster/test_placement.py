@@ -14,21 +14,20 @@ from ray.cluster_utils import Cluster
 from ray.exceptions import RayActorError
 from rich.console import Console
 
-from cluster.placement import (
+from cluster.cli.plan_tables import print_fit
+from cluster.runtimes.resources import Resources, ray_options
+from cluster.workers.placement import (
     Bundle,
     PlacementBook,
     Reservation,
-    Resources,
     bundle_of,
     bundles_for,
     check_placement,
     placement_warnings,
-    ray_options,
     smallest_bundles,
 )
-from cluster.plan_tables import print_fit
-from wmpo_ray.config import Config
-from wmpo_ray.errors import ConfigError, UserError
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.errors import ConfigError, UserError
 
 GPUS = {
     "imagination": {"gpus": 0.5, "cpus": 1},

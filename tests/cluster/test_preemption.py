@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.preemption import EXIT_PREEMPTED, restart_on_crash
-from wmpo_ray.run_state import RunFolder
+from cluster.host.preemption import EXIT_PREEMPTED, restart_on_crash
+from wmpo_ray.runs.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,16 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cluster.pipeline import STAGES, run_pipeline
-from tests.published_set import CHUNK, HORIZON, published_settings, write_published_set
-from wmpo_ray.config import Config
-from wmpo_ray.config_loading import validate
-from wmpo_ray.errors import UserError
-from wmpo_ray.policies.openvla_oft import OpenVLAOFTPolicy
-from wmpo_ray.reward_models.published import PublishedRewardModel
-from wmpo_ray.run_state import RunFolder
+from cluster.recipes.pipeline import STAGES, run_pipeline
+from tests.support.published_set import CHUNK, HORIZON, published_settings, write_published_set
+from wmpo_ray.config.loading import validate
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.policies.openvla.oft import OpenVLAOFTPolicy
+from wmpo_ray.reward_models.published_videomae import PublishedRewardModel
+from wmpo_ray.runs.folder import RunFolder
 from wmpo_ray.world_models.diffusion import DiffusionWorldModel
-from wmpo_ray.world_models.published import load_published_network
+from wmpo_ray.world_models.published_stdit import load_published_network
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.random_faults import History, draw, expected, run_history
+from tests.support.random_faults import History, draw, expected, run_history
 
 HISTORIES = 2_000
 ALL_HISTORIES = 10_000

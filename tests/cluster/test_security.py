@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.security import TOKEN, TOKEN_PATH, read_token, require_token
-from wmpo_ray.errors import UserError
+from cluster.host.security import TOKEN, TOKEN_PATH, read_token, require_token
+from wmpo_ray.core.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,7 +34,7 @@ def test_a_token_is_made_once_and_only_its_owner_reads_it(path):
 
 
 def test_two_that_come_at_once_have_the_same_token(path):
-    script = "from cluster.security import read_token, require_token; require_token(); print(read_token())"
+    script = "from cluster.host.security import read_token, require_token; require_token(); print(read_token())"
     started = [
         subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(4)
     ]
@@ -69,7 +69,7 @@ def test_what_is_no_token_is_refused(path, monkeypatch, tmp_path):
 def test_ray_that_is_prepared_for_this_machine_asks_for_a_token_and_stays_on_it(path):
     script = """
 import os
-from cluster.security import prepare_ray
+from cluster.host.security import prepare_ray
 prepare_ray("")
 import ray
 from ray._private.authentication.authentication_utils import is_token_auth_enabled

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.placement import Resources
-from cluster.runtime import ActorLostError, InputLostError
-from cluster.simulated_runtime import Faults, SimulatedRuntime
+from cluster.runtimes.resources import Resources
+from cluster.runtimes.runtime import ActorLostError, InputLostError
+from cluster.simulation.simulated_runtime import Faults, SimulatedRuntime
 
 
 class Adder:

@@ -12,20 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster import stages
-from cluster.context import RunContext
-from cluster.events import LOGGER
-from cluster.progress import Reporter
-from cluster.runtime import ActorLostError, Ref, SerialRuntime
-from cluster.world_model_stage import world_model
-from tests.cluster.small_run import SETTINGS
-from wmpo_ray.config import Config
-from wmpo_ray.data.trajectory_store import save_episodes
-from wmpo_ray.environments.pocket import PocketEnvironment
-from wmpo_ray.errors import UserError
-from wmpo_ray.evaluation import rollout_expert
-from wmpo_ray.run_state import RunFolder
-from wmpo_ray.runtime_settings import configure_process
+from cluster.events.event_log import LOGGER
+from cluster.events.progress import Reporter
+from cluster.recipes import stages
+from cluster.recipes.align import world_model
+from cluster.recipes.context import RunContext
+from cluster.runtimes.runtime import ActorLostError, Ref
+from cluster.runtimes.serial_runtime import SerialRuntime
+from tests.support.small_run import SETTINGS
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.runtime_settings import configure_process
+from wmpo_ray.data.store import save_episodes
+from wmpo_ray.environments.pocket.env import PocketEnvironment
+from wmpo_ray.rollout.evaluation import rollout_expert
+from wmpo_ray.runs.folder import RunFolder
 
 STEPS = 22
 CONFIG = Config.model_validate(

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 
-from cluster.status import FILE_NAME, NUM_FAULTS, Status
+from cluster.events.status import FILE_NAME, NUM_FAULTS, Status
 
 
 def read(folder) -> dict:

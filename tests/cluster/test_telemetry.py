@@ -7,19 +7,19 @@ from collections import Counter
 
 import pytest
 
-from cluster.ledger import Ledger
-from cluster.optimization import rollout_folders
-from cluster.ray_metrics import RayMeter
-from cluster.rollouts import Rollouts
-from cluster.runtime import SerialRuntime
-from cluster.status import Status
-from cluster.team import Team
-from cluster.telemetry import Telemetry
-from cluster.trace_log import FOLDER, TraceLog
-from cluster.train import TrainingLoop
-from tests.cluster.small_run import ListLog, finish, model_paths, save_models, small_config, small_starts
-from wmpo_ray.config_cluster import FaultsConfig
-from wmpo_ray.telemetry import METRICS, PrometheusMeter
+from cluster.events.ray_metrics import RayMeter
+from cluster.events.status import Status
+from cluster.loop.ledger import Ledger
+from cluster.loop.rollouts import Rollouts
+from cluster.loop.team import Team
+from cluster.loop.train import TrainingLoop
+from cluster.recipes.optimize import rollout_folders
+from cluster.runtimes.serial_runtime import SerialRuntime
+from cluster.workers.telemetry import Telemetry
+from cluster.workers.trace_log import FOLDER, TraceLog
+from tests.support.small_run import ListLog, finish, model_paths, save_models, small_config, small_starts
+from wmpo_ray.config.cluster import FaultsConfig
+from wmpo_ray.runs.live_metrics import METRICS, PrometheusMeter
 
 # A run on CPUs that nothing happens to has none of these; the board's test has a fault.
 FAULTS = {"wmpo_worker_losses_total", "wmpo_worker_restarts_total", "wmpo_recovery_seconds"}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.documents import ROOT, commands_of
+from tests.support.documents import ROOT, commands_of
 
 COMMANDS = commands_of(ROOT / "docs" / "deploy.md", "tests/cluster/test_tls.py")
 RAY = str(Path(sys.executable).parent / "ray")

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import ray
 
-from cluster.elasticity import Targets
-from cluster.ray_runtime import RayRuntime
-from cluster.runtime import SerialRuntime
-from tests.cluster.small_run import finish, make_loop, run, save_models, small_config
-from wmpo_ray.config import Config
-from wmpo_ray.config_cluster import WeightsConfig
-from wmpo_ray.errors import UserError
+from cluster.runtimes.ray_runtime import RayRuntime
+from cluster.runtimes.serial_runtime import SerialRuntime
+from cluster.workers.elasticity import Targets
+from tests.support.small_run import finish, make_loop, run, save_models, small_config
+from wmpo_ray.config.cluster import WeightsConfig
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_another_seed_gives_other_weights(serial, models, tmp_path):
 
 def test_a_run_killed_and_resumed_ends_with_the_same_weights(serial, models, tmp_path):
     (tmp_path / "models").symlink_to(models)
-    command = [sys.executable, "-m", "tests.cluster.small_run", str(tmp_path), "3"]
+    command = [sys.executable, "-m", "tests.support.small_run", str(tmp_path), "3"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
     deadline = time.monotonic() + 120
     while not (tmp_path / "run" / "checkpoints" / "step-000001" / "manifest.json").exists():

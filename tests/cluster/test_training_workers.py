@@ -14,23 +14,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cluster import stages
-from cluster.context import RunContext
-from cluster.doors import find_listeners
-from cluster.progress import Reporter
-from cluster.ray_runtime import RayRuntime
-from cluster.runtime import Runtime, SerialRuntime
-from cluster.trainings import Place, has_workers
-from learners.supervised import Progress, WorkerShare
-from learners.training_jobs import CloningJob
-from learners.training_state import TrainingCheckpoints
-from tests.cluster.small_run import SETTINGS, ListLog
+from cluster.events.progress import Reporter
+from cluster.recipes import stages
+from cluster.recipes.context import RunContext
+from cluster.recipes.trainings import Place, has_workers
+from cluster.runtimes.ray_runtime import RayRuntime
+from cluster.runtimes.runtime import Runtime
+from cluster.runtimes.serial_runtime import SerialRuntime
+from cluster.simulation.doors import find_listeners
+from learners.supervised.jobs import CloningJob
+from learners.supervised.loop import Progress, WorkerShare
+from learners.supervised.training_state import TrainingCheckpoints
 from tests.cluster.test_stage_resume import record
-from wmpo_ray.config import Config
-from wmpo_ray.config_cluster import Size
-from wmpo_ray.data import trajectory_store
-from wmpo_ray.errors import ConfigError, UserError
-from wmpo_ray.run_state import RunFolder
+from tests.support.small_run import SETTINGS, ListLog
+from wmpo_ray.config.cluster import Size
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.errors import ConfigError, UserError
+from wmpo_ray.data import store as trajectory_store
+from wmpo_ray.runs.folder import RunFolder
 
 STEPS, EVERY = 8, 3
 SETTINGS_OF_STAGES = {
@@ -63,7 +64,7 @@ def config_for(training_workers: Size) -> Config:
 @pytest.fixture(scope="module")
 def runtime() -> Iterator[Runtime]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cluster.training_data.BLOCK_BYTES", BYTES_OF_FIVE)
+        patch.setattr("cluster.ray_train.training_data.BLOCK_BYTES", BYTES_OF_FIVE)
         patch.setenv(POLL_S, "0.2")  # how often Ray Train looks; it tells its processes
         runtime = RayRuntime()
         yield runtime
@@ -163,8 +164,8 @@ class MortalJob:
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2, (1, 2)], ids=["fixed", "elastic"])
 def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(runtime, recorded, tmp_path, size):
-    from cluster.supervised import train_on_workers
-    from cluster.training_data import TrainingData
+    from cluster.ray_train.trainer import train_on_workers
+    from cluster.ray_train.training_data import TrainingData
 
     config, data = config_for(size), TrainingData()
     course = begin(recorded, tmp_path, config, runtime, without="policy")

@@ -13,15 +13,16 @@ import torch
 from torch import nn
 
 from actors.replica import Replica
-from cluster.actor_pool import Worker
-from cluster.placement import Resources
-from cluster.ray_runtime import RayRuntime
-from cluster.runtime import ActorLostError, SerialRuntime
-from cluster.weight_store import GroupPublisher, make_publisher
-from wmpo_ray.config import Config
-from wmpo_ray.errors import UserError
-from wmpo_ray.types import WeightVersion
-from wmpo_ray.weights import (
+from cluster.runtimes.ray_runtime import RayRuntime
+from cluster.runtimes.resources import Resources
+from cluster.runtimes.runtime import ActorLostError
+from cluster.runtimes.serial_runtime import SerialRuntime
+from cluster.weights.delivery import GroupPublisher, make_publisher
+from cluster.workers.actor_pool import Worker
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.types import WeightVersion
+from wmpo_ray.policies.weight_payload import (
     BroadcastError,
     WeightEncoder,
     WeightMismatchError,

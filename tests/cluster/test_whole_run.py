@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from wmpo_ray.data.trajectory_store import load_episodes
-from wmpo_ray.metrics import MetricsLog
+from wmpo_ray.data.store import load_episodes
+from wmpo_ray.runs.metrics_log import MetricsLog
 
 ROOT = Path(__file__).parents[2]
 

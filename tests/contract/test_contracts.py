@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from tests.parity.openvla import small_policy
-from tests.published_set import small_reward_model
-from wmpo_ray.config import Config, RewardConfig, WorldModelConfig
-from wmpo_ray.environments.pocket import INSTRUCTIONS, PocketEnvironment
-from wmpo_ray.errors import ConfigError
-from wmpo_ray.interfaces import Environment, Policy, RewardModel, WorldModel
+from tests.support.openvla import small_policy
+from tests.support.published_set import small_reward_model
+from wmpo_ray.config.run import Config, RewardConfig, WorldModelConfig
+from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.core.interfaces import Environment, Policy, RewardModel, WorldModel
+from wmpo_ray.core.types import StartState
+from wmpo_ray.environments.pocket.env import INSTRUCTIONS, PocketEnvironment
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
 from wmpo_ray.registry import ENVIRONMENTS, POLICIES, REWARD_MODELS, WORLD_MODELS, make_environment, resolve
 from wmpo_ray.reward_models.videomae import VideoMAERewardModel
-from wmpo_ray.types import StartState
 from wmpo_ray.world_models.diffusion import DiffusionWorldModel
 from wmpo_ray.world_models.simulator import SimulatorWorldModel
 

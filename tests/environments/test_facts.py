@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from wmpo_ray.config import EnvironmentConfig
-from wmpo_ray.config_loading import list_presets, load_config
+from wmpo_ray.config.loading import list_presets, load_config
+from wmpo_ray.config.run import EnvironmentConfig
+from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.environments.facts import environment_facts
-from wmpo_ray.errors import ConfigError
 from wmpo_ray.registry import check_kinds, make_environment
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from wmpo_ray.environments.gymnasium_env import ENVIRONMENT_ID, PocketGymEnv
-from wmpo_ray.environments.pocket import INSTRUCTIONS, PocketEnvironment
+from wmpo_ray.environments.pocket.env import INSTRUCTIONS, PocketEnvironment
+from wmpo_ray.environments.pocket.gym import ENVIRONMENT_ID, PocketGymEnv
 
 
 def play_expert(env: gymnasium.Env):

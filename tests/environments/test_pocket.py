@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from wmpo_ray.environments.pocket import INSTRUCTIONS, PocketEnvironment
-from wmpo_ray.environments.pocket_geometry import BLOCK_HALF, MAX_SPEED, POCKET_END_X, POCKET_TOLERANCE, WALL_X
-from wmpo_ray.interfaces import Environment
+from wmpo_ray.core.interfaces import Environment
+from wmpo_ray.environments.pocket.env import INSTRUCTIONS, PocketEnvironment
+from wmpo_ray.environments.pocket.geometry import BLOCK_HALF, MAX_SPEED, POCKET_END_X, POCKET_TOLERANCE, WALL_X
 
 STATE = ("gripper", "block", "closed", "held", "terminated", "success", "num_steps")
 

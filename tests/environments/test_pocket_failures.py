@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from wmpo_ray.environments.pocket import FAILURES, PocketEnvironment
-from wmpo_ray.environments.pocket_geometry import BLOCK_HALF, SEATED_X, WALL_X
+from wmpo_ray.environments.pocket.env import FAILURES, PocketEnvironment
+from wmpo_ray.environments.pocket.geometry import BLOCK_HALF, SEATED_X, WALL_X
 
 OPEN, CLOSE = -1.0, 1.0
 

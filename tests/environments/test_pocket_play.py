@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from wmpo_ray.environments.pocket_geometry import BLOCK_HALF, SEATED_X, WALL_X
-from wmpo_ray.environments.pocket_play import PlayData, collect_play
-from wmpo_ray.environments.pocket_rendering import locate_block
+from wmpo_ray.environments.pocket.geometry import BLOCK_HALF, SEATED_X, WALL_X
+from wmpo_ray.environments.pocket.play import PlayData, collect_play
+from wmpo_ray.environments.pocket.rendering import locate_block
 
 
 @pytest.fixture(scope="module")

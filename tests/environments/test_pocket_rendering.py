@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from tests.environments.test_pocket import random_actions
-from wmpo_ray.environments.pocket import PocketEnvironment
-from wmpo_ray.environments.pocket_geometry import BLOCK_HALF, WALL_X
-from wmpo_ray.environments.pocket_rendering import detect_events, locate_block, upscale
+from wmpo_ray.environments.pocket.env import PocketEnvironment
+from wmpo_ray.environments.pocket.geometry import BLOCK_HALF, WALL_X
+from wmpo_ray.environments.pocket.rendering import detect_events, locate_block, upscale
 
 
 def play(disruption: str = "none", num_scenes: int = 200, num_steps: int = 40):

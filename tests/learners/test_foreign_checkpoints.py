@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from learners.grpo_checkpoint import GrpoCheckpoints
-from learners.training_state import TrainingCheckpoints
-from wmpo_ray.checkpoint import optimizer_to_tensors, save_checkpoint
-from wmpo_ray.config import CheckpointConfig
-from wmpo_ray.errors import UserError
+from learners.learner_checkpoint import GrpoCheckpoints
+from learners.supervised.training_state import TrainingCheckpoints
+from wmpo_ray.config.run import CheckpointConfig
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.runs.checkpoint import optimizer_to_tensors, save_checkpoint
 
 FACTS: dict[str, Any] = {
     "num_updates": 1,

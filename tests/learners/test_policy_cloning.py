@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from learners.policy_cloning import clone_policy
-from wmpo_ray.config import CloningConfig
-from wmpo_ray.environments.pocket import PocketEnvironment
-from wmpo_ray.evaluation import rollout_expert
+from learners.supervised.cloning import clone_policy
+from wmpo_ray.config.run import CloningConfig
+from wmpo_ray.environments.pocket.env import PocketEnvironment
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
+from wmpo_ray.rollout.evaluation import rollout_expert
 
 
 def make_policy() -> TinyPolicy:

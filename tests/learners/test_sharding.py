@@ -13,9 +13,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from learners.grpo_learner import GrpoLearner
+from learners.policy_learner import GrpoLearner
 from learners.sharding import ALONE, Figures, Ranks
-from tests.learners.rank_scenarios import (
+from tests.support.openvla import small_policy
+from tests.support.rank_scenarios import (
     FACTS,
     Course,
     config_for,
@@ -26,13 +27,12 @@ from tests.learners.rank_scenarios import (
     train_alone,
     train_and_export,
 )
-from tests.parity.openvla import small_policy
-from wmpo_ray.checkpoint import MANIFEST
-from wmpo_ray.config import Config
-from wmpo_ray.errors import UserError
-from wmpo_ray.files import sha256_of
-from wmpo_ray.policies.openvla_oft import OpenVLAOFTPolicy
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.files import sha256_of
+from wmpo_ray.policies.openvla.oft import OpenVLAOFTPolicy
 from wmpo_ray.registry import load_policy
+from wmpo_ray.runs.checkpoint import MANIFEST
 
 
 @pytest.fixture(scope="module")

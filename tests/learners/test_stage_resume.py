@@ -15,19 +15,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from learners.policy_cloning import clone_policy
-from learners.reward_trainer import train_reward_model
-from learners.training_state import NO_CHECKPOINTS, TrainingCheckpoints
-from learners.world_model_alignment import WorldModelAligner
-from learners.world_model_trainer import WorldModelTrainer, train_world_model
-from tests.world_models.small import small_world_model
-from wmpo_ray.config import CloningConfig, Config, RewardConfig, WorldModelTrainingConfig
+from learners.supervised.alignment import WorldModelAligner
+from learners.supervised.cloning import clone_policy
+from learners.supervised.reward_training import train_reward_model
+from learners.supervised.training_state import NO_CHECKPOINTS, TrainingCheckpoints
+from learners.supervised.world_model_training import WorldModelTrainer, train_world_model
+from tests.support.small_world import small_world_model
+from wmpo_ray.config.run import CloningConfig, Config, RewardConfig, WorldModelTrainingConfig
 from wmpo_ray.data.windows import WindowSampler
-from wmpo_ray.environments.pocket import PocketEnvironment
-from wmpo_ray.environments.pocket_play import collect_play
-from wmpo_ray.evaluation import rollout_expert
+from wmpo_ray.environments.pocket.env import PocketEnvironment
+from wmpo_ray.environments.pocket.play import collect_play
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
 from wmpo_ray.reward_models.videomae import VideoMAERewardModel
+from wmpo_ray.rollout.evaluation import rollout_expert
 
 ROOT = Path(__file__).parents[2]
 STEPS, EVERY = 8, 3
@@ -186,7 +186,7 @@ CHILD = """
 import sys
 from pathlib import Path
 import torch
-from learners.training_state import TrainingCheckpoints
+from learners.supervised.training_state import TrainingCheckpoints
 from tests.learners.test_stage_resume import train_world
 
 def progress(step, metrics):

@@ -12,18 +12,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from learners.policy_cloning import PolicyCloner, clone_policy
-from learners.supervised import WorkerShare
-from learners.training_state import TrainingCheckpoints
-from tests.documents import ROOT
-from tests.learners.trainings import BATCH, STEPS, TRAININGS, Outcome, train_world
-from tests.learners.two_ranks import IN_PIECES, RESUMED
-from tests.parity.openvla import small_policy
-from wmpo_ray.config import CloningConfig
-from wmpo_ray.environments.pocket import PocketEnvironment
-from wmpo_ray.errors import ConfigError
-from wmpo_ray.evaluation import rollout_expert
-from wmpo_ray.policies.openvla_oft import OpenVLAOFTPolicy
+from learners.supervised.cloning import PolicyCloner, clone_policy
+from learners.supervised.loop import WorkerShare
+from learners.supervised.training_state import TrainingCheckpoints
+from tests.support.documents import ROOT
+from tests.support.openvla import small_policy
+from tests.support.trainings import BATCH, STEPS, TRAININGS, Outcome, train_world
+from tests.support.two_ranks import IN_PIECES, RESUMED
+from wmpo_ray.config.run import CloningConfig
+from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.environments.pocket.env import PocketEnvironment
+from wmpo_ray.policies.openvla.oft import OpenVLAOFTPolicy
+from wmpo_ray.rollout.evaluation import rollout_expert
 
 LEARNING_RATE = 3e-3  # the largest: Adam makes of a rounding error in a gradient near 0 a step of up to this
 
@@ -39,7 +39,7 @@ def two_ranks(tmp_path_factory) -> Path:
     """All trainings, each in the same two processes."""
     folder = tmp_path_factory.mktemp("ranks")
     train_world(checkpoints=TrainingCheckpoints(folder / "checkpoints", STEPS - 1))
-    command = [sys.executable, "-m", "tests.learners.two_ranks", ",".join([*TRAININGS, RESUMED, IN_PIECES])]
+    command = [sys.executable, "-m", "tests.support.two_ranks", ",".join([*TRAININGS, RESUMED, IN_PIECES])]
     children = [subprocess.Popen([*command, str(rank), str(folder)], cwd=ROOT) for rank in range(2)]
     try:
         assert [child.wait(600) for child in children] == [0, 0]
@@ -111,7 +111,7 @@ def test_cloning_teaches_openvla_and_leaves_a_published_folder(tmp_path):
 
 def test_cloning_with_adapters_changes_nothing_else(tmp_path):
     pytest.importorskip("peft")
-    from wmpo_ray.policies.openvla_lora import add_lora
+    from wmpo_ray.policies.openvla.lora import add_lora
 
     demos = rollout_expert(PocketEnvironment(8), np.arange(4), 0.1, (0, "demos"))
     policy = small_policy(compute_dtype="float32")

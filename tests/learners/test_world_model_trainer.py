@@ -5,17 +5,17 @@ import pytest
 import torch
 from torch import nn
 
-from learners.world_model_trainer import (
+from learners.supervised.world_model_training import (
     ExponentialAverage,
     WindowDraw,
     WorldModelTrainer,
     learning_rate_factor,
     train_world_model,
 )
-from tests.world_models.small import small_world_model
-from wmpo_ray.config import WorldModelTrainingConfig
+from tests.support.small_world import small_world_model
+from wmpo_ray.config.run import WorldModelTrainingConfig
 from wmpo_ray.data.windows import WindowSampler
-from wmpo_ray.environments.pocket_play import collect_play
+from wmpo_ray.environments.pocket.play import collect_play
 
 CONFIG = WorldModelTrainingConfig(steps=25, batch_size=8, learning_rate=3e-3, warmup_steps=4, ema_decay=0.9)
 

@@ -8,11 +8,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from cluster.cli import app
-from wmpo_ray.errors import UserError
-from wmpo_ray.parity import grpo, manifests, reward, run, vae, world_model
+from cluster.cli.app import app
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.parity import fixtures as run
+from wmpo_ray.parity import grpo_fixtures as grpo
+from wmpo_ray.parity import manifests
+from wmpo_ray.parity import reward_fixtures as reward
+from wmpo_ray.parity import vae_fixtures as vae
+from wmpo_ray.parity import world_model_fixtures as world_model
 from wmpo_ray.parity.case import ParityCase
-from wmpo_ray.parity.files import compared, differing
+from wmpo_ray.parity.fixture_files import compared, differing
 from wmpo_ray.world_models.stdit import STDiT
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from wmpo_ray.errors import UserError
+from wmpo_ray.core.errors import UserError
 from wmpo_ray.parity.case import ParityCase
-from wmpo_ray.parity.image_preproc import check as check_images
-from wmpo_ray.parity.policy import check
+from wmpo_ray.parity.image_fixtures import check as check_images
+from wmpo_ray.parity.policy_fixtures import check
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 POLICY, IMAGES = GOLDEN / "policy", GOLDEN / "image_preproc"

@@ -9,8 +9,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.planning.small import autoencoder_settings, config_of, openvla_settings
-from wmpo_ray.config import Config
+from tests.support.small_plans import autoencoder_settings, config_of, openvla_settings
+from wmpo_ray.config.run import Config
 from wmpo_ray.environments.facts import environment_facts
 from wmpo_ray.planning.blueprints import Blueprint, policy_blueprint, reward_blueprint, world_blueprint
 from wmpo_ray.planning.costs import TERA, choose_trained, policy_cost, reward_model_cost, world_model_cost

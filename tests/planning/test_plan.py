@@ -7,9 +7,9 @@ import functools
 import pytest
 from rich.console import Console
 
-from cluster.plan_tables import bytes_text, flop_text, print_plan
-from tests.planning.small import autoencoder_settings, config_of, openvla_settings
-from wmpo_ray.errors import ConfigError, UserError
+from cluster.cli.plan_tables import bytes_text, flop_text, print_plan
+from tests.support.small_plans import autoencoder_settings, config_of, openvla_settings
+from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.planning.memory import decisions_per_pass
 from wmpo_ray.planning.plan import Plan, make_plan
 

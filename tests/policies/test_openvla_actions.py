@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wmpo_ray.errors import UserError
-from wmpo_ray.policies.openvla_actions import ActionStatistics, ActionTokenizer
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.policies.openvla.actions import ActionStatistics, ActionTokenizer
 
 
 @given(st.floats(-2, 2), st.integers(2, 300))

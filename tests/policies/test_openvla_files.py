@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.documents import ROOT
-from tests.parity.openvla import PROCESSOR, small_config, small_policy
-from wmpo_ray.config import Config
-from wmpo_ray.errors import ConfigError, UserError
-from wmpo_ray.policies.openvla_oft import OpenVLAOFTPolicy
+from tests.support.documents import ROOT
+from tests.support.openvla import PROCESSOR, small_config, small_policy
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.errors import ConfigError, UserError
+from wmpo_ray.policies.openvla.oft import OpenVLAOFTPolicy
 from wmpo_ray.registry import load_policy
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
@@ -312,7 +312,7 @@ import gc
 import sys
 from pathlib import Path
 
-from wmpo_ray.policies.openvla_oft import OpenVLAOFTPolicy
+from wmpo_ray.policies.openvla.oft import OpenVLAOFTPolicy
 
 
 def process_bytes(key):

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from wmpo_ray.policies.openvla_images import CROP_AREA, STEPS, ImageProcessor, centre_crop, lanczos_resize
-from wmpo_ray.policies.openvla_jpeg import jpeg_round_trip
+from wmpo_ray.policies.openvla.images import CROP_AREA, STEPS, ImageProcessor, centre_crop, lanczos_resize
+from wmpo_ray.policies.openvla.jpeg import jpeg_round_trip
 
 
 def smooth_images(count: int, height: int, width: int, seed: int = 0) -> torch.Tensor:

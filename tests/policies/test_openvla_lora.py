@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.parity.openvla import small_policy
-from wmpo_ray.errors import ConfigError
-from wmpo_ray.policies.openvla_lora import add_lora, merged_state
-from wmpo_ray.policies.openvla_oft import OpenVLAOFTPolicy
+from tests.support.openvla import small_policy
+from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.policies.openvla.lora import add_lora, merged_state
+from wmpo_ray.policies.openvla.oft import OpenVLAOFTPolicy
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
 TEXTS = ["push the block", "push the block slowly into the blue pocket"]

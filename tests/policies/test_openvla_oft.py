@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.parity.openvla import small_policy, tokenizer_json
-from wmpo_ray.errors import UserError
-from wmpo_ray.interfaces import Policy
-from wmpo_ray.policies.openvla_attention import key_mask
-from wmpo_ray.policies.openvla_oft import OpenVLAOFTPolicy
-from wmpo_ray.policies.openvla_prompt import TOKENIZER, PromptTokenizer
+from tests.support.openvla import small_policy, tokenizer_json
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.interfaces import Policy
+from wmpo_ray.policies.openvla.chunk_attention import key_mask
+from wmpo_ray.policies.openvla.oft import OpenVLAOFTPolicy
+from wmpo_ray.policies.openvla.prompt import TOKENIZER, PromptTokenizer
 
 SHORT, LONG = "push the block", "push the block slowly into the blue pocket"
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from wmpo_ray.errors import UserError
-from wmpo_ray.policies.openvla_prompt import PROMPT, TOKENIZER_MODEL, PromptTokenizer
-from wmpo_ray.policies.openvla_sentencepiece import sentencepiece_tokenizer
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.policies.openvla.prompt import PROMPT, TOKENIZER_MODEL, PromptTokenizer
+from wmpo_ray.policies.openvla.sentencepiece_tokenizer import sentencepiece_tokenizer
 
 # Trained by sentencepiece 0.2.3 on this project's documents (byte pairs, byte fallback, no normalisation, 420 pieces);
 # the ids are those of its own encoder.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.report.fake_run import write_fake_run
+from tests.support.fake_run import write_fake_run
 from wmpo_ray.report.html import write_report
 
 

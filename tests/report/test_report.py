@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.report.fake_run import NUM_VIDEOS, fake_metrics, fake_summary, write_videos
-from wmpo_ray.errors import UserError
+from tests.support.fake_run import NUM_VIDEOS, fake_metrics, fake_summary, write_videos
+from wmpo_ray.core.errors import UserError
 from wmpo_ray.report.html import write_report
 from wmpo_ray.report.result_sections import verdict
 from wmpo_ray.report.run_data import PolicyVideos, RunData

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
-from wmpo_ray.errors import UserError
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.reward_models.decisions import decide
 from wmpo_ray.reward_models.preprocessing import PREPROCESSOR_FILE, FramePreprocessing, resize_like_pil
-from wmpo_ray.reward_models.published import PublishedRewardModel, decide_as_published
-from wmpo_ray.scoring import decide
+from wmpo_ray.reward_models.published_videomae import PublishedRewardModel, decide_as_published
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "reward"
 SIZE = json.loads((GOLDEN / "config.json").read_text())["image_size"]

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from learners.reward_trainer import RewardTrainer, choose_threshold, index_clips, train_reward_model
-from wmpo_ray.config import RewardConfig
+from learners.supervised.reward_training import RewardTrainer, choose_threshold, index_clips, train_reward_model
+from wmpo_ray.config.run import RewardConfig
+from wmpo_ray.core.types import Episodes
 from wmpo_ray.reward_models.videomae import VideoMAERewardModel
-from wmpo_ray.types import Episodes
 
 CONFIG = RewardConfig.model_validate(
     {

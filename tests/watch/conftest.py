@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.report.fake_live import STAGES, fake_status, write_live
-from tests.report.fake_run import fake_metrics, fake_summary
-from wmpo_ray.config_loading import config_to_json, load_config
+from tests.support.fake_live import STAGES, fake_status, write_live
+from tests.support.fake_run import fake_metrics, fake_summary
+from wmpo_ray.config.loading import config_to_json, load_config
 
 
 def write_run(folder: Path, overrides: tuple[str, ...] = (), status: dict[str, Any] | None = None) -> Path:

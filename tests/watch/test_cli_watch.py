@@ -9,8 +9,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from cluster.cli_watch import add_watching
-from wmpo_ray.errors import UserError
+from cluster.cli.watch_commands import add_watching
+from wmpo_ray.core.errors import UserError
 
 
 @pytest.fixture

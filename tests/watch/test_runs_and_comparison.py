@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tests.report.fake_live import fake_status, write_live
-from tests.report.fake_run import fake_metrics, fake_summary
 from tests.report.test_report import HOSTILE, Page
+from tests.support.fake_live import fake_status, write_live
+from tests.support.fake_run import fake_metrics, fake_summary
 from tests.watch.conftest import write_run
-from wmpo_ray.errors import UserError
+from wmpo_ray.core.errors import UserError
 from wmpo_ray.watch.comparison import compare_runs, comparison_tables
 from wmpo_ray.watch.comparison_page import render_comparison
 from wmpo_ray.watch.run_status import Condition

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tests.report.fake_live import fake_status, write_live
+from tests.support.fake_live import fake_status, write_live
 from tests.watch.conftest import write_run
-from wmpo_ray.errors import UserError
+from wmpo_ray.core.errors import UserError
 from wmpo_ray.watch.run_status import Condition, RunStatus, read_status
 from wmpo_ray.watch.sparkline import BLOCKS, sparkline
 from wmpo_ray.watch.status_view import frame, watch

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from tests.report.fake_live import EPOCH, fake_trace, write_trace
-from wmpo_ray.errors import UserError
+from tests.support.fake_live import EPOCH, fake_trace, write_trace
+from wmpo_ray.core.errors import UserError
 from wmpo_ray.report.trace_data import (
     Phase,
     Trace,

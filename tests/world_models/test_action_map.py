@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from wmpo_ray.config import WorldModelConfig
+from wmpo_ray.config.run import WorldModelConfig
 from wmpo_ray.world_models.denoiser import MAP_CHANNELS, action_map
 from wmpo_ray.world_models.diffusion import DiffusionWorldModel
 

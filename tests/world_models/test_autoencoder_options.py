@@ -5,7 +5,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from safetensors.torch import load_file, save_file
 
-from wmpo_ray.errors import UserError
+from wmpo_ray.core.errors import UserError
 from wmpo_ray.world_models.autoencoder import AutoencoderCodec
 from wmpo_ray.world_models.decoding_memory import decode_bytes, frames_within
 

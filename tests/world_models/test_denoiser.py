@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.world_models.small import EMBEDDED, random_chunk, scene_starts, small_world_model
-from wmpo_ray.config import DenoiserConfig
+from tests.support.small_world import EMBEDDED, random_chunk, scene_starts, small_world_model
+from wmpo_ray.config.run import DenoiserConfig
 from wmpo_ray.world_models.denoiser import Conditioning, Denoiser, action_features, num_action_features
 from wmpo_ray.world_models.diffusion import initialise
 

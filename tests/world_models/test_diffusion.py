@@ -7,10 +7,10 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from tests.world_models.small import EMBEDDED, random_chunk, scene_starts, small_world_model
-from wmpo_ray.config import DenoiserConfig
-from wmpo_ray.errors import UserError
-from wmpo_ray.interfaces import WorldModel
+from tests.support.small_world import EMBEDDED, random_chunk, scene_starts, small_world_model
+from wmpo_ray.config.run import DenoiserConfig
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.interfaces import WorldModel
 from wmpo_ray.world_models.autoencoder import AutoencoderCodec
 from wmpo_ray.world_models.denoiser import Denoiser
 from wmpo_ray.world_models.diffusion import SETTINGS_FILE, DiffusionWorldModel

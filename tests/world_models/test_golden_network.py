@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.world_models.golden import max_difference, published_network, tensors
+from tests.support.golden import max_difference, published_network, tensors
 from wmpo_ray.world_models.stdit import STDiT
 
 FORWARD_TOLERANCE = 5e-6

@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from tests.world_models.golden import max_difference, published_network, tensors
-from wmpo_ray.config import DenoiserConfig, SamplerConfig
+from tests.support.golden import max_difference, published_network, tensors
+from wmpo_ray.config.run import DenoiserConfig, SamplerConfig
 from wmpo_ray.world_models.denoiser import TIME_SCALE, Denoiser
 from wmpo_ray.world_models.sampler import RectifiedFlowSampler, resolution_shift
 

@@ -9,14 +9,14 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from safetensors.torch import load_file, save_file
 
-from tests.world_models.golden import GOLDEN, max_difference, published_network, tensors
-from wmpo_ray.errors import ConfigError, UserError
-from wmpo_ray.types import StartState
-from wmpo_ray.weight_files import find_weights
+from tests.support.golden import GOLDEN, max_difference, published_network, tensors
+from wmpo_ray.core.errors import ConfigError, UserError
+from wmpo_ray.core.types import StartState
+from wmpo_ray.model_files.weight_files import find_weights
 from wmpo_ray.world_models.attention import choose_backend
 from wmpo_ray.world_models.autoencoder import AutoencoderCodec
 from wmpo_ray.world_models.diffusion import DiffusionWorldModel
-from wmpo_ray.world_models.published import (
+from wmpo_ray.world_models.published_stdit import (
     load_published_network,
     published_sizes,
     published_world_model,

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.world_models.small import EMBEDDED, random_chunk, scene_starts, small_world_model
-from wmpo_ray.config import DenoiserConfig, SamplerConfig
-from wmpo_ray.config_models import Solver
-from wmpo_ray.seeding import keyed_noise
+from tests.support.small_world import EMBEDDED, random_chunk, scene_starts, small_world_model
+from wmpo_ray.config.models import Solver
+from wmpo_ray.config.run import DenoiserConfig, SamplerConfig
+from wmpo_ray.core.seeding import keyed_noise
 from wmpo_ray.world_models.denoiser import TIME_SCALE, Denoiser
 from wmpo_ray.world_models.diffusion import DiffusionWorldModel
 from wmpo_ray.world_models.sampler import SCHEDULERS, RectifiedFlowSampler

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.world_models.small import random_chunk, scene_starts
-from wmpo_ray.environments.pocket import PocketEnvironment
-from wmpo_ray.interfaces import WorldModel
-from wmpo_ray.types import StartState
+from tests.support.small_world import random_chunk, scene_starts
+from wmpo_ray.core.interfaces import WorldModel
+from wmpo_ray.core.types import StartState
+from wmpo_ray.environments.pocket.env import PocketEnvironment
 from wmpo_ray.world_models.simulator import SimulatorWorldModel
 
 NUM, HORIZON = 6, 24

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from wmpo_ray.config import EnvironmentConfig
-from wmpo_ray.config_section import shown
-from wmpo_ray.errors import ConfigError
+from wmpo_ray.config.run import EnvironmentConfig
+from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.core.section import shown
 
 
 class EnvironmentFacts(NamedTuple):
@@ -31,7 +31,7 @@ ALOHA = EnvironmentFacts((256, 256, 3), 7, ("Insert the square into the stick",)
 def environment_facts(config: EnvironmentConfig) -> EnvironmentFacts:
     """Raises ConfigError for a kind or a task that nothing is known of."""
     if config.kind == "pocket":
-        from wmpo_ray.environments.pocket import PocketEnvironment
+        from wmpo_ray.environments.pocket.env import PocketEnvironment
 
         return EnvironmentFacts(
             PocketEnvironment.frame_shape, PocketEnvironment.action_dim, PocketEnvironment.instructions

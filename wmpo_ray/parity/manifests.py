@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from wmpo_ray.errors import UserError
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.untrusted import read_json
+from wmpo_ray.model_files.weight_files import published_as_is
 from wmpo_ray.parity.case import ParityCase
-from wmpo_ray.reward_models.published import published_names
-from wmpo_ray.untrusted import read_json
-from wmpo_ray.weight_files import published_as_is
+from wmpo_ray.reward_models.published_videomae import published_names
 from wmpo_ray.world_models.stdit import STDiT
 
 
@@ -37,8 +37,8 @@ def _video_classifier(manifest: Mapping[str, Any]) -> nn.Module:
 
 
 def _policy(manifest: Mapping[str, Any]) -> nn.Module:
-    from wmpo_ray.policies.openvla_config import build_config
-    from wmpo_ray.policies.openvla_oft import OpenVLAOFTPolicy
+    from wmpo_ray.policies.openvla.oft import OpenVLAOFTPolicy
+    from wmpo_ray.policies.openvla.settings import build_config
 
     return OpenVLAOFTPolicy(build_config(manifest["config_json_as_generated"], {}))
 

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from wmpo_ray.config import Config, DenoiserConfig, SamplerConfig, WorldModelConfig
+from wmpo_ray.config.run import Config, DenoiserConfig, SamplerConfig, WorldModelConfig
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.untrusted import read_json
 from wmpo_ray.environments.facts import EnvironmentFacts
-from wmpo_ray.errors import UserError
-from wmpo_ray.planning.published import CONTEXT_FRAMES, PROMPT_LENGTH, SDXL_AUTOENCODER, VIDEOMAE_BASE
-from wmpo_ray.untrusted import read_json
-from wmpo_ray.weight_files import find_weights
+from wmpo_ray.model_files.weight_files import find_weights
+from wmpo_ray.planning.model_sizes import CONTEXT_FRAMES, PROMPT_LENGTH, SDXL_AUTOENCODER, VIDEOMAE_BASE
 
 Depths = Sequence[int]
 ASSUMED = "published sizes"
@@ -87,9 +87,9 @@ def _tiny_policy(config: Config, facts: EnvironmentFacts) -> Blueprint:
 
 
 def _openvla(config: Config, facts: EnvironmentFacts) -> Blueprint:
-    from wmpo_ray.policies.openvla_config import OpenVLAConfig, build_config
-    from wmpo_ray.policies.openvla_lora import add_lora
-    from wmpo_ray.policies.openvla_oft import OpenVLAOFTPolicy
+    from wmpo_ray.policies.openvla.lora import add_lora
+    from wmpo_ray.policies.openvla.oft import OpenVLAOFTPolicy
+    from wmpo_ray.policies.openvla.settings import OpenVLAConfig, build_config
 
     choice, folder = config.policy.openvla, config.policy.pretrained
     known = read_json(Path(folder) / "config.json") if is_there(folder) else {}
@@ -208,7 +208,7 @@ def _own_world(folder: Path) -> _WorldSettings:
 
 
 def _published_world(config: Config, facts: EnvironmentFacts, folder: Path) -> _WorldSettings:
-    from wmpo_ray.world_models.published import published_sizes
+    from wmpo_ray.world_models.published_stdit import published_sizes
     from wmpo_ray.world_models.stdit import PRESETS
 
     codec = config.world_model.codec
@@ -252,7 +252,7 @@ def reward_blueprint(config: Config, facts: EnvironmentFacts) -> Blueprint:
     """The classifier of one clip."""
     from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
-    from wmpo_ray.reward_models.published import published_config
+    from wmpo_ray.reward_models.published_videomae import published_config
     from wmpo_ray.reward_models.videomae import VideoMAERewardModel
 
     folder = config.reward.pretrained

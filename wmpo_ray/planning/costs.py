@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wmpo_ray.config import Config
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.environments.facts import EnvironmentFacts
-from wmpo_ray.errors import ConfigError
 from wmpo_ray.planning.blueprints import Blueprint, WorldBlueprint, policy_blueprint, reward_blueprint, world_blueprint
 from wmpo_ray.planning.counting import FusedAttention, Meter, extrapolate
 from wmpo_ray.world_models.decoding_memory import decode_bytes, frames_within

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from wmpo_ray.config import Config
+from wmpo_ray.config.run import Config
 from wmpo_ray.planning.costs import PolicyCost, RewardModelCost, WorldModelCost
 
 WEIGHT_BYTES = 4  # float32

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wmpo_ray.config import Config
-from wmpo_ray.config_cluster import RolePlacement, Size, bounds
+from wmpo_ray.config.cluster import RolePlacement, Size, bounds
+from wmpo_ray.config.run import Config
 from wmpo_ray.environments.facts import environment_facts
 from wmpo_ray.planning.costs import (
     PolicyCost,

@@ -13,11 +13,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from wmpo_ray.config_section import Count, Positive
-from wmpo_ray.interfaces import ActionChunk
+from wmpo_ray.core.interfaces import ActionChunk
+from wmpo_ray.core.section import Count, Positive
+from wmpo_ray.core.seeding import keyed_noise
+from wmpo_ray.core.untrusted import NetworkSettings, check_finite, check_network
 from wmpo_ray.policies.action_tokens import decode_tokens, encode_actions, sample_tokens
-from wmpo_ray.seeding import keyed_noise
-from wmpo_ray.untrusted import NetworkSettings, check_finite, check_network
 from wmpo_ray.world_models.attention import attend
 
 UNKNOWN_WORD = 0
@@ -98,7 +98,7 @@ class _Layer(nn.Module):
 
 
 class TinyPolicy(PreTrainedModel):
-    """Implements `wmpo_ray.interfaces.Policy`; saved and loaded in the transformers style.
+    """Implements `wmpo_ray.core.interfaces.Policy`; saved and loaded in the transformers style.
 
     The bin logits of a dimension are sums of smooth bumps plus one free logit at each end: neighbouring bins mean
     neighbouring actions, and with few demonstrations independent bins overfit.

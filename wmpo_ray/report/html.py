@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from wmpo_ray.files import atomic_write
+from wmpo_ray.core.files import atomic_write
 from wmpo_ray.report.markup import Markup, join
 from wmpo_ray.report.model_sections import gate_section, reward_section, world_model_section
 from wmpo_ray.report.optimize_sections import (

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from wmpo_ray.core.types import Verdict
 from wmpo_ray.report.card import absent, card, missing
 from wmpo_ray.report.charts import SMALL, Series, legend, line_chart, meter, stacked_bars
 from wmpo_ray.report.formats import compact, percent
 from wmpo_ray.report.markup import Markup, datum, join, table, tag
 from wmpo_ray.report.result_sections import success
 from wmpo_ray.report.run_data import RunData, mapping, number
-from wmpo_ray.types import Verdict
 
 NOT_STARTED = "Nothing yet: metrics.jsonl has no such figures, because optimize has not started."
 EXPLOITATION = 0.05  # a rise of imagined and a fall of real success that are no noise any more

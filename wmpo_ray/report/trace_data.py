@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from wmpo_ray.errors import UserError
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.untrusted import parse_json
 from wmpo_ray.report.run_data import number
-from wmpo_ray.untrusted import parse_json
 
 FOLDER = "traces"
 OTHER = "other"  # time inside a call that no phase accounts for

@@ -11,9 +11,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 from torch import Tensor
 
-from wmpo_ray.config_section import Positive
-from wmpo_ray.errors import UserError
-from wmpo_ray.untrusted import read_settings
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.section import Positive
+from wmpo_ray.core.untrusted import read_settings
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 BILINEAR = 2  # PIL's number for it

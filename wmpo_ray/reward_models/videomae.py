@@ -13,13 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 from torch import Tensor
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
-from wmpo_ray.config import RewardConfig
-from wmpo_ray.config_section import Count, Positive
-from wmpo_ray.errors import UserError
-from wmpo_ray.files import atomic_directory
-from wmpo_ray.scoring import decide
-from wmpo_ray.types import Scores
-from wmpo_ray.untrusted import NetworkSettings, check_finite, check_network, read_settings
+from wmpo_ray.config.run import RewardConfig
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.files import atomic_directory
+from wmpo_ray.core.section import Count, Positive
+from wmpo_ray.core.types import Scores
+from wmpo_ray.core.untrusted import NetworkSettings, check_finite, check_network, read_settings
+from wmpo_ray.reward_models.decisions import decide
 
 SETTINGS_FILE = "reward_model.json"
 MAX_POSITION_VALUES = 2**24  # of a clip: patches times width; they are computed, so no weight bounds their number

@@ -10,15 +10,15 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from wmpo_ray.config_loading import config_differences, read_config_json
-from wmpo_ray.errors import ConfigError
+from wmpo_ray.config.loading import config_differences, read_config_json
+from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.core.statistics import wilson_interval
+from wmpo_ray.core.types import Verdict as GroupVerdict
 from wmpo_ray.report.formats import compact, percent, points, seconds
 from wmpo_ray.report.optimize_sections import TIMES
 from wmpo_ray.report.result_sections import gain_points, success
 from wmpo_ray.report.run_data import RunData, mapping, number
 from wmpo_ray.report.svg import Format
-from wmpo_ray.statistics import wilson_interval
-from wmpo_ray.types import Verdict as GroupVerdict
 from wmpo_ray.watch.run_status import CONFIG, RunStatus, one_line, read_status
 from wmpo_ray.watch.significance import Rate, Verdict, compare_rates, gain_interval, gains_test
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wmpo_ray.errors import UserError
-from wmpo_ray.files import json_clean
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.files import json_clean
+from wmpo_ray.core.untrusted import parse_json, read_json
 from wmpo_ray.report.run_data import STAGES, RunData, mapping, number, read_figures
-from wmpo_ray.untrusted import parse_json, read_json
 
 STATUS, EVENTS, CONFIG, SUMMARY, LEDGER = "status.json", "events.jsonl", "config.json", "summary.json", "ledger.jsonl"
 FRESH_S = 4.0  # a running run writes once a second

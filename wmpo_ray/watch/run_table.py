@@ -12,8 +12,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from wmpo_ray.errors import UserError
-from wmpo_ray.files import json_clean
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.files import json_clean
 from wmpo_ray.report.formats import percent, points, seconds
 from wmpo_ray.report.result_sections import gain_points, success
 from wmpo_ray.report.run_data import mapping, number

@@ -16,8 +16,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from wmpo_ray.errors import UserError
-from wmpo_ray.files import atomic_write
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.files import atomic_write
 from wmpo_ray.report.formats import percent, seconds
 from wmpo_ray.report.trace_data import (
     FOLDER,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wmpo_ray.errors import ConfigError
+from wmpo_ray.core.errors import ConfigError
 
 # "auto" looks at each call; the others are chosen once for a network.
 Backend = Literal["auto", "flash", "sdpa", "plain"]

@@ -9,9 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from wmpo_ray.config_section import Count, Positive
-from wmpo_ray.seeding import keyed_noise
-from wmpo_ray.untrusted import NetworkSettings, check_finite, check_network
+from wmpo_ray.core.section import Count, Positive
+from wmpo_ray.core.seeding import keyed_noise
+from wmpo_ray.core.untrusted import NetworkSettings, check_finite, check_network
 from wmpo_ray.world_models.decoding_memory import bounded_decode, frames_within
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from wmpo_ray.errors import UserError
+from wmpo_ray.core.errors import UserError
 
 # The widest full-size layers hold their input, its norm and the activation at once; a convolution may copy two of them
 # into a layout of its own.

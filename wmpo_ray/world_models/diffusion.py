@@ -13,13 +13,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from wmpo_ray.config import DenoiserConfig, SamplerConfig, WorldModelConfig
-from wmpo_ray.config_section import Count
-from wmpo_ray.errors import UserError
-from wmpo_ray.seeding import keyed_noise
-from wmpo_ray.timeline import span
-from wmpo_ray.types import StartState
-from wmpo_ray.untrusted import NetworkSettings, check_finite, check_network, inside, read_settings
+from wmpo_ray.config.run import DenoiserConfig, SamplerConfig, WorldModelConfig
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.section import Count
+from wmpo_ray.core.seeding import keyed_noise
+from wmpo_ray.core.timeline import span
+from wmpo_ray.core.types import StartState
+from wmpo_ray.core.untrusted import NetworkSettings, check_finite, check_network, inside, read_settings
 from wmpo_ray.world_models.autoencoder import AutoencoderCodec, FrameCodec, PixelCodec
 from wmpo_ray.world_models.denoiser import MAP_CHANNELS, Denoiser, num_action_features
 from wmpo_ray.world_models.sampler import RectifiedFlowSampler

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from wmpo_ray.config import Config, DenoiserConfig
-from wmpo_ray.config_section import refuse_ignored, shown
+from wmpo_ray.config.run import Config, DenoiserConfig
+from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.core.section import refuse_ignored, shown
 from wmpo_ray.environments.facts import environment_facts
-from wmpo_ray.errors import ConfigError
 from wmpo_ray.world_models.autoencoder import AutoencoderCodec
 from wmpo_ray.world_models.denoiser import TIME_SCALE
 from wmpo_ray.world_models.diffusion import (
@@ -19,7 +19,7 @@ from wmpo_ray.world_models.diffusion import (
     DiffusionWorldModel,
     make_codec,
 )
-from wmpo_ray.world_models.published import load_published_network, published_world_model
+from wmpo_ray.world_models.published_stdit import load_published_network, published_world_model
 
 # Of `DenoiserConfig`: what published weights were trained for. The rest is the user's.
 OF_PUBLISHED_WEIGHTS = ("prediction", "input_scaling", "residual", "action_bands", "action_map")

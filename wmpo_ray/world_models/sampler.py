@@ -16,7 +16,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
-from wmpo_ray.config import SamplerConfig
+from wmpo_ray.config.run import SamplerConfig
 from wmpo_ray.world_models.denoiser import TIME_SCALE, Conditioning, Denoiser
 
 # Of second order: a third order is worse in few steps.

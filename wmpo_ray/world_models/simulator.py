@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wmpo_ray.interfaces import Environment
-from wmpo_ray.timeline import span
-from wmpo_ray.types import StartState
+from wmpo_ray.core.interfaces import Environment
+from wmpo_ray.core.timeline import span
+from wmpo_ray.core.types import StartState
 
 
 @dataclass(frozen=True)

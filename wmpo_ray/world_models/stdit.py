@@ -17,7 +17,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from wmpo_ray.errors import ConfigError
+from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.world_models.attention import Backend, RotaryEmbedding, choose_backend
 from wmpo_ray.world_models.stdit_blocks import (
     ActionEmbedder,

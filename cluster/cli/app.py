@@ -1,0 +1,238 @@
+"""The command line: reads arguments, loads the configuration, calls the pipeline, prints tables.
+
+A mistake of the user's is one line on stderr and exit code 2; an interruption is exit code 130, a preemption 75. Heavy modules are
+imported inside the commands, so that `--help` and a wrong key answer at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from typer.core import TyperGroup
+
+from cluster.cli.inspect_commands import add_inspection
+from cluster.cli.job_commands import add_jobs
+from cluster.cli.model_commands import add_models
+from cluster.cli.tables import is_rate, print_summary, success_text
+from cluster.cli.watch_commands import add_watching
+from cluster.host.job import cluster_address, job_id, run_folder
+from cluster.host.preemption import Preempted, end_now, leave_on_sigterm, restart_on_crash
+from cluster.host.security import prepare_ray
+from cluster.monitoring.commands import add_monitoring
+from wmpo_ray.config.loading import describe_errors, load_config
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.errors import UserError
+
+USER_ERROR, INTERRUPTED = 2, 130
+RESUMABLE = ("run", "stage")
+MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)  # a full disk, a folder that is not ours
+
+
+class OneLineErrors(TyperGroup):
+    """Turns what a user can mend into one line and an exit code; everything else keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            _fail(str(error))
+        except ValidationError as error:
+            _fail("\n".join(describe_errors(error)))
+        except OSError as error:
+            if error.errno not in MENDABLE:
+                raise
+            _fail(f"{error.filename or 'while writing'}: {error.strerror}")
+        except KeyboardInterrupt:
+            resume = ": the same command with --resume goes on from here" if ctx.invoked_subcommand in RESUMABLE else ""
+            typer.echo(f"interrupted{resume}", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        except Preempted:
+            typer.echo("preempted: the same command with --resume goes on from here", err=True)
+            end_now()
+
+
+def _fail(message: str) -> None:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(USER_ERROR) from None
+
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Improve a robot policy by reinforcement learning inside an imagined world, on Ray.\n\n"
+    "Start with `wmpo run demo --out runs/demo`.",
+)
+
+Source = Annotated[str, typer.Argument(metavar="PRESET|FILE", help="A preset (see `wmpo presets`) or a TOML file.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        file_okay=False,
+        help="Folder of the run; created where it is missing. Without it $WMPO_RUNS/NAME, or runs/NAME.",
+    ),
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated.")
+]
+Resume = Annotated[
+    bool | None,
+    typer.Option(
+        "--resume/--no-resume",
+        help="Go on with a run that was interrupted; a job does so by itself when it is submitted again.",
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Tell only of what goes wrong.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Tell of every step of every group as well.")]
+Serial = Annotated[bool, typer.Option("--serial", help="Everything in this process, without Ray; the same result.")]
+Force = Annotated[bool, typer.Option("--force", help="Go on even if the imagined world fails the gate.")]
+
+
+@app.command()
+def run(
+    source: Source,
+    out: Out = None,
+    resume: Resume = None,
+    serial: Serial = False,
+    force: Force = False,
+    overrides: Overrides = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
+    restarts: Annotated[int, typer.Option(min=0, help="Go on by itself after a crash, so many times.")] = 0,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run every stage in order; skip what is done.
+
+    Stages: demos, policy, collect, world-model, reward-model, gate, optimize, evaluate. Ends with a table and a report.
+    """
+    config = load_config(source, overrides or ())
+    if restarts:
+        raise typer.Exit(restart_on_crash(_without_option(sys.argv[1:], "--restarts"), restarts, _tell))
+    folder = run_folder(out, config)
+    summary = _run(config, folder, resume, serial, force, _level(quiet, verbose), until=until)
+    if "result" in summary:
+        _console().print(f"report: {folder / 'report' / 'index.html'}", soft_wrap=True)
+
+
+@app.command()
+def stage(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="One of the stages that `wmpo run --help` lists.")],
+    source: Source,
+    out: Out = None,
+    resume: Resume = None,
+    serial: Serial = False,
+    force: Force = False,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run one stage; those before it must be done."""
+    config = load_config(source, overrides or ())
+    _run(config, run_folder(out, config), resume, serial, force, _level(quiet, verbose), only=name)
+
+
+def _run(
+    config: Config, folder: Path, resume: bool | None, serial: bool, force: bool, level: int, **stages: str | None
+) -> Mapping[str, Any]:
+    """Run stages of a config, `until` one or `only` one, and print what came of them."""
+    if not serial:
+        prepare_ray(cluster_address(config))
+    from cluster.recipes.pipeline import STAGES, run_pipeline
+
+    for name in stages.values():
+        if name is not None and name not in STAGES:
+            raise UserError(f"unknown stage {name!r}: the stages are {', '.join(STAGES)}")
+    console = Console(stderr=True, highlight=False)
+    resume = bool(job_id()) if resume is None else resume
+    with leave_on_sigterm():
+        summary = run_pipeline(
+            config, folder, resume=resume, serial=serial, force=force, console=console, level=level, **stages
+        )
+    print_summary(_console(), summary)
+    return summary
+
+
+@app.command()
+def evaluate(
+    source: Source,
+    out: Out = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="Folder of a policy; the run's final one if absent."),
+    ] = None,
+    disruption: Annotated[
+        str | None, typer.Option(help="none, position, background or texture: what is changed in the scene.")
+    ] = None,
+    num_starts: Annotated[int | None, typer.Option(min=1, help="Held-out start states.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Measure the real success of a policy on held-out start states."""
+    chosen = list(overrides or ())
+    if disruption is not None:
+        chosen.append(f"environment.disruption={disruption}")
+    config = load_config(source, chosen)
+    from cluster.recipes.pipeline import evaluate_policy
+
+    result = evaluate_policy(config, run_folder(out, config), policy, num_starts, Console(stderr=True))
+    table = Table("", "value", title=f"disruption: {config.environment.disruption}")
+    for key, value in result.items():
+        table.add_row(key, success_text(value) if is_rate(value) else escape(str(value)))
+    _console().print(table)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.")],
+) -> None:
+    """Write the HTML report of a run again and print its path."""
+    if not (folder / "summary.json").is_file():
+        raise UserError(f"{folder} holds no run: there is no summary.json in it; name the folder given as --out")
+    from wmpo_ray.report.html import write_report
+
+    _console().print(str(write_report(folder)), soft_wrap=True)
+
+
+# -- small things ------------------------------------------------------------------------------------------------
+
+
+def _console() -> Console:
+    return Console()
+
+
+def _tell(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _without_option(arguments: list[str], option: str) -> list[str]:
+    """Arguments without an option and its value, however it was written."""
+    kept, skip = [], False
+    for argument in arguments:
+        if not skip and argument != option and not argument.startswith(f"{option}="):
+            kept.append(argument)
+        skip = argument == option
+    return kept
+
+
+def _level(quiet: bool, verbose: bool) -> int:
+    if quiet and verbose:
+        raise UserError("--quiet and --verbose: choose one of them")
+    return logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
+
+
+add_jobs(app)
+add_watching(app)
+add_inspection(app)
+add_models(app)
+add_monitoring(app)

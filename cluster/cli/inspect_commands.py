@@ -1,0 +1,114 @@
+"""Commands that look and change nothing: the account of a run, what would run where, this machine, the presets."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cluster.host.job import cluster_address
+from cluster.host.security import prepare_ray
+from wmpo_ray.config.loading import config_to_toml, list_presets, load_config
+from wmpo_ray.core.errors import UserError
+
+Source = Annotated[str, typer.Argument(metavar="PRESET|FILE", help="A preset (see `wmpo presets`) or a TOML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated.")
+]
+
+
+def add_inspection(app: typer.Typer) -> None:
+    for command in (ledger, plan, doctor, presets):
+        app.command()(command)
+
+
+def ledger(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.")],
+) -> None:
+    """Account for every group of a run: what was issued, and what became of it."""
+    from cluster.loop.ledger import FILE_NAME, Ledger
+
+    if not (folder / FILE_NAME).is_file():
+        raise UserError(f"{folder} has no {FILE_NAME}: its stage optimize has not begun")
+    book = Ledger.read(folder / FILE_NAME)
+    table = Table("groups", "number", title=f"Ledger of {folder}")
+    table.columns[1].justify = "right"
+    for name, number in book.account()._asdict().items():
+        table.add_row(name.replace("_", " "), str(number))
+    for verdict, number in sorted(book.verdicts().items()):
+        table.add_row(f"  rejected: {verdict}", str(number))
+    Console().print(table)
+    if not book.account().balances:
+        raise UserError(f"{folder}: the account does not balance")
+
+
+def plan(
+    source: Source,
+    overrides: Overrides = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="ADDR", help="A running cluster to look at; cluster.address if absent.")
+    ] = None,
+    tflops: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="What one GPU does in a second, effective; 400 if absent, nothing without GPUs."),
+    ] = None,
+) -> None:
+    """Show what would run where, its memory, work and time, without running it.
+
+    With a cluster to look at, the exit code is 2 if it does not fit there.
+    """
+    config = load_config(source, overrides or ())
+    from cluster.cli.plan_tables import print_fit, print_plan, read_nodes, totals
+    from cluster.workers.placement import check_placement
+    from wmpo_ray.planning.plan import make_plan
+
+    cluster = address if address is not None else cluster_address(config)
+    prepare_ray(cluster)
+    nodes = read_nodes(cluster) if cluster else []
+    here = {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(_num_gpus())}
+    print_plan(Console(), make_plan(config), config, totals(nodes) if cluster else here, tflops)
+    if cluster:
+        print_fit(Console(), config, nodes)
+    else:
+        try:
+            check_placement(config, here)
+        except UserError as error:  # a plan is made where there is no cluster yet
+            typer.echo(f"not on this machine: {error}")
+
+
+def doctor(
+    ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Start Ray and run one task.")] = True,
+) -> None:
+    """Check this machine: versions, devices, rendering, Ray; exit code 1 if something required is missing."""
+    prepare_ray("")
+    from cluster.host.doctor import VERDICT_STYLES, Verdict, examine
+
+    checks = examine(with_ray=ray)
+    table = Table("check", "verdict", "found", title="wmpo doctor")
+    for check in checks:
+        style = VERDICT_STYLES[check.verdict]
+        table.add_row(check.name, f"[{style}]{check.verdict.value}[/]", escape(check.detail))
+    Console().print(table)
+    if any(check.verdict is Verdict.FAIL for check in checks):
+        raise typer.Exit(1)
+
+
+def presets(
+    name: Annotated[str | None, typer.Argument(help="Show every setting of this one, as TOML.")] = None,
+) -> None:
+    """List the presets, or show one in full."""
+    if name is None:
+        typer.echo("\n".join(list_presets()))
+    else:
+        typer.echo(config_to_toml(load_config(name)), nl=False)
+
+
+def _num_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()

@@ -1,0 +1,188 @@
+"""`wmpo doctor`: is this machine ready? One verdict for each thing that a run needs or could use."""
+
+from __future__ import annotations
+
+import enum
+import importlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.host.security import MODE, require_token
+from wmpo_ray.core.errors import UserError
+
+GIB = 2**30
+MIN_FREE_DISK = 2 * GIB
+MIN_SHARED_MEMORY = GIB // 2
+RAY_TIMEOUT_S = 120
+SHARED_MEMORY = Path("/dev/shm")
+LIBRARIES = ("ray", "diffusers", "transformers", "pyarrow")
+SHIPPED_WORLD_MODELS = ("embedded-a", "embedded-b")
+
+
+class Verdict(enum.Enum):
+    OK = "ok"
+    WARN = "warning"
+    FAIL = "fails"
+
+
+VERDICT_STYLES = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "bold red"}
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    verdict: Verdict
+    detail: str
+
+
+def examine(with_ray: bool = True, folder: Path = Path(".")) -> list[Check]:
+    """Every check, in the order of the table; `with_ray` starts a small Ray on this machine for one task."""
+    checks = [check_python(), check_torch()]
+    checks += [check_library(name) for name in LIBRARIES]
+    checks += [check_flash_attention(), check_gpus(), check_rendering(), check_world_models()]
+    checks += [check_disk(folder), check_shared_memory(), check_token(), check_prometheus()]
+    if with_ray:
+        checks.append(check_ray_task())
+    return checks
+
+
+def _guarded(name: str, probe: Callable[[], str], errors: tuple[type[Exception], ...], advice: str) -> Check:
+    """OK with what `probe` says, or FAIL with the reason and the advice where it raises one of `errors`."""
+    try:
+        return Check(name, Verdict.OK, probe())
+    except errors as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        return Check(name, Verdict.FAIL, f"{reason[0]}; {advice}")
+
+
+def check_python() -> Check:
+    return Check("Python", Verdict.OK, f"{platform.python_version()}, {os.cpu_count()} CPUs")
+
+
+def check_torch() -> Check:
+    def probe() -> str:
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        square = torch.eye(8, device=device, dtype=torch.bfloat16)
+        exact = torch.equal(square @ square, square)
+        bf16 = "bf16" if exact else "bf16 gives wrong products"
+        return f"{torch.__version__}, device {device}, {torch.get_num_threads()} threads, {bf16}"
+
+    return _guarded("torch", probe, (ImportError, RuntimeError), "run make setup")
+
+
+def check_library(name: str) -> Check:
+    def probe() -> str:
+        return str(importlib.import_module(name).__version__)
+
+    return _guarded(name, probe, (ImportError,), "run make setup")
+
+
+def check_flash_attention() -> Check:
+    try:
+        return Check("flash-attn", Verdict.OK, str(importlib.import_module("flash_attn").__version__))
+    except ImportError:
+        return Check("flash-attn", Verdict.OK, "absent; optional, for GPUs: pip install 'wmpo-ray[gpu]'")
+
+
+def check_gpus() -> Check:
+    try:
+        import torch
+    except ImportError:
+        return Check("GPUs", Verdict.WARN, "cannot be seen without torch")
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return Check("GPUs", Verdict.OK, ", ".join(names) or "none; the embedded task needs none")
+
+
+def check_rendering() -> Check:
+    def probe() -> str:
+        from wmpo_ray.environments.pocket.env import PocketEnvironment
+
+        frame = PocketEnvironment().reset([0])
+        assert frame is not None
+        if not frame.std():
+            raise RuntimeError("the frame of the embedded environment is of one colour")
+        return f"embedded environment, frame {'x'.join(map(str, frame.shape[1:]))}"
+
+    return _guarded("rendering", probe, (ImportError, RuntimeError), "run make setup")
+
+
+def check_world_models() -> Check:
+    from wmpo_ray.world_models.diffusion import PRETRAINED_DIR, SETTINGS_FILE
+
+    missing = [name for name in SHIPPED_WORLD_MODELS if not (PRETRAINED_DIR / name / SETTINGS_FILE).is_file()]
+    if missing:
+        detail = f"missing: {', '.join(missing)}; install the package anew or run make pretrain-embedded"
+        return Check("world models", Verdict.FAIL, detail)
+    return Check("world models", Verdict.OK, ", ".join(SHIPPED_WORLD_MODELS))
+
+
+def check_disk(folder: Path) -> Check:
+    free = shutil.disk_usage(folder).free
+    verdict = Verdict.OK if free >= MIN_FREE_DISK else Verdict.WARN
+    return Check("disk", verdict, f"{free / GIB:.1f} GiB free in {folder.resolve()}, {MIN_FREE_DISK / GIB:.0f} advised")
+
+
+def check_shared_memory() -> Check:
+    if not SHARED_MEMORY.is_dir():
+        return Check("shared memory", Verdict.WARN, f"no {SHARED_MEMORY}: Ray keeps its objects on disk, more slowly")
+    size = shutil.disk_usage(SHARED_MEMORY).total
+    verdict = Verdict.OK if size >= MIN_SHARED_MEMORY else Verdict.WARN
+    advice = "" if verdict is Verdict.OK else "; Ray will use the disk instead; in a container set --shm-size=2g"
+    return Check("shared memory", verdict, f"{size / GIB:.1f} GiB{advice}")
+
+
+def check_token() -> Check:
+    def probe() -> str:
+        if os.environ.get(MODE, "token") != "token":
+            raise UserError(f"{MODE}={os.environ[MODE]}: whoever reaches the cluster's ports can run code on it")
+        path = require_token()
+        return f"{path}, readable by its owner only" if path else "in the environment"
+
+    return _guarded("token", probe, (UserError,), f"unset {MODE}")
+
+
+def check_prometheus() -> Check:
+    path = shutil.which("prometheus")
+    return Check("Prometheus", Verdict.OK, path or "absent; optional, for wmpo monitor: apt-get install prometheus")
+
+
+def check_ray_task() -> Check:
+    # In a process of its own: Ray reports a failed start by a bare Exception, and a hanging one must not hang us.
+    command = [sys.executable, "-c", "from cluster.host.doctor import run_ray_task; print(run_ray_task())"]
+    advice = "use --serial, or look into Ray's logs in /tmp/ray"
+    try:
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=RAY_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return Check("Ray task", Verdict.FAIL, f"no answer within {RAY_TIMEOUT_S} s; {advice}")
+    if done.returncode:
+        reason = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        return Check("Ray task", Verdict.FAIL, f"{reason[-1]}; {advice}")
+    return Check("Ray task", Verdict.OK, done.stdout.strip().splitlines()[-1])
+
+
+def run_ray_task() -> str:
+    """Start Ray on this machine, run one task in another process, stop Ray; says how long that took."""
+    import ray
+
+    started = time.monotonic()
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        seen = ray.get(ray.remote(_process_id).remote(), timeout=RAY_TIMEOUT_S)
+    finally:
+        ray.shutdown()
+    assert seen != os.getpid()
+    return f"started and ran a task in {time.monotonic() - started:.1f} s"
+
+
+def _process_id() -> int:
+    return os.getpid()

@@ -1,0 +1,73 @@
+"""A Ray cluster of several nodes as processes of this machine: with a token, on 127.0.0.1 only, ended with its owner.
+
+For trying what a real cluster does: `ray job submit`, several nodes, the dashboard.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Self
+
+import ray
+from ray._private.utils import write_ray_address
+from ray.cluster_utils import Cluster
+
+from cluster.host.ports import LOCALHOST, free_port, require_free
+
+OBJECT_STORE_BYTES = 200 * 2**20  # a node; the embedded task's trajectories are kilobytes
+
+
+class LocalCluster:
+    """A head, which runs drivers only, and worker nodes that share the machine's CPUs. Use it as a context manager.
+
+    `prepare_ray("")` has to be called before this module is imported.
+    """
+
+    def __init__(self, num_workers: int = 2, cpus_per_worker: float | None = None, dashboard_port: int = 0):
+        # A job's `python` is the one on the PATH of the node it runs on.
+        bin_folder = str(Path(sys.executable).parent)
+        if bin_folder not in os.environ["PATH"].split(os.pathsep):
+            os.environ["PATH"] = bin_folder + os.pathsep + os.environ["PATH"]
+        port = dashboard_port or free_port()
+        require_free(port)
+        logging.getLogger("ray").setLevel(logging.WARNING)
+        # A folder of its own: it is by a file in it that jobs find their cluster.
+        self._folder = tempfile.TemporaryDirectory(prefix="wmpo-ray-", ignore_cleanup_errors=True)
+        self.temp_dir = Path(self._folder.name) / "ray"
+        head = {
+            "temp_dir": str(self.temp_dir),
+            "num_cpus": 0,
+            "include_dashboard": True,
+            "dashboard_host": LOCALHOST,
+            "dashboard_port": port,
+            # Not Ray's one port for all: while another Ray has it, nobody here would take jobs.
+            "dashboard_agent_listen_port": free_port(),
+        }
+        self._cluster = Cluster(initialize_head=True, head_node_args=head | _SMALL)
+        self.address: str = self._cluster.address  # for drivers
+        write_ray_address(self.address, str(self.temp_dir))  # as `ray start` does
+        cpus = cpus_per_worker or max(1, len(os.sched_getaffinity(0)) // num_workers)
+        for _ in range(num_workers):
+            self._cluster.add_node(wait=False, num_cpus=cpus, dashboard_agent_listen_port=free_port(), **_SMALL)
+        self._cluster.wait_for_nodes()
+        self.dashboard = f"http://{LOCALHOST}:{port}"  # for jobs and people
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End the processes of this cluster, and no others."""
+        if ray.is_initialized():
+            ray.shutdown()
+        self._cluster.shutdown()
+        self._folder.cleanup()
+
+
+_SMALL = {"object_store_memory": OBJECT_STORE_BYTES}

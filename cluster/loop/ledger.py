@@ -1,0 +1,254 @@
+"""The account of every group: what was issued, what became of it, and by which update it was trained. Once each.
+
+    ISSUED -> IMAGINED -> SCORED -> ADMITTED | REJECTED(verdict) -> TRAINED(update)
+
+`ledger.jsonl` is append-only: one JSON line for each step of each group, with a checksum, flushed to the disk before
+anything that relies on it happens. After a crash the account is read back; `restored` takes back what belongs to
+updates that the learner's checkpoint does not hold. At all times
+
+    issued = in flight + waiting + rejected + trained.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import logging
+import os
+import zlib
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from cluster.events.event_log import LOGGER, emit
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.files import explain_full_disk, write_all
+from wmpo_ray.core.untrusted import parse_json, read_lines
+
+FILE_NAME = "ledger.jsonl"
+MAX_BYTES = 2**34  # it is read line by line
+Key = tuple[int, int]  # update, attempt
+
+
+class State(enum.StrEnum):
+    ISSUED = "issued"
+    IMAGINED = "imagined"
+    SCORED = "scored"
+    ADMITTED = "admitted"
+    REJECTED = "rejected"
+    TRAINED = "trained"
+
+
+RESTORED, LATE = "restored", "late"  # lines that are about no group
+# A group is rejected from any state before training: surplus ones wherever they stand, quarantined ones unseen.
+_BEFORE = {
+    State.ISSUED: (None,),
+    State.IMAGINED: (State.ISSUED,),
+    State.SCORED: (State.IMAGINED,),
+    State.ADMITTED: (State.SCORED,),
+    State.REJECTED: (State.ISSUED, State.IMAGINED, State.SCORED, State.ADMITTED),
+    State.TRAINED: (State.ADMITTED,),
+}
+
+
+class LedgerError(RuntimeError):
+    """A step that would break the account: a group trained twice, or never issued."""
+
+
+class Account(NamedTuple):
+    issued: int
+    in_flight: int
+    waiting: int
+    rejected: int
+    trained: int
+    withdrawn: int  # taken back because the learner went back to an older checkpoint, or the driver was started again
+    late: int  # answers of replaced actors and second answers, dropped
+
+    @property
+    def balances(self) -> bool:
+        return self.issued == self.in_flight + self.waiting + self.rejected + self.trained
+
+
+@dataclass
+class Record:
+    """What the ledger knows of one group; `facts` are those of all its steps so far."""
+
+    state: State
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Ledger:
+    """One writer at a time. `path` None keeps the account in memory only."""
+
+    def __init__(self, path: Path | None):
+        self.path = path
+        self.epoch = 0
+        self.records: dict[Key, Record] = {}
+        self.num_withdrawn = 0
+        self.num_late = 0
+        self._counts: Counter[State] = Counter()
+        self._number = 0
+        self._unwritten: list[bytes] = []
+        self._file: int | None = None
+        if path is not None:
+            size = self._replay(path) if path.exists() else 0
+            self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+            os.ftruncate(self._file, size)  # a line that a kill cut short
+            os.lseek(self._file, size, os.SEEK_SET)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The account in a file that somebody else may be writing."""
+        ledger = cls(None)
+        ledger._replay(path)
+        return ledger
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    def append(self, state: State, key: Key, **facts: Any) -> None:
+        """Record a step of a group. Raises LedgerError where the group is not in a state that allows it."""
+        self._apply(state, key, facts)
+        self._write({"event": state.value, "group": list(key), **facts})
+        if LOGGER.isEnabledFor(logging.DEBUG):
+            text = f"group {key[0]}/{key[1]} {state.value}"
+            emit(f"group.{state.value}", text, logging.DEBUG, **{"group": list(key), **facts})
+
+    def restored(self, version: int) -> dict[Key, Record]:
+        """The learner stands at `version`: a new epoch begins, and all groups of later updates are taken back.
+
+        Returns them as they stood, so that those whose rollouts are still there can be entered again.
+        """
+        self.epoch += 1
+        taken = self._take_back(version)
+        self._write({"event": RESTORED, "version": version})
+        return taken
+
+    def late(self) -> None:
+        """Count an answer that is dropped: its actor was replaced, or somebody else answered first."""
+        self.num_late += 1
+        self._write({"event": LATE})
+
+    def flush(self) -> None:
+        """Everything appended so far is on the disk when this returns. Raises `UserError` on a full disk."""
+        if self._file is None or self.path is None or not self._unwritten:
+            self._unwritten.clear()
+            return
+        with explain_full_disk(self.path):
+            write_all(self._file, b"".join(self._unwritten))
+        self._unwritten.clear()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self.flush()
+            os.close(self._file)
+            self._file = None
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    @property
+    def offset(self) -> int:
+        """Number of the last line: what a checkpoint was taken at."""
+        return self._number
+
+    def state(self, key: Key) -> State | None:
+        record = self.records.get(key)
+        return record.state if record else None
+
+    def account(self) -> Account:
+        count = self._counts
+        in_flight = count[State.ISSUED] + count[State.IMAGINED] + count[State.SCORED]
+        return Account(
+            len(self.records),
+            in_flight,
+            count[State.ADMITTED],
+            count[State.REJECTED],
+            count[State.TRAINED],
+            self.num_withdrawn,
+            self.num_late,
+        )
+
+    def verdicts(self) -> Counter[str]:
+        """Rejected groups by verdict."""
+        rejected = (r for r in self.records.values() if r.state is State.REJECTED)
+        return Counter(record.facts["verdict"] for record in rejected)
+
+    def trained_by_update(self) -> Counter[int]:
+        trained = (r for r in self.records.values() if r.state is State.TRAINED)
+        return Counter(record.facts["version"] for record in trained)
+
+    # -- the account ---------------------------------------------------------------------------------------------
+
+    def _apply(self, state: State, key: Key, facts: dict[str, Any]) -> None:
+        record = self.records.get(key)
+        before = record.state if record else None
+        if before not in _BEFORE[state]:
+            raise LedgerError(f"group {key} cannot become {state.value}: it is {before.value if before else 'unknown'}")
+        if record is None:
+            self.records[key] = Record(state, dict(facts))
+        else:
+            self._counts[record.state] -= 1
+            record.state = state
+            record.facts |= facts
+        self._counts[state] += 1
+
+    def _take_back(self, version: int) -> dict[Key, Record]:
+        taken = {key: record for key, record in self.records.items() if key[0] >= version}
+        for key, record in taken.items():
+            self._counts[record.state] -= 1
+            del self.records[key]
+        self.num_withdrawn += len(taken)
+        return taken
+
+    # -- lines ---------------------------------------------------------------------------------------------------
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._number += 1
+        text = json.dumps({"n": self._number, "epoch": self.epoch, **line}, separators=(",", ":"))
+        self._unwritten.append(f"{text}\t{zlib.crc32(text.encode()):08x}\n".encode())
+
+    def _replay(self, path: Path) -> int:
+        """Read the account back; returns the length of the file's valid part.
+
+        Raises `UserError` for a damaged line that valid ones follow: that is no torn write.
+        """
+        size = 0
+        damaged = 0
+        for number, raw in enumerate(read_lines(path, MAX_BYTES), 1):
+            line = _parse(raw, f"{path}, line {number}")
+            if line is None:
+                damaged = damaged or number
+                continue
+            if damaged:
+                raise UserError(
+                    f"{path}, line {damaged}: damaged, and later lines are whole; delete the file to go on from the "
+                    "last checkpoint (groups imagined since then are imagined again)"
+                )
+            size += len(raw)
+            try:
+                self._take_up(line)
+            except (KeyError, TypeError, ValueError, LedgerError) as error:
+                raise UserError(f"{path}, line {number}: no line of a ledger ({error!r}); delete the file") from None
+        return size
+
+    def _take_up(self, line: dict[str, Any]) -> None:
+        self._number = int(line["n"])
+        self.epoch = int(line["epoch"])
+        if line["event"] == RESTORED:
+            self._take_back(int(line["version"]))
+        elif line["event"] == LATE:
+            self.num_late += 1
+        else:
+            facts = {k: v for k, v in line.items() if k not in ("n", "epoch", "event", "group")}
+            update, attempt = line["group"]
+            self._apply(State(line["event"]), (int(update), int(attempt)), facts)
+
+
+def _parse(raw: bytes, where: str) -> dict[str, Any] | None:
+    text, _, checksum = raw.rpartition(b"\t")
+    if not raw.endswith(b"\n") or checksum.strip() != f"{zlib.crc32(text):08x}".encode():
+        return None
+    line = parse_json(text, where)
+    if not isinstance(line, dict):
+        raise UserError(f"{where}: no line of a ledger; delete the file")
+    return line

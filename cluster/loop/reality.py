@@ -1,0 +1,88 @@
+"""Looking at reality while the policy is trained in imagination. Nothing of it reaches the learner."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cluster.events.event_log import emit
+from cluster.loop.rollouts import Scored
+from cluster.loop.team import Team
+from cluster.runtimes.runtime import Ref
+from cluster.workers.crew import Task
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.starts import start_seeds
+from wmpo_ray.core.statistics import wilson_interval
+
+
+class Evaluated(NamedTuple):
+    update: int
+    figures: dict[str, float]
+
+
+class Reality:
+    """Work for the environment actor."""
+
+    def __init__(self, config: Config, team: Team):
+        self.config, self.team = config, team
+        self._seeds = [
+            int(seed) for seed in start_seeds("on_the_way", config.evaluation.num_starts_on_the_way, config.seed)
+        ]
+
+    def evaluate(self, update: int, weights: Ref) -> None:
+        """Real success of these weights, where this update is one that is looked at."""
+        every = self.config.evaluation.every_updates
+        if every and update % every == 0:
+            arguments = (weights, self._seeds, self.config.evaluation.temperature)
+            self._ask("evaluate", arguments, update, success_figures)
+
+    def compare_labels(self, event: Scored) -> None:
+        """Execute the first imagined trajectories of an update for real: the imagined labels under optimisation."""
+        groups = event.request.groups
+        seeds = [group.start.seed for group in groups for _ in range(group.group_size)]
+        if not self.config.evaluation.every_updates or any(seed is None for seed in seeds):
+            return
+        arguments = (event.trajectories.ref, seeds, event.scores_ref)
+        self._ask("compare_labels", arguments, groups[0].update + 1, label_figures)
+
+    def _ask(
+        self, method: str, arguments: tuple, update: int, figures: Callable[[np.ndarray], dict[str, float]]
+    ) -> None:
+        def skip(error: Exception) -> None:
+            text = f"update {update}: {method} is left out: {error}"
+            emit("evaluation.failed", text, logging.WARNING, update=update, error=str(error))
+
+        def done(value: Any, _ref: Any) -> Evaluated:
+            return Evaluated(update, figures(value))
+
+        self.team.crew.submit(
+            Task(
+                "environment",
+                method,
+                arguments,
+                order=(update,),
+                done=done,
+                given_up=skip,
+                input_lost=skip,
+                # Beside the update that these weights, or labels, come from.
+                worked=lambda worker, work: self.team.telemetry.worked(
+                    worker, method, work, max(0, update - 1), update
+                ),
+            )
+        )
+
+
+def success_figures(success: np.ndarray) -> dict[str, float]:
+    low, high = wilson_interval(int(success.sum()), len(success))
+    return {"real/success_rate": float(success.mean()), "real/success_low": low, "real/success_high": high}
+
+
+def label_figures(labels: np.ndarray) -> dict[str, float]:
+    """labels [2, M] bool: what happened in reality, what was imagined."""
+    return {
+        "real/label_agreement": float((labels[0] == labels[1]).mean()),
+        "real/false_positive_rate": float((labels[1] & ~labels[0]).mean()),
+    }

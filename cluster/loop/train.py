@@ -1,0 +1,311 @@
+"""The main loop of GRPO in imagination: one process, one wait, a handful of events. Read this file first.
+
+    issue requests -> imagine -> score -> judge, settle in the queue -> update -> publish weights -> issue ...
+
+The driver holds references only: videos go from an imagination actor to a reward actor, trajectories to the learner.
+Who does the work, and what becomes of it when an actor dies, is in `crew.py`; every step of every group is in the
+ledger. Groups for update u are imagined under the weights of update max(0, u - max_staleness), never under others: so
+the result depends neither on the number of actors nor on their faults.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cluster.events.event_log import emit
+from cluster.events.run_log import RunLog
+from cluster.loop.ledger import Ledger, State
+from cluster.loop.reality import Evaluated, Reality
+from cluster.loop.recovery import LearnerRestored, Updated, ask_for_weights, go_on
+from cluster.loop.rollouts import Imagined, Rollouts, Scored, for_learner
+from cluster.loop.team import Team, WeightsLoaded
+from cluster.runtimes.runtime import ActorLostError, Ref
+from cluster.workers.actor_pool import Worker
+from cluster.workers.crew import Joined, Task
+from learners.policy_learner import UpdateFacts
+from wmpo_ray.algorithms.group_queue import GroupQueue, ReadyBatch
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.seeding import seed_for
+from wmpo_ray.core.types import GroupRequest, RolloutRequest, StartState, WeightVersion
+from wmpo_ray.data.spool import SpoolError
+
+TOLD = {
+    "imagined/success_rate": "imagined_success",
+    "real/success_rate": "real_success",
+    "real/label_agreement": "label_agreement",
+    "policy/clip_fraction": "clip_fraction",
+    "policy/grad_norm": "gradient_norm",
+    "time/update_s": "learner_s",
+}
+TURN_S = 0.5  # the longest wait between two looks at heartbeats, pauses and the number of workers
+
+
+class Saved(NamedTuple):
+    path: str
+
+
+class TrainingLoop:
+    """State of the loop; `run` is the loop itself."""
+
+    def __init__(
+        self, config: Config, team: Team, starts: Sequence[StartState], ledger: Ledger, log: RunLog, rollouts: Rollouts
+    ):
+        self.config, self.team, self.starts, self.ledger, self.log = config, team, starts, ledger, log
+        self.crew, self.rollouts, self.telemetry = team.crew, rollouts, team.telemetry
+        self.reality = Reality(config, team)
+        self.version: WeightVersion | None = None  # the learner's; None until it has said where it stands
+        self.training: ReadyBatch | None = None
+        self.next_update = 0  # the first one whose batch has not been taken
+        self.offered = -1  # version of the weights that groups are imagined under
+        self.weights: dict[int, tuple[WeightVersion, Ref, Ref | None]] = {}
+        self.num_learner_losses = 0  # under the update that is being trained
+        self.num_requests = 0
+        self._orders: dict[int, np.ndarray] = {}
+        self.saved: str | None = None
+        self.resumed_from = 0
+        self.busy_s = 0.0  # what the loop itself took, without its waits
+
+    @property
+    def queue(self) -> GroupQueue:
+        return self.rollouts.queue
+
+    def run(self, policy_path: str) -> WeightVersion:
+        """Train to the last update and leave the policy in `policy_path`."""
+        while self.saved is None:
+            started = time.perf_counter()
+            self.issue_requests()
+            self.start_update()
+            self.offer_weights()
+            self.finish(policy_path)
+            self.team.adjust(has_work=self.has_work)
+            self.look()
+            self.crew.turn()
+            self.ledger.flush()
+            self.busy_s += time.perf_counter() - started
+            ended = self.crew.pending.wait(TURN_S)
+            started = time.perf_counter()
+            for event in self.crew.events(ended):
+                self.handle(event)
+            self.busy_s += time.perf_counter() - started
+        assert self.version is not None
+        return self.version
+
+    @property
+    def has_work(self) -> bool:
+        """Whether groups will still be asked for."""
+        return self.next_update < self.config.grpo.num_updates
+
+    def handle(self, event: Any) -> None:
+        match event:
+            case Imagined():
+                self.rollouts.score(event)
+            case Scored():
+                self.settle(event)
+            case Updated():
+                self.advance(event)
+            case WeightsLoaded():
+                self.team.loaded(event)
+            case Evaluated():
+                self.tell(event.update, event.figures)
+            case Joined():
+                self.welcome(event.worker)
+            case LearnerRestored():
+                go_on(self, event)
+            case Saved():
+                self.saved = event.path
+
+    # -- requests ------------------------------------------------------------------------------------------------
+
+    def weights_for(self, update: int) -> int:
+        """The version that groups for an update are imagined under."""
+        return max(0, update - self.config.filter.max_staleness)
+
+    def issue_requests(self) -> None:
+        """All requests for the updates whose weights are out, as far as there are slots."""
+        if self.version is None:
+            return
+        update = self.next_update
+        while update < self.config.grpo.num_updates and self.weights_for(update) == self.offered:
+            while self.queue.has_free_slot(update):
+                self.queue.check_attempts(update)
+                self.rollouts.imagine(self.next_request(update))
+            update += 1
+
+    def next_request(self, update: int) -> RolloutRequest:
+        """The next groups in issue order: a fresh shuffle of the start states for every update, walked in a circle."""
+        first = self.queue.num_issued(update)
+        shuffled = self.shuffled(update)
+        groups = []
+        for attempt in range(first, first + self.config.rollout.groups_per_request):
+            index = int(shuffled[attempt % len(self.starts)])
+            groups.append(
+                GroupRequest(
+                    update, attempt, index, self.starts[index], self.config.rollout.group_size, self.config.seed
+                )
+            )
+        self.num_requests += 1
+        version = self.weights[self.weights_for(update)][0]
+        request = RolloutRequest(
+            self.num_requests, tuple(groups), version.num_updates, self.config.rollout.temperature, version.digest
+        )
+        self.queue.issue(request)
+        for group in groups:
+            self.ledger.append(State.ISSUED, group.key, start=group.start_index, weights=request.weights)
+        return request
+
+    def shuffled(self, update: int) -> np.ndarray:
+        """The order of the start states for an update."""
+        if update not in self._orders:
+            order = np.random.default_rng(seed_for(self.config.seed, "starts", update)).permutation(len(self.starts))
+            self._orders = {update: order, **{u: o for u, o in self._orders.items() if u >= self.next_update}}
+        return self._orders[update]
+
+    def settle(self, event: Scored) -> None:
+        if self.version is None:
+            self.ledger.late()
+            return
+        if event.request.groups[0].attempt == 0 and self.rollouts.is_open(event.request):
+            self.reality.compare_labels(event)
+        self.rollouts.settle(event, self.version.num_updates)
+
+    # -- updates -------------------------------------------------------------------------------------------------
+
+    def start_update(self) -> None:
+        if self.version is None or self.training or (batch := self.queue.take_batch(self.next_update)) is None:
+            return
+        self.rollouts.drop_surplus(batch.surplus)
+        self.telemetry.trains([self.version.num_updates - group.version for group in batch.groups])
+        self.training, self.next_update, self.num_learner_losses = batch, self.next_update + 1, 0
+        self.train(batch)
+
+    def train(self, batch: ReadyBatch, spooled: bool = False) -> None:
+        """Ask the learner for the update; `spooled`: let it read the trajectories from the disk."""
+        assert self.version is not None
+        self.ledger.flush()  # before anything depends on it
+        slices, sources = for_learner(batch, spooled)
+        figures = self.rollouts.take_figures() | self.take_figures()
+        facts = UpdateFacts(batch.metrics | figures, [g.request.key for g in batch.groups], self.ledger.offset)
+        self.crew.submit(
+            Task(
+                "learner",
+                "update",
+                (slices, facts, *sources),
+                order=(batch.update,),
+                done=lambda value, refs: Updated(value, refs[1], refs[2]),
+                given_up=self.learner_lost,
+                input_lost=lambda error: self.train(batch, spooled=True),  # the node that held them is gone
+                num_returns=3,
+                weights=self.version.digest,
+                max_crashes=1,  # another learner first has to say where it stands
+                worked=lambda worker, work: self.telemetry.worked(worker, "update", work, batch.update, batch.update),
+            )
+        )
+
+    def take_figures(self) -> dict[str, float]:
+        """What this process has to tell with an update."""
+        busy_s, self.busy_s = self.busy_s, 0.0
+        late = self.crew.num_late + self.ledger.num_late
+        return {"time/driver_s": busy_s, "faults/restarts": float(self.team.num_restarts), "faults/late": float(late)}
+
+    def advance(self, event: Updated) -> None:
+        """The learner has a new version: enter it in the ledger, then let go of what it was made from."""
+        batch, self.training = self.training, None
+        assert batch is not None
+        self.learner_holds(event.result.version)
+        version = event.result.version
+        for group in batch.groups:
+            self.ledger.append(State.TRAINED, group.request.key, version=version.num_updates)
+        self.keep_weights(version, event.full, event.compact)
+        self.rollouts.forget(event.result.oldest_checkpoint)
+        self.telemetry.updated()
+        self.tell(version.num_updates, event.result.metrics)
+        num_groups = event.result.metrics["imagined/trajectories"] / self.config.rollout.group_size
+        self.team.rates.updated(round(num_groups), event.result.metrics["time/update_s"])
+        self.reality.evaluate(version.num_updates, event.full)
+
+    def tell(self, update: int, figures: dict[str, float]) -> None:
+        self.log.metrics(update, figures)
+        self.telemetry.metrics(figures)
+        shown: dict[str, Any] = {name: round(figures[key], 4) for key, name in TOLD.items() if key in figures}
+        text = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in shown.items())
+        emit("update.figures", f"update {update}: {text}", update=update, **shown)
+
+    def look(self) -> None:
+        """Tell how things stand, once a second."""
+        if self.version is None or not self.telemetry.is_due():
+            return
+        is_ready = bool(self.crew.pools["learner"].ready) and self.training is None and self.has_work
+        self.telemetry.look(
+            self.crew.pools, self.queue.counts(self.next_update), self.version.num_updates, self.offered, is_ready
+        )
+
+    def keep_weights(self, version: WeightVersion, full: Ref, compact: Ref | None) -> None:
+        self.weights[version.num_updates] = (version, full, compact)
+        for old in [v for v in self.weights if v < min(self.offered, version.num_updates)]:
+            del self.weights[old]
+
+    def offer_weights(self) -> None:
+        """Publish the newest weights that no unfinished batch is in the way of."""
+        if self.version is None or not self.weights:
+            return
+        unfinished = self.next_update
+        while self.queue.is_complete(unfinished):
+            unfinished += 1
+        version = min(self.version.num_updates, self.weights_for(unfinished))
+        if version == self.offered and self.team.are_weights_lost:
+            learner = self.crew.pools["learner"].ready
+            is_kept = self.training is None or version + self.config.filter.max_staleness > self.version.num_updates
+            if not learner or learner[0].digest != self.version.digest or not is_kept:
+                return  # whoever takes its place is asked for them; after this update nobody wants them
+            self.weights[version] = (self.weights[version][0], ask_for_weights(self, learner[0], version), None)
+        if version in self.weights and (version != self.offered or self.team.are_weights_lost):
+            self.offered = version
+            self.team.offer(*self.weights[version])
+        self.team.deliver()
+
+    def finish(self, path: str) -> None:
+        """Once everything is trained and looked at, save the policy."""
+        version, last = self.version, self.config.grpo.num_updates
+        if version is None or version.num_updates < last or self.crew.is_busy("environment"):
+            return
+        if not self.crew.is_busy("learner"):
+            self.crew.submit(
+                Task(
+                    "learner",
+                    "save_policy",
+                    (path,),
+                    order=(last,),
+                    done=lambda value, ref: Saved(value),
+                    given_up=self.learner_lost,
+                    weights=version.digest,
+                    max_crashes=1,
+                )
+            )
+
+    # -- a learner that is new or was lost -----------------------------------------------------------------------
+
+    def welcome(self, worker: Worker) -> None:
+        if worker.role != "learner":
+            if worker.role != "imagination":  # that one still needs weights
+                self.crew.serves(worker)
+            return
+        worker.loading = "checkpoint"
+        ref = self.team.runtime.call(worker.actor, "resume")
+        self.crew.watch(ref, worker, lambda state: LearnerRestored(worker, state))
+
+    def learner_holds(self, version: WeightVersion) -> None:
+        """What is asked of the learner from now on is asked of these weights, not of one that has just been started."""
+        self.version = version
+        for worker in self.crew.pools["learner"].workers:
+            worker.digest = version.digest
+
+    def learner_lost(self, error: Exception) -> None:
+        self.num_learner_losses += 1
+        if isinstance(error, SpoolError):
+            self.version = None  # start anew from the checkpoint: what is missing is imagined again
+        elif not isinstance(error, ActorLostError) or self.num_learner_losses >= self.config.faults.max_crashes:
+            raise error

@@ -1,0 +1,268 @@
+"""The supervised trainings on several workers, by Ray Train: the same loop as in one process, on a share of every batch.
+
+Workers meet at a store of the first one and put their gradients together (`DistributedDataParallel`). Checkpoints are
+those of one process, in the same folder: whichever training finds them goes on from the newest whole one. So does Ray
+Train after a worker was lost, and when an elastic training gets more workers or fewer.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch.distributed as dist
+from ray import train
+from ray.train.torch import TorchTrainer, get_device, prepare_model
+from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from torch import nn
+
+from cluster.events.event_log import emit
+from cluster.ray_train.training_data import TrainingData
+from cluster.ray_train.training_group import OwnAddressConfig
+from cluster.recipes.context import RunContext
+from cluster.recipes.trainings import Job, Place
+from cluster.runtimes.ray_runtime import RayRuntime
+from cluster.runtimes.resources import Resources
+from cluster.workers.placement import role_resources
+from learners.supervised.loop import Progress, WorkerShare, check_batch
+from learners.supervised.training_state import Numbers, Parts, TrainingCheckpoints
+from wmpo_ray.config.cluster import bounds
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.runtime_settings import configure_process
+
+TOLD_EVERY_S = 0.5  # progress, at most so often
+LEAST_CPUS = 0.01
+NO_WORKING_FOLDER = "RAY_CHDIR_TO_TRIAL_DIR"
+
+
+def data_for_workers(context: RunContext, place: Place) -> TrainingData:
+    """Where the data of a training is put.
+
+    Raises UserError where fewer workers have a place than the least number, and ConfigError for batches of fewer
+    samples than workers.
+    """
+    config = context.config
+    check_batch(place.settings, place.section, bounds(config.cluster.training_workers)[1])
+    if not (isinstance(context.runtime, RayRuntime) and context.runtime.can_grow):
+        _check_room(config, context.runtime.available)
+    return TrainingData()
+
+
+def train_on_workers(context: RunContext, place: Place, job: Job, data: TrainingData) -> dict[str, Any]:
+    """Run a job on `cluster.training_workers` workers, each of them placed as a learner is; returns its figures.
+
+    A lost worker costs the steps since the last checkpoint. Raises RuntimeError once workers were lost more than
+    `faults.max_start_failures` times.
+    """
+    config = context.config
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
+    folder = context.folder.training_checkpoints(place.name).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault(NO_WORKING_FOLDER, "0")  # paths in the configuration are those of this process
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"config": config, "job": job, "board": board, "folder": folder},
+        scaling_config=scaling_of(config),
+        run_config=_run_config(config, folder),
+        torch_config=OwnAddressConfig(timeout_s=int(config.faults.stall_timeout_s)),
+        datasets=data.datasets,
+        dataset_config=train.DataConfig(datasets_to_split=[]),
+    )
+    with context.reporter.bar(place.description, job.num_steps) as advance:
+        return _fit(trainer, place, board, advance)
+
+
+def scaling_of(config: Config) -> train.ScalingConfig:
+    """Workers that each ask for what the learner asks for; [min, max] of them where the number is elastic."""
+    low, high = bounds(config.cluster.training_workers)
+    asked = role_resources(config)["learner"][1]
+    return train.ScalingConfig(
+        num_workers=high if low == high else (low, high),
+        use_gpu=asked.num_gpus > 0,
+        resources_per_worker=_resources(asked),
+        accelerator_type=asked.accelerator_type or None,
+        label_selector=dict(label.split("=", 1) for label in asked.labels) or None,
+    )
+
+
+def _run_config(config: Config, folder: Path) -> train.RunConfig:
+    # Its record of an earlier course would be read and trusted; which checkpoints there are, the folder says.
+    (folder / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME).unlink(missing_ok=True)
+    return train.RunConfig(
+        name=folder.name,
+        storage_path=str(folder.parent),
+        failure_config=train.FailureConfig(max_failures=config.faults.max_start_failures),
+        logging_config=train.LoggingConfig(log_level="ERROR"),
+    )
+
+
+def _resources(asked: Resources) -> dict[str, float]:
+    """Whole GPUs: NCCL refuses two workers on one. And not nothing at all: workers stand in a placement group."""
+    cpus = {"CPU": max(asked.num_cpus, LEAST_CPUS)}
+    return cpus | ({"GPU": float(math.ceil(asked.num_gpus))} if asked.num_gpus else {})
+
+
+def _check_room(config: Config, available: dict[str, float]) -> None:
+    low = bounds(config.cluster.training_workers)[0]
+    for kind, each in _resources(role_resources(config)["learner"][1]).items():
+        there = available.get(kind, 0.0)
+        if low * each > there + 1e-6:
+            raise UserError(
+                f"{low} training workers ask for {low * each:g} {kind}s (placement.learner.{kind.lower()}s={each:g}) "
+                f"and there are {there:g}; lower cluster.training_workers={config.cluster.training_workers}"
+            )
+
+
+# -- on the driver -----------------------------------------------------------------------------------------------
+
+
+class Board:
+    """Where the first worker tells how far it is, and the driver looks."""
+
+    def __init__(self) -> None:
+        self._step = 0
+        self._figures: dict[str, float] = {}
+        self._messages: list[str] = []
+
+    def tell(self, step: int, figures: dict[str, float]) -> None:
+        self._step, self._figures = step, figures
+
+    def say(self, message: str) -> None:
+        self._messages.append(message)
+
+    def read(self) -> tuple[int, dict[str, float], list[str]]:
+        messages, self._messages = self._messages, []
+        return self._step, self._figures, messages
+
+
+def _fit(trainer: TorchTrainer, place: Place, board: Any, advance: Callable[..., None]) -> dict[str, Any]:
+    """Wait for a training and show its progress. In a thread of its own it leaves Ctrl-C to this process."""
+    outcome: list[Any] = []
+
+    def fit() -> None:
+        try:
+            outcome.append(trainer.fit())
+        except Exception as error:  # noqa: BLE001  raised again below, in the thread that waits for it
+            outcome.append(error)
+
+    thread = threading.Thread(target=fit, name=f"training-{place.name}", daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(TOLD_EVERY_S)
+            _show(place, board, advance)
+    finally:
+        ray.kill(board)
+    (result,) = outcome
+    if isinstance(result, Exception):
+        raise _cause(result) from result
+    return result.return_value
+
+
+def _show(place: Place, board: Any, advance: Callable[..., None]) -> None:
+    step, figures, messages = ray.get(board.read.remote())
+    advance(step, figures)
+    for message in messages:
+        emit("checkpoint.resumed", message, stage=place.name)
+
+
+def _cause(error: Exception) -> Exception:
+    """What a worker raised for a person to put right, rather than Ray Train's account of all workers."""
+    failures = error.worker_failures.values() if isinstance(error, train.WorkerGroupError) else ()
+    for failure in failures:
+        raised = failure._base_exc if isinstance(failure, UserExceptionWithTraceback) else failure
+        if isinstance(raised, UserError):
+            return raised
+    return RuntimeError(f"a training on workers failed; raise faults.max_start_failures if they were lost: {error}")
+
+
+# -- in a worker -------------------------------------------------------------------------------------------------
+
+
+def _work(settings: dict[str, Any]) -> dict[str, Any]:
+    """The training function of Ray Train."""
+    config: Config = settings["config"]
+    board, here = settings["board"], train.get_context()
+    configure_process(config.cluster.threads_per_process)
+    rank = here.get_world_rank()
+    checkpoints = ReportedCheckpoints(
+        settings["folder"],
+        config.checkpoint.every_training_steps,
+        config.checkpoint.keep,
+        (lambda message: board.say.remote(message)) if rank == 0 else (lambda message: None),
+        rank,
+    )
+    share = WorkerShare(rank, here.get_world_size(), _exchanging)
+    teller = Teller(board)
+    progress: Progress = teller.tell if rank == 0 else lambda step, figures: None
+    figures = settings["job"](share, get_device(), progress, checkpoints)
+    teller.close()
+    return figures
+
+
+def _exchanging(module: nn.Module) -> nn.Module:
+    # Published networks have layers that take no part; alone, they would get no gradient either.
+    return prepare_model(module, parallel_strategy_kwargs={"find_unused_parameters": True})
+
+
+class Teller:
+    """Writes on the board, not more often than anybody looks."""
+
+    def __init__(self, board: Any):
+        self._board, self._told_at = board, 0.0
+        self._latest: tuple[int, dict[str, float]] | None = None
+
+    def tell(self, step: int, figures: dict[str, float]) -> None:
+        self._latest = (step, figures)
+        if time.monotonic() - self._told_at >= TOLD_EVERY_S:
+            self._told_at = time.monotonic()
+            self._board.tell.remote(step, figures)
+
+    def close(self) -> None:
+        if self._latest is not None:
+            ray.get(self._board.tell.remote(*self._latest))
+
+
+@dataclass(frozen=True)
+class ReportedCheckpoints(TrainingCheckpoints):
+    """Checkpoints that the first worker writes, all read, and Ray Train is told of."""
+
+    rank: int = 0
+
+    def save(self, step: int, parts: Parts, numbers: Numbers) -> None:
+        if self.folder is None or not self.every_steps or step % self.every_steps:
+            return
+        checkpoint = None
+        if self.rank == 0:
+            super().save(step, parts, numbers)
+            checkpoint = train.Checkpoint(str(self.folder / f"step-{step:06d}"))
+        figures = {name: value for name, value in numbers.items() if isinstance(value, int | float)}
+        train.report(
+            {"step": step, **figures},
+            checkpoint=checkpoint,
+            checkpoint_upload_mode=train.CheckpointUploadMode.NO_UPLOAD,
+        )
+
+    def restore(self, parts: Parts) -> tuple[int, Numbers] | None:
+        """Raises RuntimeError where workers found different checkpoints."""
+        restored = super().restore(parts)
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            steps: list[int] = [0] * dist.get_world_size()
+            dist.all_gather_object(steps, restored[0] if restored else 0)
+            if len(set(steps)) > 1:
+                raise RuntimeError(
+                    f"the workers found checkpoints of the steps {steps} in {self.folder}; all nodes must see the same "
+                    "storage"
+                )
+        return restored

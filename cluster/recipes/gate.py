@@ -1,0 +1,112 @@
+"""The gate before `optimize`: is the imagined world true enough to learn in?"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from cluster.recipes.context import RunContext
+from wmpo_ray.config.run import GateConfig
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.types import Episodes
+from wmpo_ray.registry import load_reward_model, load_world_model, make_environment
+from wmpo_ray.reward_models.decisions import score_videos, verify_successes
+from wmpo_ray.rollout.fidelity import binary_report, replay, starts_of
+
+
+def gate(context: RunContext) -> dict[str, Any]:
+    """Replay held-out real actions in imagination and compare the labels and events with reality.
+
+    Raises UserError with the figures and what to do about them if a bound is missed, unless forced.
+    """
+    config, held_out = context.config, context.episodes("held-out")
+    reward = load_reward_model(config, str(context.model("reward-model")))
+    starts = starts_of(held_out)
+
+    def imagine(name: str, rows: np.ndarray) -> np.ndarray:
+        world = load_world_model(config, str(context.model(name)))
+        with context.reporter.bar(f"replaying in the {name}", len(rows)) as advance:
+            return replay(world, [starts[i] for i in rows], held_out.actions[rows], config.seed, progress=advance)
+
+    videos = imagine("world-model", np.arange(len(held_out)))
+    scores = score_videos(reward, videos, held_out.instructions, config.reward.min_steps)
+    plain = binary_report(scores.success, held_out.success)
+    if config.reward.verify.enabled:
+        texts = np.array(held_out.instructions)
+        scores = verify_successes(
+            scores,
+            lambda rows: score_videos(reward, imagine("verifier", rows), texts[rows].tolist(), config.reward.min_steps),
+        )
+    report = binary_report(scores.success, held_out.success)
+    figures: dict[str, Any] = {
+        "label_agreement": report["agreement"],
+        "f1": report["f1"],
+        "false_positives": report["false_positives"],
+        "false_negatives": report["false_negatives"],
+        "imagined_success": report["predicted_rate"],
+        "real_success": report["true_rate"],
+        "num": report["num"],
+        "unverified_label_agreement": plain["agreement"],
+        **_event_agreement(context, held_out, videos),
+    }
+    misses = missed_bounds(figures, config.gate)
+    figures |= {"passed": not misses, "bounds": config.gate.model_dump()}
+    _save_side_by_side(context, held_out, videos, scores.success)
+    if misses and not context.force:
+        raise UserError(
+            f"the imagined world is not true enough to learn in: {'; '.join(misses)} ({report['num']} held-out replays, "
+            f"{report['false_positives']} false positives, {report['false_negatives']} false negatives). Align longer "
+            "(world_model.alignment.steps), collect more (collect.num_trajectories), pretrain on more play "
+            "(make pretrain-embedded), or go on regardless with --force"
+        )
+    return figures
+
+
+def missed_bounds(figures: dict[str, Any], config: GateConfig) -> list[str]:
+    """Every bound that is not met, in words."""
+    misses = []
+    for key, bound in (("label_agreement", config.min_label_agreement), ("f1", config.min_f1)):
+        if figures[key] < bound:
+            misses.append(f"{key} {figures[key]:.3f} < gate.min_{key}={bound}")
+    for key in ("grasp_agreement", "placement_agreement"):
+        if figures.get(key, 1.0) < config.min_event_agreement:
+            misses.append(f"{key} {figures[key]:.3f} < gate.min_event_agreement={config.min_event_agreement}")
+    gap = abs(figures["imagined_success"] - figures["real_success"])
+    if gap > config.max_success_gap:
+        misses.append(f"imagined and real success differ by {gap:.3f} > gate.max_success_gap={config.max_success_gap}")
+    return misses
+
+
+def _event_agreement(context: RunContext, episodes: Episodes, videos: np.ndarray) -> dict[str, float]:
+    """Agreement of the events that the environment can read from pixels, over the real length of each episode."""
+    detect = getattr(make_environment(context.config.environment), "detect_events", None)
+    if detect is None:
+        return {}
+    # After the real episode's end nothing can be compared: both videos hold still there.
+    last = np.minimum(np.arange(videos.shape[1])[None], episodes.lengths[:, None])[..., None, None, None]
+    real, imagined = detect(episodes.frames), detect(np.take_along_axis(videos, last, 1))
+    return {f"{event}_agreement": float((real[event] == imagined[event]).mean()) for event in real}
+
+
+def _save_side_by_side(context: RunContext, episodes: Episodes, videos: np.ndarray, success: np.ndarray) -> None:
+    """A few replays for the report, disagreements included."""
+    agree = success == episodes.success
+    rows = np.concatenate(
+        [
+            np.flatnonzero(agree & episodes.success)[:3],
+            np.flatnonzero(agree & ~episodes.success)[:3],
+            np.flatnonzero(~agree)[:2],
+        ]
+    )
+    context.folder.videos.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(
+        context.folder.videos / "side_by_side.npz",
+        real=episodes.frames[rows],
+        imagined=videos[rows],
+        real_success=episodes.success[rows],
+        imagined_success=success[rows],
+        lengths=episodes.lengths[rows],
+        instructions=np.array(json.dumps([episodes.instructions[i] for i in rows])),
+    )

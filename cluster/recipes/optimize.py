@@ -1,0 +1,78 @@
+"""The stage `optimize`: GRPO in imagination."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from cluster.events.run_log import FolderLog
+from cluster.loop.ledger import FILE_NAME, Ledger
+from cluster.loop.rollouts import Rollouts
+from cluster.loop.team import ModelPaths, Team
+from cluster.loop.train import TrainingLoop
+from cluster.recipes.context import RunContext
+from cluster.workers.telemetry import Telemetry
+from cluster.workers.trace_log import FOLDER, TraceLog
+from wmpo_ray.config.run import Config
+from wmpo_ray.rollout.fidelity import starts_of
+
+
+def optimize(context: RunContext) -> dict[str, Any]:
+    """Improve the base policy, from the newest checkpoint if there is one; leaves it in models/policy."""
+    config, folder = context.config, context.folder.path
+    starts = starts_of(context.episodes("collect"))
+    with context.reporter.bar("GRPO in imagination", config.grpo.num_updates) as advance:
+
+        def show(update: int, values: dict[str, float]) -> None:
+            shown = {"imagined": values["imagined/success_rate"]} if "imagined/success_rate" in values else {}
+            advance(update, shown)
+
+        with ExitStack() as at_end:  # in reverse: whatever fails there, the workers and what was asked for them go
+            told = telemetry(context)
+            team = Team(config, context.runtime, model_paths(context, config), told)
+            at_end.callback(team.stop)
+            ledger = Ledger(folder / FILE_NAME)
+            at_end.callback(ledger.close)
+            log = FolderLog(folder, show)
+            at_end.callback(log.close)
+            at_end.callback(told.meter.close)
+            at_end.callback(told.meter.set, "wmpo_stage", 0, stage="optimize")
+            rollouts = Rollouts(config, team, ledger, *rollout_folders(folder))
+            loop = TrainingLoop(config, team, starts, ledger, log, rollouts)
+            version = loop.run(str(context.model("policy")))
+    rollouts.forget(config.grpo.num_updates)
+    return {
+        "num_updates": version.num_updates,
+        "weights": version.digest,
+        "restarts": team.num_restarts,
+        "resumed_from": loop.resumed_from,
+        "groups": ledger.account()._asdict(),
+    }
+
+
+def telemetry(context: RunContext) -> Telemetry:
+    """Live figures through Ray or, without it, on a port of this process's own."""
+    settings, folder = context.config.monitoring, context.folder.path
+    meter = context.meter if settings.metrics else None
+    if meter is not None:
+        meter.set("wmpo_updates_planned", context.config.grpo.num_updates)
+        meter.set("wmpo_stage", 1, stage="optimize")
+    if context.status is not None:
+        context.status.update(num_updates=context.config.grpo.num_updates)
+    return Telemetry(meter, TraceLog(folder / FOLDER, settings.keep_traces), context.status)
+
+
+def rollout_folders(folder: Path) -> tuple[Path, Path]:
+    """Where trajectories are spooled, and where start states that crash their workers are kept."""
+    return folder / "rollouts", folder / "quarantine"
+
+
+def model_paths(context: RunContext, config: Config) -> ModelPaths:
+    return ModelPaths(
+        policy=context.model("base-policy"),
+        world_model=context.model("world-model"),
+        verifier=context.model("verifier") if config.reward.verify.enabled else None,
+        reward_model=context.model("reward-model"),
+        checkpoints=context.folder.checkpoints,
+    )

@@ -1,0 +1,225 @@
+"""Actors as Ray actors.
+
+Every actor stands in a host: a process that first says where it is and answers heartbeats, then constructs the actor.
+So an actor that is waiting for resources, one that is loading its models and one that hangs can be told apart, and what
+a constructor raises is seen: under Ray's own restarts it is silent.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import cloudpickle
+from ray._private import worker as ray_worker
+from ray._private.state import state as ray_state
+from ray.exceptions import (
+    ActorPlacementGroupRemoved,
+    ActorUnschedulableError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+    WorkerCrashedError,
+)
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cluster.host.security import prepare_ray
+from cluster.runtimes.resources import Resources, ray_options
+from cluster.runtimes.runtime import (
+    ActorLostError,
+    Answer,
+    Beat,
+    InputLostError,
+    ProcessInfo,
+    Ref,
+    beat_of,
+    measured,
+    unwrapped,
+)
+
+LOST = (
+    RayActorError,
+    WorkerCrashedError,
+    NodeDiedError,
+    OutOfMemoryError,
+    ActorUnschedulableError,
+    ActorPlacementGroupRemoved,
+)
+HEARTBEAT = "heartbeat"  # a thread of its own: it answers while the actor works
+
+
+class Host:
+    """The process of an actor."""
+
+    def __init__(self) -> None:
+        # Ray hides no GPU from who asked for none, and models go where one is seen (cluster.device = "auto").
+        if not ray.get_runtime_context().get_accelerator_ids().get("GPU"):
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        self._actor: Any = None
+        self._problem: Exception | None = None
+
+    def locate(self) -> ProcessInfo:
+        return ProcessInfo(os.getpid(), ray.get_runtime_context().get_node_id())
+
+    def build(self, blueprint: bytes) -> float:
+        started = time.monotonic()
+        try:
+            cls, args = cloudpickle.loads(blueprint)  # imports its libraries: part of the time it takes
+            self._actor = cls(*args)
+        except Exception as error:
+            self._problem = error
+            raise
+        return time.monotonic() - started
+
+    def beat(self) -> Beat:
+        return beat_of(self._actor)
+
+    def call(self, method: str, num_returns: int, *args: Any) -> Any:
+        if self._problem is not None:
+            raise self._problem
+        parts = measured(lambda: getattr(self._actor, method)(*map(unwrapped, args)), num_returns)
+        return parts if num_returns > 1 else parts[0]
+
+
+@dataclass(eq=False)
+class RayActor:
+    handle: Any
+    cls: type
+    args: tuple
+    is_built: bool = False
+
+    def task(self, method: str) -> str:
+        """The name of a call on Ray's dashboard."""
+        return f"{self.cls.__name__}.{method}"
+
+
+class RayRuntime:
+    """On a running cluster, or on one started here and stopped at the end."""
+
+    def __init__(self, address: str = ""):
+        self._started_here = not ray.is_initialized()
+        if self._started_here:
+            prepare_ray(address)
+            local = {"include_dashboard": False} if not address else {}
+            before = signal.getsignal(signal.SIGTERM)
+            ray.init(address=address or "local", logging_level=logging.WARNING, log_to_driver=False, **local)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, before)  # Ray has put its own there: it would end with another exit code
+        self._node = ray.get_runtime_context().get_node_id()
+
+    @property
+    def available(self) -> dict[str, float]:
+        return ray.cluster_resources()
+
+    @property
+    def doors(self) -> dict[str, Any]:
+        dashboard = ray_worker.get_dashboard_url()
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        metrics = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in nodes]
+        return {"dashboard": f"http://{dashboard}" if dashboard else "", "metrics": metrics}
+
+    @property
+    def can_grow(self) -> bool:
+        """Whether an autoscaler brings nodes on demand."""
+        config = ray_state.get_cluster_config()  # written by the autoscaler
+        return config is not None and len(config.node_group_configs) > 0
+
+    def clock(self) -> float:
+        return time.monotonic()
+
+    def spawn(self, cls: type, *args: Any, resources: Resources, name: str) -> RayActor:
+        # The dashboard shows the name of the class.
+        host = ray.remote(concurrency_groups={HEARTBEAT: 1})(type(cls.__name__, (Host,), {}))
+        # Restarts are ours: Ray's own would serve the first weights again.
+        handle = host.options(max_restarts=0, **ray_options(resources)).remote()
+        return RayActor(handle, cls, args)
+
+    def locate(self, actor: RayActor) -> Ref:
+        return actor.handle.locate.remote()
+
+    def build(self, actor: RayActor) -> Ref:
+        actor.is_built = True
+        return actor.handle.build.options(name=actor.task("__init__")).remote(
+            cloudpickle.dumps((actor.cls, actor.args))
+        )
+
+    def beat(self, actor: RayActor) -> Ref:
+        return actor.handle.beat.options(concurrency_group=HEARTBEAT).remote()
+
+    def call(self, actor: RayActor, method: str, *args: Any, num_returns: int = 1) -> Any:
+        if not actor.is_built:
+            self.build(actor)  # calls of one caller keep their order
+        call = actor.handle.call.options(num_returns=num_returns, name=actor.task(method))
+        return call.remote(method, num_returns, *args)
+
+    def wait(self, refs: list[Ref], timeout_s: float | None = None) -> list[Ref]:
+        if not refs:  # Ray would not wait for nothing: everybody is in a pause before the next start
+            time.sleep(timeout_s or 0.0)
+            return []
+        ready, rest = ray.wait(refs, num_returns=1, timeout=timeout_s, fetch_local=False)
+        if ready and rest:
+            ready += ray.wait(rest, num_returns=len(rest), timeout=0, fetch_local=False)[0]
+        return ready
+
+    def get(self, ref: Ref) -> Any:
+        return unwrapped(self._read(ref))
+
+    def answer(self, ref: Ref) -> Answer:
+        value = self._read(ref)
+        return value if isinstance(value, Answer) else Answer(value)
+
+    def _read(self, ref: Ref) -> Any:
+        try:
+            return ray.get(ref)
+        except LOST as error:
+            raise ActorLostError(str(error)) from error
+        except ObjectLostError as error:
+            raise InputLostError(str(error)) from error
+        except RayTaskError as error:
+            if isinstance(error.cause, (ObjectLostError, *LOST)):  # of an argument, not of the actor that was called
+                raise InputLostError(str(error.cause)) from error
+            # The cause is what the code raised; Ray's wrapper adds its own frames to the message.
+            raise error.cause from error
+
+    def put(self, value: Any) -> Ref:
+        return ray.put(value)
+
+    def kill(self, actor: RayActor, process: ProcessInfo | None = None) -> None:
+        ray.kill(actor.handle)
+        if process is None:
+            return
+        # A process that is stopped does not follow ray.kill: it would keep its memory and its GPU.
+        if process.node == self._node:
+            end_process(process.pid)
+        else:
+            there = NodeAffinitySchedulingStrategy(process.node, soft=False)
+            ray.remote(end_process).options(num_cpus=0, scheduling_strategy=there).remote(process.pid)
+
+    def stop(self, actor: RayActor) -> None:
+        ray.kill(actor.handle)
+
+    def draining_nodes(self) -> dict[str, float]:
+        now = time.time()
+        return {node: deadline_ms / 1e3 - now for node, deadline_ms in ray_state.get_draining_nodes().items()}
+
+    def shutdown(self) -> None:
+        if self._started_here:
+            ray.shutdown()
+
+
+def end_process(pid: int) -> None:
+    """Kill a Ray worker; anything else that has got its number since is left alone."""
+    try:
+        if b"ray::" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGKILL)
+    except (FileNotFoundError, ProcessLookupError):
+        pass

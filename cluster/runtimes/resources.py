@@ -1,0 +1,36 @@
+"""What an actor asks for when it is spawned, and how Ray spells it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+
+class Resources(NamedTuple):
+    """What an actor is spawned with; in a bundle, accelerator and labels are the bundle's business."""
+
+    num_cpus: float = 0.0
+    num_gpus: float = 0.0
+    accelerator_type: str = ""
+    labels: tuple[str, ...] = ()  # "key=value", of the node
+    bundle: Any = None  # (placement group, index in it)
+
+
+def node_selector(labels: Iterable[str]) -> dict[str, str]:
+    """Labels ("key=value") as Ray's selector of nodes."""
+    return dict(label.split("=", 1) for label in labels)
+
+
+def ray_options(resources: Resources) -> dict[str, Any]:
+    """The keyword arguments of `ray.remote(cls).options(...)` that say where an actor runs."""
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    options: dict[str, Any] = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus}
+    if resources.bundle is not None:
+        options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(*resources.bundle)
+        return options
+    if resources.accelerator_type:
+        options["accelerator_type"] = resources.accelerator_type
+    if resources.labels:
+        options["labelnode_selector"] = node_selector(resources.labels)
+    return options

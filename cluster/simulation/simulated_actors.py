@@ -1,0 +1,240 @@
+"""Stand-ins for the actors of a run, for `cluster/simulation/simulated_runtime.py`: the same methods, no models.
+
+What an actor would compute is a hash of everything that it may depend on. So the learner's final digest changes if one
+group is lost, doubled, out of order, imagined under other weights or scored otherwise, and is the same if none is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from actors.environment_actor import EnvironmentActor
+from actors.reward_actor import RewardActor
+from actors.rollout_actor import Imagination, ImaginationActor
+from learners.policy_learner import GrpoLearner, Spooled, UpdateFacts
+from wmpo_ray.algorithms.batching import GroupSlice
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.types import GroupRequest, LearnerState, RolloutRequest, Scores, UpdateResult, WeightVersion
+from wmpo_ray.data.spool import SpoolError
+from wmpo_ray.policies.weight_payload import WeightMismatchError
+
+Key = tuple[int, int]  # update, attempt
+
+
+def digest_of(*parts: object) -> str:
+    return hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).hexdigest()
+
+
+class Rollout(NamedTuple):
+    """One imagined trajectory: what stands for its frames, tokens and log-probabilities."""
+
+    key: Key
+    member: int
+    weights: str  # digest of those that it was imagined under
+    content: str
+
+
+def rollouts_of(group: GroupRequest, weights: str) -> list[Rollout]:
+    content = digest_of(weights, group.run_seed, *group.key, group.start_index)
+    return [Rollout(group.key, member, weights, content) for member in range(group.group_size)]
+
+
+def outcomes_of(rollouts: Sequence[Rollout], keep_rate: float) -> np.ndarray:
+    """Success [G] bool of a group: mixed for a share `keep_rate` of all groups, else all equal."""
+    number = int(rollouts[0].content, 16)
+    is_mixed, rest = number % 10_000 < keep_rate * 10_000, number // 10_000
+    if not is_mixed:
+        return np.full(len(rollouts), rest % 2 == 1)
+    return np.arange(len(rollouts)) < 1 + rest % (len(rollouts) - 1)
+
+
+def trained_digest(before: str, groups: Sequence[tuple[Sequence[Rollout], np.ndarray]]) -> str:
+    """Digest of the weights after an update on (trajectories, success [G]) of groups in this order."""
+    return digest_of(before, *(part for rows, success in groups for part in (rows, success.tolist())))
+
+
+@dataclass(frozen=True)
+class Payload:
+    """Weights on their way; `base`: digest of those that a delta starts from."""
+
+    version: WeightVersion
+    base: str = ""
+
+
+@dataclass(frozen=True)
+class SavedLearner:
+    """What a checkpoint of the learner holds."""
+
+    digests: tuple[str, ...]  # of all versions so far; the last one is its own
+    trained: tuple[tuple[Key, ...], ...] = ()  # keys of the groups of every update so far
+    history: tuple[dict[str, float], ...] = ()
+
+
+@dataclass
+class SimulatedWorld:
+    """What outlives the actors, and what they are told to do wrong.
+
+    Args:
+        keep_rate: share of groups with mixed outcomes
+        spool: "none", "memory" (the learner can read trajectories back) or "file" (so can the driver)
+        poison: groups that crash whoever imagines them
+        damages_weights: whether weights that a replica loads just now arrive damaged
+        damages_checkpoint: whether the newest checkpoint cannot be read just now; there is an older one
+    """
+
+    keep_rate: float = 0.5
+    spool: str = "none"
+    poison: frozenset[Key] = frozenset()
+    damages_weights: Callable[[], bool] = lambda: False
+    damages_checkpoint: Callable[[], bool] = lambda: False
+    checkpoints: dict[int, SavedLearner] = field(default_factory=dict)
+    spooled: dict[str, list[Rollout]] = field(default_factory=dict)
+    num_trajectories: int = 0  # imagined so far
+
+    def stand_ins(self) -> dict[type, Callable[..., Any]]:
+        return {
+            ImaginationActor: partial(SimulatedImagination, self),
+            RewardActor: partial(SimulatedReward, self),
+            GrpoLearner: partial(SimulatedLearner, self),
+            EnvironmentActor: partial(SimulatedEnvironment, self),
+        }
+
+
+class PoisonError(RuntimeError):
+    """A start state that crashes whoever imagines it."""
+
+
+class SimulatedImagination:
+    def __init__(self, world: SimulatedWorld, config: Config, *paths: str):
+        self.world = world
+        self.num_beats = 0
+        self.version = WeightVersion(-1, "")
+
+    def load_weights(self, payload: Payload | None) -> WeightVersion:
+        if payload is None or payload.base not in ("", self.version.digest):
+            raise WeightMismatchError(f"these weights do not follow those of {self.version}")
+        self.version = payload.version
+        if self.world.damages_weights():
+            self.version = payload.version._replace(digest="damaged")
+        return self.version
+
+    def imagine(self, request: RolloutRequest, spool: str) -> tuple[Imagination, list[Rollout], list[Rollout]]:
+        assert self.version.digest == request.weights, f"request for {request.weights} at a replica of {self.version}"
+        if any(group.key in self.world.poison for group in request.groups):
+            raise PoisonError(f"request {request.request_id}")
+        rollouts = [row for group in request.groups for row in rollouts_of(group, self.version.digest)]
+        self.num_beats += 1
+        self.world.num_trajectories += len(rollouts)
+        return Imagination(0.0, self._spool(spool, rollouts)), rollouts, rollouts
+
+    def _spool(self, path: str, rollouts: list[Rollout]) -> str:
+        if self.world.spool == "none":
+            return ""
+        self.world.spooled[path] = rollouts
+        text = json.dumps(rollouts)
+        if self.world.spool == "file":
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_text(text)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class SimulatedReward:
+    def __init__(self, world: SimulatedWorld, config: Config, *paths: str | None):
+        self.world = world
+        self.group_size = config.rollout.group_size
+        self.num_beats = 0
+
+    def score(self, videos: list[Rollout]) -> tuple[Scores, float]:
+        size = self.group_size
+        groups = [videos[first : first + size] for first in range(0, len(videos), size)]
+        success = np.concatenate([outcomes_of(group, self.world.keep_rate) for group in groups])
+        self.num_beats += 1
+        return Scores(success, np.where(success, 4, 8), success.astype(np.float32)), 0.0
+
+
+class SimulatedLearner:
+    """Keeps a checkpoint for every `checkpoint.every_updates` updates in the world."""
+
+    def __init__(self, world: SimulatedWorld, config: Config, *paths: str):
+        self.world, self.config = world, config
+        self.num_beats = 0
+        self.saved = SavedLearner((digest_of("untrained", config.seed),))
+
+    @property
+    def version(self) -> WeightVersion:
+        return WeightVersion(len(self.saved.digests) - 1, self.saved.digests[-1])
+
+    def resume(self) -> LearnerState:
+        checkpoints, problems = self.world.checkpoints, []
+        if len(checkpoints) > 1 and self.world.damages_checkpoint():
+            problems = [f"checkpoint {max(checkpoints)} is damaged"]
+            del checkpoints[max(checkpoints)]
+        if checkpoints:
+            self.saved = checkpoints[max(checkpoints)]
+        digests = dict(enumerate(self.saved.digests))
+        trained = list(self.saved.trained[-1]) if self.saved.trained else []
+        return LearnerState(self.version, digests, list(self.saved.history), trained, problems)
+
+    def weights(self, num_updates: int) -> tuple[WeightVersion, Payload]:
+        oldest = self.version.num_updates - self.config.filter.max_staleness
+        assert max(0, oldest) <= num_updates <= self.version.num_updates, f"weights {num_updates} are not kept"
+        version = WeightVersion(num_updates, self.saved.digests[num_updates])
+        return version, Payload(version)
+
+    def update(
+        self, groups: Sequence[GroupSlice], facts: UpdateFacts, *sources: list[Rollout] | Spooled
+    ) -> tuple[UpdateResult, Payload, Payload]:
+        opened = [self._open(source) for source in sources]
+        batch = [(opened[group.source][slice(*group.rows)], group.success) for group in groups]
+        base = self.version
+        wanted = self.saved.digests[max(0, base.num_updates - self.config.filter.max_staleness)]
+        for (rows, _), key in zip(batch, facts.keys, strict=True):
+            assert all(row.key == key and row.weights == wanted for row in rows), f"{key}: wanted {wanted}, got {rows}"
+        digest = trained_digest(base.digest, batch)
+        metrics = {**facts.metrics, "time/update_s": 1.0}
+        self.saved = SavedLearner(
+            (*self.saved.digests, digest),
+            (*self.saved.trained, tuple(facts.keys)),
+            (*self.saved.history, {"update": base.num_updates + 1, **metrics}),
+        )
+        self._save()
+        self.num_beats += 1
+        oldest = min(self.world.checkpoints) if len(self.world.checkpoints) >= self.config.checkpoint.keep else 0
+        return UpdateResult(self.version, metrics, oldest), Payload(self.version), Payload(self.version, base.digest)
+
+    def _save(self) -> None:
+        version, settings = self.version, self.config.checkpoint
+        if version.num_updates % settings.every_updates == 0 or version.num_updates == self.config.grpo.num_updates:
+            self.world.checkpoints[version.num_updates] = self.saved
+        checkpoints = self.world.checkpoints
+        for old in sorted(checkpoints)[: -settings.keep]:
+            del checkpoints[old]
+
+    def _open(self, source: list[Rollout] | Spooled) -> list[Rollout]:
+        if not isinstance(source, Spooled):
+            return source
+        if source.path not in self.world.spooled:
+            raise SpoolError(f"{source.path} is missing")
+        return self.world.spooled[source.path]
+
+    def save_policy(self, path: str) -> str:
+        return path
+
+
+class SimulatedEnvironment:
+    def __init__(self, world: SimulatedWorld, config: Config, *paths: str):
+        self.num_beats = 0
+
+    def evaluate(self, weights: Payload, seeds: list[int], temperature: float) -> np.ndarray:
+        return np.arange(len(seeds)) % 2 == 0
+
+    def compare_labels(self, rollouts: list[Rollout], seeds: list[int], scores: tuple[Scores, float]) -> np.ndarray:
+        return np.stack([scores[0].success, scores[0].success])

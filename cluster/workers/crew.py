@@ -1,0 +1,310 @@
+"""All pools of a run and the work that is given to them: starts, tasks, losses, heartbeats.
+
+A task goes to a free worker of its role and, if that is lost, to another one: every request is a pure function, so it
+does not matter who answers. What a replaced actor still answers is dropped and counted.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from bisect import insort
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from cluster.events.event_log import emit
+from cluster.runtimes.runtime import Beat, HungError, InputLostError, ProcessInfo, Ref, Runtime, Work
+from cluster.workers.actor_pool import ActorPool, Phase, Worker
+from cluster.workers.pending import Failed, Late, Pending
+from cluster.workers.telemetry import Telemetry
+from wmpo_ray.config.cluster import FaultsConfig
+
+
+def ignore(_error: Exception) -> None:
+    pass
+
+
+@dataclass(eq=False)
+class Task:
+    """A call that is made until it is answered. `order`: smaller ones first."""
+
+    role: str
+    method: str
+    args: tuple
+    order: tuple[int, ...]
+    done: Callable[[Any, Any], Any]  # (value of the first reference, all references) -> event
+    given_up: Callable[[Exception], None]  # its workers were lost `max_crashes` times
+    input_lost: Callable[[Exception], None] = ignore  # what it was given has vanished
+    is_wanted: Callable[[], bool] = lambda: True  # whether it has to be made again when its worker was lost
+    num_returns: int = 1
+    weights: str | None = None  # hash of the weights that the worker has to hold
+    max_crashes: int = 3
+    num_crashes: int = 0
+    worked: Callable[[Worker, Work], None] = lambda worker, work: None  # hears what the call took
+
+
+class Joined(NamedTuple):
+    """A worker has its models loaded."""
+
+    worker: Worker
+
+
+class _Located(NamedTuple):
+    worker: Worker
+    process: ProcessInfo
+
+
+class _Built(NamedTuple):
+    worker: Worker
+    seconds: float
+
+
+class _Done(NamedTuple):
+    worker: Worker
+    task: Task
+    value: Any
+    refs: Any
+
+
+class _Beat(NamedTuple):
+    worker: Worker
+    beat: Beat
+
+
+@dataclass
+class Crew:
+    runtime: Runtime
+    faults: FaultsConfig
+    telemetry: Telemetry = field(default_factory=Telemetry)
+    pools: dict[str, ActorPool] = field(default_factory=dict)
+    num_late: int = 0  # answers of replaced actors
+
+    def __post_init__(self) -> None:
+        self.pending = Pending(self.runtime)
+        self._tasks: dict[str, list[Task]] = {}
+        self._looked_at = -1e9  # when the heartbeats were last looked at
+
+    # -- work ----------------------------------------------------------------------------------------------------
+
+    def submit(self, task: Task) -> None:
+        insort(self._tasks.setdefault(task.role, []), task, key=lambda other: other.order)
+
+    def cancel(self, unwanted: Callable[[Task], bool]) -> None:
+        """Drop tasks that nobody has begun."""
+        for role, tasks in self._tasks.items():
+            self._tasks[role] = [task for task in tasks if not unwanted(task)]
+
+    def is_busy(self, role: str) -> bool:
+        """Whether tasks of a role are waiting or under way."""
+        return bool(self._tasks.get(role)) or any(worker.task for worker in self.pools[role].workers)
+
+    def turn(self) -> None:
+        """Start workers, hand out tasks, look at heartbeats. Called once before every wait."""
+        now = self.runtime.clock()
+        for pool in self.pools.values():
+            for worker in [w for w in pool.workers if w.is_leaving and w.task is None]:
+                pool.remove(worker)
+            pool.fill()
+            for worker in pool.workers:
+                if worker.phase is Phase.DOWN and now >= worker.not_before:
+                    self._start(pool, worker)
+        if now - self._looked_at >= self.faults.heartbeat_every_s:
+            # After an absence of our own (a suspended machine) the answers lie here unread: ask again.
+            self._look_at_heartbeats(now, ask_again=now - self._looked_at > self.faults.heartbeat_timeout_s)
+            self._looked_at = now
+        for role, tasks in self._tasks.items():
+            self._hand_out(self.pools[role], tasks)
+
+    def _hand_out(self, pool: ActorPool, tasks: list[Task]) -> None:
+        unserved: set[str | None] = set()  # weights that no free worker holds
+        for task in list(tasks):
+            if task.weights in unserved:
+                continue
+            if worker := pool.free(task.weights):
+                tasks.remove(task)
+                self._begin(task, worker)
+            else:
+                unserved.add(task.weights)
+
+    def _begin(self, task: Task, worker: Worker) -> None:
+        worker.task, worker.began_at = task, time.time()
+        worker.moved_at = self.runtime.clock()
+        refs = self.runtime.call(worker.actor, task.method, *task.args, num_returns=task.num_returns)
+        first = refs[0] if task.num_returns > 1 else refs
+        self.watch(
+            first,
+            worker,
+            lambda value: _Done(worker, task, value, refs),
+            on_work=lambda work: task.worked(worker, work),
+        )
+
+    def watch(
+        self,
+        ref: Ref,
+        worker: Worker,
+        make_event: Callable[[Any], Any],
+        on_failure: Callable[[Exception], None] | None = None,
+        on_work: Callable[[Work], None] = lambda work: None,
+    ) -> None:
+        """Watch a call to a worker; unless told otherwise, a failure means that the worker is lost."""
+        self.pending.add(ref, worker, make_event, on_failure or (lambda error: self.fail(worker, error)), on_work)
+
+    # -- events --------------------------------------------------------------------------------------------------
+
+    def events(self, ended: list[Ref]) -> Iterator[Any]:
+        """What has happened; events of the crew's own are dealt with here, the others are for the caller, in order."""
+        for event in self.pending.events(ended):
+            if (theirs := self._handle(event)) is not None:
+                yield theirs
+
+    def _handle(self, event: Any) -> Any:
+        match event:
+            case Late():
+                self.num_late += 1
+                self.telemetry.late()
+            case Failed():
+                event.on_failure(event.error)
+            case _Done():
+                event.worker.task = None
+                event.worker.num_failures = 0
+                return event.task.done(event.value, event.refs)
+            case _Located():
+                self._build(event)
+            case _Built():
+                return self._join(event)
+            case _Beat():
+                self._note_beat(event)
+            case _:
+                return event
+        return None
+
+    # -- starts --------------------------------------------------------------------------------------------------
+
+    def _start(self, pool: ActorPool, worker: Worker) -> None:
+        if worker.epoch:
+            self.telemetry.restarted(worker)
+        pool.start(worker)
+        self.watch(self.runtime.locate(worker.actor), worker, lambda process: _Located(worker, process))
+
+    def _build(self, event: _Located) -> None:
+        worker = event.worker
+        worker.process, worker.phase = event.process, Phase.BUILDING
+        worker.moved_at = self.runtime.clock()
+        self.watch(self.runtime.build(worker.actor), worker, lambda seconds: _Built(worker, seconds))
+
+    def _join(self, event: _Built) -> Joined:
+        worker = event.worker
+        worker.phase, worker.build_s = Phase.READY, event.seconds
+        worker.moved_at = self.runtime.clock()
+        facts: dict[str, Any] = {"worker": worker.name, "epoch": worker.epoch, "build_s": round(worker.build_s, 3)}
+        if worker.process is not None:
+            facts |= {"pid": worker.process.pid, "node": worker.process.node}
+        emit("worker.ready", f"{worker.name} has its models loaded", logging.DEBUG, **facts)
+        return Joined(worker)
+
+    def serves(self, worker: Worker) -> None:
+        """A worker has everything it needs: the end of a loss, if there was one."""
+        if worker.lost_at is None:
+            return
+        seconds = self.runtime.clock() - worker.lost_at
+        worker.lost_at = None
+        self.telemetry.recovered(worker, seconds)
+        facts: dict[str, Any] = {
+            "worker": worker.name,
+            "epoch": worker.epoch,
+            "seconds": seconds,
+            "build_s": worker.build_s,
+        }
+        emit("worker.replaced", f"{worker.name} is back after {seconds:.1f} s", **facts)
+
+    # -- losses --------------------------------------------------------------------------------------------------
+
+    def fail(self, worker: Worker, error: Exception, blame: bool = True) -> None:
+        """A worker is lost: another actor takes its place, and another worker its task."""
+        task, worker.task = worker.task, None
+        if isinstance(error, InputLostError) and task is not None:
+            task.input_lost(error)  # the worker itself is well
+            return
+        self._tell_of_loss(worker, task, error)
+        self.pools[worker.role].lose(worker, error)
+        if task is None:
+            return
+        task.num_crashes += blame
+        if not task.is_wanted():
+            return
+        if task.num_crashes >= task.max_crashes:
+            task.given_up(error)
+        else:
+            self.submit(task)
+
+    def _tell_of_loss(self, worker: Worker, task: Task | None, error: Exception) -> None:
+        self.telemetry.lost(worker)
+        reason = _first_lines(error)
+        doing = {"call": task.method, "order": list(task.order)} if task is not None else {}
+        facts = {"error": reason, "worker": worker.name, "epoch": worker.epoch, **doing}
+        emit("worker.lost", f"{worker.name} was lost: {reason}", logging.WARNING, **facts)
+
+    # -- heartbeats ----------------------------------------------------------------------------------------------
+
+    def _look_at_heartbeats(self, now: float, ask_again: bool) -> None:
+        for pool in self.pools.values():
+            for worker in list(pool.workers):
+                if worker.phase not in (Phase.BUILDING, Phase.READY):
+                    continue
+                if ask_again:
+                    worker.asked_at, worker.moved_at = worker.asked_at and now, now
+                if (problem := self._problem(worker, now)) is not None:
+                    self.fail(worker, HungError(problem))
+                elif worker.asked_at is None:
+                    worker.asked_at = now
+                    self._ask(worker)
+
+    def _ask(self, worker: Worker) -> None:
+        self.watch(self.runtime.beat(worker.actor), worker, lambda beat: _Beat(worker, beat))
+
+    def _problem(self, worker: Worker, now: float) -> str | None:
+        """What is wrong with a worker that should have answered, or got further, by now."""
+        silent, faults = now - (worker.asked_at or now), self.faults
+        if silent > faults.heartbeat_timeout_s:
+            limit = f"faults.heartbeat_timeout_s={faults.heartbeat_timeout_s:g}"
+            return f"{worker.name} has not answered for {silent:.0f} s ({limit})"
+        is_working = worker.task is not None or worker.loading or worker.phase is Phase.BUILDING
+        if is_working and now - worker.moved_at > faults.stall_timeout_s:
+            limit = f"faults.stall_timeout_s={faults.stall_timeout_s:g}"
+            return f"{worker.name} has got no further for {now - worker.moved_at:.0f} s ({limit})"
+        return None
+
+    def _note_beat(self, event: _Beat) -> None:
+        worker, now = event.worker, self.runtime.clock()
+        worker.asked_at = None
+        self.telemetry.beat(worker, event.beat)
+        if event.beat.num_beats != worker.beats:
+            worker.beats, worker.moved_at = event.beat.num_beats, now
+
+    # -- nodes that are taken away -------------------------------------------------------------------------------
+
+    def leave_nodes(self, draining: dict[str, float], margin_s: float) -> None:
+        """Workers on nodes that go are replaced elsewhere at once; they finish their task, or hand it back in time.
+
+        draining: node -> seconds until it is gone; `margin_s` before that a task is handed back.
+        """
+        for pool in self.pools.values():
+            for worker in list(pool.workers):
+                if worker.process is None or worker.process.node not in draining:
+                    continue
+                if not worker.is_leaving:
+                    text = f"{worker.name} leaves: its node is being taken away"
+                    emit("worker.leaves", text, logging.WARNING, worker=worker.name, node=worker.process.node)
+                    worker.is_leaving = True
+                if worker.task is not None and draining[worker.process.node] < margin_s:
+                    self.fail(worker, RuntimeError("its node is being taken away"), blame=False)
+
+    def stop(self) -> None:
+        for pool in self.pools.values():
+            pool.stop()
+
+
+def _first_lines(error: Exception, count: int = 2) -> str:
+    lines = [line.strip() for line in f"{type(error).__name__}: {error}".splitlines() if line.strip()]
+    return " ".join(lines[:count])[:400]

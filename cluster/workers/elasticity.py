@@ -1,0 +1,173 @@
+"""How many workers a run should have, and asking the cluster's autoscaler for the nodes under them."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from ray.autoscaler.sdk import request_resources
+from ray.exceptions import RpcError
+
+from cluster.workers.placement import Bundle
+from wmpo_ray.config.cluster import Size, bounds
+from wmpo_ray.config.run import Config
+
+HEADROOM = 1.25  # a worker is given up only if the rest could serve this much more than is asked
+WINDOW = 32  # latest requests and updates that rates are measured over
+
+
+def target_workers(
+    size: Size,
+    current: int,
+    demand: float | None,
+    worker_rate: float | None,
+    most_useful: int,
+    in_waves: bool = False,
+    has_work: bool = True,
+) -> int:
+    """Number of workers that serves `demand`, within the bounds of `size`.
+
+    That is demand / worker_rate, rounded up. Where generation overlaps training (staleness 1 and more) fewer would
+    starve the learner and more would wait for it. Where the two alternate (staleness 0) an update takes g/n + u with
+    n workers, g the seconds that one worker would need and u the learner's; demand / worker_rate is then g/u, the knee
+    of the curve: it maximises speedup x efficiency = g_1^2 / (n (g/n + u)^2), and both are at least half of what any
+    other number gives (Eager, Zahorjan and Lazowska 1989, Speedup versus efficiency in parallel systems).
+
+    It grows at once and shrinks only past `HEADROOM`: measurements that wander by a tenth change it at most once.
+
+    Args:
+        size: a fixed number, or (min, max)
+        current: the last target
+        demand: groups/s asked of all workers together; None: not measured yet
+        worker_rate: groups/s that one worker gives while it works; None: not measured yet
+        most_useful: requests that are handed out at once, at most
+        in_waves: they are handed out together and waited for together, so a number that leaves workers idle in the
+            last wave is lowered to the smallest with as many waves
+        has_work: False once nothing more will be asked
+    """
+    low, high = bounds(size)
+    if not has_work:
+        return low
+    if demand is None or worker_rate is None:
+        return min(max(current, low, 1), high)
+
+    def workers(asked: float) -> int:
+        count = min(max(math.ceil(asked / worker_rate - 1e-9), low, 1), high, max(most_useful, low))
+        num_waves = math.ceil(most_useful / count)
+        return max(math.ceil(most_useful / num_waves), low) if in_waves else count
+
+    needed, kept = workers(demand), workers(demand * HEADROOM)
+    return needed if needed > current else min(current, kept)
+
+
+class Targets(NamedTuple):
+    imagination: int
+    reward: int
+
+
+class WorkerTargets:
+    """Measures rates while a run goes on and says how many workers of each kind it should have."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self._imagined = _Rate()
+        self._scored = _Rate()
+        self._eaten = _Rate()
+        self._last = Targets(0, 0)
+        self._is_new = True  # something was measured since the last answer
+        self._had_work = True
+
+    def imagined(self, num_groups: int, seconds: float) -> None:
+        """One request was imagined: its groups, and how long one worker was busy with it."""
+        self._is_new = True
+        self._imagined.add(num_groups, seconds)
+
+    def scored(self, num_groups: int, seconds: float) -> None:
+        self._is_new = True
+        self._scored.add(num_groups, seconds)
+
+    def updated(self, num_settled: int, seconds: float) -> None:
+        """One update was done: groups that were imagined for it, rejected ones included, and the learner's seconds."""
+        self._is_new = True
+        self._eaten.add(num_settled, seconds)
+
+    def targets(self, has_work: bool = True) -> Targets:
+        """The numbers to have now. Without a measurement: the smallest, but one of each if there is work."""
+        if has_work == self._had_work and not self._is_new:
+            return self._last
+        self._had_work, self._is_new = has_work, False
+        rollout, cluster = self.config.rollout, self.config.cluster
+        staleness = self.config.filter.max_staleness
+        most_useful = math.ceil((staleness + 1) * rollout.groups_per_update / rollout.groups_per_request)
+        last, worker_rate = self._last, self._imagined.value
+        imagination = target_workers(
+            cluster.imagination_actors,
+            last.imagination,
+            self._eaten.value,
+            worker_rate,
+            most_useful,
+            in_waves=staleness == 0,
+            has_work=has_work,
+        )
+        # Scoring keeps up with what is imagined, so that a group waits for nothing but its batch.
+        offered = None if worker_rate is None else imagination * worker_rate
+        reward = target_workers(
+            cluster.reward_actors, last.reward, offered, self._scored.value, most_useful, has_work=has_work
+        )
+        self._last = Targets(imagination, reward)
+        return self._last
+
+
+class _Rate:
+    """Groups per second over the latest `WINDOW` measurements."""
+
+    def __init__(self) -> None:
+        self._pairs: deque[tuple[int, float]] = deque(maxlen=WINDOW)
+
+    def add(self, num_groups: int, seconds: float) -> None:
+        self._pairs.append((num_groups, seconds))
+
+    @property
+    def value(self) -> float | None:
+        """None until something was measured."""
+        groups, seconds = sum(pair[0] for pair in self._pairs), sum(pair[1] for pair in self._pairs)
+        return groups / seconds if groups and seconds > 0 else None
+
+
+class Autoscaler:
+    """The run's standing request to the cluster's autoscaler; without an autoscaler nobody reads it.
+
+    The request is persistent and the cluster's only one: it holds until it is replaced, also after the driver's death.
+    So it covers all bundles of the run, and `withdraw` belongs into a `finally`.
+    """
+
+    def __init__(self, request: Callable[..., Any] = request_resources):
+        self._request = request
+        self._heard: list[Bundle] | None = []  # what stands at the head; None: it did not say
+
+    def request(self, bundles: Sequence[Bundle]) -> bool:
+        """Ask that the cluster be large enough for all of `bundles`; sent only if they changed.
+
+        Returns False if the head did not answer: ask again later.
+        """
+        return self._send([bundle for bundle in bundles if bundle.resources])
+
+    def withdraw(self) -> bool:
+        """Take the request back, if there is one; returns False if the head did not answer."""
+        return self._send([])
+
+    def _send(self, bundles: list[Bundle]) -> bool:
+        if bundles == self._heard:
+            return True
+        options: dict[str, Any] = {"bundles": [bundle.resources for bundle in bundles]}
+        if any(bundle.labels for bundle in bundles):
+            options["bundle_label_selectors"] = [bundle.label_selector for bundle in bundles]
+        self._heard = None
+        try:
+            self._request(**options)
+        except RpcError:
+            return False  # the head is away for a moment; no worker that is there depends on the answer
+        self._heard = bundles
+        return True

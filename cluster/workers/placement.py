@@ -1,0 +1,252 @@
+"""Who stands where: each actor in a bundle, a share of one node that is reserved for it and outlives its process.
+
+`bundle_of` is the layout and knows no cluster; `PlacementBook` holds the reservations of a run. Every bundle is a
+placement group of its own, so that workers come and go one at a time, an actor that is spawned again stands where its
+predecessor stood, and the autoscaler sees what is missing. A bundle whose node vanished is placed again by Ray.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from cluster.runtimes.resources import Resources, node_selector
+from wmpo_ray.config.cluster import RolePlacement, bounds
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.errors import ConfigError, UserError
+
+ACCELERATOR_SHARE = 0.001  # what Ray itself takes of "accelerator_type:NAME", a resource that says yes or no
+EPSILON = 1e-6
+
+
+class Bundle(NamedTuple):
+    """Resources that one node gives together, and the actors (role, index) that share them."""
+
+    name: str
+    members: tuple[tuple[str, int], ...]
+    num_cpus: float
+    num_gpus: float
+    accelerator_type: str = ""
+    labels: tuple[str, ...] = ()
+    siblings: int = 1  # bundles like it, itself included, that are reserved together: on one node if that has room
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """As Ray spells them; empty where nothing is to be reserved."""
+        asked = {"CPU": self.num_cpus, "GPU": self.num_gpus}
+        resources = {kind: amount for kind, amount in asked.items() if amount > 0}
+        if resources and self.accelerator_type:
+            resources[f"accelerator_type:{self.accelerator_type}"] = ACCELERATOR_SHARE
+        return resources
+
+    @property
+    def label_selector(self) -> dict[str, str]:
+        return node_selector(self.labels)
+
+
+def role_resources(config: Config) -> dict[str, tuple[int, Resources]]:
+    """Role -> (number of actors at least, resources of each)."""
+    counts = {
+        "imagination": bounds(config.cluster.imagination_actors)[0],
+        "reward": bounds(config.cluster.reward_actors)[0],
+        "learner": config.cluster.learner_ranks,
+        "environment": 1,
+    }
+    return {role: (count, _resources(_role(config, role))) for role, count in counts.items()}
+
+
+# -- the layout --------------------------------------------------------------------------------------------------
+
+
+def bundle_of(config: Config, role: str, index: int = 0) -> Bundle:
+    """The bundle that an actor stands in.
+
+    `separate`: one for each actor, and the learner's have whole GPUs, so that no world model shares them. `collocated`:
+    imagination worker i with reward worker i and rank i of the learner, all on one GPU at most.
+
+    Raises ConfigError where the roles that share a bundle ask for more than one GPU or for different nodes.
+    """
+    members = _members(config, role, index)
+    places = {name: _role(config, name) for name, _ in members}
+    gpus = sum(place.gpus for place in places.values())
+    if len(members) > 1 and gpus > 1 + EPSILON:
+        asked = " + ".join(f"placement.{name}.gpus={place.gpus:g}" for name, place in places.items())
+        raise ConfigError(
+            f"{asked} = {gpus:g} is more than the 1 GPU that they share in placement.layout=collocated; lower them "
+            "or set placement.layout=separate"
+        )
+    if gpus > 1 and gpus != int(gpus):
+        raise ConfigError(f"placement.{role}.gpus={gpus:g}: more than one GPU must be a whole number of them")
+    if role == "learner" and config.placement.layout == "separate":
+        gpus = math.ceil(gpus)
+    return Bundle(
+        "+".join(f"{name}-{i}" for name, i in members),
+        members,
+        round(sum(place.cpus for place in places.values()), 6),
+        round(gpus, 6),
+        _common_accelerator(places),
+        _common_labels(places),
+        config.cluster.learner_ranks if role == "learner" and config.placement.layout == "separate" else 1,
+    )
+
+
+def bundles_for(config: Config, imagination: int, reward: int) -> list[Bundle]:
+    """All bundles of a run with so many workers, the learner's and the environment's included, each once."""
+    actors = [("learner", rank) for rank in range(config.cluster.learner_ranks)] + [("environment", 0)]
+    actors += [("imagination", i) for i in range(imagination)] + [("reward", i) for i in range(reward)]
+    bundles = dict.fromkeys(bundle_of(config, role, index) for role, index in actors)
+    return [bundle for bundle in bundles if bundle.resources]
+
+
+def smallest_bundles(config: Config) -> list[Bundle]:
+    """Those of a run with the fewest workers that the configuration allows."""
+    return bundles_for(config, bounds(config.cluster.imagination_actors)[0], bounds(config.cluster.reward_actors)[0])
+
+
+def _members(config: Config, role: str, index: int) -> tuple[tuple[str, int], ...]:
+    if config.placement.layout == "separate" or role == "environment":
+        return ((role, index),)
+    most = {
+        "imagination": bounds(config.cluster.imagination_actors)[1],
+        "reward": bounds(config.cluster.reward_actors)[1],
+        "learner": config.cluster.learner_ranks,
+    }
+    # Beyond the last imagination worker there is nobody to share with.
+    alone = role != "imagination" and index >= most["imagination"]
+    return ((role, index),) if alone else tuple((name, index) for name, count in most.items() if index < count)
+
+
+def _role(config: Config, role: str) -> RolePlacement:
+    return getattr(config.placement, role)
+
+
+def _resources(role: RolePlacement) -> Resources:
+    return Resources(role.cpus, role.gpus, role.accelerator_type, role.labels)
+
+
+def _common_accelerator(places: Mapping[str, RolePlacement]) -> str:
+    asked = {name: place.accelerator_type for name, place in places.items() if place.accelerator_type}
+    if len(set(asked.values())) > 1:
+        told = ", ".join(f"placement.{name}.accelerator_type={value}" for name, value in asked.items())
+        raise ConfigError(f"{told}: roles that share a GPU need the same; set them alike or placement.layout=separate")
+    return next(iter(asked.values()), "")
+
+
+def _common_labels(places: Mapping[str, RolePlacement]) -> tuple[str, ...]:
+    labels = tuple(dict.fromkeys(label for place in places.values() for label in place.labels))
+    keys = [label.split("=", 1)[0] for label in labels]
+    for label, key in zip(labels, keys, strict=True):
+        if keys.count(key) > 1:
+            told = ", ".join(f"placement.{name}.labels={list(place.labels)}" for name, place in places.items())
+            raise ConfigError(f"{told}: no node has {label!r} and another {key!r}; set placement.layout=separate")
+    return labels
+
+
+# -- on Ray ------------------------------------------------------------------------------------------------------
+
+
+class Reservation:
+    """A bundle held on the cluster, or waiting for a node; never blocks. It ends with the driver at the latest."""
+
+    def __init__(self, bundle: Bundle):
+        selector = [bundle.label_selector] * bundle.siblings if bundle.labels else None
+        shares = [bundle.resources] * bundle.siblings
+        self._group = placement_group(shares, strategy="PACK", bundle_label_selector=selector)
+
+    @property
+    def place(self) -> tuple[Any, int]:
+        """(placement group, index in it of the first sibling)."""
+        return self._group, 0
+
+    def release(self) -> None:
+        """Give the bundle back; what still runs in it is killed by Ray."""
+        remove_placement_group(self._group)
+
+
+class PlacementBook:
+    """The reservations of a run. `reserve` is `Reservation` on Ray and None where nothing is reserved."""
+
+    def __init__(self, config: Config, reserve: Callable[[Bundle], Any] | None):
+        self.config = config
+        self._reserve = reserve
+        self._held: dict[Bundle, Any] = {}
+        self._standing: dict[Bundle, set[tuple[str, int]]] = {}
+
+    def place(self, role: str, index: int = 0) -> Resources:
+        """What to spawn an actor with. The same actor gets the same reservation until it is released; never blocks."""
+        resources = _resources(_role(self.config, role))
+        bundle, share = self._reserved(role, index)
+        if self._reserve is None or not bundle.resources:
+            return resources
+        if bundle not in self._held:
+            self._held[bundle] = self._reserve(bundle)
+        self._standing.setdefault(bundle, set()).add((role, index))
+        group, first = self._held[bundle].place
+        return resources._replace(bundle=(group, first + share))
+
+    def release(self, role: str, index: int = 0) -> None:
+        """The actor is retired: its bundle goes with the last one that stands in it. Does nothing a second time."""
+        bundle, _ = self._reserved(role, index)
+        standing = self._standing.get(bundle, set())
+        standing.discard((role, index))
+        if bundle in self._held and not standing:
+            self._standing.pop(bundle)
+            self._held.pop(bundle).release()
+
+    def _reserved(self, role: str, index: int) -> tuple[Bundle, int]:
+        """The bundle in whose name the reservation is, and which share of it is the actor's."""
+        bundle = bundle_of(self.config, role, index)
+        return (bundle_of(self.config, role), index) if bundle.siblings > 1 else (bundle, 0)
+
+    def close(self) -> None:
+        while self._held:
+            bundle, reservation = self._held.popitem()
+            self._standing.pop(bundle)
+            reservation.release()
+
+
+# -- is there enough ---------------------------------------------------------------------------------------------
+
+
+def check_placement(config: Config, available: Mapping[str, float], autoscaling: bool = False) -> None:
+    """UserError if the fewest actors together ask for more than there is: Ray would wait for ever.
+
+    Args:
+        available: `{"CPU": ..., "GPU": ...}`, of all nodes together
+        autoscaling: nodes come on demand, so what is missing now is no mistake
+    """
+    bundles = smallest_bundles(config)
+    for kind, field in (("CPU", "num_cpus"), ("GPU", "num_gpus")):
+        needed = sum(getattr(bundle, field) for bundle in bundles)
+        there = available.get(kind, 0.0)
+        if needed > there + EPSILON and not autoscaling:
+            roles = role_resources(config)
+            per_role = ", ".join(f"{count} {role} x {getattr(r, field):g}" for role, (count, r) in roles.items())
+            raise UserError(
+                f"the actors ask for {needed:g} {kind}s ({per_role}) and there are {there:g}; lower "
+                f"cluster.imagination_actors={config.cluster.imagination_actors} or placement.*.{kind.lower()}s, "
+                "or use --serial"
+            )
+
+
+def placement_warnings(config: Config, nodes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each accelerator or label that no living node has; actors that ask for it wait for such a node.
+
+    Args:
+        nodes: as `ray.nodes()` gives them
+    """
+    alive = [node for node in nodes if node["Alive"]]
+    warnings = []
+    for role in role_resources(config):
+        place = _role(config, role)
+        name = place.accelerator_type
+        if name and not any(f"accelerator_type:{name}" in node["Resources"] for node in alive):
+            warnings.append(f"placement.{role}.accelerator_type={name}: no node has one; {role} actors wait for it")
+        for label in place.labels:
+            key, value = label.split("=", 1)
+            if not any(node["Labels"].get(key) == value for node in alive):
+                warnings.append(f"placement.{role}.labels: no node has {label!r}; {role} actors wait for one")
+    return warnings

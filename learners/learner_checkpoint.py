@@ -1,0 +1,183 @@
+"""What a GRPO learner keeps on the disk: a checkpoint for each update, and one inside the update under way."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from learners.sharded_checkpoint import layout, read_parts, save_parts
+from learners.sharding import ALONE, Ranks
+from wmpo_ray.algorithms.batching import Batch
+from wmpo_ray.config.run import CheckpointConfig
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.files import remove_directory
+from wmpo_ray.core.interfaces import Policy
+from wmpo_ray.runs.checkpoint import (
+    META,
+    MOMENTS,
+    CheckpointFolder,
+    find_checkpoint,
+    optimizer_from_tensors,
+    optimizer_to_tensors,
+)
+
+IN_UPDATE = "in-update"
+
+_Number = Annotated[int, Field(ge=0)]
+_MOMENT = re.compile(r"optimizer\.optimizer\.state\.(\d+)\.(\w+)")
+
+
+class _UpdateFacts(BaseModel):
+    """What a run goes on from, as far as it is read again."""
+
+    model_config = ConfigDict(strict=True)
+    num_updates: _Number
+    num_skipped: _Number
+    metrics: list[dict[str, Any]]
+    digests: dict[str, str]
+    groups: list[Annotated[list[_Number], Field(min_length=2, max_length=2)]]
+    earlier: list[_Number]
+    optimizer: dict[str, Any]
+
+
+class _StepFacts(BaseModel):
+    model_config = ConfigDict(strict=True)
+    parts: list[dict[str, float | None]]
+    num_skipped: _Number
+    optimizer: dict[str, Any]
+
+
+class GrpoCheckpoints:
+    """Policy and optimizer with the facts around them; every save is whole or not there.
+
+    All ranks of a learner save and load together; what one rank saved several can load, and the reverse.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        config: CheckpointConfig,
+        policy: Policy,
+        optimizer: torch.optim.Optimizer,
+        ranks: Ranks = ALONE,
+    ):
+        self.root, self.config, self.policy, self.optimizer, self.ranks = root, config, policy, optimizer, ranks
+
+    def save(self, num_updates: int, facts: dict[str, Any], earlier: dict[int, dict[str, Tensor]]) -> None:
+        """The state after `num_updates`; `earlier`: weights of the versions before that replicas may still need."""
+        tensors, meta = self._state()
+        for version, state in earlier.items():
+            tensors |= {f"earlier-{version}.{name}": tensor for name, tensor in state.items()}
+        save_parts(self.root, num_updates, tensors, {**facts, "optimizer": meta}, self.config.keep, self.ranks)
+        if self.ranks.is_first and (self.root / IN_UPDATE).exists():
+            remove_directory(self.root / IN_UPDATE)
+
+    def load(self, problems: list[str]) -> tuple[dict[str, Any], dict[int, dict[str, Tensor]]] | None:
+        """Put the newest whole checkpoint into policy and optimizer; None if there has never been one.
+
+        Returns what was given to `save`. `problems` is filled on rank 0.
+        """
+        found = self.ranks.from_first(lambda: find_checkpoint(self.root, problems.append))
+        if found is None:
+            return None
+        _check_facts(found, _UpdateFacts)
+        return found.meta, self._restore(found)
+
+    def save_step(self, num_steps: int, facts: dict[str, Any]) -> None:
+        """The state after some optimizer steps of an update."""
+        tensors, meta = self._state()
+        save_parts(self.root / IN_UPDATE, num_steps, tensors, {**facts, "optimizer": meta}, 1, self.ranks)
+
+    def load_step(self, update: int, signature: str) -> dict[str, Any] | None:
+        """Go on inside an update, if it was interrupted on the same batch: the facts of its last step."""
+        found = self.ranks.from_first(self._find_step)
+        if found is None or [found.meta.get(key) for key in ("update", "signature")] != [update, signature]:
+            return None
+        _check_facts(found, _StepFacts)
+        self._restore(found)
+        return found.meta
+
+    def _find_step(self) -> CheckpointFolder | None:
+        try:
+            return find_checkpoint(self.root / IN_UPDATE, lambda problem: None)
+        except UserError:
+            return None  # damaged: the update starts from its beginning
+
+    @property
+    def oldest(self) -> int:
+        """The earliest update that can be gone back to."""
+        steps = [int(folder.name.removeprefix("step-")) for folder in self.root.glob("step-*[0-9]")]
+        # The first checkpoints do not exist yet: until there are `keep`, the beginning is one of them.
+        return min(steps) if len(steps) >= self.config.keep else 0
+
+    def _state(self) -> tuple[dict[str, Tensor], dict]:
+        state, meta = optimizer_to_tensors(self.optimizer)
+        tensors = {f"policy.{name}": tensor for name, tensor in self.policy.state_dict().items()}
+        return tensors | {f"optimizer.{name}": tensor for name, tensor in state.items()}, meta
+
+    def _restore(self, found: CheckpointFolder) -> dict[int, dict[str, Tensor]]:
+        """Fill policy and optimizer; returns the weights of earlier versions."""
+        weights, held, earlier = self.policy.state_dict(), layout(found.path), {}
+        targets = {f"policy.{name}": tensor for name, tensor in weights.items()} | self._moments(found.path, held)
+        for version in found.meta.get("earlier", ()):
+            names = {name: f"earlier-{version}.{name}" for name in weights}
+            if missing := sorted(names.values() - held.keys()):  # before there is room made for it
+                raise UserError(f"{found.path} lacks {missing[0]}; delete the folder to go on from the one before it")
+            earlier[version] = {name: torch.empty_like(tensor) for name, tensor in weights.items()}
+            targets |= {names[name]: tensor for name, tensor in earlier[version].items()}
+        read_parts(found.path, targets, self.ranks)
+        try:
+            optimizer_from_tensors(self.optimizer, with_prefix(targets, "optimizer."), found.meta["optimizer"])
+        except ValueError as error:
+            raise UserError(f"{found.path}: {error}; use the config that it was made with") from error
+        return earlier
+
+    def _moments(self, path: Path, held: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Room for the optimizer's state: moments shaped like their parameters, numbers for the rest."""
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        room = {}
+        for name, saved in held.items():
+            if not name.startswith("optimizer."):
+                continue
+            match = _MOMENT.fullmatch(name)
+            is_moment = match and match[2] in MOMENTS and int(match[1]) < len(parameters)
+            like = parameters[int(match[1])].detach() if match and is_moment else torch.empty(())
+            if saved.shape != like.shape:
+                raise UserError(
+                    f"{path}: {name} is {tuple(saved.shape)}, in this run {tuple(like.shape)}; use the config that "
+                    "it was made with"
+                )
+            room[name] = torch.zeros_like(like, dtype=saved.dtype)
+        return room
+
+
+def _check_facts(checkpoint: CheckpointFolder, kind: type[BaseModel]) -> None:
+    try:
+        kind.model_validate(checkpoint.meta)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"{checkpoint.path / META} is no checkpoint of this program: {key}: {first['msg']}; "
+            "delete the folder to go on from the checkpoint before it"
+        ) from error
+
+
+def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def batch_signature(batch: Batch) -> str:
+    """Hash of what a batch teaches: an interrupted update goes on only with the very same one."""
+    digest = hashlib.sha256(np.ascontiguousarray(batch.frames).tobytes())
+    for tensor in (batch.tokens, batch.behavior_logprobs, batch.advantage, batch.mask):
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()[:16]

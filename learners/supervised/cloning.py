@@ -1,0 +1,109 @@
+"""Behaviour cloning: the base policy from expert demonstrations (the "SFT" stage)."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from learners.supervised.loop import WHOLE, Progress, SupervisedTraining, WorkerShare, run_training, trained_parameters
+from learners.supervised.training_state import NO_CHECKPOINTS, Parts, TrainingCheckpoints
+from wmpo_ray.config.run import CloningConfig
+from wmpo_ray.core.interfaces import Policy
+from wmpo_ray.core.seeding import generator_for
+from wmpo_ray.core.types import Episodes
+from wmpo_ray.data.windows import as_frames
+
+
+class PolicyCloner(SupervisedTraining):
+    """Cross-entropy of the expert's next K actions at every step of every demonstration.
+
+    After the end of a demonstration its last action repeats. A batch is the numbers of decisions [B]. A step with a
+    loss that is not finite is skipped and counted.
+    """
+
+    def __init__(self, policy: Policy, demos: Episodes, config: CloningConfig, seed: int, share: WorkerShare = WHOLE):
+        network = cast(nn.Module, policy)
+        self.trained = trained_parameters(network)
+        optimizer = torch.optim.AdamW(
+            self.trained.values(), config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay
+        )
+        generator = generator_for(seed, "cloning")
+        super().__init__(network, policy.cloning_loss, optimizer, generator, config, "policy.cloning", share)
+        self.config, self.chunk_length = config, policy.chunk_length
+        self.rows, self.steps = _decisions(demos)
+        self.actions = torch.from_numpy(_padded_actions(demos, policy.chunk_length))
+        self.frames, self.instructions = as_frames(demos.frames), demos.instructions
+        self.numbers["skipped_steps"] = 0
+
+    @property
+    def parts(self) -> Parts:
+        return {"policy": self.trained, "optimizer": self.optimizer, "generator": self.generator}
+
+    def learning_rate_factor(self) -> float:
+        return _schedule(self.num_steps, self.config.steps)
+
+    def draw(self) -> Tensor:
+        return torch.randint(len(self.rows), (self.config.batch_size,), generator=self.generator)
+
+    def inputs(self, batch: Tensor) -> tuple[tuple, int]:
+        """Frames [n, H, W, 3], instructions and actions [n, K, D]."""
+        chosen = batch[self.share.of(len(batch))]
+        row, t = self.rows[chosen], self.steps[chosen]
+        actions = self.actions[row[:, None], t[:, None] + torch.arange(self.chunk_length)]
+        texts = [self.instructions[i] for i in row.tolist()]
+        return (self.frames[row, t].numpy(), texts, actions), len(batch)
+
+    def update(self, loss: float) -> dict[str, float]:
+        if math.isfinite(loss):
+            torch.nn.utils.clip_grad_norm_(self.trained.values(), self.config.max_grad_norm)
+            self.optimizer.step()
+            self.smooth(loss)
+        else:
+            self.numbers["skipped_steps"] += 1
+        return {"loss": self.numbers["loss"]}
+
+
+def clone_policy(
+    policy: Policy,
+    demos: Episodes,
+    config: CloningConfig,
+    seed: int,
+    progress: Progress = lambda step, figures: None,
+    checkpoints: TrainingCheckpoints = NO_CHECKPOINTS,
+    share: WorkerShare = WHOLE,
+) -> dict[str, float]:
+    """Train `policy` in place, from the newest checkpoint if there is one; returns the last smoothed loss.
+
+    What is trained are the parameters that want a gradient. Steps with a loss that is not finite are skipped and
+    counted.
+    """
+    started = time.monotonic()
+    cloner = PolicyCloner(policy, demos, config, seed, share)
+    cloner.network.train()
+    run_training(cloner, progress, checkpoints)
+    cloner.network.eval()
+    return {**cloner.numbers, "seconds": time.monotonic() - started}
+
+
+def _schedule(step: int, total: int, warmup: int = 50) -> float:
+    """Warm-up, then a cosine down to a twentieth."""
+    return min(1.0, (step + 1) / warmup) * (0.475 * (1 + math.cos(math.pi * step / total)) + 0.05)
+
+
+def _decisions(demos: Episodes) -> tuple[Tensor, Tensor]:
+    """Row and step of every frame at which an action was still taken."""
+    before_end = np.arange(demos.actions.shape[1])[None] < demos.lengths[:, None]
+    rows, steps = np.nonzero(before_end)
+    return torch.from_numpy(rows), torch.from_numpy(steps)
+
+
+def _padded_actions(demos: Episodes, extra: int) -> np.ndarray:
+    """Actions [M, T+extra, D] in which the last real one repeats after the end."""
+    horizon = demos.actions.shape[1]
+    last = np.minimum(np.arange(horizon + extra)[None], demos.lengths[:, None] - 1)
+    return np.take_along_axis(demos.actions, last[..., None], 1)

@@ -1,0 +1,230 @@
+"""The loop of every supervised training, alone in a process or on several ranks that each take a share of every batch.
+
+All random numbers of a training come from one generator on the CPU. Every rank draws all of them, those of the whole
+batch, and computes with its own share. So what a step sees follows from the seed and the number of the step alone: not
+from how many ranks there are, and not from where a training was taken up again, as the generator is in its checkpoint.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from learners.supervised.training_state import NO_CHECKPOINTS, Numbers, Parts, TrainingCheckpoints
+from wmpo_ray.core.errors import ConfigError
+
+Progress = Callable[[int, dict[str, float]], None]
+
+
+def _as_it_is(module: nn.Module) -> nn.Module:
+    return module
+
+
+@dataclass(frozen=True)
+class WorkerShare:
+    """The place of this process among those that train together.
+
+    `prepare` makes of a module one whose gradients are the mean over all ranks, such as `DistributedDataParallel`. With
+    more than one rank the default process group of `torch.distributed` is used.
+    """
+
+    rank: int = 0
+    size: int = 1
+    prepare: Callable[[nn.Module], nn.Module] = _as_it_is
+
+    def of(self, count: int) -> slice:
+        """Which of `count` samples are this rank's; shares differ by one at most, and together they are all."""
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    def total(self, value: float, device: torch.device) -> float:
+        """The sum over all ranks."""
+        if self.size == 1:
+            return value
+        tensor = torch.tensor(value, dtype=torch.float64, device=device)
+        dist.all_reduce(tensor)
+        return float(tensor)
+
+
+WHOLE = WorkerShare()
+
+
+class TrainingConfig(Protocol):
+    """What the sections of the configuration about a training have in common."""
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def learning_rate(self) -> float: ...
+
+    @property
+    def micro_batch_size(self) -> int: ...
+
+
+class LossOf(nn.Module):
+    """A loss as the forward pass of its network: it is there that gradients of several ranks are put together."""
+
+    def __init__(self, network: nn.Module, loss: Callable[..., Tensor]):
+        super().__init__()
+        self.network, self._loss = network, loss
+
+    def forward(self, *inputs: Any) -> Tensor:
+        return self._loss(*inputs)
+
+
+class SupervisedTraining(ABC):
+    """One training: a batch is drawn, then trained on. A subclass says what a batch is and when a step is taken.
+
+    loss: mean loss of n samples, from n rows of each of `inputs`.
+    section: of the configuration, for errors.
+    Raises ConfigError for batches of fewer samples than ranks.
+    """
+
+    smoothing: ClassVar[tuple[float, float]] = (0.95, 0.05)  # of the loss that is told: share of the old, of the new
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: Callable[..., Tensor],
+        optimizer: torch.optim.Optimizer,
+        generator: torch.Generator,
+        config: TrainingConfig,
+        section: str,
+        share: WorkerShare,
+    ):
+        check_batch(config, section, share.size)
+        self.network, self.optimizer, self.generator, self.share = network, optimizer, generator, share
+        self.num_steps = 0
+        self.numbers: Numbers = {"loss": 0.0}  # saved beside the parts
+        self._config = config
+        self._loss = share.prepare(LossOf(network, loss))
+
+    # -- what a training is --------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def parts(self) -> Parts:
+        """All that the next step depends on besides configuration, data and `numbers`."""
+
+    @abstractmethod
+    def draw(self) -> Any:
+        """The next batch; its samples are chosen for all ranks, and looked up for this one."""
+
+    @abstractmethod
+    def inputs(self, batch: Any) -> tuple[tuple[Sequence | Tensor, ...], int]:
+        """What the loss of this rank's n samples is computed from, n rows each, and the number of samples of all ranks."""
+
+    @abstractmethod
+    def learning_rate_factor(self) -> float:
+        """Of the learning rate in the coming step."""
+
+    @abstractmethod
+    def update(self, loss: float) -> dict[str, float]:
+        """Take the step, or skip it; gradients and `loss` are those of the whole batch. Returns the figures to show."""
+
+    # -- a step --------------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def batches(self) -> Iterator[Any]:
+        """The batches of the steps that are left, each drawn when it is asked for."""
+        while self.num_steps < self._config.steps:
+            yield self.draw()
+
+    def step(self) -> dict[str, float]:
+        return self.train_on(self.draw())
+
+    def train_on(self, batch: Any) -> dict[str, float]:
+        """One optimizer step; returns the figures to show."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._config.learning_rate * self.learning_rate_factor()
+        self.optimizer.zero_grad(set_to_none=True)
+        figures = self.update(self._backward(*self.inputs(batch)))
+        self.num_steps += 1
+        return figures
+
+    def _backward(self, inputs: tuple[Sequence | Tensor, ...], total: int) -> float:
+        """Gradients of the mean loss over all `total` samples of all ranks; returns that loss."""
+        count = len(inputs[0])
+        size = self._config.micro_batch_size or count
+        loss = 0.0
+        for first in range(0, count, size):
+            piece = tuple(rows[first : first + size] for rows in inputs)
+            weight = len(piece[0]) / total
+            is_last = first + size >= count
+            with nullcontext() if is_last or self.share.size == 1 else self._without_exchange():
+                mean = self._loss(*piece)
+                # The mean over ranks is still to come: shares of a sum become shares of a mean.
+                (mean * (weight * self.share.size)).backward()
+            loss += weight * float(mean.detach())
+        return self.share.total(loss, self.device)
+
+    def _without_exchange(self) -> Any:
+        assert isinstance(self._loss, DistributedDataParallel)
+        return self._loss.no_sync()
+
+    def smooth(self, loss: float) -> float:
+        """Let a loss into the running mean that is told; returns it."""
+        old, new = self.smoothing
+        self.numbers["loss"] = loss if self.num_steps == 0 else old * self.numbers["loss"] + new * loss
+        return self.numbers["loss"]
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    def save(self, checkpoints: TrainingCheckpoints) -> None:
+        """Save if a checkpoint is due. Raises `UserError` on a full disk."""
+        checkpoints.save(self.num_steps, self.parts, self.numbers)
+
+    def restore(self, checkpoints: TrainingCheckpoints) -> bool:
+        """Go back to the newest whole checkpoint; False where there is none."""
+        restored = checkpoints.restore(self.parts)
+        if restored is None:
+            return False
+        self.num_steps, numbers = restored
+        self.numbers |= numbers
+        return True
+
+
+def run_training(
+    training: SupervisedTraining,
+    progress: Progress = lambda step, figures: None,
+    checkpoints: TrainingCheckpoints = NO_CHECKPOINTS,
+) -> None:
+    """All steps that are left, from the newest checkpoint if there is one."""
+    training.restore(checkpoints)
+    go_on(training, progress, checkpoints)
+
+
+def go_on(training: SupervisedTraining, progress: Progress, checkpoints: TrainingCheckpoints) -> None:
+    """All steps that are left, from where the training stands."""
+    for batch in training.batches():
+        figures = training.train_on(batch)
+        progress(training.num_steps, figures)
+        training.save(checkpoints)
+
+
+def check_batch(config: TrainingConfig, section: str, num_ranks: int) -> None:
+    """Raises ConfigError where a rank would have no sample of a batch."""
+    if config.batch_size < num_ranks:
+        raise ConfigError(
+            f"{section}.batch_size={config.batch_size} is less than the {num_ranks} workers of "
+            f"cluster.training_workers; raise {section}.batch_size or lower cluster.training_workers"
+        )
+
+
+def trained_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Those that a training changes, by name: of a network with adapters, the adapters."""
+    return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}

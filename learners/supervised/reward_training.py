@@ -1,0 +1,203 @@
+"""Training of the reward model on the policy's own rollouts, and the choice of its threshold."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from learners.supervised.loop import WHOLE, Progress, SupervisedTraining, WorkerShare, run_training
+from learners.supervised.training_state import NO_CHECKPOINTS, Parts, TrainingCheckpoints
+from wmpo_ray.config.run import RewardConfig
+from wmpo_ray.core.seeding import generator_for
+from wmpo_ray.core.types import Episodes
+from wmpo_ray.data.windows import as_frames
+from wmpo_ray.rollout.fidelity import binary_report
+
+Index = Tensor  # [n, 2] int64: episode, last frame of the clip
+
+
+class TrainableRewardModel(Protocol):
+    """What a reward model has besides `interfaces.RewardModel` so that it can be trained."""
+
+    network: nn.Module
+    clip_length: int
+    instructions: tuple[str, ...]  # those it tells apart
+
+    def clip_logits(self, clips: Tensor, instructions: Sequence[str]) -> Tensor:
+        """Differentiable logit of success [B] of clips [B, L, H, W, 3], float in about 0..255."""
+
+
+@dataclass(frozen=True)
+class ClipIndex:
+    """Which clips are positive, which are not (paper section 3.2)."""
+
+    positive: Index  # last clip of a success
+    negative: Index  # earlier clips of successes, any clip of failures
+
+
+def index_clips(episodes: Episodes, clip_length: int, margin: int) -> ClipIndex:
+    """Clips of `clip_length` frames by their last frame; successes give negatives up to `margin` before their end."""
+    positive, negative = [], []
+    for i, (length, success) in enumerate(zip(episodes.lengths, episodes.success, strict=True)):
+        first = clip_length - 1
+        if success and length >= first:
+            positive.append((i, length))
+        last = length - margin if success else length
+        negative += [(i, end) for end in range(first, int(last) + 1)]
+    return ClipIndex(_pairs(positive), _pairs(negative))
+
+
+def _pairs(rows: list) -> Tensor:
+    return torch.tensor(rows, dtype=torch.int64).reshape(-1, 2)
+
+
+def clips_to_learn(config: RewardConfig, episodes: Episodes) -> ClipIndex:
+    """Raises ValueError where there are only positives or only negatives."""
+    clips = index_clips(episodes, config.clip_length, config.success_margin)
+    for name in ("positive", "negative"):
+        if len(getattr(clips, name)) == 0:
+            raise ValueError(
+                f"the {len(episodes)} episodes for the reward model hold no {name} clip "
+                f"({int(episodes.success.sum())} successes); collect more (collect.num_trajectories) or clone a "
+                "policy that both succeeds and fails (policy.cloning.steps)"
+            )
+    return clips
+
+
+class ClipBatch(NamedTuple):
+    clips: Index
+    texts: list[str]
+    labels: Tensor  # [B] float32: 1 for a success
+
+
+class RewardTrainer(SupervisedTraining):
+    """Balanced batches of clips, binary cross-entropy.
+
+    Where tasks share a scene and differ by instruction, some negatives are terminal clips with another instruction:
+    they are what teaches the model to read it. A batch is `ClipBatch`.
+    """
+
+    def __init__(
+        self,
+        model: TrainableRewardModel,
+        config: RewardConfig,
+        episodes: Episodes,
+        seed: int,
+        share: WorkerShare = WHOLE,
+    ):
+        self.model, self.config = model, config
+        self.clips = clips_to_learn(config, episodes)
+        self.frames, self.instructions = as_frames(episodes.frames), episodes.instructions
+        optimizer = torch.optim.AdamW(
+            model.network.parameters(), config.learning_rate, weight_decay=config.weight_decay
+        )
+        generator = generator_for(seed, "reward")
+        super().__init__(model.network, self._clip_loss, optimizer, generator, config, "reward", share)
+
+    @property
+    def parts(self) -> Parts:
+        return {"network": self.network, "optimizer": self.optimizer, "generator": self.generator}
+
+    def learning_rate_factor(self) -> float:
+        return 0.475 * (1 + math.cos(math.pi * self.num_steps / self.config.steps)) + 0.05
+
+    def draw(self) -> ClipBatch:
+        half = self.config.batch_size // 2
+        swapped = round(half * self.config.swapped_share) if len(self.model.instructions) > 1 else 0
+        index = torch.cat(
+            [
+                self._draw(self.clips.positive, half),
+                self._draw(self.clips.negative, half - swapped),
+                self._draw(self.clips.positive, swapped),
+            ]
+        )
+        texts = [self.instructions[i] for i in index[:, 0].tolist()]
+        for i in range(2 * half - swapped, 2 * half):
+            texts[i] = self._other_instruction(texts[i])
+        return ClipBatch(index, texts, torch.cat([torch.ones(half), torch.zeros(half)]))
+
+    def inputs(self, batch: ClipBatch) -> tuple[tuple, int]:
+        """Clips [n, L, H, W, 3] float in about 0..255, augmented, with instructions and labels [n]."""
+        total, generator = len(batch.clips), self.generator
+        own = self.share.of(total)
+        index = batch.clips[own]
+        clips = self.frames[index[:, :1], index[:, 1:] + torch.arange(1 - self.model.clip_length, 1)].float()
+        flip = torch.rand(total, generator=generator)[own] < 0.5
+        clips = torch.where(flip.view(-1, 1, 1, 1, 1), clips.flip(2), clips)
+        noise = torch.randn((total, *clips.shape[1:]), generator=generator)[own]
+        return (clips + self.config.pixel_noise * noise, batch.texts[own], batch.labels[own]), total
+
+    def update(self, loss: float) -> dict[str, float]:
+        self.optimizer.step()
+        return {"loss": self.smooth(loss)}
+
+    def _clip_loss(self, clips: Tensor, texts: Sequence[str], labels: Tensor) -> Tensor:
+        device = self.device
+        return F.binary_cross_entropy_with_logits(self.model.clip_logits(clips.to(device), texts), labels.to(device))
+
+    def _draw(self, index: Index, count: int) -> Index:
+        return index[torch.randint(len(index), (count,), generator=self.generator)]
+
+    def _other_instruction(self, text: str) -> str:
+        others = [other for other in self.model.instructions if other != text]
+        return others[int(torch.randint(len(others), (), generator=self.generator))]
+
+
+def train_reward_model(
+    model: TrainableRewardModel,
+    config: RewardConfig,
+    episodes: Episodes,
+    seed: int,
+    progress: Progress = lambda step, figures: None,
+    checkpoints: TrainingCheckpoints = NO_CHECKPOINTS,
+    share: WorkerShare = WHOLE,
+) -> dict[str, float]:
+    """Train in place, from the newest checkpoint if there is one; returns the last smoothed loss and the seconds."""
+    started = time.monotonic()
+    trainer = RewardTrainer(model, config, episodes, seed, share)
+    model.network.train()
+    run_training(trainer, progress, checkpoints)
+    model.network.eval()
+    return {
+        "loss": trainer.numbers["loss"],
+        "seconds": time.monotonic() - started,
+        "positive_clips": len(trainer.clips.positive),
+        "negative_clips": len(trainer.clips.negative),
+    }
+
+
+def choose_threshold(best_probability: np.ndarray, success: np.ndarray) -> tuple[float, list[dict[str, float]]]:
+    """The threshold that maximises F1 on held-out trajectories, and the whole curve.
+
+    best_probability [M]: highest window probability of each trajectory. Among equals the middle of the widest run.
+    """
+    grid = np.round(np.linspace(0.02, 0.98, 97), 3)
+    curve = []
+    for threshold in grid:
+        report = binary_report(best_probability >= threshold, success)
+        true_positive = float((best_probability >= threshold)[success].sum())
+        predicted = report["predicted_rate"] * report["num"]
+        curve.append(
+            {
+                "threshold": float(threshold),
+                "f1": report["f1"],
+                "precision": true_positive / predicted if predicted else 1.0,
+                "recall": true_positive / max(float(success.sum()), 1.0),
+            }
+        )
+    f1 = np.array([point["f1"] for point in curve])
+    runs = _equal_runs(np.flatnonzero(f1 >= f1.max() - 1e-9))
+    widest = max(runs, key=len)
+    return float(grid[widest[len(widest) // 2]]), curve
+
+
+def _equal_runs(index: np.ndarray) -> Sequence[np.ndarray]:
+    return np.split(index, np.flatnonzero(np.diff(index) > 1) + 1)

@@ -1,0 +1,101 @@
+"""Spooled trajectories: the same bits back, or a named reason."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from wmpo_ray.core.files import sha256_of
+from wmpo_ray.core.types import GroupRequest, RolloutRequest, StartState, Trajectories
+from wmpo_ray.data.spool import (
+    SpoolError,
+    load_trajectories,
+    remove_spooled,
+    save_trajectories,
+    spool_path,
+)
+
+
+def make_trajectories(seed: int = 0) -> Trajectories:
+    rng = np.random.default_rng(seed)
+    return Trajectories(
+        rng.integers(0, 255, (4, 2, 8, 8, 3)).astype(np.uint8),
+        ("push left", "öffne", "push left", ""),
+        rng.integers(0, 255, (4, 2, 12)),
+        rng.normal(size=(4, 2, 12)).astype(np.float32),
+        rng.normal(size=(4, 2, 4, 3)).astype(np.float32),
+        7,
+    )
+
+
+def test_what_is_read_is_what_was_written(tmp_path):
+    data = make_trajectories()
+    sha256 = save_trajectories(tmp_path / "a" / "b.safetensors", data)
+    back = load_trajectories(tmp_path / "a" / "b.safetensors", sha256)
+    assert back.instructions == data.instructions and (back.version, back.source) == (7, "imagined")
+    for name in ("frames", "action_tokens", "behavior_logprobs", "actions"):
+        ours, theirs = getattr(back, name), getattr(data, name)
+        assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs)
+
+
+def test_the_same_trajectories_give_the_same_file(tmp_path):
+    first, second = (save_trajectories(tmp_path / name, make_trajectories()) for name in ("a", "b"))
+    assert first == second != save_trajectories(tmp_path / "c", make_trajectories(1))
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
+def test_a_damaged_file_is_named(tmp_path, damage):
+    path = tmp_path / "a.safetensors"
+    sha256 = save_trajectories(path, make_trajectories())
+    content = bytearray(path.read_bytes())
+    if damage == "delete":
+        path.unlink()
+    else:
+        content[-1] ^= 1
+        path.write_bytes(content if damage == "flip" else content[:-5])
+    with pytest.raises(SpoolError, match=r"a\.safetensors (is missing|was altered)"):
+        load_trajectories(path, sha256)
+
+
+def test_requests_have_files_of_their_own_and_go_with_their_update(tmp_path):
+    start = StartState(np.zeros((1, 8, 8, 3), np.uint8), "go")
+    requests = [
+        RolloutRequest(0, tuple(GroupRequest(update, a, 0, start, 2, 0) for a in (first, first + 1)), 0, 1.0)
+        for update in (0, 1)
+        for first in (0, 2)
+    ]
+    requests += [requests[0].alone(0), requests[0].alone(1)]
+    paths = [spool_path(tmp_path, request) for request in requests]
+    assert len(set(paths)) == len(paths)
+    for path in paths:
+        save_trajectories(path, make_trajectories())
+    remove_spooled(tmp_path, before_update=1)
+    assert sorted(tmp_path.rglob("*.safetensors")) == sorted(path for path in paths if "update-000001" in str(path))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "about"),
+    [
+        ({"frames": np.zeros((3, 2, 8, 8, 3), np.uint8)}, {}),
+        ({"actions": np.zeros((4, 1, 4, 3), np.float32)}, {}),
+        ({"action_tokens": np.zeros((4, 2, 12), np.float32)}, {}),
+        ({"behavior_logprobs": np.zeros((4, 2, 11), np.float32)}, {}),
+        ({"frames": np.zeros((4, 2, 8, 8), np.uint8)}, {}),
+        ({"more": np.zeros(1)}, {}),
+        ({}, {"instructions": ["go"]}),
+        ({}, {"version": "7"}),
+        ({}, {"version": -1}),
+        ({}, {"surprise": 1}),
+        ({}, None),
+    ],
+)
+def test_a_file_that_is_not_what_we_write_is_refused(tmp_path, arrays, about):
+    data, path = make_trajectories(), tmp_path / "a.safetensors"
+    good = {name: getattr(data, name) for name in ("frames", "action_tokens", "behavior_logprobs", "actions")}
+    facts = {"instructions": data.instructions, "version": 7, "source": "imagined"}
+    save_file(good | arrays, path, metadata=None if about is None else {"about": json.dumps(facts | about)})
+    with pytest.raises(SpoolError, match=r"a\.safetensors"):
+        load_trajectories(path, sha256_of(path))

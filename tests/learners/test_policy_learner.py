@@ -1,0 +1,229 @@
+"""The learner: what one update does, what it survives, what it can be resumed from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from learners.policy_learner import GrpoLearner, Spooled, UpdateFacts
+from tests.support.small_run import SETTINGS, small_config
+from wmpo_ray.algorithms.batching import GroupSlice, build_batch
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.types import Trajectories
+from wmpo_ray.data.spool import save_trajectories
+from wmpo_ray.environments.pocket.env import INSTRUCTIONS
+from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
+
+NUM_CHUNKS, GROUP = 2, 4
+FACTS = UpdateFacts({}, [(0, 0), (0, 1)], 7)
+
+
+@pytest.fixture
+def policy_dir(tmp_path) -> str:
+    torch.manual_seed(0)
+    settings = small_config().policy.network.model_dump()
+    TinyPolicy(TinyPolicyHFConfig(**settings, vocabulary=vocabulary_of(INSTRUCTIONS))).save_pretrained(
+        tmp_path / "policy"
+    )
+    return str(tmp_path / "policy")
+
+
+@pytest.fixture
+def learner(policy_dir, tmp_path) -> GrpoLearner:
+    return GrpoLearner(small_config(), policy_dir, str(tmp_path / "checkpoints"))
+
+
+def sample(learner: GrpoLearner, num: int = 8, seed: int = 0) -> Trajectories:
+    """Trajectories as the learner's own policy would act, on random frames."""
+    rng = np.random.default_rng(seed)
+    frames = rng.integers(0, 255, (num, NUM_CHUNKS, 16, 16, 3)).astype(np.uint8)
+    texts = tuple(INSTRUCTIONS[i % 2] for i in range(num))
+    chunks = [learner.policy.act(frames[:, n], texts, 1.0, [seed + 100 * n + i for i in range(num)]) for n in range(2)]
+    stack = [np.stack([chunk[k].numpy() for chunk in chunks], 1) for k in range(3)]
+    return Trajectories(frames, texts, stack[0], stack[1], stack[2], 0)
+
+
+def groups(finish: int = 8) -> list[GroupSlice]:
+    success = np.array([True, False, False, True])
+    return [GroupSlice(0, (i * GROUP, (i + 1) * GROUP), success, np.full(GROUP, finish)) for i in range(2)]
+
+
+def success_logprob(learner: GrpoLearner, data: Trajectories) -> float:
+    rows = [0, 3, 4, 7]
+    texts = [data.instructions[i] for i in rows]
+    with torch.no_grad():
+        return float(
+            learner.policy.log_prob(
+                data.frames[rows, 0], texts, torch.from_numpy(data.action_tokens[rows, 0]), 1.0
+            ).sum()
+        )
+
+
+def test_an_update_raises_the_likelihood_of_what_succeeded(learner):
+    data = sample(learner)
+    before = success_logprob(learner, data)
+    for _ in range(3):
+        learner.update(groups(), FACTS, data)
+    assert success_logprob(learner, data) > before
+
+
+def test_log_probabilities_of_sampling_time_are_those_of_the_learner(learner):
+    result, *_ = learner.update(groups(), FACTS, sample(learner))
+    assert result.metrics["policy/logprob_distance"] < 1e-5
+
+
+def test_the_distance_of_log_probabilities_sees_other_weights(learner):
+    data = sample(learner)
+    learner.update(groups(), FACTS, data)
+    assert learner.update(groups(), FACTS, data)[0].metrics["policy/logprob_distance"] > 1e-3
+
+
+def test_what_happens_after_the_finish_step_teaches_nothing(policy_dir, tmp_path):
+    digests = []
+    for seed in (0, 1):
+        learner = GrpoLearner(small_config(), policy_dir, str(tmp_path / f"c{seed}"))
+        data = sample(learner)
+        data.frames[:, 1] = np.random.default_rng(seed).integers(0, 255, data.frames[:, 1].shape)
+        digests.append(learner.update(groups(finish=4), FACTS, data)[0].version.digest)
+    assert digests[0] == digests[1]
+
+
+def test_equal_outcomes_leave_the_weights_alone(learner):
+    version = learner.resume().version
+    same = [group._replace(success=np.ones(GROUP, bool)) for group in groups()]
+    assert learner.update(same, FACTS, sample(learner))[0].version.digest == version.digest
+
+
+def test_a_loss_that_is_not_finite_is_skipped_counted_and_ends_the_run_at_the_limit(learner):
+    version = learner.resume().version
+    data = sample(learner)
+    broken = Trajectories(*[*data.__dict__.values()][:3], np.full_like(data.behavior_logprobs, np.nan), data.actions, 0)
+    result, *_ = learner.update(groups(), FACTS, broken)
+    assert result.metrics["policy/skipped_steps"] == 1 and result.version.digest == version.digest
+    with pytest.raises(UserError, match=r"not finite.*grpo.learning_rate.*grpo.max_skipped_steps"):
+        for _ in range(5):
+            learner.update(groups(), FACTS, broken)
+
+
+def test_resumed_it_goes_on_bit_for_bit(policy_dir, tmp_path):
+    def play(folder: str, stop_after: int | None) -> str:
+        learner = GrpoLearner(small_config(), policy_dir, str(tmp_path / folder))
+        for update in range(3):
+            if update == stop_after:
+                learner = GrpoLearner(small_config(), policy_dir, str(tmp_path / folder))
+                assert learner.resume().version.num_updates == update
+            learner.update(groups(), FACTS, sample(learner, seed=update))
+        return learner.encoder.encode(3)[0].digest
+
+    assert play("straight", None) == play("resumed", 2)
+
+
+def test_an_altered_checkpoint_is_named_and_the_one_before_is_used(learner, policy_dir, tmp_path):
+    for update in range(2):
+        learner.update(groups(), FACTS, sample(learner, seed=update))
+    file = tmp_path / "checkpoints" / "step-000002" / "tensors.safetensors"
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+    fresh = GrpoLearner(small_config(), policy_dir, str(tmp_path / "checkpoints"))
+    state = fresh.resume()
+    assert state.version.num_updates == 1 and len(state.history) == 1 and state.trained == FACTS.keys
+    assert len(state.problems) == 1 and "step-000002" in state.problems[0]
+
+
+class Killed(Exception):
+    pass
+
+
+def interrupt(learner: GrpoLearner, after: int) -> list[int]:
+    """Let the learner die after so many optimizer steps; returns where each step that it made began."""
+    step, made = learner._step, []
+
+    def counted(batch, rows):
+        if len(made) == after:
+            raise Killed
+        made.append(rows.start)
+        return step(batch, rows)
+
+    learner._step = counted  # type: ignore[method-assign]
+    return made
+
+
+@pytest.mark.parametrize("after", [0, 1, 2, 3])
+def test_an_update_that_was_cut_short_goes_on_behind_its_last_step(policy_dir, tmp_path, after):
+    config = Config.model_validate({**SETTINGS, "grpo": {**SETTINGS["grpo"], "minibatch_trajectories": 2}})
+
+    def make(folder: str) -> GrpoLearner:
+        learner = GrpoLearner(config, policy_dir, str(tmp_path / folder))
+        learner.resume()
+        return learner
+
+    data = sample(make("data"))
+    expected = make("straight").update(groups(), FACTS, data)[0]
+    first = make("cut")
+    made = interrupt(first, after)
+    with pytest.raises(Killed):
+        first.update(groups(), FACTS, data)
+    second = make("cut")
+    assert second.resume().version.num_updates == 0, "the update is not done: replicas keep the weights before it"
+    rest = interrupt(second, 4)
+    result = second.update(groups(), FACTS, data)[0]
+    assert made + rest == [0, 2, 4, 6], "no step is made twice"
+    assert result.version == expected.version
+    assert result.metrics["policy/loss"] == expected.metrics["policy/loss"]
+
+
+def test_another_batch_starts_the_update_from_its_beginning(policy_dir, tmp_path):
+    learner = GrpoLearner(small_config(), policy_dir, str(tmp_path / "c"))
+    interrupt(learner, 0)
+    with pytest.raises(Killed):
+        learner.update(groups(), FACTS, sample(learner))
+    fresh = GrpoLearner(small_config(), policy_dir, str(tmp_path / "c"))
+    straight = GrpoLearner(small_config(), policy_dir, str(tmp_path / "d"))
+    other = sample(fresh, seed=5)
+    assert fresh.update(groups(), FACTS, other)[0].version == straight.update(groups(), FACTS, other)[0].version
+
+
+def test_trajectories_from_the_disk_teach_the_same(learner, policy_dir, tmp_path):
+    data = sample(learner)
+    sha256 = save_trajectories(tmp_path / "spool" / "a.safetensors", data)
+    other = GrpoLearner(small_config(), policy_dir, str(tmp_path / "other"))
+    spooled = Spooled(str(tmp_path / "spool" / "a.safetensors"), sha256)
+    assert other.update(groups(), FACTS, spooled)[0].version == learner.update(groups(), FACTS, data)[0].version
+
+
+def test_weights_of_earlier_versions_outlive_the_process(policy_dir, tmp_path):
+    config = Config.model_validate({**SETTINGS, "filter": {"max_staleness": 1}})
+    learner = GrpoLearner(config, policy_dir, str(tmp_path / "c"))
+    learner.resume()
+    digests = [learner.update(groups(), FACTS, sample(learner, seed=i))[0].version.digest for i in range(2)]
+    fresh = GrpoLearner(config, policy_dir, str(tmp_path / "c"))
+    assert fresh.resume().digests[1] == digests[0]
+    assert [fresh.weights(version)[0].digest for version in (1, 2)] == digests
+
+
+def test_only_the_chosen_parameters_are_trained(policy_dir, tmp_path):
+    config = Config.model_validate({**SETTINGS, "grpo": {**SETTINGS["grpo"], "trained_parameters": "head|bias"}})
+    learner = GrpoLearner(config, policy_dir, str(tmp_path / "c"))
+    before = {name: parameter.detach().clone() for name, parameter in learner.policy.named_parameters()}
+    learner.update(groups(), FACTS, sample(learner))
+    changed = {
+        name for name, parameter in learner.policy.named_parameters() if not torch.equal(parameter, before[name])
+    }
+    assert changed and all("head" in name or "bias" in name for name in changed)
+    none = Config.model_validate({**SETTINGS, "grpo": {**SETTINGS["grpo"], "trained_parameters": "nothing_like_this"}})
+    with pytest.raises(UserError, match="trained_parameters='nothing_like_this' matches no parameter"):
+        GrpoLearner(none, policy_dir, str(tmp_path / "d"))
+
+
+def test_groups_are_cut_from_the_object_they_stand_in(learner):
+    first, second = sample(learner, seed=1), sample(learner, seed=2)
+    slices = [groups()[1]._replace(source=1), groups()[0]]
+    batch = build_batch(slices, [first, second])
+    assert (batch.frames[:4] == second.frames[4:8]).all() and (batch.frames[4:] == first.frames[:4]).all()
+
+
+def test_settings_of_the_small_run_are_a_valid_config():
+    assert Config.model_validate(SETTINGS).num_chunks == NUM_CHUNKS

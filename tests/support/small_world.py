@@ -1,0 +1,48 @@
+"""Small real world models with random weights, for laws that hold for any weights."""
+
+import numpy as np
+import torch
+
+from wmpo_ray.config.run import DenoiserConfig, NetworkConfig, SamplerConfig, WorldModelConfig
+from wmpo_ray.core.types import StartState
+from wmpo_ray.environments.pocket.env import PocketEnvironment
+from wmpo_ray.world_models.diffusion import DiffusionWorldModel
+
+NETWORK = NetworkConfig(hidden_size=24, depth=2, num_heads=2, mlp_ratio=2.0)
+EMBEDDED = DenoiserConfig(
+    prediction="sample",
+    input_scaling=True,
+    residual=True,
+    conditioning_noise=0.07,
+    sampling_noise=0.07,
+    changed_pixel_weight=6.0,
+    action_bands=2,
+    time_distribution="uniform",
+    pure_noise_share=0.5,
+)
+
+
+def small_world_model(denoiser: DenoiserConfig = EMBEDDED, num_steps: int = 2, seed: int = 0) -> DiffusionWorldModel:
+    """c = 2, K = 4, with an output layer that is not zero."""
+    config = WorldModelConfig(
+        pretrained="", network=NETWORK, denoiser=denoiser, sampler=SamplerConfig(num_steps=num_steps)
+    )
+    world_model = DiffusionWorldModel.create(config, action_dim=3, chunk_length=4, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    weight = world_model.denoiser.network.final_layer.linear.weight
+    with torch.no_grad():
+        weight.copy_(torch.randn(weight.shape, generator=generator) * 0.2)
+    world_model.denoiser.network.eval()
+    return world_model
+
+
+def scene_starts(num: int, first_seed: int = 0) -> list[StartState]:
+    env = PocketEnvironment()
+    seeds = range(first_seed, first_seed + num)
+    frames = env.reset(list(seeds))
+    return [StartState(f[None], text, seed) for f, text, seed in zip(frames, env.instruction, seeds, strict=True)]
+
+
+def random_chunk(num: int, seed: int = 0) -> torch.Tensor:
+    """Actions [num, 4, 3] float32."""
+    return torch.from_numpy(np.random.default_rng(seed).uniform(-1, 1, (num, 4, 3)).astype(np.float32))

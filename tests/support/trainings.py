@@ -1,0 +1,79 @@
+"""Small trainings that any number of processes can share, for the laws of sharing."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from learners.supervised.cloning import clone_policy
+from learners.supervised.loop import WHOLE, WorkerShare
+from learners.supervised.reward_training import train_reward_model
+from learners.supervised.training_state import NO_CHECKPOINTS, TrainingCheckpoints
+from learners.supervised.world_model_training import WorldModelTrainer, train_world_model
+from tests.support.openvla import small_policy
+from tests.support.small_world import small_world_model
+from wmpo_ray.config.run import CloningConfig, RewardConfig, WorldModelTrainingConfig
+from wmpo_ray.data.windows import WindowSampler
+from wmpo_ray.environments.pocket.env import PocketEnvironment
+from wmpo_ray.environments.pocket.play import collect_play
+from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
+from wmpo_ray.reward_models.videomae import VideoMAERewardModel
+from wmpo_ray.rollout.evaluation import rollout_expert
+
+STEPS = 3
+BATCH = 7  # no two equal shares
+Outcome = tuple[dict[str, Tensor], dict[str, float]]
+
+
+def clone_tiny(share: WorkerShare = WHOLE, micro_batch_size: int = 0) -> Outcome:
+    demos = rollout_expert(PocketEnvironment(8), np.arange(6), 0.1, (0, "demos"))
+    torch.manual_seed(0)
+    vocabulary = vocabulary_of(PocketEnvironment.instructions)
+    policy = TinyPolicy(TinyPolicyHFConfig(width=16, num_layers=1, num_heads=2, patch_size=8, vocabulary=vocabulary))
+    config = CloningConfig(steps=STEPS, batch_size=BATCH, micro_batch_size=micro_batch_size, learning_rate=3e-3)
+    figures = clone_policy(policy, demos, config, 5, share=share)
+    return policy.state_dict(), figures
+
+
+def clone_openvla(share: WorkerShare = WHOLE, micro_batch_size: int = 0) -> Outcome:
+    demos = rollout_expert(PocketEnvironment(8), np.arange(4), 0.1, (0, "demos"))
+    policy = small_policy(compute_dtype="float32")
+    config = CloningConfig(steps=STEPS, batch_size=BATCH, micro_batch_size=micro_batch_size, learning_rate=1e-3)
+    figures = clone_policy(policy, demos, config, 5, share=share)
+    return policy.state_dict(), figures
+
+
+def train_rewards(share: WorkerShare = WHOLE, micro_batch_size: int = 0) -> Outcome:
+    episodes = rollout_expert(PocketEnvironment(24), np.arange(12), 3.0, (0, "demos"))
+    network = {"hidden_size": 16, "num_layers": 1, "num_heads": 2}
+    settings = {"steps": STEPS, "batch_size": 2 * BATCH, "micro_batch_size": micro_batch_size, "swapped_share": 0.4}
+    config = RewardConfig.model_validate({"network": network, **settings})
+    model = VideoMAERewardModel.create(config, 16, sorted(set(episodes.instructions)), seed=0)
+    figures = train_reward_model(model, config, episodes, 5, share=share)
+    return model.network.state_dict(), figures
+
+
+def train_world(
+    share: WorkerShare = WHOLE, micro_batch_size: int = 0, checkpoints: TrainingCheckpoints = NO_CHECKPOINTS
+) -> Outcome:
+    play = collect_play(12, 12, seed=0)
+    sources = [
+        WindowSampler(play.frames[part], play.actions[part], np.full(6, 12), context_frames=2, chunk_length=4)
+        for part in (slice(6), slice(6, None))
+    ]
+    config = WorldModelTrainingConfig(
+        steps=STEPS,
+        batch_size=BATCH,
+        micro_batch_size=micro_batch_size,
+        learning_rate=3e-3,
+        warmup_steps=2,
+        ema_decay=0.9,
+        self_context_share=0.6,
+    )
+    trainer = WorldModelTrainer(small_world_model(), config, seed=5, share=share)
+    figures = train_world_model(trainer, sources, [0.7, 0.3], checkpoints=checkpoints)
+    return dict(trainer.network.state_dict()), figures
+
+
+TRAININGS = {"tiny": clone_tiny, "openvla": clone_openvla, "reward": train_rewards, "world": train_world}

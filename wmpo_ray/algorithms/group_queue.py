@@ -1,0 +1,164 @@
+"""Slots and admission: which groups are in flight, which wait for training, in which order they are taken.
+
+Every update has its own issue order. Its batch is the shortest prefix of that order that holds enough admitted groups:
+first-come admission would favour easy or short groups, and the result would depend on the number of actors.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from wmpo_ray.algorithms.group_filter import judge_group
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.types import Group, GroupRequest, RolloutRequest, Verdict
+
+Key = tuple[int, int]  # update, attempt
+
+
+class NothingAdmittedError(UserError):
+    """`max_attempts` groups were issued for one update and too few of them carry a learning signal."""
+
+
+class ReadyBatch(NamedTuple):
+    update: int
+    groups: list[Group]  # admitted, in issue order
+    surplus: list[Key]  # issued for this update and not needed, in issue order
+    metrics: dict[str, float]  # what became of everything issued up to the last of them
+
+
+@dataclass
+class _Issued:
+    """The groups of one update: `settled` has a verdict and, unless it was quarantined, the scored group."""
+
+    keys: list[Key] = field(default_factory=list)
+    settled: dict[Key, tuple[Verdict, Group | None]] = field(default_factory=dict)
+    num_admitted: int = 0
+
+    @property
+    def num_open(self) -> int:
+        """Groups that are or may become part of the batch."""
+        return len(self.keys) - len(self.settled) + self.num_admitted
+
+
+class GroupQueue:
+    """Groups under way and waiting, by update. A key that is not (any longer) issued, or settled before, is nobody's."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self._size = config.rollout.groups_per_update
+        self._slots = self._size + round(config.rollout.speculation * self._size)
+        self._updates: dict[int, _Issued] = {}
+
+    def has_free_slot(self, update: int) -> bool:
+        """Whether another group should be issued: those undecided and those admitted may not fill the batch."""
+        issued = self._updates.get(update)
+        return issued is None or issued.num_open < self._slots
+
+    def num_issued(self, update: int) -> int:
+        return len(self._updates[update].keys) if update in self._updates else 0
+
+    def counts(self, update: int) -> dict[str, int]:
+        """Groups under way and admitted for this update and later ones; needed for one, and free slots of this one."""
+        issued = [one for number, one in self._updates.items() if number >= update]
+        admitted = sum(one.num_admitted for one in issued)
+        in_flight = sum(one.num_open for one in issued) - admitted
+        mine = self._updates.get(update)
+        free = self._slots - (mine.num_open if mine else 0)
+        return {"in_flight": in_flight, "admitted": admitted, "needed": self._size, "free": max(free, 0)}
+
+    def issue(self, request: RolloutRequest) -> None:
+        for group in request.groups:
+            self._updates.setdefault(group.update, _Issued()).keys.append(group.key)
+
+    def is_open(self, key: Key) -> bool:
+        """True while a group is waited for."""
+        issued = self._updates.get(key[0])
+        # Attempts are issued without gaps: the number tells whether this one was.
+        return issued is not None and key not in issued.settled and key[1] < len(issued.keys)
+
+    def settle(self, group: Group, learner_version: int) -> Verdict | None:
+        """Judge a scored group; it waits for its turn. None for one that nobody waits for."""
+        if not self.is_open(group.request.key):
+            return None
+        verdict = judge_group(group.success, group.version, learner_version, self.config.filter)
+        issued = self._updates[group.request.update]
+        issued.settled[group.request.key] = (verdict, group)
+        issued.num_admitted += verdict is Verdict.ADMIT
+        return verdict
+
+    def quarantine(self, request: GroupRequest) -> bool:
+        """Give a group up; the batch is filled by others. False if nobody waits for it."""
+        if not self.is_open(request.key):
+            return False
+        self._updates[request.update].settled[request.key] = (Verdict.QUARANTINED, None)
+        return True
+
+    def is_complete(self, update: int) -> bool:
+        """Whether a batch of this update can be taken."""
+        return self._prefix(update) is not None
+
+    def take_batch(self, update: int) -> ReadyBatch | None:
+        """The first `groups_per_update` admitted groups, once every group issued before the last of them is settled.
+
+        The update is closed by it: its other groups are surplus, and answers that still come are nobody's.
+        """
+        prefix = self._prefix(update)
+        if prefix is None:
+            return None
+        issued = self._updates.pop(update)
+        taken = [issued.settled[key] for key in prefix]
+        admitted = [group for verdict, group in taken if verdict is Verdict.ADMIT and group is not None]
+        surplus = issued.keys[len(prefix) :]
+        verdicts = Counter(verdict for verdict, _ in taken)
+        verdicts[Verdict.SURPLUS] = len(surplus)
+        scored = [group for _, group in taken if group is not None]
+        return ReadyBatch(update, admitted, surplus, _metrics(scored, admitted, verdicts))
+
+    def _prefix(self, update: int) -> list[Key] | None:
+        issued = self._updates.get(update)
+        if issued is None or issued.num_admitted < self._size:
+            return None
+        admitted = 0
+        for i, key in enumerate(issued.keys):
+            if key not in issued.settled:
+                return None
+            admitted += issued.settled[key][0] is Verdict.ADMIT
+            if admitted == self._size:
+                return issued.keys[: i + 1]
+        return None
+
+    def check_attempts(self, update: int) -> None:
+        """Raise NothingAdmittedError once `max_attempts` groups were issued for one update without a full batch."""
+        limit = self.config.rollout.max_attempts
+        attempts = self.num_issued(update)
+        if attempts < limit:
+            return
+        size = self.config.rollout.group_size
+        issued = self._updates[update]
+        outcomes = Counter(int(group.success.sum()) for _, group in issued.settled.values() if group is not None)
+        histogram = ", ".join(f"{k}/{size}: {outcomes[k]}" for k in range(size + 1) if outcomes[k])
+        raise NothingAdmittedError(
+            f"{attempts} groups were imagined for one update and only {issued.num_admitted} of the "
+            f"{self._size} needed have mixed outcomes; successes in a group -> groups: "
+            f"{histogram or 'none scored'}. If all are 0 the reward model never accepts: look at the gate's figures and "
+            "its threshold; else lower rollout.groups_per_update or raise rollout.max_attempts"
+        )
+
+
+def _metrics(groups: list[Group], admitted: list[Group], verdicts: Counter[Verdict]) -> dict[str, float]:
+    success = np.concatenate([group.success for group in groups])
+    refuted = sum(group.num_refuted for group in groups)
+    finish = np.concatenate([group.finish_step[group.success] for group in groups])
+    figures = {
+        "imagined/success_rate": float(success.mean() + refuted / len(success)),
+        "imagined/verified_success_rate": float(success.mean()),
+        "imagined/success_length_frames": float(finish.mean()) if len(finish) else float("nan"),
+        "imagined/trajectories": float(len(success)),
+        "queue/admitted_success_rate": float(np.mean([group.success.mean() for group in admitted])),
+    }
+    return figures | {f"queue/{verdict.value}": float(verdicts[verdict]) for verdict in Verdict}

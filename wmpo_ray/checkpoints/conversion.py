@@ -1,0 +1,113 @@
+"""The same weights in another layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+
+from wmpo_ray.checkpoints.inspection import POLICY, REWARD_MODEL, WORLD_MODEL, fit_of, is_ignored, kind_of, read_policy
+from wmpo_ray.core.errors import ConfigError, UserError
+from wmpo_ray.core.files import atomic_directory
+from wmpo_ray.model_files.weight_files import WeightFiles, check_values, find_weights, read_tensors
+from wmpo_ray.policies.openvla.contents import policy_config
+from wmpo_ray.policies.openvla.published_files import read_companions
+from wmpo_ray.reward_models.published_videomae import PublishedRewardModel
+from wmpo_ray.world_models.autoencoder import AutoencoderCodec
+from wmpo_ray.world_models.published_stdit import load_published_network, published_world_model, save_published_network
+from wmpo_ray.world_models.stdit import STDiT
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+LAYOUTS = {
+    WORLD_MODEL: ("reference", "diffusers", "wmpo"),
+    REWARD_MODEL: ("transformers", "reference"),
+    POLICY: ("transformers", "reference"),
+}
+
+
+def convert_checkpoint(
+    source: str | Path,
+    folder: str | Path,
+    layout: str,
+    *,
+    dtype: str = "float32",
+    ema: bool = True,
+    drop_dead: bool = False,
+    autoencoder: str | Path | None = None,
+    max_shard_size: int | str = "5GB",
+) -> str:
+    """Read a checkpoint, write it to a new `folder` in `layout`, and say what kind of model it is.
+
+    A world model becomes `reference` (the published names), `diffusers` (the network alone) or `wmpo` (with sampler
+    settings and `autoencoder`, as `world_model.pretrained` takes it); a reward model or a policy becomes
+    `transformers`, whose names are the published ones. Raises UserError for anything else.
+    """
+    if Path(folder).exists():
+        raise UserError(f"{folder} exists: name a new folder")
+    if not Path(folder).parent.is_dir():
+        raise UserError(f"{Path(folder).parent} does not exist")
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype = {dtype!r}: known are {', '.join(DTYPES)}")
+    files = find_weights(source, ema)
+    kind = kind_of(files)
+    if layout not in LAYOUTS.get(kind, ()):
+        known = ", ".join(LAYOUTS.get(kind, ())) or "none"
+        raise ConfigError(f"layout = {layout!r}: {source} holds a model of kind {kind}, its layouts are: {known}")
+    if kind == REWARD_MODEL:
+        PublishedRewardModel.load(source, dtype=DTYPES[dtype]).save(folder)
+        return kind
+    if kind == POLICY:
+        _save_policy(files, Path(folder), DTYPES[dtype], max_shard_size)
+        return kind
+    network = load_published_network(source, ema=ema, drop_dead=drop_dead, dtype=DTYPES[dtype])
+    if layout == "reference":
+        save_published_network(network, folder, dead_parameters=not drop_dead, max_shard_size=max_shard_size)
+    else:
+        _save_ours(network, Path(folder), layout, autoencoder)
+    return kind
+
+
+def _save_ours(network: STDiT, folder: Path, layout: str, autoencoder: str | Path | None) -> None:
+    if layout == "wmpo" and autoencoder is None:
+        raise ConfigError(
+            "layout = 'wmpo': a world model is network and autoencoder; give its folder with --autoencoder"
+        )
+    with atomic_directory(folder) as partial:
+        if autoencoder is None or layout == "diffusers":
+            network.save_pretrained(partial, safe_serialization=True)
+        else:
+            published_world_model(network, AutoencoderCodec.load(autoencoder)).save(partial)
+
+
+def _save_policy(files: WeightFiles, folder: Path, dtype: torch.dtype, max_shard_size: int | str) -> None:
+    """Safetensors with an index and the small files; in memory stands one part at a time."""
+    beside = files.parts[0].parent
+    build, names = read_policy(files)
+    fit = fit_of(files, build, names)
+    foreign = [name for name in fit.foreign if not is_ignored(POLICY, name)]
+    for what, found in (("lack", fit.missing), ("have the wrong shape:", fit.wrong), ("hold in addition", foreign)):
+        if found:
+            raise UserError(f"{files.path}: the weights {what} {found[0]} and {len(found) - 1} more")
+    with torch.device("meta"):
+        shapes = {name: torch.empty(files.specs[name].shape, dtype=dtype) for name in fit.in_file}
+    parts = split_torch_state_dict_into_shards(
+        shapes, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
+    )
+    with atomic_directory(folder) as partial:
+        for part, held in parts.filename_to_tensors.items():
+            tensors = {}
+            for name, tensor in read_tensors(files, dict.fromkeys(held, "")):
+                tensors[name] = tensor.to(dtype).contiguous()
+                check_values(name, tensors[name], files.path)
+            save_file(tensors, partial / part, metadata={"format": "pt"})
+        if parts.is_sharded:
+            index = {"metadata": parts.metadata, "weight_map": parts.tensor_to_filename}
+            (partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
+        config = policy_config(beside, len(files.specs))
+        config.dtype = dtype
+        config.save_pretrained(partial)
+        for name, content in read_companions(beside).items():
+            (partial / name).write_bytes(content)

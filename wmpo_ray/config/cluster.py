@@ -1,0 +1,166 @@
+"""Settings of a run that say where it runs and what it survives.
+
+None of them changes its result but the threads and, by rounding, the device and how many processes share a training.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from wmpo_ray.core.section import Count, NonNegative, Positive, Section, shown
+
+Size = int | tuple[int, int]  # a fixed number of actors, or (min, max)
+
+
+def bounds(size: Size) -> tuple[int, int]:
+    """(min, max) of a number of actors."""
+    return size if isinstance(size, tuple) else (size, size)
+
+
+_HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9._-]*):(\d{1,5})")
+
+
+def check_address(address: str, key: str = "cluster.address") -> str:
+    """Where a driver finds its cluster: "", "auto" or host:port of the GCS. Raises ValueError for anything else."""
+    if address in ("", "auto"):
+        return address
+    match = _HOST_PORT.fullmatch(address)
+    if match and 0 < int(match[2]) < 2**16:
+        return address
+    scheme = address.partition("://")[0]
+    reasons = {
+        "ray": "a Ray client cannot place actors, that takes a driver inside the cluster",
+        "http": "a dashboard takes jobs but no drivers",
+        "https": "a dashboard takes jobs but no drivers",
+    }
+    reason = reasons.get(scheme, "this is no address of a cluster") if "://" in address else "this is no host:port"
+    advice = "submit the run with `ray job submit`, or " if scheme in reasons else ""
+    raise ValueError(
+        f'{key} = {shown(address)}: {reason}; {advice}give "host:port", "auto" for the cluster of this machine, or "" to '
+        f"start one; change {key}"
+    )
+
+
+class ClusterConfig(Section):
+    imagination_actors: Size = 2  # or [min, max]: elastic
+    reward_actors: Size = 1
+    learner_ranks: Count = 1  # processes that share the learner's weights (FSDP2)
+    training_workers: Size = 1  # of the supervised stages; more than one, or [min, max]: Ray Train
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # "auto": cuda in a process that sees a GPU
+    threads_per_process: Count = 1
+    address: str = ""  # a running cluster; "" starts one on this machine
+
+    @field_validator("address")
+    @classmethod
+    def _check_address(cls, address: str) -> str:
+        return check_address(address)
+
+    @field_validator("imagination_actors", "reward_actors")
+    @classmethod
+    def _check_size(cls, size: Size) -> Size:
+        low, high = bounds(size)
+        if not (0 <= low <= high and high >= 1):
+            raise ValueError(
+                f"{size}: a number of actors is 1 or more, or [min, max] with 0 <= min <= max and max >= 1"
+            )
+        return size
+
+    @field_validator("training_workers")
+    @classmethod
+    def _check_workers(cls, size: Size) -> Size:
+        low, high = bounds(size)
+        if not 1 <= low <= high:
+            raise ValueError(
+                f"cluster.training_workers = {shown(size)}: give a number of workers from 1 on, or [min, max] with "
+                "1 <= min <= max"
+            )
+        return size
+
+
+class RolePlacement(Section):
+    """What one actor of a role asks for."""
+
+    cpus: NonNegative = 0.0
+    gpus: NonNegative = 0.0  # a fraction shares the GPU
+    accelerator_type: str = ""  # such as "H100"; "": any
+    labels: tuple[str, ...] = ()  # of the node, such as "ray.io/market-type=spot"
+
+    @field_validator("labels")
+    @classmethod
+    def _check_labels(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        for label in labels:
+            key, separator, value = label.partition("=")
+            if not (key and separator and value):
+                raise ValueError(f'label {label!r}: expected "key=value"')
+        return labels
+
+
+class ImaginationPlacement(RolePlacement):
+    cpus: NonNegative = 0.7
+
+
+class RewardPlacement(RolePlacement):
+    cpus: NonNegative = 0.3
+
+
+class LearnerPlacement(RolePlacement):
+    cpus: NonNegative = 0.3
+
+
+class PlacementConfig(Section):
+    """Who stands where. The policy replica always stands with its world model, in the imagination actor."""
+
+    layout: Literal["separate", "collocated"] = "separate"  # collocated: the learner shares the first worker's GPU
+    imagination: ImaginationPlacement = ImaginationPlacement()
+    reward: RewardPlacement = RewardPlacement()
+    learner: LearnerPlacement = LearnerPlacement()
+    environment: RolePlacement = RolePlacement()  # only evaluates: it waits for free time
+
+
+class WeightsConfig(Section):
+    """How the learner's weights reach the replicas."""
+
+    transport: Literal["object_store", "gloo", "nccl"] = "object_store"
+    payload: Literal["full", "adapter", "delta"] = "full"  # all, the trained parameters only, the changed elements only
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights on their way, and so of the behaviour policy
+    timeout_s: Positive = 60.0  # of one broadcast in a fixed group
+
+
+class FaultsConfig(Section):
+    """What is taken for a fault, and how much of it a run puts up with."""
+
+    heartbeat_every_s: Positive = 2.0
+    heartbeat_timeout_s: Positive = 10.0  # an actor that does not answer for so long is replaced
+    stall_timeout_s: Positive = 1800.0  # so is one that answers but gets no further
+    max_start_failures: Count = 3  # of one actor in a row, before the run gives up
+    backoff_s: Positive = 0.5  # before the second start in a row; doubles each time
+    max_backoff_s: Positive = 30.0
+    max_crashes: Count = 3  # of workers under one request, before the request is quarantined
+    max_quarantined: Annotated[int, Field(ge=0)] = 16  # groups, before the run gives up
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.heartbeat_timeout_s <= self.heartbeat_every_s:
+            raise ValueError(
+                f"faults.heartbeat_timeout_s={self.heartbeat_timeout_s} must be above "
+                f"faults.heartbeat_every_s={self.heartbeat_every_s}"
+            )
+        return self
+
+
+class CheckpointConfig(Section):
+    every_updates: Count = 1
+    keep: Count = 2
+    every_optimizer_steps: Annotated[int, Field(ge=0)] = 1  # inside an update; 0: only between updates
+    every_training_steps: Annotated[int, Field(ge=0)] = 100  # of the supervised stages; 0: never inside a stage
+
+
+class MonitoringConfig(Section):
+    """What a run tells of itself while it goes on."""
+
+    metrics: bool = True  # live figures for Prometheus
+    port: Annotated[int, Field(ge=0, le=65535)] = 0  # of the figures of a run without Ray, on 127.0.0.1; 0: none
+    keep_traces: Annotated[int, Field(ge=0)] = 4  # updates of which is kept what every worker did and when

@@ -1,0 +1,102 @@
+"""Imagined trajectories on the disk until an update that used them is in a checkpoint: a restart imagines none again.
+
+One safetensors file for each request, `<root>/update-000003/request-000008.safetensors`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.files import atomic_file, explain_full_disk, remove_directory, sha256_of
+from wmpo_ray.core.types import RolloutRequest, Trajectories
+from wmpo_ray.core.untrusted import TensorSpec, tensor_specs
+
+_ARRAYS = {"frames": ("U8", 5), "action_tokens": ("I64", 3), "behavior_logprobs": ("F32", 3), "actions": ("F32", 4)}
+_FOLDER = re.compile(r"update-(\d{6,})")
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    instructions: list[str]
+    version: Annotated[int, Field(ge=0)]
+    source: str
+
+
+class SpoolError(RuntimeError):
+    """A spooled file is missing or is not what was written; its groups have to be imagined again."""
+
+
+def spool_path(root: Path, request: RolloutRequest) -> Path:
+    first = request.groups[request.kept or 0]
+    name = f"request-{first.attempt:06d}" + ("" if request.kept is None else "-alone")
+    return root / f"update-{first.update:06d}" / f"{name}.safetensors"
+
+
+def save_trajectories(path: Path, trajectories: Trajectories) -> str:
+    """Write the file, whole or not at all; returns its SHA-256. Raises UserError on a full disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {name: np.ascontiguousarray(getattr(trajectories, name)) for name in _ARRAYS}
+    facts = {
+        "instructions": trajectories.instructions,
+        "version": trajectories.version,
+        "source": trajectories.source,
+    }
+    with explain_full_disk(path), atomic_file(path) as partial:
+        # One entry: several are written in any order, and who imagines a request again must write the same file.
+        save_file(arrays, partial, metadata={"about": json.dumps(facts)})
+        return sha256_of(partial)
+
+
+def load_trajectories(path: Path, sha256: str) -> Trajectories:
+    """Read a file back. Raises SpoolError where it is missing, altered or no file of `save_trajectories`."""
+    check_spooled(path, sha256)
+    try:
+        specs = tensor_specs(path)
+        with safe_open(path, "numpy") as file:
+            facts = _Facts.model_validate_json((file.metadata() or {}).get("about", ""))
+            _check_shapes(path, specs, len(facts.instructions))
+            arrays = {name: file.get_tensor(name) for name in _ARRAYS}
+    except ValidationError as error:
+        raise SpoolError(
+            f"{path}: what it says about its trajectories is not valid: {error.errors()[0]['msg']}"
+        ) from error
+    except (OSError, SafetensorError, UserError) as error:
+        raise SpoolError(f"{path}: {error}") from error
+    return Trajectories(**arrays, instructions=tuple(facts.instructions), version=facts.version, source=facts.source)
+
+
+def _check_shapes(path: Path, specs: dict[str, TensorSpec], num: int) -> None:
+    """M trajectories of N decisions in all arrays, and as many action tokens as log-probabilities."""
+    kinds = {name: (spec.dtype, len(spec.shape)) for name, spec in specs.items()}
+    if kinds != _ARRAYS:
+        raise SpoolError(f"{path} holds {kinds} instead of {_ARRAYS}")
+    starts = {spec.shape[:2] for spec in specs.values()}
+    if len(starts) != 1 or starts.pop()[0] != num or specs["action_tokens"].shape != specs["behavior_logprobs"].shape:
+        shapes = {name: spec.shape for name, spec in specs.items()}
+        raise SpoolError(f"{path}: its arrays do not fit each other and its {num} instructions: {shapes}")
+
+
+def check_spooled(path: Path, sha256: str) -> None:
+    """Raises SpoolError unless the file is there and is the one that was written."""
+    if not path.is_file():
+        raise SpoolError(f"{path} is missing")
+    if sha256_of(path) != sha256:
+        raise SpoolError(f"{path} was altered: its SHA-256 is not the one in the ledger")
+
+
+def remove_spooled(root: Path, before_update: int) -> None:
+    """Delete the trajectories of updates before `before_update`: a checkpoint holds what they taught."""
+    if not root.is_dir():
+        return
+    for folder in root.iterdir():
+        if (match := _FOLDER.fullmatch(folder.name)) and int(match[1]) < before_update:
+            remove_directory(folder)

@@ -1,0 +1,80 @@
+"""Instructions as token ids, with the tokenizer of the policy's own folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.untrusted import parse_json
+from wmpo_ray.policies.openvla.sentencepiece_tokenizer import sentencepiece_tokenizer
+
+TOKENIZER, TOKENIZER_MODEL = "tokenizer.json", "tokenizer.model"
+BOS = 1
+PROMPT = "In: What action should the robot take to {}?\nOut:"
+
+
+class PromptTokenizer:
+    """Prompts as the published policies were trained on them.
+
+    Ids must be below `vocab_size`. `empty_token_id` (a lone space in Llama's vocabulary) ends every prompt of training;
+    None, or an id beyond the vocabulary, leaves it out. `source` is the file that errors name.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, empty_token_id: int | None, source: str = TOKENIZER):
+        self._tokenizer, self._source = tokenizer, source
+        # Limits for other uses may be stored in the file.
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._vocab_size = vocab_size
+        self._end = empty_token_id if empty_token_id is not None and empty_token_id < vocab_size else None
+        self._known: dict[str, list[int]] = {}
+
+    @classmethod
+    def of(cls, files: Mapping[str, bytes], vocab_size: int, empty_token_id: int | None) -> PromptTokenizer | None:
+        """From the tokenizer.json or else the tokenizer.model among a folder's files; None where there is neither.
+
+        Raises UserError for one that is damaged.
+        """
+        if TOKENIZER in files:
+            return cls(_of_json(files[TOKENIZER]), vocab_size, empty_token_id)
+        if TOKENIZER_MODEL in files:
+            tokenizer = sentencepiece_tokenizer(files[TOKENIZER_MODEL], TOKENIZER_MODEL)
+            return cls(tokenizer, vocab_size, empty_token_id, TOKENIZER_MODEL)
+        return None
+
+    def ids(self, instruction: str) -> list[int]:
+        """BOS, prompt and the empty token. Raises UserError for a prompt with an id beyond the vocabulary."""
+        if instruction not in self._known:
+            ids = list(self._tokenizer.encode(PROMPT.format(instruction.lower())).ids)
+            if ids[:1] != [BOS]:
+                ids = [BOS, *ids]
+            if self._end is not None and ids[-1] != self._end:
+                ids.append(self._end)
+            if max(ids) >= self._vocab_size:
+                raise UserError(
+                    f"{self._source} gives id {max(ids)} and the policy's vocabulary has {self._vocab_size}: the two "
+                    "are not from the same folder"
+                )
+            self._known[instruction] = ids
+        return self._known[instruction]
+
+    def batch(self, instructions: Sequence[str], pad_token_id: int) -> tuple[Tensor, Tensor | None]:
+        """Left-padded ids [B, L] int64 and their mask [B, L] bool, None where nothing is padded."""
+        rows = [self.ids(instruction) for instruction in instructions]
+        longest = max(len(row) for row in rows)
+        ids = torch.tensor([[pad_token_id] * (longest - len(row)) + row for row in rows])
+        if all(len(row) == longest for row in rows):
+            return ids, None
+        return ids, torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows]).bool()
+
+
+def _of_json(content: bytes) -> Tokenizer:
+    parse_json(content, TOKENIZER)
+    try:
+        return Tokenizer.from_str(content.decode())
+    except Exception as error:  # the library raises nothing narrower
+        raise UserError(f"{TOKENIZER} is damaged: {error}") from error

@@ -1,0 +1,95 @@
+"""How true the imagined world is: real action sequences replayed in it, compared frame by frame and event by event."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from wmpo_ray.core.interfaces import WorldModel
+from wmpo_ray.core.seeding import seed_for
+from wmpo_ray.core.types import Episodes, StartState
+from wmpo_ray.world_models.diffusion import DiffusionWorldModel
+
+
+def replay(
+    world_model: WorldModel,
+    starts: Sequence[StartState],
+    actions: np.ndarray,
+    seed: int,
+    batch_size: int = 64,
+    progress: Callable[[int], None] = lambda done: None,
+) -> np.ndarray:
+    """Imagine open loop: M starts, actions [M, T, D] -> videos [M, T+1, H, W, 3] uint8, the first frame real."""
+    horizon, chunk = actions.shape[1], world_model.chunk_length
+    videos = []
+    for first in range(0, len(starts), batch_size):
+        part = list(starts[first : first + batch_size])
+        acted = torch.from_numpy(np.ascontiguousarray(actions[first : first + batch_size]))
+        state = world_model.start(part)
+        frames = [np.stack([start.frames[-1] for start in part])[:, None]]
+        for t in range(0, horizon, chunk):
+            seeds = [seed_for(seed, "replay", first + i, t) for i in range(len(part))]
+            state, imagined = world_model.imagine_chunk(state, acted[:, t : t + chunk], seeds)
+            frames.append(imagined.numpy())
+        videos.append(np.concatenate(frames, 1))
+        progress(first + len(part))
+    return np.concatenate(videos)
+
+
+def psnr_per_frame(real: np.ndarray, imagined: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Mean peak signal-to-noise ratio [T] in dB of predicted frames 1..T, over the videos that last that long."""
+    error = np.stack(
+        [((r.astype(np.float32) - i) ** 2).mean((1, 2, 3)) for r, i in zip(real[:, 1:], imagined[:, 1:], strict=True)]
+    )
+    ratio = 10 * np.log10(255.0**2 / np.maximum(error, 0.05))
+    valid = np.arange(ratio.shape[1])[None] < lengths[:, None]
+    return (ratio * valid).sum(0) / np.maximum(valid.sum(0), 1)
+
+
+def binary_report(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Agreement, F1 and error counts of two boolean arrays [M]."""
+    predicted, truth = np.asarray(predicted, bool), np.asarray(truth, bool)
+    true_positive = int((predicted & truth).sum())
+    false_positive = int((predicted & ~truth).sum())
+    false_negative = int((~predicted & truth).sum())
+    denominator = 2 * true_positive + false_positive + false_negative
+    return {
+        "agreement": float((predicted == truth).mean()),
+        "f1": 2 * true_positive / denominator if denominator else 1.0,
+        "false_positives": false_positive,
+        "false_negatives": false_negative,
+        "predicted_rate": float(predicted.mean()),
+        "true_rate": float(truth.mean()),
+        "num": len(truth),
+    }
+
+
+def starts_of(episodes: Episodes) -> list[StartState]:
+    """The start state of each episode: its first frame, instruction and seed."""
+    return [
+        StartState(frames[:1], text, int(seed))
+        for frames, text, seed in zip(episodes.frames, episodes.instructions, episodes.seeds, strict=True)
+    ]
+
+
+def decode_one_chunk_ahead(world_model: DiffusionWorldModel, episodes: Episodes, seed: int) -> Episodes:
+    """The episodes as the world model shows them, each chunk imagined from real context.
+
+    They look imagined and carry real labels: what a reward model that judges imagined videos should see. Frames after
+    the end stay real.
+    """
+    c, k = world_model.context_frames, world_model.chunk_length
+    frames = torch.from_numpy(episodes.frames)
+    parts = [frames[:, :1]]
+    for t in range(0, episodes.actions.shape[1], k):
+        index = (torch.arange(t - c + 1, t + 1)).clamp_min(0)
+        starts = [StartState(clip.numpy(), "") for clip in frames[:, index]]
+        acted = torch.from_numpy(np.ascontiguousarray(episodes.actions[:, t : t + k]))
+        seeds = [seed_for(seed, "one-chunk", i, t) for i in range(len(episodes))]
+        parts.append(world_model.imagine_chunk(world_model.start(starts), acted, seeds)[1])
+    imagined = torch.cat(parts, 1).numpy()
+    shown = np.arange(frames.shape[1])[None] <= episodes.lengths[:, None]
+    return replace(episodes, frames=np.where(shown[..., None, None, None], imagined, episodes.frames))
