@@ -22,9 +22,9 @@ class EnvironmentActor(Replica):
 
     def evaluate(self, weights: WeightPayload, seeds: list[int], temperature: float) -> np.ndarray:
         """Real success [M] bool of the weights in a full payload from the given start states."""
-        self.load_weights(weights)
         key = (self.config.seed, "evaluate")
-        episodes = rollout_policy(self.policy, self.environment, seeds, temperature, key, keep_frames=False)
+        with self.borrowed(weights):
+            episodes = rollout_policy(self.policy, self.environment, seeds, temperature, key, keep_frames=False)
         return episodes.success
 
     def compare_labels(self, trajectories: Trajectories, seeds: list[int], scores: tuple[Scores, float]) -> np.ndarray:

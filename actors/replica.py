@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from actors.broadcast_group import BroadcastGroup, GroupSpec
 from wmpo_ray.core.interfaces import Policy
 from wmpo_ray.core.timeline import count, span
 from wmpo_ray.core.types import WeightVersion
-from wmpo_ray.policies.weight_payload import WeightMismatchError, WeightPayload, WeightReceiver
+from wmpo_ray.policies.weight_payload import UNKNOWN_VERSION, WeightMismatchError, WeightPayload, WeightReceiver
 
 
 class Replica:
@@ -35,6 +38,22 @@ class Replica:
         if payload is None:
             raise WeightMismatchError("there is no compact payload for this version; send the full one")
         return self._load(payload)
+
+    @contextmanager
+    def borrowed(self, payload: WeightPayload) -> Iterator[None]:
+        """Act with the weights of a full payload for a while; afterwards those held before are back.
+
+        A worker that makes rollouts also evaluates, and must not lose the weights that its next request asks for.
+        """
+        held = self.version
+        kept = None if held == UNKNOWN_VERSION else {k: v.clone() for k, v in self.policy.state_dict().items()}
+        self._load(payload)
+        try:
+            yield
+        finally:
+            if kept is not None:
+                self.policy.load_state_dict(kept)
+                self._receiver.version = held
 
     def receive_broadcast(self, group: GroupSpec, rank: int) -> WeightVersion:
         """Take the payload that rank 0 sends to the group; joins the group first where it is a new one.

@@ -13,8 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cluster.workers.placement import Bundle, bundle_of, bundles_for, placement_warnings, smallest_bundles
-from wmpo_ray.config.cluster import bounds
+from cluster.workers.placement import Bundle, bundle_of, largest_bundles, placement_warnings, smallest_bundles
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.planning.packing import first_fit
@@ -67,7 +66,7 @@ def _placement_table(plan: Plan, config: Config, available: Mapping[str, float])
         count = str(actor.count) if actor.min_count == actor.count else f"{actor.min_count} to {actor.count}"
         place = (escape(_node_wish(actor)), _company(config, actor.name))
         table.add_row(actor.name, count, f"{actor.cpus:g}", f"{actor.gpus:g}", *place)
-    bundles = _largest_bundles(config)
+    bundles = largest_bundles(config)
     table.add_section()
     cpus, gpus = sum(bundle.num_cpus for bundle in bundles), sum(bundle.num_gpus for bundle in bundles)
     told = (f"{cpus:g} of {available.get('CPU', 0):g}", f"{gpus:g} of {available.get('GPU', 0):g}")
@@ -146,10 +145,6 @@ def _company(config: Config, role: str) -> str:
     return ", ".join(others) or "alone"
 
 
-def _largest_bundles(config: Config) -> list[Bundle]:
-    return bundles_for(config, bounds(config.cluster.imagination_actors)[1], bounds(config.cluster.reward_actors)[1])
-
-
 # -- a live cluster ----------------------------------------------------------------------------------------------
 
 
@@ -188,7 +183,7 @@ def print_fit(console: Console, config: Config, nodes: Sequence[Mapping[str, Any
         taken += _further_fitting(config, taken, nodes)
     found = first_fit(taken, nodes)
     table = Table("bundle", "CPUs", "GPUs", "node", title="Which node could take which bundle")
-    for bundle in dict.fromkeys([*smallest, *_largest_bundles(config)]):
+    for bundle in dict.fromkeys([*smallest, *largest_bundles(config)]):
         node = found.get(bundle.name) or ("[bold red]none[/]" if bundle in smallest else "none now: needs a new node")
         table.add_row(bundle.name, f"{bundle.num_cpus:g}", f"{bundle.num_gpus:g}", node)
     console.print(table)
@@ -203,7 +198,7 @@ def _further_fitting(config: Config, taken: list[Bundle], nodes: Sequence[Mappin
     """Bundles of elastic workers above the smallest number that fit beside `taken`."""
     further: list[Bundle] = []
     too_large = set()
-    for bundle in _largest_bundles(config):
+    for bundle in largest_bundles(config):
         shape = bundle[2:]
         if bundle in taken or shape in too_large:
             continue

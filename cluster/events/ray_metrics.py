@@ -9,13 +9,15 @@ from typing import Any
 import ray
 from ray.util.metrics import Counter, Gauge, Histogram
 
+from wmpo_ray.config.roles import ROLES
+from wmpo_ray.core.types import Verdict
 from wmpo_ray.runs.live_metrics import METRICS, Kind
 
 AGAIN_EVERY_S = 1.0
 # Labels whose values are known before anything happens.
 KNOWN = {
-    "role": ("imagination", "reward", "learner", "environment"),
-    "verdict": ("admit", "uniform", "outside", "stale", "surplus", "quarantined"),
+    "role": tuple(ROLES),
+    "verdict": tuple(verdict.value for verdict in Verdict),
 }
 
 

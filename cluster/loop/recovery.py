@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from cluster.loop.train import TrainingLoop
 
 
+EVALUATIONS = ("evaluate", "compare_labels")  # what is asked about earlier versions stays asked
+
+
 class Updated(NamedTuple):
     result: UpdateResult
     full: Ref
@@ -86,7 +89,7 @@ def restart(loop: TrainingLoop, worker: Worker, state: LearnerState) -> None:
         if loop.ledger.state(key) is State.ADMITTED:
             loop.ledger.append(State.TRAINED, key, version=version)
     taken = loop.ledger.restored(version)
-    loop.crew.cancel(lambda task: task.role in ("imagination", "reward", "learner"))
+    loop.crew.cancel(lambda task: task.method not in EVALUATIONS)
     loop.rollouts.queue, loop.training, loop.next_update = GroupQueue(loop.config), None, version
     loop.offered = -1
     loop.weights = {}

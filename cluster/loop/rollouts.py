@@ -20,6 +20,7 @@ from cluster.workers.crew import Task
 from learners.policy_learner import Spooled
 from wmpo_ray.algorithms.batching import GroupSlice
 from wmpo_ray.algorithms.group_queue import GroupQueue, ReadyBatch
+from wmpo_ray.config.roles import rollout_role
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import atomic_directory
@@ -66,7 +67,7 @@ class Rollouts:
         first = request.kept_groups[0][1]
         self.team.crew.submit(
             Task(
-                "imagination",
+                rollout_role(self.config),
                 "imagine",
                 (request, path),
                 order=(*first.key, request.request_id),
@@ -82,7 +83,7 @@ class Rollouts:
 
     def score(self, event: Imagined) -> None:
         self._add("time/imagine_s", event.seconds)
-        self.team.rates.imagined(len(event.request.groups), event.seconds)
+        self.team.rates.rolled_out(len(event.request.groups), event.seconds)
         if not self.is_open(event.request):
             self._count_late(event.request)
             return

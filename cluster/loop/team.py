@@ -5,23 +5,21 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from actors.environment_actor import EnvironmentActor
-from actors.reward_actor import RewardActor
-from actors.rollout_actor import ImaginationActor
 from cluster.events.event_log import emit
 from cluster.runtimes.ray_runtime import RayRuntime
 from cluster.runtimes.runtime import ActorLostError, InputLostError, Ref, Runtime
 from cluster.weights.delivery import make_publisher
 from cluster.workers.actor_pool import ActorPool, Worker
 from cluster.workers.crew import Crew
-from cluster.workers.elasticity import Autoscaler, Targets, WorkerTargets
+from cluster.workers.elasticity import Autoscaler, WorkerTargets
 from cluster.workers.learner_group import LearnerGroup, check_ranks
 from cluster.workers.placement import PlacementBook, Reservation, bundles_for, check_placement
 from cluster.workers.telemetry import Telemetry
-from learners.policy_learner import GrpoLearner
+from wmpo_ray.config.roles import Role, roles_of, rollout_role
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.types import WeightVersion
 
@@ -39,6 +37,16 @@ class ModelPaths:
     verifier: Path | None
     reward_model: Path
     checkpoints: Path
+
+    def of(self, role: Role) -> tuple[str | None, ...]:
+        """The folders that a role's actors are constructed with."""
+        return tuple(str(path) if (path := getattr(self, name)) else None for name in role.models)
+
+
+def actor_class(role: Role) -> Any:
+    """The class that plays a role."""
+    module, name = role.actor.split(":")
+    return getattr(import_module(module), name)
 
 
 @dataclass(frozen=True)
@@ -66,42 +74,37 @@ class Team:
         self.book = PlacementBook(config, Reservation if isinstance(runtime, RayRuntime) else None)
         self.autoscaler = Autoscaler() if isinstance(runtime, RayRuntime) else None
         self.rates = WorkerTargets(config)
-        self._asked_for: Targets | None = None
+        self._asked_for: dict[str, int] | None = None
         first = self.rates.targets()
-        verifier = str(paths.verifier) if paths.verifier else None
-        self._add_learner()
-        self._add("environment", 1, EnvironmentActor, str(paths.policy))
-        self._add(
-            "imagination",
-            first.imagination,
-            ImaginationActor,
-            str(paths.policy),
-            str(paths.world_model),
-        )
-        self._add("reward", first.reward, RewardActor, str(paths.reward_model), verifier)
+        for role in roles_of(config):
+            self._add_learner(role) if role.is_single else self._add(role, first.get(role.name, role.bounds(config)[0]))
 
-    def _add(self, role: str, size: int, cls: type, *args: Any) -> None:
+    def _add(self, role: Role, size: int) -> None:
+        folders = self.paths.of(role)
+
         def spawn(index: int) -> Any:
-            place = self.book.place(role, index)
-            return self.runtime.spawn(cls, self.config, *args, resources=place, name=f"{role}-{index}")
+            place = self.book.place(role.name, index)
+            return self.runtime.spawn(
+                actor_class(role), self.config, *folders, resources=place, name=f"{role.name}-{index}"
+            )
 
         def release(index: int) -> None:
-            self.book.release(role, index)
+            self.book.release(role.name, index)
 
-        pool = ActorPool(self.runtime, role, size, self.config.faults, spawn, release)
-        self.crew.pools[role] = pool
+        pool = ActorPool(self.runtime, role.name, size, self.config.faults, spawn, release)
+        self.crew.pools[role.name] = pool
 
-    def _add_learner(self) -> None:
+    def _add_learner(self, role: Role) -> None:
         """One worker, however many ranks stand behind it: they come and go with the first."""
         check_ranks(self.config, serial=not isinstance(self.runtime, RayRuntime))
         ranks = range(self.config.cluster.learner_ranks)
-        paths = (str(self.paths.policy), str(self.paths.checkpoints))
+        cls, folders = actor_class(role), self.paths.of(role)
 
         def spawn(index: int) -> Any:
             first, *others = [self.book.place("learner", rank) for rank in ranks]
             if not others:
-                return self.runtime.spawn(GrpoLearner, self.config, *paths, resources=first, name="learner-0")
-            args = (self.config, GrpoLearner, *paths, others)
+                return self.runtime.spawn(cls, self.config, *folders, resources=first, name="learner-0")
+            args = (self.config, cls, *folders, others)
             return self.runtime.spawn(LearnerGroup, *args, resources=first, name="learner-0")
 
         def release(index: int) -> None:
@@ -110,6 +113,11 @@ class Team:
 
         pool = ActorPool(self.runtime, "learner", 1, self.config.faults, spawn, release, is_single=True)
         self.crew.pools["learner"] = pool
+
+    @property
+    def replicas(self) -> ActorPool:
+        """Those who make rollouts and therefore hold the newest weights."""
+        return self.crew.pools[rollout_role(self.config)]
 
     # -- weights -------------------------------------------------------------------------------------------------
 
@@ -122,11 +130,11 @@ class Team:
         emit("weights.offered", f"weights of update {version.num_updates}", logging.DEBUG, **facts)
 
     def deliver(self) -> None:
-        """Bring the offered weights to every imagination worker that neither holds them nor is about to."""
+        """Bring the offered weights to every worker that makes rollouts, that neither holds them nor is about to."""
         version = self.publisher.version
         if version is None:
             return
-        behind = [w for w in self.crew.pools["imagination"].ready if version.digest not in (w.digest, w.loading)]
+        behind = [w for w in self.replicas.ready if version.digest not in (w.digest, w.loading)]
         if self._is_new and behind:
             self._is_new = False
             for worker, ref in self.publisher.deliver(behind):
@@ -153,7 +161,7 @@ class Team:
         if worker.digest == offered.digest:
             worker.loading, worker.num_mismatches, worker.version = "", 0, offered.num_updates
             self.crew.serves(worker)
-            if all(other.digest == offered.digest for other in self.crew.pools["imagination"].ready):
+            if all(other.digest == offered.digest for other in self.replicas.ready):
                 self.telemetry.arrived()
         elif event.version.num_updates == offered.num_updates:
             self._not_loaded(worker, offered, RuntimeError(f"it holds {worker.digest} instead of {offered.digest}"))
@@ -185,13 +193,13 @@ class Team:
     def adjust(self, has_work: bool) -> None:
         """Have as many workers as the measured rates ask for, and ask the autoscaler for the nodes under them."""
         targets = self.rates.targets(has_work)
-        for role, size in targets._asdict().items():
+        for role, size in targets.items():
             pool = self.crew.pools[role]
             if size != pool.target:
                 emit("workers.resized", f"{role} workers: {pool.target} -> {size}", role=role, workers=size)
                 pool.resize(size)
         if self.autoscaler is not None and targets != self._asked_for:
-            heard = self.autoscaler.request(bundles_for(self.config, *targets))
+            heard = self.autoscaler.request(bundles_for(self.config, targets))
             self._asked_for = targets if heard else None
         draining = self.runtime.draining_nodes() if self._looks_at_nodes() else {}
         if draining:

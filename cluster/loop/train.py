@@ -240,7 +240,12 @@ class TrainingLoop:
             return
         is_ready = bool(self.crew.pools["learner"].ready) and self.training is None and self.has_work
         self.telemetry.look(
-            self.crew.pools, self.queue.counts(self.next_update), self.version.num_updates, self.offered, is_ready
+            self.crew.pools,
+            self.team.replicas,
+            self.queue.counts(self.next_update),
+            self.version.num_updates,
+            self.offered,
+            is_ready,
         )
 
     def keep_weights(self, version: WeightVersion, full: Ref, compact: Ref | None) -> None:
@@ -290,7 +295,7 @@ class TrainingLoop:
 
     def welcome(self, worker: Worker) -> None:
         if worker.role != "learner":
-            if worker.role != "imagination":  # that one still needs weights
+            if worker.role != self.team.replicas.role:  # that one still needs weights
                 self.crew.serves(worker)
             return
         worker.loading = "checkpoint"

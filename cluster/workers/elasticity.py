@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RpcError
 
 from cluster.workers.placement import Bundle
 from wmpo_ray.config.cluster import Size, bounds
+from wmpo_ray.config.roles import ROLES, elastic_roles, rollout_role
 from wmpo_ray.config.run import Config
 
 HEADROOM = 1.25  # a worker is given up only if the rest could serve this much more than is asked
@@ -62,61 +63,57 @@ def target_workers(
     return needed if needed > current else min(current, kept)
 
 
-class Targets(NamedTuple):
-    imagination: int
-    reward: int
-
-
 class WorkerTargets:
-    """Measures rates while a run goes on and says how many workers of each kind it should have."""
+    """Measures rates while a run goes on and says how many workers each elastic role should have."""
 
     def __init__(self, config: Config):
         self.config = config
-        self._imagined = _Rate()
+        self._rolled_out = _Rate()
         self._scored = _Rate()
         self._eaten = _Rate()
-        self._last = Targets(0, 0)
+        self._last: dict[str, int] = dict.fromkeys(elastic_roles(config), 0)
         self._is_new = True  # something was measured since the last answer
         self._had_work = True
 
-    def imagined(self, num_groups: int, seconds: float) -> None:
-        """One request was imagined: its groups, and how long one worker was busy with it."""
+    def rolled_out(self, num_groups: int, seconds: float) -> None:
+        """One request was rolled out: its groups, and how long one worker was busy with it."""
         self._is_new = True
-        self._imagined.add(num_groups, seconds)
+        self._rolled_out.add(num_groups, seconds)
 
     def scored(self, num_groups: int, seconds: float) -> None:
         self._is_new = True
         self._scored.add(num_groups, seconds)
 
     def updated(self, num_settled: int, seconds: float) -> None:
-        """One update was done: groups that were imagined for it, rejected ones included, and the learner's seconds."""
+        """One update was done: groups that were rolled out for it, rejected ones included, and the learner's seconds."""
         self._is_new = True
         self._eaten.add(num_settled, seconds)
 
-    def targets(self, has_work: bool = True) -> Targets:
-        """The numbers to have now. Without a measurement: the smallest, but one of each if there is work."""
+    def targets(self, has_work: bool = True) -> dict[str, int]:
+        """Role -> workers to have now. Without a measurement: the fewest, but one of each if there is work."""
         if has_work == self._had_work and not self._is_new:
             return self._last
         self._had_work, self._is_new = has_work, False
-        rollout, cluster = self.config.rollout, self.config.cluster
-        staleness = self.config.filter.max_staleness
+        rollout, staleness = self.config.rollout, self.config.filter.max_staleness
         most_useful = math.ceil((staleness + 1) * rollout.groups_per_update / rollout.groups_per_request)
-        last, worker_rate = self._last, self._imagined.value
-        imagination = target_workers(
-            cluster.imagination_actors,
-            last.imagination,
-            self._eaten.value,
-            worker_rate,
-            most_useful,
-            in_waves=staleness == 0,
-            has_work=has_work,
-        )
-        # Scoring keeps up with what is imagined, so that a group waits for nothing but its batch.
-        offered = None if worker_rate is None else imagination * worker_rate
-        reward = target_workers(
-            cluster.reward_actors, last.reward, offered, self._scored.value, most_useful, has_work=has_work
-        )
-        self._last = Targets(imagination, reward)
+        leader, worker_rate = rollout_role(self.config), self._rolled_out.value
+        sizes = {
+            leader: target_workers(
+                ROLES[leader].size(self.config),
+                self._last[leader],
+                self._eaten.value,
+                worker_rate,
+                most_useful,
+                in_waves=staleness == 0,
+                has_work=has_work,
+            )
+        }
+        # Whoever judges keeps up with what is rolled out, so that a group waits for nothing but its batch.
+        offered = None if worker_rate is None else sizes[leader] * worker_rate
+        for role in self._last.keys() - {leader}:
+            size, last, rate = ROLES[role].size(self.config), self._last[role], self._scored.value
+            sizes[role] = target_workers(size, last, offered, rate, most_useful, has_work=has_work)
+        self._last = sizes
         return self._last
 
 

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from cluster.runtimes.resources import Resources, node_selector
-from wmpo_ray.config.cluster import RolePlacement, bounds
+from wmpo_ray.config.cluster import RolePlacement
+from wmpo_ray.config.roles import ROLES, elastic_roles, roles_of, rollout_role
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError, UserError
 
@@ -49,13 +50,7 @@ class Bundle(NamedTuple):
 
 def role_resources(config: Config) -> dict[str, tuple[int, Resources]]:
     """Role -> (number of actors at least, resources of each)."""
-    counts = {
-        "imagination": bounds(config.cluster.imagination_actors)[0],
-        "reward": bounds(config.cluster.reward_actors)[0],
-        "learner": config.cluster.learner_ranks,
-        "environment": 1,
-    }
-    return {role: (count, _resources(_role(config, role))) for role, count in counts.items()}
+    return {role.name: (role.bounds(config)[0], _resources(role.placement(config))) for role in roles_of(config)}
 
 
 # -- the layout --------------------------------------------------------------------------------------------------
@@ -93,34 +88,37 @@ def bundle_of(config: Config, role: str, index: int = 0) -> Bundle:
     )
 
 
-def bundles_for(config: Config, imagination: int, reward: int) -> list[Bundle]:
-    """All bundles of a run with so many workers, the learner's and the environment's included, each once."""
-    actors = [("learner", rank) for rank in range(config.cluster.learner_ranks)] + [("environment", 0)]
-    actors += [("imagination", i) for i in range(imagination)] + [("reward", i) for i in range(reward)]
-    bundles = dict.fromkeys(bundle_of(config, role, index) for role, index in actors)
+def bundles_for(config: Config, sizes: Mapping[str, int]) -> list[Bundle]:
+    """All bundles of a run with so many workers of each elastic role, those of the other roles included, each once."""
+    bundles: dict[Bundle, None] = {}
+    for role in sorted(roles_of(config), key=lambda role: role.name in sizes):
+        size = sizes.get(role.name, role.bounds(config)[0])
+        bundles |= dict.fromkeys(bundle_of(config, role.name, index) for index in range(size))
     return [bundle for bundle in bundles if bundle.resources]
 
 
 def smallest_bundles(config: Config) -> list[Bundle]:
     """Those of a run with the fewest workers that the configuration allows."""
-    return bundles_for(config, bounds(config.cluster.imagination_actors)[0], bounds(config.cluster.reward_actors)[0])
+    return bundles_for(config, {role: ROLES[role].bounds(config)[0] for role in elastic_roles(config)})
+
+
+def largest_bundles(config: Config) -> list[Bundle]:
+    """Those of a run with the most workers."""
+    return bundles_for(config, {role: ROLES[role].bounds(config)[1] for role in elastic_roles(config)})
 
 
 def _members(config: Config, role: str, index: int) -> tuple[tuple[str, int], ...]:
-    if config.placement.layout == "separate" or role == "environment":
+    if config.placement.layout == "separate" or not ROLES[role].is_collocated:
         return ((role, index),)
-    most = {
-        "imagination": bounds(config.cluster.imagination_actors)[1],
-        "reward": bounds(config.cluster.reward_actors)[1],
-        "learner": config.cluster.learner_ranks,
-    }
-    # Beyond the last imagination worker there is nobody to share with.
-    alone = role != "imagination" and index >= most["imagination"]
+    most = {other.name: other.bounds(config)[1] for other in roles_of(config) if other.is_collocated}
+    # Beyond the last worker that makes rollouts there is nobody to share with.
+    leader = rollout_role(config)
+    alone = role != leader and index >= most.get(leader, 0)
     return ((role, index),) if alone else tuple((name, index) for name, count in most.items() if index < count)
 
 
 def _role(config: Config, role: str) -> RolePlacement:
-    return getattr(config.placement, role)
+    return ROLES[role].placement(config)
 
 
 def _resources(role: RolePlacement) -> Resources:

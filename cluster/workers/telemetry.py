@@ -161,10 +161,18 @@ class Telemetry:
         """Whether it is time for another `look`."""
         return self.clock() - self._looked_at >= LOOK_EVERY_S
 
-    def look(self, pools: dict[str, ActorPool], queue: dict[str, int], version: int, offered: int, wants_work: bool):
+    def look(
+        self,
+        pools: dict[str, ActorPool],
+        replicas: ActorPool,
+        queue: dict[str, int],
+        version: int,
+        offered: int,
+        wants_work: bool,
+    ) -> None:
         """Once a second: gauges, status, and the trace to the disk.
 
-        queue: groups `in_flight`, `admitted`, `needed` and `free`; version, offered: of the weights; wants_work: the
+        replicas: those who act with the newest weights; queue: groups `in_flight`, `admitted`, `needed` and `free`; version, offered: of the weights; wants_work: the
         learner would train if it had a batch.
         """
         now = self.clock()
@@ -176,8 +184,8 @@ class Telemetry:
         self.meter.set("wmpo_queue_free_slots", queue["free"])
         self.meter.set("wmpo_update", version)
         self.meter.set("wmpo_weight_version", version, holder="learner")
-        replicas = [worker.version for worker in pools["imagination"].ready]
-        self.meter.set("wmpo_weight_version", min(replicas, default=offered), holder="slowest_replica")
+        versions = [worker.version for worker in replicas.ready]
+        self.meter.set("wmpo_weight_version", min(versions, default=offered), holder="slowest_replica")
         workers = [worker for pool in pools.values() for worker in pool.workers]
         self._count_workers(pools)
         if self.trace is not None:

@@ -9,12 +9,16 @@ from hypothesis import strategies as st
 from ray.exceptions import RpcError
 
 from benchmarks.autoscaling import measure
-from cluster.workers.elasticity import Autoscaler, Targets, WorkerTargets, target_workers
+from cluster.workers.elasticity import Autoscaler, WorkerTargets, target_workers
 from cluster.workers.placement import bundles_for
 from wmpo_ray.config.run import Config
 
 BAR_S = 30.0
 rates = st.floats(1e-3, 1e3)
+
+
+def sizes(imagination: int, reward: int) -> dict[str, int]:
+    return {"imagination": imagination, "reward": reward}
 
 
 def config_with(**sections: dict) -> Config:
@@ -88,13 +92,13 @@ def test_rates_are_measured_and_reward_workers_follow_imagination_workers():
         filter={"max_staleness": 1},
     )
     targets = WorkerTargets(config)
-    assert targets.targets() == Targets(1, 1)
+    assert targets.targets() == sizes(1, 1)
     for _ in range(5):
-        targets.imagined(4, seconds=4.0)  # one group a second
+        targets.rolled_out(4, seconds=4.0)  # one group a second
         targets.scored(4, seconds=2.0)  # two
         targets.updated(60, seconds=10.0)  # 40 trained, 20 rejected: six a second
-    assert targets.targets() == Targets(6, 3)
-    assert targets.targets(has_work=False) == Targets(0, 0)
+    assert targets.targets() == sizes(6, 3)
+    assert targets.targets(has_work=False) == sizes(0, 0)
 
 
 def test_there_are_never_more_workers_than_requests_to_hand_out():
@@ -102,9 +106,9 @@ def test_there_are_never_more_workers_than_requests_to_hand_out():
         cluster={"imagination_actors": [0, 100]}, rollout={"groups_per_update": 40, "groups_per_request": 4}
     )
     targets = WorkerTargets(config)
-    targets.imagined(4, seconds=1000.0)
+    targets.rolled_out(4, seconds=1000.0)
     targets.updated(40, seconds=0.1)
-    assert targets.targets().imagination == 10
+    assert targets.targets()["imagination"] == 10
 
 
 # -- the autoscaler ----------------------------------------------------------------------------------------------
@@ -133,9 +137,9 @@ def test_a_request_is_sent_once_and_withdrawn_once():
     autoscaler.withdraw()
     assert head.heard == [], "what another run asked for is not ours to take back"
     for _ in range(3):
-        autoscaler.request(bundles_for(config, imagination=2, reward=5))
+        autoscaler.request(bundles_for(config, sizes(2, 5)))
     assert head.heard == [{"bundles": [{"CPU": 2.0}] * 2, "bundle_label_selectors": [{"zone": "a"}] * 2}]
-    autoscaler.request(bundles_for(config, imagination=3, reward=5))
+    autoscaler.request(bundles_for(config, sizes(3, 5)))
     assert len(head.heard) == 2 and len(head.heard[-1]["bundles"]) == 3
     autoscaler.withdraw()
     autoscaler.withdraw()
@@ -143,7 +147,7 @@ def test_a_request_is_sent_once_and_withdrawn_once():
 
 
 def test_what_the_head_did_not_hear_is_said_again():
-    bundles = bundles_for(config_with(), imagination=1, reward=1)
+    bundles = bundles_for(config_with(), sizes(1, 1))
     head = Head()
     autoscaler = Autoscaler(head)
     head.away = True

@@ -152,7 +152,11 @@ def test_ranks_have_a_share_each_of_one_reservation():
         assert not made[0].released
         book.release("learner", rank)
     assert made[0].released
-    assert [bundle.name for bundle in bundles_for(config, 1, 0)][:3] == ["learner-0", "learner-1", "learner-2"]
+    assert [bundle.name for bundle in bundles_for(config, {"imagination": 1, "reward": 0})][:3] == [
+        "learner-0",
+        "learner-1",
+        "learner-2",
+    ]
     with pytest.raises(UserError, match=r"ask for 3\.5 GPUs \(.*3 learner x 1"):
         check_placement(config, {"CPU": 99, "GPU": 3.0})
 

@@ -43,6 +43,10 @@ FAST_HEALTH_CHECKS = {
 }
 
 
+def sizes(imagination: int, reward: int) -> dict[str, int]:
+    return {"imagination": imagination, "reward": reward}
+
+
 def config_with(layout: str = "separate", cluster: dict | None = None, **placement: dict) -> Config:
     cluster = {"imagination_actors": 2, "reward_actors": 2, **(cluster or {})}
     return Config.model_validate({"cluster": cluster, "placement": {"layout": layout, **placement}})
@@ -63,7 +67,7 @@ class FakeReservation:
 
 def test_separate_gives_each_actor_a_bundle_of_its_own_and_the_learner_whole_gpus():
     config = config_with(**GPUS)
-    bundles = bundles_for(config, imagination=2, reward=2)
+    bundles = bundles_for(config, sizes(2, 2))
     members = [member for bundle in bundles for member in bundle.members]
     assert all(len(bundle.members) == 1 for bundle in bundles) and len(set(members)) == len(members) == 5
     assert bundle_of(config, "learner").num_gpus == 1, "a share would let a world model onto the learner's GPU"
@@ -77,13 +81,13 @@ def test_collocated_shares_one_gpu_and_every_member_names_the_same_bundle():
     assert first.resources == {"CPU": 3.0, "GPU": 1.0}
     assert bundle_of(config, "imagination", 1).members == (("imagination", 1), ("reward", 1))
     assert bundle_of(config, "imagination", 1).num_gpus == pytest.approx(0.7)
-    assert len(bundles_for(config, 2, 2)) == 2
+    assert len(bundles_for(config, sizes(2, 2))) == 2
 
 
 def test_a_reward_worker_beyond_the_last_imagination_worker_stands_alone():
     config = config_with("collocated", {"imagination_actors": 1, "reward_actors": 3}, **GPUS)
     assert bundle_of(config, "reward", 2).members == (("reward", 2),)
-    assert [bundle.name for bundle in bundles_for(config, 1, 3)] == [
+    assert [bundle.name for bundle in bundles_for(config, sizes(1, 3))] == [
         "imagination-0+reward-0+learner-0",
         "reward-1",
         "reward-2",

@@ -14,7 +14,6 @@ import ray
 
 from cluster.runtimes.ray_runtime import RayRuntime
 from cluster.runtimes.serial_runtime import SerialRuntime
-from cluster.workers.elasticity import Targets
 from tests.support.small_run import finish, make_loop, run, save_models, small_config
 from wmpo_ray.config.cluster import WeightsConfig
 from wmpo_ray.config.run import Config
@@ -38,6 +37,10 @@ def ray_runtime():
     ray.init("local", num_cpus=4, include_dashboard=False, logging_level="warning", log_to_driver=False)
     yield RayRuntime()
     ray.shutdown()
+
+
+def sizes(imagination: int, reward: int) -> dict[str, int]:
+    return {"imagination": imagination, "reward": reward}
 
 
 def test_a_run_trains_and_logs_every_update(serial):
@@ -85,13 +88,13 @@ def test_however_the_weights_travel_the_run_is_the_same(models, tmp_path, ray_ru
 def test_workers_may_come_in_the_middle_of_a_run(serial, models, tmp_path, ray_runtime, monkeypatch):
     loop, log = make_loop(small_config(imagination_actors=(1, 3), reward_actors=(1, 2)), ray_runtime, models, tmp_path)
     assert loop.crew.pools["imagination"].size == 1
-    wanted = iter([Targets(1, 1), Targets(3, 2)])
-    latest = [Targets(1, 1)]
+    wanted = iter([sizes(1, 1), sizes(3, 2)])
+    latest = [sizes(1, 1)]
 
-    def targets(has_work: bool = True) -> Targets:
+    def targets(has_work: bool = True) -> dict[str, int]:
         if loop.version is not None and loop.version.num_updates >= len(seen):
             seen.append(loop.version.num_updates)
-            latest[0] = next(wanted, Targets(2, 1))
+            latest[0] = next(wanted, sizes(2, 1))
         return latest[0]
 
     seen: list[int] = []

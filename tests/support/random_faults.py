@@ -18,7 +18,6 @@ from cluster.loop.train import TrainingLoop
 from cluster.recipes.optimize import rollout_folders
 from cluster.simulation.simulated_actors import SimulatedWorld, digest_of, outcomes_of, rollouts_of, trained_digest
 from cluster.simulation.simulated_runtime import Call, Faults, Node, SimulatedActor, SimulatedRuntime
-from cluster.workers.elasticity import Targets
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.core.types import GroupRequest, StartState
@@ -246,11 +245,11 @@ class RandomTargets:
     """Stands in for measured rates: the wanted number of workers wanders."""
 
     def __init__(self, rng: random.Random, most: int):
-        self.rng, self.most, self.last = rng, most, Targets(most, 1)
+        self.rng, self.most, self.last = rng, most, {"imagination": most, "reward": 1}
 
-    def targets(self, has_work: bool = True) -> Targets:
+    def targets(self, has_work: bool = True) -> dict[str, int]:
         if self.rng.random() < 0.03:
-            self.last = Targets(self.rng.randint(1, self.most), self.rng.randint(1, 2))
+            self.last = {"imagination": self.rng.randint(1, self.most), "reward": self.rng.randint(1, 2)}
         return self.last
 
     def imagined(self, num_groups: int, seconds: float) -> None: ...

@@ -47,6 +47,7 @@ def check_address(address: str, key: str = "cluster.address") -> str:
 class ClusterConfig(Section):
     imagination_actors: Size = 2  # or [min, max]: elastic
     reward_actors: Size = 1
+    environment_actors: Size = 1  # they evaluate and, without imagination, make the rollouts
     learner_ranks: Count = 1  # processes that share the learner's weights (FSDP2)
     training_workers: Size = 1  # of the supervised stages; more than one, or [min, max]: Ray Train
     device: Literal["auto", "cpu", "cuda"] = "auto"  # "auto": cuda in a process that sees a GPU
@@ -58,7 +59,7 @@ class ClusterConfig(Section):
     def _check_address(cls, address: str) -> str:
         return check_address(address)
 
-    @field_validator("imagination_actors", "reward_actors")
+    @field_validator("imagination_actors", "reward_actors", "environment_actors")
     @classmethod
     def _check_size(cls, size: Size) -> Size:
         low, high = bounds(size)

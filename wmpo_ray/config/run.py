@@ -104,6 +104,9 @@ class RolloutConfig(Section):
     groups_per_update: Count = 40  # B
     groups_per_request: Count = 4  # groups that one actor imagines in one batch
     temperature: Positive = 1.0
+    world: Literal["imagination", "environment"] = (
+        "imagination"  # where rollouts are made; an environment judges itself
+    )
     speculation: Share = 0.0  # groups imagined ahead beyond those that may be needed, as a share of B: shorter tails
     max_attempts: Count = 512  # groups issued for one update before the run gives up
 

@@ -9,13 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from wmpo_ray.config.roles import ROLES
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.untrusted import parse_json
 from wmpo_ray.report.run_data import number
 
 FOLDER = "traces"
 OTHER = "other"  # time inside a call that no phase accounts for
-ROLES = ("imagination", "reward", "learner", "environment")
 MAX_BYTES = 64 << 20
 MAX_SPANS = 100_000  # of one call
 MAX_TEXT = 80
@@ -228,7 +228,7 @@ def exclusive(call: Call) -> list[Phase]:
 def worker_key(call: Call) -> tuple[int, str, int, str]:
     """Roles in the order of the work, workers by their number."""
     tail = call.worker.rpartition("-")[2]
-    place = ROLES.index(call.role) if call.role in ROLES else len(ROLES)
+    place = list(ROLES).index(call.role) if call.role in ROLES else len(ROLES)
     return (place, call.role, int(tail) if tail.isdecimal() and len(tail) < 10 else -1, call.worker)
 
 
