@@ -32,5 +32,5 @@ def ray_options(resources: Resources) -> dict[str, Any]:
     if resources.accelerator_type:
         options["accelerator_type"] = resources.accelerator_type
     if resources.labels:
-        options["labelnode_selector"] = node_selector(resources.labels)
+        options["label_selector"] = node_selector(resources.labels)
     return options
