@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from cluster.events.event_log import emit
 from cluster.events.run_log import FolderLog
 from cluster.loop.ledger import FILE_NAME, Ledger
 from cluster.loop.rollouts import Rollouts
@@ -16,6 +18,7 @@ from cluster.workers.telemetry import Telemetry
 from cluster.workers.trace_log import FOLDER, TraceLog
 from wmpo_ray.config.run import Config
 from wmpo_ray.rollout.fidelity import starts_of
+from wmpo_ray.runs.trackers.table import make_trackers
 
 
 def optimize(context: RunContext) -> dict[str, Any]:
@@ -34,7 +37,7 @@ def optimize(context: RunContext) -> dict[str, Any]:
             at_end.callback(team.stop)
             ledger = Ledger(folder / FILE_NAME)
             at_end.callback(ledger.close)
-            log = FolderLog(folder, show)
+            log = FolderLog(folder, make_trackers(config, folder, told.meter, warn_of_tracker), show)
             at_end.callback(log.close)
             at_end.callback(told.meter.close)
             at_end.callback(told.meter.set, "wmpo_stage", 0, stage="optimize")
@@ -49,6 +52,10 @@ def optimize(context: RunContext) -> dict[str, Any]:
         "resumed_from": loop.resumed_from,
         "groups": ledger.account()._asdict(),
     }
+
+
+def warn_of_tracker(message: str) -> None:
+    emit("tracker.failed", message, logging.WARNING)
 
 
 def telemetry(context: RunContext) -> Telemetry:

@@ -20,18 +20,6 @@ from wmpo_ray.runs.live_metrics import Meter, NoMeter
 
 LOOK_EVERY_S = 1.0
 RATE_WINDOW_S = 60.0
-# metric of an update -> live metric
-LAST_UPDATE = {
-    "policy/clip_fraction": "wmpo_clip_fraction",
-    "policy/advantage_std": "wmpo_advantage_spread",
-    "policy/grad_norm": "wmpo_gradient_norm",
-    "imagined/success_rate": "wmpo_imagined_success_rate",
-    "imagined/verified_success_rate": "wmpo_verified_success_rate",
-    "real/success_rate": "wmpo_real_success_rate",
-    "real/success_low": "wmpo_real_success_low",
-    "real/success_high": "wmpo_real_success_high",
-    "real/label_agreement": "wmpo_label_agreement_rate",
-}
 SHOWN = {
     "imagined/success_rate": "imagined_success",
     "real/success_rate": "real_success",
@@ -112,15 +100,7 @@ class Telemetry:
         self._updated_at = now
 
     def metrics(self, values: dict[str, float]) -> None:
-        """Figures of an update, under the names they have in metrics.jsonl."""
-        for key, name in LAST_UPDATE.items():
-            if key in values:
-                self.meter.set(name, values[key])
-        for statistic in ("mean", "max"):
-            if (key := f"policy/ratio_{statistic}") in values:
-                self.meter.set("wmpo_ratio", values[key], statistic=statistic)
-        if "time/driver_s" in values:
-            self.meter.add("wmpo_driver_busy_seconds_total", values["time/driver_s"])
+        """Metrics of an update, under the names they have in metrics.jsonl: for the status."""
         self._facts |= {shown: values[key] for key, shown in SHOWN.items() if key in values}
 
     def offered(self, version: WeightVersion) -> None:

@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 
 from cluster.events.ray_metrics import RayMeter
+from cluster.events.run_log import FolderLog
 from cluster.events.status import Status
 from cluster.loop.ledger import Ledger
 from cluster.loop.rollouts import Rollouts
@@ -17,9 +18,12 @@ from cluster.recipes.optimize import rollout_folders
 from cluster.runtimes.serial_runtime import SerialRuntime
 from cluster.workers.telemetry import Telemetry
 from cluster.workers.trace_log import FOLDER, TraceLog
-from tests.support.small_run import ListLog, finish, model_paths, save_models, small_config, small_starts
+from tests.support.small_run import finish, model_paths, save_models, small_config, small_starts
 from wmpo_ray.config.cluster import FaultsConfig
 from wmpo_ray.runs.live_metrics import METRICS, PrometheusMeter
+from wmpo_ray.runs.trackers.base import Trackers
+from wmpo_ray.runs.trackers.jsonl import JsonlTracker
+from wmpo_ray.runs.trackers.prometheus import PrometheusTracker
 
 # A run on CPUs that nothing happens to has none of these; the board's test has a fault.
 FAULTS = {"wmpo_worker_losses_total", "wmpo_worker_restarts_total", "wmpo_recovery_seconds"}
@@ -38,7 +42,8 @@ class Watched:
         self.status = Status(folder)
         telemetry = Telemetry(self.meter, TraceLog(folder / FOLDER, keep_traces), self.status)
         telemetry.is_due = lambda: True  # at every turn: the run is shorter than a second
-        self.ledger, self.log = Ledger(folder / "ledger.jsonl"), ListLog()
+        self.ledger, trackers = Ledger(folder / "ledger.jsonl"), [PrometheusTracker(self.meter)]
+        self.log = FolderLog(folder, Trackers(JsonlTracker(folder), trackers), lambda update, values: None)
         team = Team(self.config, SerialRuntime(), model_paths(folder / "models", folder / "checkpoints"), telemetry)
         rollouts = Rollouts(self.config, team, self.ledger, *rollout_folders(folder))
         finish(TrainingLoop(self.config, team, small_starts(), self.ledger, self.log, rollouts), folder)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from wmpo_ray.data.store import load_episodes
-from wmpo_ray.runs.metrics_log import MetricsLog
+from wmpo_ray.runs.trackers.jsonl import JsonlTracker
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,7 +43,7 @@ def test_it_ends_with_the_table_and_the_report(on_ray):
 
 def test_it_leaves_what_the_readme_lists(on_ray):
     out, _ = on_ray
-    assert [line["update"] for line in MetricsLog.read(out) if "policy/loss" in line] == [1, 2]
+    assert [line["update"] for line in JsonlTracker.read(out) if "policy/loss" in line] == [1, 2]
     assert list((out / "tensorboard").glob("events.*")) and (out / "report" / "index.html").stat().st_size > 50_000
     assert len(load_episodes(out / "trajectories" / "collect.parquet")) == 32
     assert (out / "models" / "policy" / "model.safetensors").exists()

@@ -159,8 +159,24 @@ class CheckpointConfig(Section):
     every_training_steps: Annotated[int, Field(ge=0)] = 100  # of the supervised stages; 0: never inside a stage
 
 
+class WandbConfig(Section):
+    project: str = "wmpo-ray"
+    entity: str = ""  # "": the account's default
+    group: str = ""
+    mode: Literal["online", "offline"] = "online"
+
+
+class MlflowConfig(Section):
+    tracking_uri: str = ""  # "": $MLFLOW_TRACKING_URI, or MLflow's own default
+    experiment: str = "wmpo-ray"
+
+
 class MonitoringConfig(Section):
-    """What a run tells of itself while it goes on."""
+    """What a run says of itself while it goes on."""
+
+    trackers: tuple[str, ...] = ("tensorboard", "prometheus")  # beside metrics.jsonl; also "wandb", "mlflow"
+    wandb: WandbConfig = WandbConfig()
+    mlflow: MlflowConfig = MlflowConfig()
 
     metrics: bool = True  # live figures for Prometheus
     port: Annotated[int, Field(ge=0, le=65535)] = 0  # of the figures of a run without Ray, on 127.0.0.1; 0: none
