@@ -9,7 +9,8 @@ from actors.broadcast_group import BroadcastGroup, GroupSpec
 from wmpo_ray.core.interfaces import Policy
 from wmpo_ray.core.timeline import count, span
 from wmpo_ray.core.types import WeightVersion
-from wmpo_ray.policies.weight_payload import UNKNOWN_VERSION, WeightMismatchError, WeightPayload, WeightReceiver
+from wmpo_ray.policies.weight_exchange import UNKNOWN_VERSION, WeightReceiver
+from wmpo_ray.policies.weight_payload import WeightMismatchError, WeightPayload
 
 
 class Replica:

@@ -30,7 +30,8 @@ from wmpo_ray.config.cluster import WeightsConfig
 from wmpo_ray.config.loading import config_to_json, read_config_json
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.interfaces import Policy
-from wmpo_ray.policies.weight_payload import WeightEncoder, WeightPayload, WeightReceiver, weights_digest
+from wmpo_ray.policies.weight_exchange import WeightEncoder, WeightReceiver
+from wmpo_ray.policies.weight_payload import WeightPayload, weights_digest
 from wmpo_ray.registry import load_policy
 from wmpo_ray.runs.folder import RunFolder
 

@@ -19,14 +19,8 @@ from wmpo_ray.config.run import CheckpointConfig
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import remove_directory
 from wmpo_ray.core.interfaces import Policy
-from wmpo_ray.runs.checkpoint import (
-    META,
-    MOMENTS,
-    CheckpointFolder,
-    find_checkpoint,
-    optimizer_from_tensors,
-    optimizer_to_tensors,
-)
+from wmpo_ray.runs.checkpoint import META, MOMENTS, CheckpointFolder, find_checkpoint
+from wmpo_ray.runs.optimizer_state import optimizer_from_tensors, optimizer_to_tensors
 
 IN_UPDATE = "in-update"
 

@@ -25,7 +25,8 @@ from wmpo_ray.core.runtime_settings import configure_process
 from wmpo_ray.core.timeline import span
 from wmpo_ray.core.types import LearnerState, Trajectories, UpdateResult, WeightVersion
 from wmpo_ray.data.spool import load_trajectories
-from wmpo_ray.policies.weight_payload import WeightEncoder, WeightPayload
+from wmpo_ray.policies.weight_exchange import WeightEncoder
+from wmpo_ray.policies.weight_payload import WeightPayload
 from wmpo_ray.registry import load_policy
 
 

@@ -17,7 +17,8 @@ import torch
 from benchmarks.gpu.measuring import Bench
 from benchmarks.gpu.setups import config_of, make_policy
 from wmpo_ray.config.cluster import WeightsConfig
-from wmpo_ray.policies.weight_payload import WeightEncoder, WeightPayload, WeightReceiver
+from wmpo_ray.policies.weight_exchange import WeightEncoder, WeightReceiver
+from wmpo_ray.policies.weight_payload import WeightPayload
 
 DELTA = WeightsConfig(payload="delta", dtype="bfloat16")
 

@@ -12,7 +12,7 @@ from cluster.events.event_log import emit
 from cluster.loop.rollouts import Scored
 from cluster.loop.team import Team
 from cluster.runtimes.runtime import Ref
-from cluster.workers.crew import Task
+from cluster.workers.tasks import Task
 from wmpo_ray.config.roles import rollout_role
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.starts import start_seeds

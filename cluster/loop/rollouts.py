@@ -16,7 +16,7 @@ from cluster.events.event_log import emit
 from cluster.loop.ledger import Key, Ledger, State
 from cluster.loop.team import Team
 from cluster.runtimes.runtime import Ref
-from cluster.workers.crew import Task
+from cluster.workers.tasks import Task
 from learners.policy_learner import Spooled
 from wmpo_ray.algorithms.batching import GroupSlice
 from wmpo_ray.algorithms.group_queue import GroupQueue, ReadyBatch

@@ -25,7 +25,7 @@ from cluster.loop.rollouts import Imagined, Rollouts, Scored, for_learner
 from cluster.loop.team import Team, WeightsLoaded
 from cluster.runtimes.runtime import ActorLostError, Ref
 from cluster.workers.actor_pool import Worker
-from cluster.workers.crew import Joined, Task
+from cluster.workers.tasks import Joined, Task
 from learners.policy_learner import UpdateFacts
 from wmpo_ray.algorithms.group_queue import GroupQueue, ReadyBatch
 from wmpo_ray.config.run import Config

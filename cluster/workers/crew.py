@@ -11,65 +11,15 @@ import time
 from bisect import insort
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from cluster.events.event_log import emit
-from cluster.runtimes.runtime import Beat, HungError, InputLostError, ProcessInfo, Ref, Runtime, Work
+from cluster.runtimes.runtime import HungError, InputLostError, Ref, Runtime, Work
 from cluster.workers.actor_pool import ActorPool, Phase, Worker
 from cluster.workers.pending import Failed, Late, Pending
+from cluster.workers.tasks import Built, Done, HeardBeat, Joined, Located, Task
 from cluster.workers.telemetry import Telemetry
 from wmpo_ray.config.cluster import FaultsConfig
-
-
-def ignore(_error: Exception) -> None:
-    pass
-
-
-@dataclass(eq=False)
-class Task:
-    """A call that is made until it is answered. `order`: smaller ones first."""
-
-    role: str
-    method: str
-    args: tuple
-    order: tuple[int, ...]
-    done: Callable[[Any, Any], Any]  # (value of the first reference, all references) -> event
-    given_up: Callable[[Exception], None]  # its workers were lost `max_crashes` times
-    input_lost: Callable[[Exception], None] = ignore  # what it was given has vanished
-    is_wanted: Callable[[], bool] = lambda: True  # whether it has to be made again when its worker was lost
-    num_returns: int = 1
-    weights: str | None = None  # hash of the weights that the worker has to hold
-    max_crashes: int = 3
-    num_crashes: int = 0
-    worked: Callable[[Worker, Work], None] = lambda worker, work: None  # hears what the call took
-
-
-class Joined(NamedTuple):
-    """A worker has its models loaded."""
-
-    worker: Worker
-
-
-class _Located(NamedTuple):
-    worker: Worker
-    process: ProcessInfo
-
-
-class _Built(NamedTuple):
-    worker: Worker
-    seconds: float
-
-
-class _Done(NamedTuple):
-    worker: Worker
-    task: Task
-    value: Any
-    refs: Any
-
-
-class _Beat(NamedTuple):
-    worker: Worker
-    beat: Beat
 
 
 @dataclass
@@ -135,7 +85,7 @@ class Crew:
         self.watch(
             first,
             worker,
-            lambda value: _Done(worker, task, value, refs),
+            lambda value: Done(worker, task, value, refs),
             on_work=lambda work: task.worked(worker, work),
         )
 
@@ -165,15 +115,15 @@ class Crew:
                 self.telemetry.late()
             case Failed():
                 event.on_failure(event.error)
-            case _Done():
+            case Done():
                 event.worker.task = None
                 event.worker.num_failures = 0
                 return event.task.done(event.value, event.refs)
-            case _Located():
+            case Located():
                 self._build(event)
-            case _Built():
+            case Built():
                 return self._join(event)
-            case _Beat():
+            case HeardBeat():
                 self._note_beat(event)
             case _:
                 return event
@@ -185,15 +135,15 @@ class Crew:
         if worker.epoch:
             self.telemetry.restarted(worker)
         pool.start(worker)
-        self.watch(self.runtime.locate(worker.actor), worker, lambda process: _Located(worker, process))
+        self.watch(self.runtime.locate(worker.actor), worker, lambda process: Located(worker, process))
 
-    def _build(self, event: _Located) -> None:
+    def _build(self, event: Located) -> None:
         worker = event.worker
         worker.process, worker.phase = event.process, Phase.BUILDING
         worker.moved_at = self.runtime.clock()
-        self.watch(self.runtime.build(worker.actor), worker, lambda seconds: _Built(worker, seconds))
+        self.watch(self.runtime.build(worker.actor), worker, lambda seconds: Built(worker, seconds))
 
-    def _join(self, event: _Built) -> Joined:
+    def _join(self, event: Built) -> Joined:
         worker = event.worker
         worker.phase, worker.build_s = Phase.READY, event.seconds
         worker.moved_at = self.runtime.clock()
@@ -261,7 +211,7 @@ class Crew:
                     self._ask(worker)
 
     def _ask(self, worker: Worker) -> None:
-        self.watch(self.runtime.beat(worker.actor), worker, lambda beat: _Beat(worker, beat))
+        self.watch(self.runtime.beat(worker.actor), worker, lambda beat: HeardBeat(worker, beat))
 
     def _problem(self, worker: Worker, now: float) -> str | None:
         """What is wrong with a worker that should have answered, or got further, by now."""
@@ -275,7 +225,7 @@ class Crew:
             return f"{worker.name} has got no further for {now - worker.moved_at:.0f} s ({limit})"
         return None
 
-    def _note_beat(self, event: _Beat) -> None:
+    def _note_beat(self, event: HeardBeat) -> None:
         worker, now = event.worker, self.runtime.clock()
         worker.asked_at = None
         self.telemetry.beat(worker, event.beat)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.untrusted import check_tensors
-from wmpo_ray.runs.checkpoint import load_checkpoint, optimizer_from_tensors, optimizer_to_tensors, save_checkpoint
+from wmpo_ray.runs.checkpoint import load_checkpoint, save_checkpoint
+from wmpo_ray.runs.optimizer_state import optimizer_from_tensors, optimizer_to_tensors
 
 Part = nn.Module | torch.optim.Optimizer | torch.Generator | Sequence[Tensor] | Mapping[str, Tensor]
 Parts = Mapping[str, Part]  # by names without a dot

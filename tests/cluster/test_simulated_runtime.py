@@ -6,7 +6,8 @@ import pytest
 
 from cluster.runtimes.resources import Resources
 from cluster.runtimes.runtime import ActorLostError, InputLostError
-from cluster.simulation.simulated_runtime import Faults, SimulatedRuntime
+from cluster.simulation.simulated_parts import Faults
+from cluster.simulation.simulated_runtime import SimulatedRuntime
 
 
 class Adder:

@@ -22,9 +22,9 @@ from cluster.workers.actor_pool import Worker
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.types import WeightVersion
+from wmpo_ray.policies.weight_exchange import WeightEncoder
 from wmpo_ray.policies.weight_payload import (
     BroadcastError,
-    WeightEncoder,
     WeightMismatchError,
     WeightPayload,
     WeightTransferError,

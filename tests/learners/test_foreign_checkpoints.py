@@ -13,7 +13,8 @@ from learners.learner_checkpoint import GrpoCheckpoints
 from learners.supervised.training_state import TrainingCheckpoints
 from wmpo_ray.config.run import CheckpointConfig
 from wmpo_ray.core.errors import UserError
-from wmpo_ray.runs.checkpoint import optimizer_to_tensors, save_checkpoint
+from wmpo_ray.runs.checkpoint import save_checkpoint
+from wmpo_ray.runs.optimizer_state import optimizer_to_tensors
 
 FACTS: dict[str, Any] = {
     "num_updates": 1,

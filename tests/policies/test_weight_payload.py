@@ -16,12 +16,10 @@ from actors.replica import Replica
 from wmpo_ray.config.cluster import WeightsConfig
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.types import WeightVersion
+from wmpo_ray.policies.weight_exchange import UNKNOWN_VERSION, WeightEncoder, WeightReceiver
 from wmpo_ray.policies.weight_payload import (
-    UNKNOWN_VERSION,
-    WeightEncoder,
     WeightMismatchError,
     WeightPayload,
-    WeightReceiver,
     WireTensor,
     array_specs,
     index_dtype,

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import remove_leftovers, sha256_of
-from wmpo_ray.runs.checkpoint import load_checkpoint, optimizer_from_tensors, optimizer_to_tensors, save_checkpoint
+from wmpo_ray.runs.checkpoint import load_checkpoint, save_checkpoint
+from wmpo_ray.runs.optimizer_state import optimizer_from_tensors, optimizer_to_tensors
 
 FILES = ("tensors.safetensors", "meta.json", "manifest.json")
 

@@ -17,7 +17,8 @@ from cluster.loop.team import ModelPaths, Team
 from cluster.loop.train import TrainingLoop
 from cluster.recipes.optimize import rollout_folders
 from cluster.simulation.simulated_actors import SimulatedWorld, digest_of, outcomes_of, rollouts_of, trained_digest
-from cluster.simulation.simulated_runtime import Call, Faults, Node, SimulatedActor, SimulatedRuntime
+from cluster.simulation.simulated_parts import Call, Faults, Node, SimulatedActor
+from cluster.simulation.simulated_runtime import SimulatedRuntime
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.core.types import GroupRequest, StartState
@@ -252,7 +253,7 @@ class RandomTargets:
             self.last = {"imagination": self.rng.randint(1, self.most), "reward": self.rng.randint(1, 2)}
         return self.last
 
-    def imagined(self, num_groups: int, seconds: float) -> None: ...
+    def rolled_out(self, num_groups: int, seconds: float) -> None: ...
 
     def scored(self, num_groups: int, seconds: float) -> None: ...
 

@@ -8,23 +8,19 @@ agree on it. Values travel as their bits, in unsigned integers: a NaN, a negativ
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from wmpo_ray.config.cluster import WeightsConfig
-from wmpo_ray.core.errors import ConfigError
-from wmpo_ray.core.interfaces import Policy
 from wmpo_ray.core.types import WeightVersion
 
 Kind = Literal["full", "adapter", "delta"]
 
-UNKNOWN_VERSION = WeightVersion(-1, "")  # of a replica that has loaded nothing yet
 # The signed integers stand between numpy, which has no bfloat16, and torch, whose unsigned ones can do little.
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -94,102 +90,6 @@ def wire_dtype(tensor: Tensor, dtype: str) -> str:
     wire = _dtype(dtype)
     is_rounded = tensor.is_floating_point() and tensor.dtype.itemsize > wire.itemsize
     return str(wire if is_rounded else tensor.dtype).removeprefix("torch.")
-
-
-def trained_state_names(policy: Any, trained: Iterable[str]) -> set[str]:
-    """Names in the state dict of the given parameters; one that is shared has several."""
-    parameters = dict(policy.named_parameters(remove_duplicate=False))
-    wanted = {id(parameters[name]) for name in trained if name in parameters}
-    return {name for name, parameter in parameters.items() if id(parameter) in wanted}
-
-
-class WeightEncoder:
-    """The learner's side: copies of the policy's weights, full and compact.
-
-    `trained` names the parameters that training changes; only `weights.payload = "adapter"` looks at it. Raises
-    ConfigError where an adapter would hold nothing.
-    """
-
-    def __init__(
-        self, policy: Policy | nn.Module, settings: WeightsConfig, trained: Iterable[str], num_threads: int = 1
-    ):
-        self._policy, self._settings, self._num_threads = policy, settings, num_threads
-        self._trained = trained_state_names(policy, trained)
-        self._previous: WeightPayload | None = None  # kept for the next delta only
-        if settings.payload == "adapter" and not self._trained:
-            raise ConfigError(
-                'weights.payload="adapter" sends the trained parameters and there is none; name some with '
-                'grpo.trained_parameters, or set weights.payload="full"'
-            )
-
-    def encode(self, num_updates: int) -> tuple[WeightVersion, WeightPayload, WeightPayload | None]:
-        """Version, full payload and compact payload of the weights as they are now.
-
-        There is no compact payload under `weights.payload = "full"`, nor in the first call of a run or a resumed run
-        under "delta". Nothing that was returned changes later.
-        """
-        dtype = self._settings.dtype
-        tensors = {name: _encode(tensor, dtype) for name, tensor in self._policy.state_dict().items()}
-        version = WeightVersion(num_updates, self._digest(tensors))
-        full = WeightPayload("full", version, dtype, tensors)
-        compact = None
-        if self._settings.payload == "adapter":
-            chosen = {name: tensor for name, tensor in tensors.items() if name in self._trained}
-            compact = WeightPayload("adapter", version, dtype, chosen)
-        elif self._settings.payload == "delta":
-            compact = _delta(self._previous, full) if self._previous else None
-            self._previous = full
-        return version, full, compact
-
-    def _digest(self, tensors: Mapping[str, WireTensor]) -> str:
-        def hash_one(name: str) -> bytes:
-            tensor = tensors[name]
-            return _hash_tensor(name, tensor.shape, tensor.dtype, tensor.bits)
-
-        return _combine(sorted(tensors), hash_one, self._num_threads)
-
-
-class WeightReceiver:
-    """A replica's side: puts payloads into the policy and says what it then holds."""
-
-    def __init__(self, policy: Policy | nn.Module, num_threads: int = 1):
-        self._policy, self._num_threads = policy, num_threads
-        self.version = UNKNOWN_VERSION
-
-    def load(self, payload: WeightPayload) -> WeightVersion:
-        """Apply a payload; the result carries the digest of what the policy holds now, which the caller compares.
-
-        Raises WeightMismatchError, before anything is changed, for a delta on another version than the one held, and
-        for names, shapes, dtypes or indices that do not fit.
-        """
-        state = self._policy.state_dict()
-        self._check(payload, state)
-        self.version = UNKNOWN_VERSION  # until all of it is in place
-        with torch.no_grad():
-            for name, tensor in state.items():
-                if name in payload.tensors:
-                    _write(tensor, payload.tensors[name])
-                elif payload.kind == "adapter":
-                    _round(tensor, payload.dtype)
-        digest = weights_digest(self._policy.state_dict(), payload.dtype, self._num_threads)
-        self.version = WeightVersion(payload.version.num_updates, digest)
-        return self.version
-
-    def _check(self, payload: WeightPayload, state: Mapping[str, Tensor]) -> None:
-        if payload.kind == "delta" and payload.base != self.version.digest:
-            raise WeightMismatchError(
-                f"the delta to update {payload.version.num_updates} starts from weights {payload.base!r} and this "
-                f"replica holds {self.version.digest!r}"
-            )
-        unknown = sorted(payload.tensors.keys() - state.keys())
-        missing = sorted(state.keys() - payload.tensors.keys()) if payload.kind == "full" else []
-        if unknown or missing:
-            raise WeightMismatchError(
-                f"a {payload.kind} payload does not fit the policy: unknown tensors {unknown[:3]}, "
-                f"missing tensors {missing[:3]}"
-            )
-        for name, tensor in payload.tensors.items():
-            _check_tensor(name, tensor, state[name], payload)
 
 
 def index_dtype(num_elements: int) -> type[np.unsignedinteger]:

@@ -1,0 +1,61 @@
+"""A task that workers are given, and the events of a worker's life."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from cluster.runtimes.runtime import Beat, ProcessInfo, Work
+from cluster.workers.actor_pool import Worker
+
+
+def ignore(_error: Exception) -> None:
+    pass
+
+
+@dataclass(eq=False)
+class Task:
+    """A call that is made until it is answered. `order`: smaller ones first."""
+
+    role: str
+    method: str
+    args: tuple
+    order: tuple[int, ...]
+    done: Callable[[Any, Any], Any]  # (value of the first reference, all references) -> event
+    given_up: Callable[[Exception], None]  # its workers were lost `max_crashes` times
+    input_lost: Callable[[Exception], None] = ignore  # what it was given has vanished
+    is_wanted: Callable[[], bool] = lambda: True  # whether it has to be made again when its worker was lost
+    num_returns: int = 1
+    weights: str | None = None  # hash of the weights that the worker has to hold
+    max_crashes: int = 3
+    num_crashes: int = 0
+    worked: Callable[[Worker, Work], None] = lambda worker, work: None  # hears what the call took
+
+
+class Joined(NamedTuple):
+    """A worker has its models loaded."""
+
+    worker: Worker
+
+
+class Located(NamedTuple):
+    worker: Worker
+    process: ProcessInfo
+
+
+class Built(NamedTuple):
+    worker: Worker
+    seconds: float
+
+
+class Done(NamedTuple):
+    worker: Worker
+    task: Task
+    value: Any
+    refs: Any
+
+
+class HeardBeat(NamedTuple):
+    worker: Worker
+    beat: Beat
