@@ -20,10 +20,11 @@ def advantages(rewards: Tensor, deviation: Deviation = "population") -> Tensor:
     """
     if deviation == "unbiased" and rewards.shape[1] == 1:
         return rewards / (1 + UNBIASED_EPS)
-    centred = rewards - rewards.mean(1, keepdim=True)
-    std = rewards.std(1, keepdim=True, unbiased=deviation == "unbiased")
-    divisor = std + UNBIASED_EPS if deviation == "unbiased" else std.clamp_min(torch.finfo(rewards.dtype).tiny)
-    return torch.where(std > 0, centred / divisor, torch.zeros_like(centred))
+    exact = rewards.double()  # rounded once at the end: the order of sums in float32 depends on the processor
+    centred = exact - exact.mean(1, keepdim=True)
+    std = exact.std(1, keepdim=True, unbiased=deviation == "unbiased")
+    divisor = std + UNBIASED_EPS if deviation == "unbiased" else std.clamp_min(torch.finfo(exact.dtype).tiny)
+    return torch.where(std > 0, centred / divisor, torch.zeros_like(centred)).to(rewards.dtype)
 
 
 def log_ratios(logprobs: Tensor, behavior_logprobs: Tensor, ratio: Ratio) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +16,14 @@ def encode_actions(actions: Tensor, num_bins: int) -> Tensor:
 
 def decode_tokens(tokens: Tensor, num_bins: int) -> Tensor:
     """Bins -> centres of their intervals, float32."""
-    return (tokens.float() + 0.5) / num_bins * 2 - 1
+    return bin_centres(num_bins).to(tokens.device)[tokens]
+
+
+@functools.cache
+def bin_centres(num_bins: int) -> Tensor:
+    """Centres [num_bins] float32, in steps that are rounded to float32 each."""
+    half, one, two = np.float32(0.5), np.float32(1), np.float32(2)
+    return torch.from_numpy((np.arange(num_bins, dtype=np.float32) + half) / np.float32(num_bins) * two - one)
 
 
 def sample_tokens(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:

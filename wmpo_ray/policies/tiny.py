@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Self
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from wmpo_ray.core.interfaces import ActionChunk
+from wmpo_ray.core.rounding import rounded
 from wmpo_ray.core.section import Count, Positive
 from wmpo_ray.core.seeding import keyed_noise
 from wmpo_ray.core.untrusted import NetworkSettings, check_finite, check_network
@@ -154,16 +157,9 @@ class TinyPolicy(PreTrainedModel):
         answers = self.norm(tokens[:, -len(self.queries) :])
         answers = answers.unflatten(1, (self.chunk_length, self.action_dim))
         outputs = torch.einsum("bkdw,dwo->bkdo", answers, self.heads).flatten(1, 2)
-        return outputs @ self._basis(outputs.device) if self.config.num_bases else outputs
-
-    def _basis(self, device: torch.device) -> Tensor:
-        """Bumps [num_bases + 2, bins] that bin logits are summed from; the last two are the outermost bins."""
-        bins, bases = self.config.num_bins, self.config.num_bases
-        centres = (torch.arange(bases, device=device) + 0.5) / bases * bins - 0.5
-        distance = (torch.arange(bins, device=device)[None] - centres[:, None]) / (bins / bases * 0.8)
-        ends = torch.zeros(2, bins, device=device)
-        ends[0, 0] = ends[1, -1] = 1
-        return 2 * torch.cat([torch.exp(-0.5 * distance**2), ends])
+        if not self.config.num_bases:
+            return outputs
+        return outputs @ bump_basis(self.config.num_bins, self.config.num_bases).to(outputs.device)
 
     def word_ids(self, instructions: Sequence[str]) -> Tensor:
         """Words of each instruction [B, max_words]; padding and unknown words share one embedding."""
@@ -193,6 +189,18 @@ class TinyPolicy(PreTrainedModel):
         logits = self(torch.as_tensor(frames).to(self.device), self.word_ids(instructions))
         target = encode_actions(actions.to(self.device), self.config.num_bins)
         return F.cross_entropy(logits.flatten(0, 1), target.flatten())
+
+
+@functools.cache
+def bump_basis(num_bins: int, num_bases: int) -> Tensor:
+    """Bumps [num_bases + 2, num_bins] that bin logits are summed from; the last two are the outermost bins."""
+    centres = (np.arange(num_bases) + 0.5) / num_bases * num_bins - 0.5
+    distance = (np.arange(num_bins) - centres[:, None]) / (num_bins / num_bases * 0.8)
+    ends = np.zeros((2, num_bins), np.float32)
+    ends[0, 0] = ends[1, -1] = 1
+    basis = 2 * np.concatenate([rounded(math.exp, -0.5 * distance * distance), ends])
+    with torch.inference_mode(False):  # it is cached and may serve a later backward pass
+        return torch.from_numpy(basis)
 
 
 def vocabulary_of(instructions: Sequence[str]) -> list[str]:

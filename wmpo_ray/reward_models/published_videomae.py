@@ -22,6 +22,7 @@ from wmpo_ray.core.untrusted import NetworkSettings, TensorSpec, read_json, read
 from wmpo_ray.model_files.weight_files import WeightFiles, find_weights, load_network
 from wmpo_ray.reward_models.decisions import decide
 from wmpo_ray.reward_models.preprocessing import PREPROCESSOR_FILE, FramePreprocessing
+from wmpo_ray.reward_models.videomae import set_positions
 
 # VideoMAE-base as the reference trains it: what a bare file of weights does not tell.
 IMAGE_SIZE, NUM_FRAMES, HEAD_WIDTH = 224, 8, 64
@@ -64,6 +65,7 @@ class PublishedRewardModel:
         if network.config.image_size != preprocessing.crop:
             raise UserError(f"crop = {preprocessing.crop}, the network sees {network.config.image_size} pixels a side")
         self.network = network
+        set_positions(network)
         self.preprocessing = preprocessing
         self.threshold = threshold
         self.clip_length = network.config.num_frames

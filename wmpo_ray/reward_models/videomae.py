@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +18,7 @@ from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 from wmpo_ray.config.run import RewardConfig
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import atomic_directory
+from wmpo_ray.core.rounding import rounded
 from wmpo_ray.core.section import Count, Positive
 from wmpo_ray.core.types import Scores
 from wmpo_ray.core.untrusted import NetworkSettings, check_finite, check_network, read_settings
@@ -63,6 +66,7 @@ class VideoMAERewardModel:
         image_std: float = 64.0,
     ):
         self.network = network
+        set_positions(network)
         self.instructions = tuple(instructions)
         self.threshold = threshold
         self.image_mean, self.image_std = tuple(image_mean), image_std
@@ -158,6 +162,23 @@ class VideoMAERewardModel:
                 f"the {len(settings.instructions)} instructions in {SETTINGS_FILE}"
             )
         return cls(network.eval(), **settings.model_dump())
+
+
+def set_positions(network: VideoMAEForVideoClassification) -> None:
+    """Replace the network's position table, which transformers computes with kernels that depend on the processor."""
+    embeddings = network.videomae.embeddings
+    embeddings.position_embeddings = torch.from_numpy(_positions(embeddings.num_patches, network.config.hidden_size))
+
+
+@functools.lru_cache(maxsize=2)
+def _positions(count: int, width: int) -> np.ndarray:
+    """Sinusoids [1, count, width] float32 of the angles p / 10000^(2 floor(j / 2) / width)."""
+    divisors = np.array([10000.0 ** (2 * (j // 2) / width) for j in range(width)])
+    angles = np.arange(count)[:, None] / divisors
+    table = np.empty((1, count, width), np.float32)
+    table[0, :, 0::2] = rounded(math.sin, angles[:, 0::2])
+    table[0, :, 1::2] = rounded(math.cos, angles[:, 1::2])
+    return table
 
 
 def _name_in_file(name: str) -> str:

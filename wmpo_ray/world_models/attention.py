@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.core.rounding import cosine, rounded, sine
 
 # "auto" looks at each call; the others are chosen once for a network.
 Backend = Literal["auto", "flash", "sdpa", "plain"]
@@ -103,14 +105,15 @@ class RotaryEmbedding(nn.Module):
 
     def __init__(self, head_width: int, theta: float = 10000.0):
         super().__init__()
-        freqs = theta ** (-torch.arange(0, head_width, 2).float() / head_width)
-        self.freqs = nn.Parameter(freqs, requires_grad=False)
+        exponents = -np.arange(0, head_width, 2, dtype=np.float32) / np.float32(head_width)
+        freqs = rounded(lambda exponent: theta**exponent, exponents)
+        self.freqs = nn.Parameter(torch.tensor(freqs.tolist()), requires_grad=False)
 
     def angles(self, start: int, length: int) -> tuple[Tensor, Tensor]:
         """cos and sin [length, E/2] for positions start..start+length-1."""
         positions = torch.arange(start, start + length, device=self.freqs.device, dtype=self.freqs.dtype)
         angles = positions[:, None] * self.freqs
-        return angles.cos(), angles.sin()
+        return cosine(angles), sine(angles)
 
     @staticmethod
     def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

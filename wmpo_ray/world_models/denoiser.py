@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from wmpo_ray.config.run import DenoiserConfig
+from wmpo_ray.core.rounding import cosine, sine
 from wmpo_ray.world_models.stdit import ConditioningCache, STDiT
 
 TIME_SCALE = 1000.0  # the network counts diffusion time from 0 to 1000
@@ -31,9 +32,9 @@ def action_features(actions: Tensor, bands: int) -> Tensor:
     """Append sin and cos of pi 2^k a, k < bands: [B, K, D] -> [B, K, D (1 + 2 bands)]."""
     if bands == 0:
         return actions
-    frequencies = math.pi * 2.0 ** torch.arange(bands, device=actions.device)
+    frequencies = torch.tensor([math.pi * 2.0**band for band in range(bands)], device=actions.device)
     angles = (actions[..., None] * frequencies).flatten(-2)
-    return torch.cat([actions, angles.sin(), angles.cos()], -1)
+    return torch.cat([actions, sine(angles), cosine(angles)], -1)
 
 
 MAP_CHANNELS = 3

@@ -8,7 +8,8 @@ depends on its noise, actions and context alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,13 @@ SCHEDULERS: dict[str, Callable[[float], Any]] = {
 
 def resolution_shift(height: int, width: int) -> float:
     """Shift r of the time axis t' = r t / (1 + (r-1) t) for frames of this size in pixels; 1 at 256x256."""
-    return (height * width / 512**2) ** 0.5 * 2.0
+    return math.sqrt(height * width / 512**2) * 2.0
+
+
+def unipc_times(sigmas: Sequence[float], shift: float) -> list[float]:
+    """The shifted times; the first lies 1e-6 below 1, where the logarithm of 1 - t is finite."""
+    shifted = [shift * sigma / (1 + (shift - 1) * sigma) for sigma in sigmas]
+    return [min(time, 1.0 - 1e-6) for time in shifted]
 
 
 class RectifiedFlowSampler:
@@ -53,19 +60,22 @@ class RectifiedFlowSampler:
     @torch.no_grad()
     def sample(self, denoiser: Denoiser, noise: Tensor, actions: Tensor, conditioning: Conditioning) -> Tensor:
         """noise [B, C, K, H, W], actions [B, K, D] -> clean latents [B, C, K, H, W] float32."""
-        self.scheduler.set_timesteps(sigmas=np.array(self.sigmas), device=noise.device)
-        self.scheduler.set_begin_index(0)
+        times = self._begin().to(noise.device)
         x = noise
-        for time, timestep in zip(self._times(), self.scheduler.timesteps, strict=True):
+        for time, timestep in zip(times, self.scheduler.timesteps, strict=True):
             v = denoiser.velocity(x, time.expand(len(x)), actions, conditioning)
             # diffusers steps along the direction noise - sample.
             x = self.scheduler.step(-v, timestep, x).prev_sample
         return x
 
-    def _times(self) -> Tensor:
-        """The times in (0, 1] at which the network is asked, float32."""
-        timesteps = self.scheduler.timesteps
-        if timesteps.is_floating_point():
-            return (timesteps / TIME_SCALE).float()
-        # UniPC cuts its timesteps to whole numbers, but not the times that it integrates over.
-        return self.scheduler.sigmas[:-1].to(timesteps.device)
+    def _begin(self) -> Tensor:
+        """Set the scheduler to its first step; the times in (0, 1] at which the network is asked, float32 on the CPU."""
+        scheduler = self.scheduler
+        scheduler.set_timesteps(sigmas=np.array(self.sigmas))
+        scheduler.set_begin_index(0)
+        if scheduler.timesteps.is_floating_point():
+            return scheduler.timesteps / TIME_SCALE
+        # UniPC cuts its timesteps to whole numbers, but not the times that it integrates over. It takes logarithms and
+        # exponentials of those: in float64 its coefficients are rounded to float32 once, where they meet the samples.
+        scheduler.sigmas = torch.tensor([*unipc_times(self.sigmas, self.config.shift), 0.0], dtype=torch.float64)
+        return scheduler.sigmas[:-1].float()

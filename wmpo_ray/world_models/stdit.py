@@ -8,6 +8,7 @@ The network knows no schedule: it maps latents and a time to an output of the sa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -201,8 +202,8 @@ class STDiT(ModelMixin, ConfigMixin):
         _, ph, pw = self.patch_size
         rows, columns = x.shape[-2] // ph, x.shape[-1] // pw
         area = (height or x.shape[-2]) * (width or x.shape[-1])
-        scale = area**0.5 / self.config.input_sq_size
-        base = round((rows * columns) ** 0.5)
+        scale = math.sqrt(area) / self.config.input_sq_size
+        base = round(math.sqrt(rows * columns))
         with torch.inference_mode(False):  # the table is cached and may serve a later backward pass
             positions = spatial_positions(self.config.hidden_size, rows, columns, scale, base, x.device)
         tokens = self.x_embedder(x.to(self.dtype))

@@ -6,10 +6,12 @@ import functools
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wmpo_ray.core.rounding import cosine, rounded, sine
 from wmpo_ray.world_models.attention import Backend, HeadRMSNorm, RotaryEmbedding, attend
 
 ACTIVATIONS = {"gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "silu": F.silu}
@@ -24,17 +26,16 @@ class KeyValue(NamedTuple):
 
 @functools.cache
 def timestep_frequencies(count: int) -> Tensor:
-    """exp(-ln(1e4) * i / count) in float32, the same on every CPU.
+    """exp(-ln(1e4) * i / count) [count] float32.
 
-    Fast exp kernels disagree in the last bit, and a time of 1000 magnifies that beyond the published tolerance, so the
-    exponential is taken in float64. Of the 128 published values one, index 12, lies 0.02 units from a rounding tie;
-    the reference rounds it up, so it is rounded up here.
+    A time of 1000 magnifies a wrong last bit beyond the published tolerance. Of the 128 published values one, index 12,
+    lies 0.02 units from a rounding tie; the reference rounds it up, so it is rounded up here.
     """
-    exponents = -math.log(10000.0) * torch.arange(count, dtype=torch.float32) / count
-    freqs = exponents.double().exp().float()
+    exponents = np.float32(-math.log(10000.0)) * np.arange(count, dtype=np.float32) / np.float32(count)
+    freqs = rounded(math.exp, exponents)
     if count == 128:
-        freqs[12] = torch.nextafter(freqs[12], freqs.new_tensor(1.0))
-    return freqs
+        freqs[12] = np.nextafter(freqs[12], np.float32(1))
+    return torch.from_numpy(freqs)
 
 
 class TimestepEmbedder(nn.Module):
@@ -48,7 +49,7 @@ class TimestepEmbedder(nn.Module):
     def forward(self, timestep: Tensor) -> Tensor:
         freqs = timestep_frequencies(self.num_frequencies // 2).to(timestep.device)
         angles = timestep[:, None].float() * freqs
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], -1).to(next(self.mlp.parameters()).dtype))
+        return self.mlp(torch.cat([cosine(angles), sine(angles)], -1).to(next(self.mlp.parameters()).dtype))
 
 
 class ActionEmbedder(nn.Module):
@@ -211,12 +212,13 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 def spatial_positions(width: int, rows: int, columns: int, scale: float, base: int, device) -> Tensor:
     """2-D sin/cos embedding [rows*columns, D]; the first half of D encodes the column, the second the row."""
     quarter = width // 4
-    freqs = 10000.0 ** (-torch.arange(quarter, device=device).float() * 2 / (width // 2))
+    exponents = np.arange(0, -2 * quarter, -2, dtype=np.float32) / np.float32(width // 2)
+    freqs = rounded(lambda exponent: 10000.0**exponent, exponents)
 
     def axis(count: int) -> Tensor:
-        grid = torch.arange(count, device=device).float() / scale * (base / count)
+        grid = np.arange(count, dtype=np.float32) / np.float32(scale) * np.float32(base / count)
         angles = grid[:, None] * freqs
-        return torch.cat([angles.sin(), angles.cos()], -1)
+        return torch.from_numpy(np.concatenate([rounded(math.sin, angles), rounded(math.cos, angles)], -1)).to(device)
 
     column = axis(columns)[None].expand(rows, -1, -1)
     row = axis(rows)[:, None].expand(-1, columns, -1)

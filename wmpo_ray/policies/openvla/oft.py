@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.interfaces import ActionChunk
@@ -24,7 +23,7 @@ from wmpo_ray.core.seeding import keyed_noise
 from wmpo_ray.core.untrusted import check_network, parse_json
 from wmpo_ray.policies.action_tokens import sample_tokens
 from wmpo_ray.policies.openvla.actions import ActionStatistics, ActionTokenizer
-from wmpo_ray.policies.openvla.chunk_attention import BIDIRECTIONAL, key_mask
+from wmpo_ray.policies.openvla.chunk_attention import BIDIRECTIONAL, RotaryPositions, key_mask
 from wmpo_ray.policies.openvla.lora import merged_state
 from wmpo_ray.policies.openvla.prompt import TOKENIZER, TOKENIZER_MODEL, PromptTokenizer
 from wmpo_ray.policies.openvla.published_files import (
@@ -60,6 +59,7 @@ class OpenVLAOFTPolicy(PreTrainedModel):
         self.vision_backbone = VisionBackbone(towers, image_size)
         self.projector = Projector(towers[0].embed_dim + towers[1].embed_dim, config.text_config.hidden_size)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config, attn_implementation=BIDIRECTIONAL)
+        self.language_model.model.rotary_emb = RotaryPositions(config.text_config)
         self.action_tokenizer = ActionTokenizer(config.vocab_size, config.n_action_bins)
         self.attach_files({})
         self.post_init()
@@ -99,7 +99,6 @@ class OpenVLAOFTPolicy(PreTrainedModel):
             network = cls(config)
         load_weights(network, folder, dtype, device)
         # What stands beside the weights has no values on the meta device.
-        network.language_model.model.rotary_emb = LlamaRotaryEmbedding(config.text_config).to(device)
         network.attach_files({})
         return network
 
