@@ -88,7 +88,7 @@ def test_nan_and_another_shape_fail_and_the_tolerance_itself_passes():
 
 
 def test_a_fixture_that_nothing_reads_is_said_and_one_of_none_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "FIXTURES", ("grpo", "tactile"))
+    monkeypatch.setattr(run, "FIXTURES", {"grpo": "grpo_fixtures", "tactile": "tactile"})
     with pytest.raises(UserError, match="holds no fixtures"):
         list(run.run_fixtures(tmp_path))
     (tmp_path / "tactile").mkdir()

@@ -11,7 +11,16 @@ from typing import NamedTuple
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.parity.case import ParityCase
 
-FIXTURES = ("world_model", "vae", "policy", "image_preproc", "reward", "grpo", "manifests")
+# Folder of published fixtures -> the module here that compares it.
+FIXTURES = {
+    "world_model": "world_model_fixtures",
+    "vae": "vae_fixtures",
+    "policy": "policy_fixtures",
+    "image_preproc": "image_fixtures",
+    "reward": "reward_fixtures",
+    "grpo": "grpo_fixtures",
+    "manifests": "manifests",
+}
 
 
 class FixtureResult(NamedTuple):
@@ -30,7 +39,7 @@ def run_fixtures(folder: str | Path) -> Iterator[FixtureResult]:
     if not found:
         raise UserError(f"{folder} holds no fixtures: none of the folders {', '.join(FIXTURES)} is in it")
     for name in found:
-        module = f"{__package__}.{name}"
+        module = f"{__package__}.{FIXTURES[name]}"
         if find_spec(module) is None:
             yield FixtureResult(name, None)
         else:
