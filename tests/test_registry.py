@@ -92,11 +92,11 @@ def test_checkpointing_activations_changes_no_gradient(folders):
     frames = torch.randint(
         0, 256, (2, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     ).numpy()
-    tokens = torch.full((2, CHUNK * 3), plain.first_action_id + 7)
+    seen, record = Observation.of(frames, ["push the block"] * 2), {"tokens": torch.full((2, CHUNK * 3), plain.first_action_id + 7)}
     gradients = []
     for policy in (plain, frugal):
         policy.eval()
-        policy.log_prob(frames, ["push the block"] * 2, tokens, 1.6).sum().backward()
+        policy.log_prob(seen, record, 1.6).sum().backward()
         gradients.append({name: p.grad for name, p in policy.named_parameters() if p.grad is not None})
     assert frugal.is_activation_checkpointing and not plain.is_activation_checkpointing
     assert gradients[0].keys() == gradients[1].keys()

@@ -43,7 +43,7 @@ class Reality:
         """Execute the first imagined trajectories of an update for real: the imagined labels under optimisation."""
         groups = event.request.groups
         seeds = [group.start.seed for group in groups for _ in range(group.group_size)]
-        if not self.config.evaluation.every_updates or any(seed is None for seed in seeds):
+        if event.scores_ref is None or not self.config.evaluation.every_updates or None in seeds:
             return
         arguments = (event.trajectories.ref, seeds, event.scores_ref)
         self._ask("compare_labels", arguments, groups[0].update + 1, label_figures)

@@ -10,7 +10,7 @@ from typing import Any
 
 from actors.environment_actor import EnvironmentActor
 from actors.reward_actor import RewardActor
-from actors.rollout_actor import ImaginationActor
+from actors.rollout_actor import RolloutActor
 from cluster.events.event_log import emit
 from cluster.runtimes.ray_runtime import RayRuntime
 from cluster.runtimes.runtime import ActorLostError, InputLostError, Ref, Runtime
@@ -74,7 +74,7 @@ class Team:
         self._add(
             "imagination",
             first.imagination,
-            ImaginationActor,
+            RolloutActor,
             str(paths.policy),
             str(paths.world_model),
         )

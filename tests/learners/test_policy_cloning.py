@@ -19,7 +19,7 @@ def make_policy() -> TinyPolicy:
 
 
 def expert_error(policy: TinyPolicy, demos) -> float:
-    decision = policy.act(demos.frames[:, 0], demos.instructions, 0.0, [0] * len(demos))
+    decision = policy.act(Observation.of(demos.frames[:, 0], demos.instructions), 0.0, [0] * len(demos))
     return float(np.abs(decision.actions[:, 0].numpy() - demos.actions[:, 0]).mean())
 
 

@@ -56,7 +56,8 @@ def logprobs(course: Course, config: Config, policy_dir: Path) -> torch.Tensor:
     policy.load_state_dict({name: torch.from_numpy(values) for name, values in course.weights.items()})
     data = sample()
     with torch.no_grad():
-        return policy.log_prob(data.frames[:, 0], data.instructions, torch.from_numpy(data.action_tokens[:, 0]), 1.0)
+        seen = Observation.of(data.frames[:, 0], data.instructions)
+        return policy.log_prob(seen, {"tokens": torch.from_numpy(data.record["tokens"][:, 0])}, 1.0)
 
 
 def assert_same_course(found: Course, expected: Course, config: Config, policy_dir: Path) -> None:

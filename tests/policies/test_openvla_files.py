@@ -60,8 +60,8 @@ def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], objec
 
 
 def act(policy) -> tuple[torch.Tensor, torch.Tensor]:
-    chunk = policy.act(FRAMES, TEXTS, 1.0, [1, 2])
-    return chunk.tokens, chunk.logprobs
+    chunk = policy.act(Observation.of(FRAMES, TEXTS), 1.0, [1, 2])
+    return chunk.record["tokens"], chunk.logprobs
 
 
 def assert_same_weights(one, other) -> None:
