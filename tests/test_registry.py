@@ -15,6 +15,7 @@ from tests.support.small_world import small_world_model
 from wmpo_ray.config.loading import validate
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError, UserError
+from wmpo_ray.core.types import Observation
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig
 from wmpo_ray.registry import (
     load_policy,
@@ -92,7 +93,10 @@ def test_checkpointing_activations_changes_no_gradient(folders):
     frames = torch.randint(
         0, 256, (2, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     ).numpy()
-    seen, record = Observation.of(frames, ["push the block"] * 2), {"tokens": torch.full((2, CHUNK * 3), plain.first_action_id + 7)}
+    seen, record = (
+        Observation.of(frames, ["push the block"] * 2),
+        {"tokens": torch.full((2, CHUNK * 3), plain.first_action_id + 7)},
+    )
     gradients = []
     for policy in (plain, frugal):
         policy.eval()

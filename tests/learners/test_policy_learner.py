@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from learners.policy_learner import GrpoLearner, Spooled, UpdateFacts
+from tests.support.sampling import sampled_trajectories
 from tests.support.small_run import SETTINGS, small_config
 from wmpo_ray.algorithms.batching import GroupSlice, build_batch
 from wmpo_ray.config.run import Config

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from tests.support.openvla import small_policy, tokenizer_json
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.interfaces import Policy
+from wmpo_ray.core.types import Observation
 from wmpo_ray.policies.openvla.chunk_attention import key_mask
 from wmpo_ray.policies.openvla.oft import OpenVLAOFTPolicy
 from wmpo_ray.policies.openvla.prompt import TOKENIZER, PromptTokenizer
@@ -66,15 +67,21 @@ def test_temperature_zero_takes_the_likeliest_and_the_seed_decides_otherwise(pol
     one, other = (policy.act(Observation.of(frames, texts), 0.0, seeds) for seeds in ([0] * 4, [1] * 4))
     assert torch.equal(one.record["tokens"], other.record["tokens"])
     hot, again, differing = (policy.act(Observation.of(frames, texts), 5.0, [seed] * 4) for seed in (0, 0, 1))
-    assert torch.equal(hot.record["tokens"], again.record["tokens"]) and not torch.equal(hot.record["tokens"], differing.record["tokens"])
+    assert torch.equal(hot.record["tokens"], again.record["tokens"]) and not torch.equal(
+        hot.record["tokens"], differing.record["tokens"]
+    )
 
 
 def test_frame_and_instruction_are_read(policy, frames):
     tokens = policy.act(Observation.of(frames, [SHORT] * 4), 1.0, [1, 2, 3, 4]).record["tokens"]
     with torch.no_grad():
         one = policy.log_prob(Observation.of(frames, [SHORT] * 4), {"tokens": tokens}, 1.0)
-        assert not torch.allclose(one, policy.log_prob(Observation.of(frames, [LONG] * 4), {"tokens": tokens}, 1.0), atol=1e-3)
-        assert not torch.allclose(one, policy.log_prob(Observation.of(255 - frames, [SHORT] * 4), {"tokens": tokens}, 1.0), atol=1e-3)
+        assert not torch.allclose(
+            one, policy.log_prob(Observation.of(frames, [LONG] * 4), {"tokens": tokens}, 1.0), atol=1e-3
+        )
+        assert not torch.allclose(
+            one, policy.log_prob(Observation.of(255 - frames, [SHORT] * 4), {"tokens": tokens}, 1.0), atol=1e-3
+        )
 
 
 # -- the network -------------------------------------------------------------------------------------------------

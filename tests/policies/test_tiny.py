@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wmpo_ray.core.types import Observation
 from wmpo_ray.environments.pocket.env import INSTRUCTIONS
 from wmpo_ray.policies.action_tokens import decode_tokens, encode_actions, sample_tokens
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
@@ -80,7 +81,8 @@ def test_temperature_zero_takes_the_likeliest(policy, frames):
 
 def test_the_instruction_is_read(policy, frames):
     blue, pink = (
-        policy.log_prob(Observation.of(frames, [text] * 6), {"tokens": torch.zeros(6, 12, dtype=torch.long)}, 1.0) for text in INSTRUCTIONS
+        policy.log_prob(Observation.of(frames, [text] * 6), {"tokens": torch.zeros(6, 12, dtype=torch.long)}, 1.0)
+        for text in INSTRUCTIONS
     )
     assert not torch.allclose(blue, pink)
 

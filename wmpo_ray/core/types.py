@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-
 MAIN_CAMERA = "main"  # of a world with a single one
 
 
@@ -21,7 +20,9 @@ MAIN_CAMERA = "main"  # of a world with a single one
 class StartState:
     """Where a trajectory starts: what a learned world continues from, and what an environment rebuilds its scene from."""
 
-    frames: np.ndarray  # [n, H, W, 3] uint8 of the main camera, n <= c, the last one is the present; n = 0: not rendered
+    frames: (
+        np.ndarray
+    )  # [n, H, W, 3] uint8 of the main camera, n <= c, the last one is the present; n = 0: not rendered
     instruction: str
     seed: int | None = None  # of the environment's scene
     task: str = ""  # of an environment with several tasks; "": its configured one
@@ -68,7 +69,9 @@ class Transition:
     done: np.ndarray  # [B] bool: the trajectory has ended, in this chunk or before; its frames hold still
     success: np.ndarray | None  # [B] bool so far; None from a world that does not know
     num_steps: np.ndarray  # [B] int64: actions of this chunk that were executed before the end
-    failures: dict[str, np.ndarray] = field(default_factory=dict)  # name -> [B] bool so far, where the world reports them
+    failures: dict[str, np.ndarray] = field(
+        default_factory=dict
+    )  # name -> [B] bool so far, where the world reports them
 
 
 @dataclass(frozen=True)
@@ -200,7 +203,7 @@ class Scores:
     """The one decision about each video; it drives reward, finish step and metric alike."""
 
     success: np.ndarray  # [M] bool
-    finish_step: np.ndarray  # [M] int64: frames executed until the decision, T for a failure
+    finish_step: np.ndarray  # [M] int64: actions executed until the decision, T for a failure that was never a success
     probability: np.ndarray  # [M] float32: highest window probability
     refuted: np.ndarray | None = None  # [M] bool: a success that the second world model did not confirm
 

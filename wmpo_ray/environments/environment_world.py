@@ -60,7 +60,7 @@ class EnvironmentWorld:
         """See `World`. Raises ValueError if K is not the chunk length."""
         if actions.shape[1] != self.chunk_length:
             raise ValueError(f"{actions.shape[1]} actions for a chunk of {self.chunk_length}; set rollout.chunk_length")
-        chunk = np.array(actions.cpu(), np.float32)  # a copy: the caller's may change
+        chunk = actions.detach().cpu().float().numpy().copy()  # the caller's may change
         with span("simulate"):
             self._return_to(state)
             return self._advance(state, lambda step: chunk[:, step], frames)

@@ -55,7 +55,7 @@ class VerifiedJudge:
 def verify(scores: Scores, videos: Videos, judge: Judge, replay_again: ReplayAgain) -> Scores:
     """Ask the judge again about each success, as a second world shows it (asked only if there are any).
 
-    A refuted success counts as a failure over the whole horizon it was imagined for.
+    A refuted success is a failure that keeps its finish step: what was done until then is what did not succeed.
     """
     rows = np.flatnonzero(scores.success)
     refuted = np.zeros(len(scores.success), bool)

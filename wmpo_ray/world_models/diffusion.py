@@ -16,8 +16,8 @@ from torch import Tensor
 
 from wmpo_ray.config.run import DenoiserConfig, SamplerConfig, WorldModelConfig
 from wmpo_ray.core.errors import UserError
-from wmpo_ray.core.section import Count
 from wmpo_ray.core.interfaces import FramesMode
+from wmpo_ray.core.section import Count
 from wmpo_ray.core.seeding import keyed_noise
 from wmpo_ray.core.timeline import span
 from wmpo_ray.core.types import Observation, StartState, Transition
