@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import numpy as np
 
-from actors.replica import Replica
+from actors.rollout_actor import RolloutActor
 from wmpo_ray.config.run import Config
-from wmpo_ray.core.runtime_settings import configure_process
 from wmpo_ray.core.types import Scores, Trajectories
+from wmpo_ray.environments.environment_world import EnvironmentWorld
 from wmpo_ray.policies.weight_payload import WeightPayload
-from wmpo_ray.registry import load_policy, make_environment
+from wmpo_ray.registry import make_environment
 from wmpo_ray.rollout.evaluation import execute_actions, rollout_policy
+from wmpo_ray.rollout.judge import WorldJudge
 
 
-class EnvironmentActor(Replica):
+class EnvironmentActor(RolloutActor):
+    """Rolls out requests in the environment too, and judges them by its word."""
+
+    world: EnvironmentWorld
+    judge = WorldJudge()
+
     def __init__(self, config: Config, policy_dir: str):
-        configure_process(config.cluster.threads_per_process)
-        super().__init__(load_policy(config, policy_dir), config.cluster.threads_per_process)
-        self.config = config
-        self.environment = make_environment(config.environment)
+        super().__init__(config, policy_dir, "")
+
+    def make_world(self, path: str) -> EnvironmentWorld:
+        return EnvironmentWorld(make_environment(self.config.environment), self.config.rollout.chunk_length)
 
     def evaluate(self, weights: WeightPayload, seeds: list[int], temperature: float) -> np.ndarray:
         """Real success [M] bool of the weights in a full payload from the given start states."""
         key = (self.config.seed, "evaluate")
         with self.borrowed(weights):
-            episodes = rollout_policy(self.policy, self.environment, seeds, temperature, key, keep_frames=False)
+            episodes = rollout_policy(self.policy, self.world, seeds, temperature, key, keep_frames=False)
         return episodes.success
 
     def compare_labels(self, trajectories: Trajectories, seeds: list[int], scores: tuple[Scores, float]) -> np.ndarray:
@@ -33,5 +39,5 @@ class EnvironmentActor(Replica):
         Evaluation only: nothing of it reaches the learner.
         """
         actions = trajectories.actions.reshape(len(trajectories), -1, trajectories.actions.shape[-1])
-        real = execute_actions(self.environment, seeds, actions)
+        real = execute_actions(self.world, seeds, actions)
         return np.stack([real, scores[0].success])

@@ -90,7 +90,7 @@ class MeasuredRuntime(SimulatedRuntime):
         super().__init__(*args, **options)
 
     def call(self, actor: Any, method: str, *args: Any, num_returns: int = 1) -> Any:
-        if method == "imagine":
+        if method == "rollout":
             request: RolloutRequest = args[0]
             self.begun.update(group.key for group in request.groups)
         return self._timed(super().call, actor, method, *args, num_returns=num_returns)
@@ -269,7 +269,7 @@ def draw_scaling(curves: dict[str, list[Point]], path: Path = PICTURE) -> None:
 
 def explain(curves: dict[str, list[Point]]) -> str:
     times = json.loads(SERVICE_TIMES.read_text())
-    group_s, update_s = times["per_group"]["imagine"]["seconds"], times["per_call"]["update"]["seconds"]
+    group_s, update_s = times["per_group"]["rollout"]["seconds"], times["per_call"]["update"]["seconds"]
     rounds = math.log2(GROUPS_PER_UPDATE) + 1
     return (
         f"Where it bends: a group takes {group_s:g} s on one actor however many there are, and the learner {update_s:g} s.\n"

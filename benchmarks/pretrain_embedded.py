@@ -36,7 +36,7 @@ from wmpo_ray.environments.pocket.play import collect_play
 from wmpo_ray.environments.pocket.rendering import detect_events, locate_block
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
 from wmpo_ray.rollout.evaluation import rollout_expert, rollout_policy
-from wmpo_ray.rollout.fidelity import binary_report, psnr_per_frame, replay, starts_of
+from wmpo_ray.rollout.fidelity import binary_report, psnr_per_frame, replay_videos, starts_of
 from wmpo_ray.world_models.diffusion import PRETRAINED_DIR, DiffusionWorldModel
 
 HORIZON = 32
@@ -78,7 +78,7 @@ class Judge:
 
     def figures(self, world_model: DiffusionWorldModel) -> dict[str, float]:
         episodes = self.episodes
-        videos = replay(world_model, starts_of(episodes), episodes.actions, seed=1)
+        videos = replay_videos(world_model, starts_of(episodes), episodes.actions, seed=1)
         label = binary_report(self.placed(videos), episodes.success)
         last = np.minimum(np.arange(HORIZON + 1)[None], episodes.lengths[:, None])[..., None, None, None]
         real, imagined = detect_events(episodes.frames), detect_events(np.take_along_axis(videos, last, 1))

@@ -40,7 +40,7 @@ from wmpo_ray.report.formats import compact, percent
 from wmpo_ray.report.markup import Markup, tag
 from wmpo_ray.report.svg import drawing
 from wmpo_ray.reward_models.decisions import score_videos
-from wmpo_ray.rollout.fidelity import psnr_per_frame, replay, starts_of
+from wmpo_ray.rollout.fidelity import psnr_per_frame, replay_videos, starts_of
 from wmpo_ray.runs.folder import RunFolder
 from wmpo_ray.world_models.diffusion import DiffusionWorldModel
 
@@ -114,7 +114,7 @@ class Study:
             for i, sampler in enumerate(settings):
                 world = self.world.with_sampler(sampler)
                 started = self._clock()
-                world.imagine_chunk(world.start(starts), actions, list(range(len(starts))))
+                world.step_chunk(world.start(starts)[0], actions, list(range(len(starts))))
                 least[i] = min(least[i], (self._clock() - started) / (len(starts) * world.chunk_length))
         return least
 
@@ -127,7 +127,7 @@ class Study:
 
     def _replay(self, sampler: SamplerConfig) -> tuple[np.ndarray, np.ndarray]:
         world, episodes = self.world.with_sampler(sampler), self.episodes
-        videos = replay(world, starts_of(episodes), episodes.actions, self.seed)
+        videos = replay_videos(world, starts_of(episodes), episodes.actions, self.seed)
         return videos, score_videos(self.reward, videos, episodes.instructions, self.min_steps).success
 
     @torch.no_grad()

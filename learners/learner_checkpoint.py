@@ -171,7 +171,9 @@ def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def batch_signature(batch: Batch) -> str:
     """Hash of what a batch teaches: an interrupted update goes on only with the very same one."""
-    digest = hashlib.sha256(np.ascontiguousarray(batch.frames).tobytes())
-    for tensor in (batch.tokens, batch.behavior_logprobs, batch.advantage, batch.mask):
+    digest = hashlib.sha256()
+    for array in (*batch.images.values(), *([] if batch.state is None else [batch.state])):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    for tensor in (*batch.record.values(), batch.behavior_logprobs, batch.advantage, batch.mask):
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()[:16]

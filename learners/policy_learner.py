@@ -176,7 +176,7 @@ class GrpoLearner:
     def _train(self, batch: Batch) -> dict[str, float]:
         """All optimizer steps of an update, from where it was interrupted if it was; the mean of their figures."""
         size, every = self.config.grpo.minibatch_trajectories, self.config.checkpoint.every_optimizer_steps
-        minibatches = [slice(first, first + size) for first in range(0, len(batch.frames), size)]
+        minibatches = [slice(first, first + size) for first in range(0, len(batch.instructions), size)]
         minibatches *= self.config.grpo.num_epochs
         signature = batch_signature(batch) if every else ""
         done = self.checkpoints.load_step(self.num_updates, signature) if every else None
@@ -251,13 +251,8 @@ class GrpoLearner:
         if not len(places):  # nothing is left for this rank, and the others cannot gather weights without it
             places = batch.mask[rows].any(-1).nonzero()[:1]
         first, second = places.unbind(1)
-        texts = batch.instructions[rows]
-        chosen = self.policy.log_prob(
-            batch.frames[rows][first.numpy(), second.numpy()],
-            [texts[i] for i in first.tolist()],
-            batch.tokens[rows][first, second],
-            self.config.rollout.temperature,
-        ).cpu()
+        observation, record = batch.decisions(rows, first, second)
+        chosen = self.policy.log_prob(observation, record, self.config.rollout.temperature).cpu()
         behavior = batch.behavior_logprobs[rows]
         if not part.any():
             return behavior + 0.0 * chosen.sum()

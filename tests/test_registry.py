@@ -15,6 +15,7 @@ from tests.support.small_world import small_world_model
 from wmpo_ray.config.loading import validate
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError, UserError
+from wmpo_ray.core.types import Observation
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig
 from wmpo_ray.registry import (
     load_policy,
@@ -92,11 +93,14 @@ def test_checkpointing_activations_changes_no_gradient(folders):
     frames = torch.randint(
         0, 256, (2, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     ).numpy()
-    tokens = torch.full((2, CHUNK * 3), plain.first_action_id + 7)
+    seen, record = (
+        Observation.of(frames, ["push the block"] * 2),
+        {"tokens": torch.full((2, CHUNK * 3), plain.first_action_id + 7)},
+    )
     gradients = []
     for policy in (plain, frugal):
         policy.eval()
-        policy.log_prob(frames, ["push the block"] * 2, tokens, 1.6).sum().backward()
+        policy.log_prob(seen, record, 1.6).sum().backward()
         gradients.append({name: p.grad for name, p in policy.named_parameters() if p.grad is not None})
     assert frugal.is_activation_checkpointing and not plain.is_activation_checkpointing
     assert gradients[0].keys() == gradients[1].keys()

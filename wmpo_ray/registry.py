@@ -12,7 +12,7 @@ import torch
 
 from wmpo_ray.config.run import Config, EnvironmentConfig
 from wmpo_ray.core.errors import ConfigError
-from wmpo_ray.core.interfaces import Environment, Policy, RewardModel, WorldModel
+from wmpo_ray.core.interfaces import Environment, Policy, RewardModel, World
 from wmpo_ray.core.runtime_settings import process_device
 from wmpo_ray.core.section import refuse_ignored, shown
 from wmpo_ray.environments.facts import environment_facts
@@ -25,7 +25,7 @@ POLICIES = {
 }
 WORLD_MODELS = {
     "diffusion": "wmpo_ray.world_models.diffusion:DiffusionWorldModel",
-    "simulator": "wmpo_ray.world_models.simulator:SimulatorWorldModel",
+    "simulator": "wmpo_ray.environments.environment_world:EnvironmentWorld",
 }
 REWARD_MODELS = {
     "videomae": "wmpo_ray.reward_models.videomae:VideoMAERewardModel",
@@ -56,7 +56,7 @@ def check_kinds(config: Config) -> None:
 
 
 def make_environment(config: EnvironmentConfig) -> Environment:
-    return _environment_class(config)(horizon=config.horizon, disruption=config.disruption)
+    return _environment_class(config).from_config(config)
 
 
 def _environment_class(config: EnvironmentConfig) -> Any:
@@ -135,11 +135,11 @@ def _checked(config: Config, policy: Any, path: str) -> Policy:
 # -- world models and reward models ------------------------------------------------------------------------------
 
 
-def load_world_model(config: Config, path: str, *, device: torch.device | str | None = None) -> WorldModel:
+def load_world_model(config: Config, path: str, *, device: torch.device | str | None = None) -> World:
     """The world model that a run saved in `path`; the simulator needs no files."""
     cls = resolve(WORLD_MODELS, config.world_model.kind, "world_model.kind")
     if config.world_model.kind == "simulator":
-        return cls(lambda: make_environment(config.environment), config.rollout.chunk_length)
+        return cls(make_environment(config.environment), config.rollout.chunk_length)
     from wmpo_ray.world_models.loading import place_world_model
 
     where = torch.device(device) if device else process_device(config.cluster.device)

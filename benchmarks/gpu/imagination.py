@@ -61,15 +61,15 @@ def measure(bench: Bench, world: DiffusionWorldModel, cost: WorldModelCost, mode
         sampled = world.with_sampler(SamplerConfig(num_steps=num_steps))
         for batch in bench.arguments.batches:
             frames = random_frames((world.context_frames, *facts.frame_shape)).numpy()
-            state = sampled.start([StartState(frames, "")] * batch)
+            state, _ = sampled.start([StartState(frames, "")] * batch)
             actions = torch.zeros(batch, world.chunk_length, facts.action_dim)
             seeds = list(range(batch))
             key = f"{mode}_{num_steps}_steps_batch_{batch}"
 
             def imagine(sampled=sampled, state=state, actions=actions, seeds=seeds, key=key, batch=batch) -> None:
-                world.with_sampler(SamplerConfig(num_steps=1)).imagine_chunk(state, actions, seeds)  # warms up
+                world.with_sampler(SamplerConfig(num_steps=1)).step_chunk(state, actions, seeds)  # warms up
                 seconds = bench.seconds(
-                    lambda: sampled.imagine_chunk(state, actions, seeds), bench.arguments.repetitions, warmups=0
+                    lambda: sampled.step_chunk(state, actions, seeds), bench.arguments.repetitions, warmups=0
                 )
                 tflops = batch * chunk_tflop(cost, mode, sampled.sampler.config.num_steps) / seconds
                 bench.add(f"{key}_frames_per_s", batch * world.chunk_length / seconds, "frames/s")

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from actors.reward_actor import RewardActor
-from actors.rollout_actor import ImaginationActor
+from actors.rollout_actor import RolloutActor
 from benchmarks.gpu.measuring import Bench, random_frames
 from benchmarks.gpu.setups import config_of, make_policy, make_reward_model, make_world_model
 from cluster.runtimes.resources import Resources
@@ -75,7 +75,7 @@ def assemble(bench: Bench, config: Config, folders: dict[str, str]) -> Team:
     gpus = SHARES if bench.device.type == "cuda" else dict.fromkeys(SHARES, 0.0)
     policy, world, reward = folders.values()
     made = {
-        "imagination": (ImaginationActor, config, policy, world),
+        "imagination": (RolloutActor, config, policy, world),
         "reward": (RewardActor, config, reward, None),
         "learner": (GrpoLearner, config, policy, str(bench.folder / "checkpoints")),
     }
@@ -130,7 +130,7 @@ def run_update(bench: Bench, team: Team, config: Config) -> dict[str, float]:
     for i, request in enumerate(requests_of(bench, config)):
         wanted = RolloutRequest(request.request_id, request.groups, 0, request.temperature, version.digest)
         _, videos, trajectories = timed(
-            "imagine", lambda w=wanted: team.call(team.imagination, "imagine", w, num_returns=3)
+            "imagine", lambda w=wanted: team.call(team.imagination, "rollout", w, num_returns=3)
         )
         scores, _ = timed("judge", lambda v=videos: team.answer(team.reward, "score", v))
         groups.append(drawn_group(i, scores, config.environment.horizon))

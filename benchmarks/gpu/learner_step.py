@@ -22,6 +22,7 @@ from benchmarks.gpu.measuring import Bench, integers, random_frames
 from benchmarks.gpu.setups import config_of, instruction, make_policy
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.core.types import Observation
 from wmpo_ray.environments.facts import environment_facts
 from wmpo_ray.planning.blueprints import policy_blueprint
 from wmpo_ray.planning.costs import PolicyCost, cost_of_policy
@@ -65,13 +66,13 @@ def measure(bench: Bench, config: Config, mode: str, ceiling: float) -> None:
         bench.add(f"{mode}_trained_parameters", cost.num_trained, f"of {cost.num_parameters}, {layers} layers")
         for decisions in bench.arguments.decisions:
             frames = random_frames((decisions, *facts.frame_shape)).numpy()
-            texts = [instruction()] * decisions
+            seen = Observation.of(frames, [instruction()] * decisions)
             length = policy.chunk_length * policy.action_dim
-            tokens = torch.full((decisions, length), policy.first_action_id)
+            record = {"tokens": torch.full((decisions, length), policy.first_action_id)}
 
-            def step(frames=frames, texts=texts, tokens=tokens) -> None:
+            def step(seen=seen, record=record) -> None:
                 optimizer.zero_grad(set_to_none=True)
-                policy.log_prob(frames, texts, tokens, 1.6).mean().neg().backward()
+                policy.log_prob(seen, record, 1.6).mean().neg().backward()
                 torch.nn.utils.clip_grad_norm_(trained, 1.0)
                 optimizer.step()
 

@@ -9,6 +9,7 @@ import argparse
 
 from benchmarks.gpu.measuring import Bench, integers, random_frames
 from benchmarks.gpu.setups import config_of, instruction, make_policy
+from wmpo_ray.core.types import Observation
 from wmpo_ray.environments.facts import environment_facts
 from wmpo_ray.planning.costs import policy_cost
 
@@ -28,10 +29,10 @@ def main() -> None:
     policy = make_policy(config, bench.device, bench.dtype)
     for batch in bench.arguments.batches:
         frames = random_frames((batch, *facts.frame_shape)).numpy()
-        texts, seeds = [instruction()] * batch, list(range(batch))
+        seen, seeds = Observation.of(frames, [instruction()] * batch), list(range(batch))
 
-        def act(frames=frames, texts=texts, seeds=seeds, batch=batch) -> None:
-            seconds = bench.seconds(lambda: policy.act(frames, texts, 1.6, seeds), bench.arguments.repetitions)
+        def act(seen=seen, seeds=seeds, batch=batch) -> None:
+            seconds = bench.seconds(lambda: policy.act(seen, 1.6, seeds), bench.arguments.repetitions)
             tflops = batch * cost.tflop / seconds
             bench.add(f"batch_{batch}_chunks_per_s", batch / seconds, "chunks/s")
             bench.add(f"batch_{batch}_tflops", tflops, "TFLOP/s", share_of_ceiling=tflops / ceiling)

@@ -13,7 +13,6 @@ from cluster.loop.rollouts import Scored
 from cluster.loop.team import Team
 from cluster.runtimes.runtime import Ref
 from cluster.workers.tasks import Task
-from wmpo_ray.config.roles import rollout_role
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.starts import start_seeds
 from wmpo_ray.core.statistics import wilson_interval
@@ -44,8 +43,7 @@ class Reality:
         """Execute the first imagined trajectories of an update for real: the imagined labels under optimisation."""
         groups = event.request.groups
         seeds = [group.start.seed for group in groups for _ in range(group.group_size)]
-        is_real = rollout_role(self.config) == "environment"  # then there is nothing to compare
-        if is_real or not self.config.evaluation.every_updates or any(seed is None for seed in seeds):
+        if event.scores_ref is None or not self.config.evaluation.every_updates or None in seeds:
             return
         arguments = (event.trajectories.ref, seeds, event.scores_ref)
         self._ask("compare_labels", arguments, groups[0].update + 1, label_figures)

@@ -42,13 +42,14 @@ class Imagined(NamedTuple):
     seconds: float
     videos: Ref
     trajectories: Handle
+    scores: Scores | None  # where the world judged
 
 
 class Scored(NamedTuple):
     request: RolloutRequest
     scores: Scores
     seconds: float
-    scores_ref: Ref
+    scores_ref: Ref | None  # None: the world judged, there is nothing to compare with reality
     trajectories: Handle
 
 
@@ -68,10 +69,12 @@ class Rollouts:
         self.team.crew.submit(
             Task(
                 rollout_role(self.config),
-                "imagine",
+                "rollout",
                 (request, path),
                 order=(*first.key, request.request_id),
-                done=lambda value, refs: Imagined(request, value.seconds, refs[1], Handle(refs[2], path, value.sha256)),
+                done=lambda value, refs: Imagined(
+                    request, value.seconds, refs[1], Handle(refs[2], path, value.sha256), value.scores
+                ),
                 given_up=lambda error: self.give_up(request, error),
                 is_wanted=lambda: self.is_open(request),
                 num_returns=3,
@@ -81,15 +84,18 @@ class Rollouts:
             )
         )
 
-    def score(self, event: Imagined) -> None:
+    def score(self, event: Imagined) -> Scored | None:
+        """Have the videos scored; returns the scores where the world has judged already."""
         self._add("time/imagine_s", event.seconds)
         self.team.rates.rolled_out(len(event.request.groups), event.seconds)
         if not self.is_open(event.request):
             self._count_late(event.request)
-            return
+            return None
         for _, group in event.request.kept_groups:
             if self.ledger.state(group.key) is State.ISSUED:
                 self.ledger.append(State.IMAGINED, group.key)
+        if event.scores is not None:
+            return Scored(event.request, event.scores, 0.0, None, event.trajectories)
         self.team.crew.submit(
             Task(
                 "reward",
@@ -103,10 +109,12 @@ class Rollouts:
                 worked=lambda worker, work: self.telemetry.scored(worker, event.request, work),
             )
         )
+        return None
 
     def settle(self, event: Scored, learner_version: int) -> None:
-        self._add("time/score_s", event.seconds)
-        self.team.rates.scored(len(event.request.groups), event.seconds)
+        if event.scores_ref is not None:
+            self._add("time/score_s", event.seconds)
+            self.team.rates.scored(len(event.request.groups), event.seconds)
         size = self.config.rollout.group_size
         for place, request in event.request.kept_groups:
             rows = slice(place * size, (place + 1) * size)
@@ -219,7 +227,7 @@ class Rollouts:
 
 
 def _is_only_for(task: Any, keys: set[Key]) -> bool:
-    return task.method == "imagine" and all(group.key in keys for _, group in task.args[0].kept_groups)
+    return task.method == "rollout" and all(group.key in keys for _, group in task.args[0].kept_groups)
 
 
 def for_learner(batch: ReadyBatch, spooled: bool) -> tuple[list[GroupSlice], list[Any]]:

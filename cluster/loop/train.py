@@ -102,7 +102,8 @@ class TrainingLoop:
     def handle(self, event: Any) -> None:
         match event:
             case Imagined():
-                self.rollouts.score(event)
+                if (scored := self.rollouts.score(event)) is not None:
+                    self.settle(scored)
             case Scored():
                 self.settle(event)
             case Updated():

@@ -10,10 +10,11 @@ import numpy as np
 from cluster.recipes.context import RunContext
 from wmpo_ray.config.run import GateConfig
 from wmpo_ray.core.errors import UserError
-from wmpo_ray.core.types import Episodes
+from wmpo_ray.core.interfaces import World
+from wmpo_ray.core.types import Episodes, Videos
 from wmpo_ray.registry import load_reward_model, load_world_model, make_environment
-from wmpo_ray.reward_models.decisions import score_videos, verify_successes
-from wmpo_ray.rollout.fidelity import binary_report, replay, starts_of
+from wmpo_ray.rollout.fidelity import binary_report, replay_videos, starts_of
+from wmpo_ray.rollout.judge import VideoJudge, verify
 
 
 def gate(context: RunContext) -> dict[str, Any]:
@@ -22,23 +23,22 @@ def gate(context: RunContext) -> dict[str, Any]:
     Raises UserError with the figures and what to do about them if a bound is missed, unless forced.
     """
     config, held_out = context.config, context.episodes("held-out")
-    reward = load_reward_model(config, str(context.model("reward-model")))
+    plain_judge = VideoJudge(load_reward_model(config, str(context.model("reward-model"))), config.reward.min_steps)
     starts = starts_of(held_out)
+    world = load_world_model(config, str(context.model("world-model")))
 
-    def imagine(name: str, rows: np.ndarray) -> np.ndarray:
-        world = load_world_model(config, str(context.model(name)))
+    def imagine(name: str, world: World, rows: np.ndarray) -> np.ndarray:
         with context.reporter.bar(f"replaying in the {name}", len(rows)) as advance:
-            return replay(world, [starts[i] for i in rows], held_out.actions[rows], config.seed, progress=advance)
+            actions = held_out.actions[rows]
+            return replay_videos(world, [starts[i] for i in rows], actions, config.seed, progress=advance)
 
-    videos = imagine("world-model", np.arange(len(held_out)))
-    scores = score_videos(reward, videos, held_out.instructions, config.reward.min_steps)
+    frames = imagine("world-model", world, np.arange(len(held_out)))
+    videos = Videos(frames, held_out.instructions, held_out.actions, tuple(starts))
+    scores = plain_judge.judge(videos)
     plain = binary_report(scores.success, held_out.success)
     if config.reward.verify.enabled:
-        texts = np.array(held_out.instructions)
-        scores = verify_successes(
-            scores,
-            lambda rows: score_videos(reward, imagine("verifier", rows), texts[rows].tolist(), config.reward.min_steps),
-        )
+        verifier = load_world_model(config, str(context.model("verifier")))
+        scores = verify(scores, videos, plain_judge, lambda videos, rows: imagine("verifier", verifier, rows))
     report = binary_report(scores.success, held_out.success)
     figures: dict[str, Any] = {
         "label_agreement": report["agreement"],
@@ -49,11 +49,11 @@ def gate(context: RunContext) -> dict[str, Any]:
         "real_success": report["true_rate"],
         "num": report["num"],
         "unverified_label_agreement": plain["agreement"],
-        **_event_agreement(context, held_out, videos),
+        **_event_agreement(context, held_out, frames),
     }
     misses = missed_bounds(figures, config.gate)
     figures |= {"passed": not misses, "bounds": config.gate.model_dump()}
-    _save_side_by_side(context, held_out, videos, scores.success)
+    _save_side_by_side(context, held_out, frames, scores.success)
     if misses and not context.force:
         raise UserError(
             f"the imagined world is not true enough to learn in: {'; '.join(misses)} ({report['num']} held-out replays, "
@@ -81,9 +81,10 @@ def missed_bounds(figures: dict[str, Any], config: GateConfig) -> list[str]:
 
 def _event_agreement(context: RunContext, episodes: Episodes, videos: np.ndarray) -> dict[str, float]:
     """Agreement of the events that the environment can read from pixels, over the real length of each episode."""
-    detect = getattr(make_environment(context.config.environment), "detect_events", None)
-    if detect is None:
+    environment: Any = make_environment(context.config.environment)
+    if "events" not in environment.abilities:
         return {}
+    detect = environment.detect_events
     # After the real episode's end nothing can be compared: both videos hold still there.
     last = np.minimum(np.arange(videos.shape[1])[None], episodes.lengths[:, None])[..., None, None, None]
     real, imagined = detect(episodes.frames), detect(np.take_along_axis(videos, last, 1))

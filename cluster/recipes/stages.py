@@ -29,7 +29,6 @@ from wmpo_ray.registry import (
 from wmpo_ray.reward_models.decisions import best_probabilities
 from wmpo_ray.rollout.evaluation import concatenate_episodes, rollout_expert, rollout_policy
 from wmpo_ray.rollout.fidelity import binary_report, decode_one_chunk_ahead
-from wmpo_ray.world_models.diffusion import DiffusionWorldModel
 
 __all__ = ["collect", "demos", "evaluate", "gate", "optimize", "policy", "reward_model", "world_model"]
 
@@ -98,9 +97,8 @@ def reward_model(context: RunContext) -> dict[str, Any]:
     train, validation = context.collected()
     expert, held_out = context.episodes("demos"), context.episodes("held-out")
     sources, judged = [expert, train], [validation]
-    if config.world_model.kind != "simulator":
-        world = load_world_model(config, str(context.model("world-model")))
-        assert isinstance(world, DiffusionWorldModel)
+    world = load_world_model(config, str(context.model("world-model")))
+    if "imagines" in world.abilities:
         if config.reward.steps:
             sources.append(decode_one_chunk_ahead(world, train, config.seed))
         judged.append(decode_one_chunk_ahead(world, validation, config.seed))

@@ -18,7 +18,7 @@ import numpy as np
 
 from actors.environment_actor import EnvironmentActor
 from actors.reward_actor import RewardActor
-from actors.rollout_actor import Imagination, ImaginationActor
+from actors.rollout_actor import Imagination, RolloutActor
 from learners.policy_learner import GrpoLearner, Spooled, UpdateFacts
 from wmpo_ray.algorithms.batching import GroupSlice
 from wmpo_ray.config.run import Config
@@ -101,7 +101,7 @@ class SimulatedWorld:
 
     def stand_ins(self) -> dict[type, Callable[..., Any]]:
         return {
-            ImaginationActor: partial(SimulatedImagination, self),
+            RolloutActor: partial(SimulatedImagination, self),
             RewardActor: partial(SimulatedReward, self),
             GrpoLearner: partial(SimulatedLearner, self),
             EnvironmentActor: partial(SimulatedEnvironment, self),
@@ -126,7 +126,7 @@ class SimulatedImagination:
             self.version = payload.version._replace(digest="damaged")
         return self.version
 
-    def imagine(self, request: RolloutRequest, spool: str) -> tuple[Imagination, list[Rollout], list[Rollout]]:
+    def rollout(self, request: RolloutRequest, spool: str) -> tuple[Imagination, list[Rollout], list[Rollout]]:
         assert self.version.digest == request.weights, f"request for {request.weights} at a replica of {self.version}"
         if any(group.key in self.world.poison for group in request.groups):
             raise PoisonError(f"request {request.request_id}")

@@ -15,7 +15,7 @@ from learners.supervised.training_state import NO_CHECKPOINTS, Parts, TrainingCh
 from wmpo_ray.config.run import CloningConfig
 from wmpo_ray.core.interfaces import Policy
 from wmpo_ray.core.seeding import generator_for
-from wmpo_ray.core.types import Episodes
+from wmpo_ray.core.types import Episodes, Observation
 from wmpo_ray.data.windows import as_frames
 
 
@@ -33,7 +33,11 @@ class PolicyCloner(SupervisedTraining):
             self.trained.values(), config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay
         )
         generator = generator_for(seed, "cloning")
-        super().__init__(network, policy.cloning_loss, optimizer, generator, config, "policy.cloning", share)
+
+        def loss(frames: np.ndarray, texts: list[str], actions: Tensor) -> Tensor:
+            return policy.cloning_loss(Observation.of(frames, texts), actions)
+
+        super().__init__(network, loss, optimizer, generator, config, "policy.cloning", share)
         self.config, self.chunk_length = config, policy.chunk_length
         self.rows, self.steps = _decisions(demos)
         self.actions = torch.from_numpy(_padded_actions(demos, policy.chunk_length))

@@ -203,16 +203,16 @@ def test_a_group_comes_out_the_same_alone_in_its_batch_and_with_others(models):
     from tests.support.small_run import small_starts
     from wmpo_ray.core.types import GroupRequest, RolloutRequest
     from wmpo_ray.registry import load_policy, load_world_model
-    from wmpo_ray.rollout.act import imagine
+    from wmpo_ray.rollout.requests import rollout_request
 
     config = faulty_config()
     policy = load_policy(config, str(models / "policy"))
     world = load_world_model(config, str(models / "world-model"))
     starts = small_starts()
     groups = tuple(GroupRequest(0, i, i, starts[i], 4, 0) for i in range(3))
-    together = imagine(policy, world, RolloutRequest(1, groups, 0, 1.0), config.num_chunks)
+    together = rollout_request(policy, world, RolloutRequest(1, groups, 0, 1.0), config.num_chunks)
     for place in range(3):
-        alone = imagine(policy, world, RolloutRequest(1, groups, 0, 1.0).alone(place), config.num_chunks)
+        alone = rollout_request(policy, world, RolloutRequest(1, groups, 0, 1.0).alone(place), config.num_chunks)
         rows = slice(4 * place, 4 * place + 4)
         assert np.array_equal(alone.videos.frames[rows], together.videos.frames[rows])
         assert np.array_equal(alone.trajectories.behavior_logprobs[rows], together.trajectories.behavior_logprobs[rows])

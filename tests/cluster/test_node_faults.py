@@ -22,7 +22,7 @@ import pytest
 import ray
 from ray._private.node import Node
 
-from actors.rollout_actor import ImaginationActor
+from actors.rollout_actor import RolloutActor
 from benchmarks.soak_cluster import CrashableCluster
 from cluster.loop.ledger import FILE_NAME, Ledger, State
 from cluster.loop.rollouts import Imagined, Scored
@@ -193,18 +193,18 @@ def noting_classes(path: Path, name: str) -> dict[str, type]:
         with open(path, "a") as file:
             file.write(" ".join(map(str, (name, *words))) + "\n")
 
-    class NotingImagination(ImaginationActor):
-        def imagine(self, request, spool=None):
+    class NotingImagination(RolloutActor):
+        def rollout(self, request, spool=None):
             for _, group in request.kept_groups:
                 note("imagine", *group.key)
-            return super().imagine(request, spool)
+            return super().rollout(request, spool)
 
     class NotingLearner(GrpoLearner):
         def _step(self, batch, rows):
             note("step", self.num_updates, rows.start)
             return super()._step(batch, rows)
 
-    return {"ImaginationActor": NotingImagination, "GrpoLearner": NotingLearner}
+    return {"RolloutActor": NotingImagination, "GrpoLearner": NotingLearner}
 
 
 def drive(address: str, models: Path, folder: Path, name: str) -> None:

@@ -21,6 +21,7 @@ from tests.support.small_world import random_chunk, scene_starts, small_world_mo
 from wmpo_ray.config.run import RewardConfig
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.runtime_settings import process_device
+from wmpo_ray.core.types import Observation
 from wmpo_ray.environments.pocket.env import INSTRUCTIONS
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
 from wmpo_ray.reward_models.preprocessing import FramePreprocessing
@@ -58,13 +59,13 @@ def openvla_policy() -> Any:
 def test_a_policy_acts_and_learns_on_its_device(make):
     policy = make().to(OTHER)
     frames = np.zeros((2, 16, 16, 3), np.uint8)
-    texts = ["push the block", "pull the block slowly"]
+    seen = Observation.of(frames, ["push the block", "pull the block slowly"])
     with TwoDevices():
-        chunk = policy.act(frames, texts, 1.0, [1, 2])
-        assert {part.device for part in chunk} == {HOST}
+        chunk = policy.act(seen, 1.0, [1, 2])
+        assert {part.device for part in (chunk.actions, chunk.logprobs, *chunk.record.values())} == {HOST}
         losses = (
-            policy.log_prob(frames, texts, chunk.tokens, 1.0).mean(),
-            policy.cloning_loss(frames, texts, chunk.actions),
+            policy.log_prob(seen, chunk.record, 1.0).mean(),
+            policy.cloning_loss(seen, chunk.actions),
         )
         for loss in losses:
             assert loss.device == OTHER
@@ -80,10 +81,10 @@ def test_a_world_model_imagines_on_its_device_and_shows_frames_on_the_host(codec
         world.codec = AutoencoderCodec(autoencoder.eval(), posterior_seed=1)
     world.to(OTHER)
     with TwoDevices():
-        state = world.start(scene_starts(2))
+        state, _ = world.start(scene_starts(2))
         for _ in range(2):
-            state, frames = world.imagine_chunk(state, random_chunk(2), [1, 2])
-            assert frames.device == HOST and frames.dtype == torch.uint8 and state.latents.device == OTHER
+            state, made = world.step_chunk(state, random_chunk(2), [1, 2])
+            assert isinstance(made.frames, np.ndarray) and state.latents.device == OTHER
 
 
 def published_reward_model() -> PublishedRewardModel:

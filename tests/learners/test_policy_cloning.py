@@ -7,6 +7,7 @@ import torch
 
 from learners.supervised.cloning import clone_policy
 from wmpo_ray.config.run import CloningConfig
+from wmpo_ray.core.types import Observation
 from wmpo_ray.environments.pocket.env import PocketEnvironment
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
 from wmpo_ray.rollout.evaluation import rollout_expert
@@ -19,7 +20,7 @@ def make_policy() -> TinyPolicy:
 
 
 def expert_error(policy: TinyPolicy, demos) -> float:
-    decision = policy.act(demos.frames[:, 0], demos.instructions, 0.0, [0] * len(demos))
+    decision = policy.act(Observation.of(demos.frames[:, 0], demos.instructions), 0.0, [0] * len(demos))
     return float(np.abs(decision.actions[:, 0].numpy() - demos.actions[:, 0]).mean())
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from learners.policy_learner import GrpoLearner, Spooled, UpdateFacts
+from tests.support.sampling import sampled_trajectories
 from tests.support.small_run import SETTINGS, small_config
 from wmpo_ray.algorithms.batching import GroupSlice, build_batch
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
-from wmpo_ray.core.types import Trajectories
+from wmpo_ray.core.types import Observation, Trajectories
 from wmpo_ray.data.spool import save_trajectories
 from wmpo_ray.environments.pocket.env import INSTRUCTIONS
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
@@ -40,9 +43,7 @@ def sample(learner: GrpoLearner, num: int = 8, seed: int = 0) -> Trajectories:
     rng = np.random.default_rng(seed)
     frames = rng.integers(0, 255, (num, NUM_CHUNKS, 16, 16, 3)).astype(np.uint8)
     texts = tuple(INSTRUCTIONS[i % 2] for i in range(num))
-    chunks = [learner.policy.act(frames[:, n], texts, 1.0, [seed + 100 * n + i for i in range(num)]) for n in range(2)]
-    stack = [np.stack([chunk[k].numpy() for chunk in chunks], 1) for k in range(3)]
-    return Trajectories(frames, texts, stack[0], stack[1], stack[2], 0)
+    return sampled_trajectories(learner.policy, frames, texts, seed)
 
 
 def groups(finish: int = 8) -> list[GroupSlice]:
@@ -54,11 +55,8 @@ def success_logprob(learner: GrpoLearner, data: Trajectories) -> float:
     rows = [0, 3, 4, 7]
     texts = [data.instructions[i] for i in rows]
     with torch.no_grad():
-        return float(
-            learner.policy.log_prob(
-                data.frames[rows, 0], texts, torch.from_numpy(data.action_tokens[rows, 0]), 1.0
-            ).sum()
-        )
+        seen, record = Observation.of(data.frames[rows, 0], texts), data.record["tokens"][rows, 0]
+        return float(learner.policy.log_prob(seen, {"tokens": torch.from_numpy(record)}, 1.0).sum())
 
 
 def test_an_update_raises_the_likelihood_of_what_succeeded(learner):
@@ -99,7 +97,7 @@ def test_equal_outcomes_leave_the_weights_alone(learner):
 def test_a_loss_that_is_not_finite_is_skipped_counted_and_ends_the_run_at_the_limit(learner):
     version = learner.resume().version
     data = sample(learner)
-    broken = Trajectories(*[*data.__dict__.values()][:3], np.full_like(data.behavior_logprobs, np.nan), data.actions, 0)
+    broken = replace(data, behavior_logprobs=np.full_like(data.behavior_logprobs, np.nan))
     result, *_ = learner.update(groups(), FACTS, broken)
     assert result.metrics["policy/skipped_steps"] == 1 and result.version.digest == version.digest
     with pytest.raises(UserError, match=r"not finite.*grpo.learning_rate.*grpo.max_skipped_steps"):
@@ -222,7 +220,8 @@ def test_groups_are_cut_from_the_object_they_stand_in(learner):
     first, second = sample(learner, seed=1), sample(learner, seed=2)
     slices = [groups()[1]._replace(source=1), groups()[0]]
     batch = build_batch(slices, [first, second])
-    assert (batch.frames[:4] == second.frames[4:8]).all() and (batch.frames[4:] == first.frames[:4]).all()
+    (frames,) = batch.images.values()
+    assert (frames[:4] == second.frames[4:8]).all() and (frames[4:] == first.frames[:4]).all()
 
 
 def test_settings_of_the_small_run_are_a_valid_config():

@@ -30,6 +30,7 @@ from tests.support.rank_scenarios import (
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import sha256_of
+from wmpo_ray.core.types import Observation
 from wmpo_ray.policies.openvla.oft import OpenVLAOFTPolicy
 from wmpo_ray.registry import load_policy
 from wmpo_ray.runs.checkpoint import MANIFEST
@@ -56,7 +57,8 @@ def logprobs(course: Course, config: Config, policy_dir: Path) -> torch.Tensor:
     policy.load_state_dict({name: torch.from_numpy(values) for name, values in course.weights.items()})
     data = sample()
     with torch.no_grad():
-        return policy.log_prob(data.frames[:, 0], data.instructions, torch.from_numpy(data.action_tokens[:, 0]), 1.0)
+        seen = Observation.of(data.frames[:, 0], data.instructions)
+        return policy.log_prob(seen, {"tokens": torch.from_numpy(data.record["tokens"][:, 0])}, 1.0)
 
 
 def assert_same_course(found: Course, expected: Course, config: Config, policy_dir: Path) -> None:

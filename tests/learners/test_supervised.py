@@ -21,6 +21,7 @@ from tests.support.trainings import BATCH, STEPS, TRAININGS, Outcome, train_worl
 from tests.support.two_ranks import IN_PIECES, RESUMED
 from wmpo_ray.config.run import CloningConfig
 from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.core.types import Observation
 from wmpo_ray.environments.pocket.env import PocketEnvironment
 from wmpo_ray.policies.openvla.oft import OpenVLAOFTPolicy
 from wmpo_ray.rollout.evaluation import rollout_expert
@@ -124,6 +125,6 @@ def test_cloning_with_adapters_changes_nothing_else(tmp_path):
     assert changed and all(".lora_" in name for name in changed)
     assert losses[-1] < losses[0]
     policy.save_pretrained(tmp_path)
-    frames, texts = demos.frames[:2, 0], demos.instructions[:2]
-    merged = OpenVLAOFTPolicy.load(tmp_path).act(frames, texts, 0.0, [0, 0])
-    assert torch.equal(merged.tokens, policy.act(frames, texts, 0.0, [0, 0]).tokens)
+    seen = Observation.of(demos.frames[:2, 0], demos.instructions[:2])
+    merged = OpenVLAOFTPolicy.load(tmp_path).act(seen, 0.0, [0, 0])
+    assert torch.equal(merged.record["tokens"], policy.act(seen, 0.0, [0, 0]).record["tokens"])

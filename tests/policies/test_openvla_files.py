@@ -19,6 +19,7 @@ from tests.support.documents import ROOT
 from tests.support.openvla import PROCESSOR, small_config, small_policy
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError, UserError
+from wmpo_ray.core.types import Observation
 from wmpo_ray.policies.openvla.oft import OpenVLAOFTPolicy
 from wmpo_ray.registry import load_policy
 
@@ -60,8 +61,8 @@ def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], objec
 
 
 def act(policy) -> tuple[torch.Tensor, torch.Tensor]:
-    chunk = policy.act(FRAMES, TEXTS, 1.0, [1, 2])
-    return chunk.tokens, chunk.logprobs
+    chunk = policy.act(Observation.of(FRAMES, TEXTS), 1.0, [1, 2])
+    return chunk.record["tokens"], chunk.logprobs
 
 
 def assert_same_weights(one, other) -> None:

@@ -10,16 +10,18 @@ import torch
 
 from tests.support.openvla import small_policy
 from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.core.types import Observation
 from wmpo_ray.policies.openvla.lora import add_lora, merged_state
 from wmpo_ray.policies.openvla.oft import OpenVLAOFTPolicy
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
 TEXTS = ["push the block", "push the block slowly into the blue pocket"]
+SEEN = Observation.of(FRAMES, TEXTS)
 TOKENS = torch.tensor([[90, 120, 200, 250, 300, 330]] * 2)
 
 
 def log_prob(policy) -> torch.Tensor:
-    return policy.log_prob(FRAMES, TEXTS, TOKENS, 1.0)
+    return policy.log_prob(SEEN, {"tokens": TOKENS}, 1.0)
 
 
 def test_without_peft_it_says_what_to_install(monkeypatch):

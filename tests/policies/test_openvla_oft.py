@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from tests.support.openvla import small_policy, tokenizer_json
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.interfaces import Policy
+from wmpo_ray.core.types import Observation
 from wmpo_ray.policies.openvla.chunk_attention import key_mask
 from wmpo_ray.policies.openvla.oft import OpenVLAOFTPolicy
 from wmpo_ray.policies.openvla.prompt import TOKENIZER, PromptTokenizer
@@ -33,12 +34,12 @@ def frames() -> np.ndarray:
 def test_act_and_log_prob_agree(policy, frames):
     assert isinstance(policy, Policy)
     texts = [SHORT, LONG, SHORT, LONG]
-    chunk = policy.act(frames, texts, 1.6, [1, 2, 3, 4])
-    assert chunk.tokens.shape == (4, 6) and chunk.tokens.dtype == torch.int64
+    chunk = policy.act(Observation.of(frames, texts), 1.6, [1, 2, 3, 4])
+    assert chunk.record["tokens"].shape == (4, 6) and chunk.record["tokens"].dtype == torch.int64
     assert chunk.actions.shape == (4, 2, 3) and chunk.actions.dtype == torch.float32
-    assert int(chunk.tokens.min()) >= policy.config.vocab_size - 256
-    assert int(chunk.tokens.max()) < policy.config.vocab_size
-    again = policy.log_prob(frames, texts, chunk.tokens, 1.6)
+    assert int(chunk.record["tokens"].min()) >= policy.config.vocab_size - 256
+    assert int(chunk.record["tokens"].max()) < policy.config.vocab_size
+    again = policy.log_prob(Observation.of(frames, texts), chunk.record, 1.6)
     torch.testing.assert_close(again.detach(), chunk.logprobs, atol=1e-5, rtol=0)
     again.sum().backward()
     assert policy.projector.fc1.weight.grad.abs().sum() > 0
@@ -46,42 +47,48 @@ def test_act_and_log_prob_agree(policy, frames):
 
 
 def test_actions_are_those_of_the_tokens(policy, frames):
-    chunk = policy.act(frames, [SHORT] * 4, 1.0, [1, 2, 3, 4])
-    decoded = policy.action_tokenizer.decode(chunk.tokens).float().view(4, 2, 3)
+    chunk = policy.act(Observation.of(frames, [SHORT] * 4), 1.0, [1, 2, 3, 4])
+    decoded = policy.action_tokenizer.decode(chunk.record["tokens"]).float().view(4, 2, 3)
     assert torch.equal(chunk.actions, decoded) and chunk.actions.abs().max() <= 1
     units = policy.statistics.unnormalize(chunk.actions)
     torch.testing.assert_close(units[..., 1].float(), 2 * chunk.actions[..., 1]), "coffee spans [-2, 2] there"
 
 
 def test_a_padded_row_acts_as_it_does_alone(policy, frames):
-    together = policy.act(frames[:2], [SHORT, LONG], 1.0, [7, 8])
+    together = policy.act(Observation.of(frames[:2], [SHORT, LONG]), 1.0, [7, 8])
     for i, text in enumerate((SHORT, LONG)):
-        alone = policy.act(frames[i : i + 1], [text], 1.0, [7 + i])
-        assert torch.equal(together.tokens[i], alone.tokens[0])
+        alone = policy.act(Observation.of(frames[i : i + 1], [text]), 1.0, [7 + i])
+        assert torch.equal(together.record["tokens"][i], alone.record["tokens"][0])
         torch.testing.assert_close(together.logprobs[i], alone.logprobs[0], atol=1e-4, rtol=0)
 
 
 def test_temperature_zero_takes_the_likeliest_and_the_seed_decides_otherwise(policy, frames):
     texts = [LONG] * 4
-    one, other = (policy.act(frames, texts, 0.0, seeds) for seeds in ([0] * 4, [1] * 4))
-    assert torch.equal(one.tokens, other.tokens)
-    hot, again, differing = (policy.act(frames, texts, 5.0, [seed] * 4) for seed in (0, 0, 1))
-    assert torch.equal(hot.tokens, again.tokens) and not torch.equal(hot.tokens, differing.tokens)
+    one, other = (policy.act(Observation.of(frames, texts), 0.0, seeds) for seeds in ([0] * 4, [1] * 4))
+    assert torch.equal(one.record["tokens"], other.record["tokens"])
+    hot, again, differing = (policy.act(Observation.of(frames, texts), 5.0, [seed] * 4) for seed in (0, 0, 1))
+    assert torch.equal(hot.record["tokens"], again.record["tokens"]) and not torch.equal(
+        hot.record["tokens"], differing.record["tokens"]
+    )
 
 
 def test_frame_and_instruction_are_read(policy, frames):
-    tokens = policy.act(frames, [SHORT] * 4, 1.0, [1, 2, 3, 4]).tokens
+    tokens = policy.act(Observation.of(frames, [SHORT] * 4), 1.0, [1, 2, 3, 4]).record["tokens"]
     with torch.no_grad():
-        one = policy.log_prob(frames, [SHORT] * 4, tokens, 1.0)
-        assert not torch.allclose(one, policy.log_prob(frames, [LONG] * 4, tokens, 1.0), atol=1e-3)
-        assert not torch.allclose(one, policy.log_prob(255 - frames, [SHORT] * 4, tokens, 1.0), atol=1e-3)
+        one = policy.log_prob(Observation.of(frames, [SHORT] * 4), {"tokens": tokens}, 1.0)
+        assert not torch.allclose(
+            one, policy.log_prob(Observation.of(frames, [LONG] * 4), {"tokens": tokens}, 1.0), atol=1e-3
+        )
+        assert not torch.allclose(
+            one, policy.log_prob(Observation.of(255 - frames, [SHORT] * 4), {"tokens": tokens}, 1.0), atol=1e-3
+        )
 
 
 # -- the network -------------------------------------------------------------------------------------------------
 
 
 def test_bins_are_a_slice_of_the_vocabulary(policy, frames):
-    inputs = policy.inputs(frames, [SHORT] * 4)
+    inputs = policy.inputs(Observation.of(frames, [SHORT] * 4))
     with torch.no_grad():
         bins, full = policy(**inputs), policy(**inputs, full_vocabulary=True)
     # The padded vocabulary has 64 rows that are no tokens.
@@ -107,7 +114,7 @@ def test_earlier_tokens_see_later_ones_and_nobody_sees_padding(policy):
 
 
 def test_padding_left_or_right_is_the_same(policy, frames):
-    inputs = policy.inputs(frames[:2], [SHORT, LONG])
+    inputs = policy.inputs(Observation.of(frames[:2], [SHORT, LONG]))
     missing = int((~inputs["attention_mask"][0]).sum())
     right = {
         **inputs,
@@ -118,7 +125,7 @@ def test_padding_left_or_right_is_the_same(policy, frames):
 
 
 def test_the_image_stands_behind_the_first_token_and_action_slots_are_zero(policy, frames):
-    inputs = policy.inputs(frames[:1], [SHORT])
+    inputs = policy.inputs(Observation.of(frames[:1], [SHORT]))
     embeddings, lengths = policy.embed(**inputs)
     ids, table = inputs["input_ids"], policy.language_model.model.embed_tokens.weight
     patches = policy.projector(policy.vision_backbone(inputs["pixel_values"]))
@@ -133,7 +140,7 @@ def test_activation_checkpointing_changes_no_gradient_also_in_evaluation_mode(fr
     calls: list[str] = []
     policy.language_model.model.layers[0].self_attn.q_proj.register_forward_hook(lambda *_: calls.append("language"))
     policy.vision_backbone.featurizer.blocks[0].attn.qkv.register_forward_hook(lambda *_: calls.append("vision"))
-    tokens = policy.act(frames, [SHORT] * 4, 1.0, [1, 2, 3, 4]).tokens
+    tokens = policy.act(Observation.of(frames, [SHORT] * 4), 1.0, [1, 2, 3, 4]).record["tokens"]
     gradients = []
     for checkpointing in (False, True):
         if checkpointing:
@@ -141,7 +148,7 @@ def test_activation_checkpointing_changes_no_gradient_also_in_evaluation_mode(fr
         policy.eval()
         policy.zero_grad()
         calls.clear()
-        policy.log_prob(frames, [SHORT] * 4, tokens, 1.0).mean().backward()
+        policy.log_prob(Observation.of(frames, [SHORT] * 4), {"tokens": tokens}, 1.0).mean().backward()
         assert sorted(calls) == sorted(["language", "vision"] * (1 + checkpointing))
         gradients.append({name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
@@ -151,7 +158,7 @@ def test_activation_checkpointing_changes_no_gradient_also_in_evaluation_mode(fr
 
 def test_bfloat16_computes_near_float32_and_keeps_float32_gradients(policy, frames):
     half = small_policy(compute_dtype="bfloat16")
-    inputs = policy.inputs(frames, [SHORT] * 4)
+    inputs = policy.inputs(Observation.of(frames, [SHORT] * 4))
     with torch.no_grad():
         exact = policy(**inputs)
     rounded = half(**inputs)
@@ -163,7 +170,7 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_gradients(policy, fram
 
 
 def test_a_policy_in_bfloat16_acts(frames):
-    chunk = small_policy().to(torch.bfloat16).act(frames, [SHORT, LONG, SHORT, LONG], 1.0, [1, 2, 3, 4])
+    chunk = small_policy().to(torch.bfloat16).act(Observation.of(frames, [SHORT, LONG, SHORT, LONG]), 1.0, [1, 2, 3, 4])
     assert chunk.logprobs.dtype == torch.float32 and bool(chunk.logprobs.isfinite().all())
 
 
@@ -174,18 +181,18 @@ def test_cloning_teaches_the_actions(frames):
     optimizer = torch.optim.Adam(policy.parameters(), 3e-3)
     for _ in range(150):
         optimizer.zero_grad()
-        loss = policy.cloning_loss(frames, texts, actions)
+        loss = policy.cloning_loss(Observation.of(frames, texts), actions)
         loss.backward()
         optimizer.step()
-    taught = policy.act(frames, texts, 0.0, [0] * 4)
+    taught = policy.act(Observation.of(frames, texts), 0.0, [0] * 4)
     assert (taught.actions - actions).abs().max() <= 1 / 255 + 1e-6, float(loss)
 
 
 def test_the_cloning_loss_is_that_of_all_tokens_and_the_stop_token(policy, frames):
     actions = torch.zeros(4, 2, 3)
-    inputs = policy.inputs(frames, [SHORT] * 4)
+    inputs = policy.inputs(Observation.of(frames, [SHORT] * 4))
     with torch.no_grad():
-        loss = policy.cloning_loss(frames, [SHORT] * 4, actions)
+        loss = policy.cloning_loss(Observation.of(frames, [SHORT] * 4), actions)
         logprobs = F.log_softmax(policy(**inputs, full_vocabulary=True, with_stop=True), -1)
     tokens = policy.action_tokenizer.encode(actions).flatten(1)
     expected = torch.cat([logprobs[:, :-1].gather(-1, tokens[..., None])[..., 0], logprobs[:, -1, 2:3]], 1)
@@ -211,4 +218,4 @@ def test_without_a_tokenizer_it_says_which_file_is_missing(frames):
     policy = small_policy()
     policy.attach_files({})
     with pytest.raises(UserError, match=r"has no tokenizer.json"):
-        policy.act(frames, [SHORT] * 4, 1.0, [1, 2, 3, 4])
+        policy.act(Observation.of(frames, [SHORT] * 4), 1.0, [1, 2, 3, 4])

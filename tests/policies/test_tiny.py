@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wmpo_ray.core.types import Observation
 from wmpo_ray.environments.pocket.env import INSTRUCTIONS
 from wmpo_ray.policies.action_tokens import decode_tokens, encode_actions, sample_tokens
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
@@ -58,29 +59,30 @@ def test_sampling_never_leaves_the_range(uniform):
 
 def test_act_and_log_prob_agree(policy, frames):
     texts = [INSTRUCTIONS[i % 2] for i in range(6)]
-    chunk = policy.act(frames, texts, 1.6, list(range(6)))
-    assert chunk.tokens.shape == (6, 12) and chunk.actions.shape == (6, 4, 3)
+    chunk = policy.act(Observation.of(frames, texts), 1.6, list(range(6)))
+    assert chunk.record["tokens"].shape == (6, 12) and chunk.actions.shape == (6, 4, 3)
     assert chunk.actions.abs().max() <= 1
-    again = policy.log_prob(frames, texts, chunk.tokens, 1.6)
+    again = policy.log_prob(Observation.of(frames, texts), chunk.record, 1.6)
     torch.testing.assert_close(again.detach(), chunk.logprobs, atol=1e-5, rtol=0)
 
 
 def test_a_member_acts_the_same_in_any_batch(policy, frames):
     texts = [INSTRUCTIONS[0]] * 6
-    together = policy.act(frames, texts, 1.0, list(range(6)))
-    alone = policy.act(frames[2:3], texts[:1], 1.0, [2])
-    assert torch.equal(together.tokens[2], alone.tokens[0])
+    together = policy.act(Observation.of(frames, texts), 1.0, list(range(6)))
+    alone = policy.act(Observation.of(frames[2:3], texts[:1]), 1.0, [2])
+    assert torch.equal(together.record["tokens"][2], alone.record["tokens"][0])
 
 
 def test_temperature_zero_takes_the_likeliest(policy, frames):
     texts = [INSTRUCTIONS[0]] * 6
-    one, other = (policy.act(frames, texts, 0.0, seeds) for seeds in ([0] * 6, [1] * 6))
-    assert torch.equal(one.tokens, other.tokens)
+    one, other = (policy.act(Observation.of(frames, texts), 0.0, seeds) for seeds in ([0] * 6, [1] * 6))
+    assert torch.equal(one.record["tokens"], other.record["tokens"])
 
 
 def test_the_instruction_is_read(policy, frames):
     blue, pink = (
-        policy.log_prob(frames, [text] * 6, torch.zeros(6, 12, dtype=torch.long), 1.0) for text in INSTRUCTIONS
+        policy.log_prob(Observation.of(frames, [text] * 6), {"tokens": torch.zeros(6, 12, dtype=torch.long)}, 1.0)
+        for text in INSTRUCTIONS
     )
     assert not torch.allclose(blue, pink)
 
@@ -90,5 +92,5 @@ def test_saved_and_loaded_it_is_the_same(policy, frames, tmp_path):
     assert not list(tmp_path.glob("*.bin")), "weights are safetensors, never pickles"
     loaded = TinyPolicy.load(tmp_path)
     texts = [INSTRUCTIONS[1]] * 6
-    one, other = (p.act(frames, texts, 1.0, list(range(6))) for p in (policy, loaded))
-    assert torch.equal(one.tokens, other.tokens) and torch.equal(one.logprobs, other.logprobs)
+    one, other = (p.act(Observation.of(frames, texts), 1.0, list(range(6))) for p in (policy, loaded))
+    assert torch.equal(one.record["tokens"], other.record["tokens"]) and torch.equal(one.logprobs, other.logprobs)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from wmpo_ray.core.types import Scores
-from wmpo_ray.reward_models.decisions import best_probabilities, decide, score_videos, verify_successes
+from wmpo_ray.reward_models.decisions import best_probabilities, decide, score_videos
 from wmpo_ray.reward_models.published_videomae import decide_as_published
 
 
@@ -69,24 +69,3 @@ def test_windows_that_show_what_came_after_the_end_do_not_count():
     videos = np.zeros((1, 6, 1, 1, 3), np.uint8)
     for length, expected in ((5, 0.9), (4, 0.9), (3, 0.2), (1, 0.0)):
         assert best_probabilities(model, videos, [""], np.array([length]), 0) == pytest.approx([expected])
-
-
-def test_verification_asks_about_successes_only_and_can_only_take_away():
-    scores = Scores(np.array([True, False, True]), np.array([3, 8, 5]), np.array([0.9, 0.1, 0.8], np.float32))
-    asked = []
-
-    def imagine_again(rows: np.ndarray) -> Scores:
-        asked.append(rows.tolist())
-        return Scores(np.array([False, True]), np.array([8, 4]), np.array([0.1, 0.9], np.float32))
-
-    verified = verify_successes(scores, imagine_again)
-    assert asked == [[0, 2]]
-    assert verified.success.tolist() == [False, False, True]
-    assert verified.refuted.tolist() == [True, False, False]
-    assert verified.finish_step[2] == 5
-
-
-def test_nothing_to_verify_asks_nobody():
-    scores = Scores(np.array([False]), np.array([8]), np.array([0.1], np.float32))
-    verified = verify_successes(scores, lambda rows: 1 / 0)
-    assert verified.refuted.tolist() == [False]

@@ -1,17 +1,22 @@
-"""Imagination: a request is a pure function of weights and request, whatever it is batched with."""
+"""Rollouts: a request is a pure function of weights and request, whatever it is batched with."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from tests.contract.test_contracts import make_starts, make_tiny
+from tests.support.implementations import make_starts, make_tiny
+from wmpo_ray.core.interfaces import Decision
 from wmpo_ray.core.seeding import seed_for
+from wmpo_ray.core.starts import scene_starts
 from wmpo_ray.core.types import GroupRequest, RolloutRequest
+from wmpo_ray.environments.environment_world import EnvironmentWorld
 from wmpo_ray.environments.pocket.env import PocketEnvironment
-from wmpo_ray.rollout.act import imagine, imagine_actions
-from wmpo_ray.rollout.evaluation import execute_actions, rollout_policy
-from wmpo_ray.world_models.simulator import SimulatorWorldModel
+from wmpo_ray.rollout.act import act
+from wmpo_ray.rollout.evaluation import execute_actions, rollout_expert, rollout_policy
+from wmpo_ray.rollout.replay import replay
+from wmpo_ray.rollout.requests import member_seeds, members_of, rollout_request
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +25,8 @@ def policy():
 
 
 @pytest.fixture(scope="module")
-def world_model():
-    return SimulatorWorldModel(lambda: PocketEnvironment(8), 4)
+def world():
+    return EnvironmentWorld(PocketEnvironment(8), 4)
 
 
 def make_request(attempts: list[int], version: int = 0, run_seed: int = 0) -> RolloutRequest:
@@ -30,9 +35,12 @@ def make_request(attempts: list[int], version: int = 0, run_seed: int = 0) -> Ro
     return RolloutRequest(1, groups, version, 1.0)
 
 
-def test_shapes_and_alignment(policy, world_model):
-    result = imagine(policy, world_model, make_request([0, 1]), num_chunks=2)
-    videos, trajectories = result.videos, result.trajectories
+def tokens(policy, world, request) -> np.ndarray:
+    return rollout_request(policy, world, request, 2).trajectories.record["tokens"]
+
+
+def test_shapes_and_alignment(policy, world):
+    videos, trajectories = rollout_request(policy, world, make_request([0, 1]), num_chunks=2)
     assert videos.frames.shape == (6, 9, 16, 16, 3) and trajectories.frames.shape == (6, 2, 16, 16, 3)
     assert (trajectories.frames[:, 1] == videos.frames[:, 4]).all(), "the policy decides on the newest frame"
     assert (videos.actions.reshape(6, 2, 4, 3) == trajectories.actions).all()
@@ -40,24 +48,23 @@ def test_shapes_and_alignment(policy, world_model):
     assert (videos.frames[:3, 0] == starts[0].frames[0]).all() and (videos.frames[3:, 0] == starts[1].frames[0]).all()
 
 
-def test_a_group_is_the_same_alone_and_in_company(policy, world_model):
-    together = imagine(policy, world_model, make_request([0, 1, 2]), 2)
-    alone = imagine(policy, world_model, make_request([1]), 2)
-    assert (together.trajectories.action_tokens[3:6] == alone.trajectories.action_tokens).all()
+def test_a_group_is_the_same_alone_and_in_company(policy, world):
+    together = rollout_request(policy, world, make_request([0, 1, 2]), 2)
+    alone = rollout_request(policy, world, make_request([1]), 2)
+    assert (together.trajectories.record["tokens"][3:6] == alone.trajectories.record["tokens"]).all()
     assert (together.videos.frames[3:6] == alone.videos.frames).all()
 
 
-def test_members_differ_and_seeds_decide(policy, world_model):
-    one = imagine(policy, world_model, make_request([0]), 2).trajectories.action_tokens
-    same = imagine(policy, world_model, make_request([0]), 2).trajectories.action_tokens
-    other = imagine(policy, world_model, make_request([0], run_seed=1), 2).trajectories.action_tokens
+def test_members_differ_and_seeds_decide(policy, world):
+    one, same = (tokens(policy, world, make_request([0])) for _ in range(2))
+    other = tokens(policy, world, make_request([0], run_seed=1))
     assert (one == same).all() and not (one == other).all() and not (one[0] == one[1]).all()
 
 
-def test_in_the_perfect_world_imagination_is_reality(policy, world_model):
-    """The simulator as world model gives the frames and outcomes that executing the actions gives."""
+def test_in_the_perfect_world_imagination_is_reality(policy, world):
+    """The environment as world model gives the frames and outcomes that executing the actions gives."""
     request = make_request([0, 1])
-    videos = imagine(policy, world_model, request, 2).videos
+    videos = rollout_request(policy, world, request, 2).videos
     environment = PocketEnvironment(8)
     seeds = [group.start.seed for group in request.groups for _ in range(3)]
     frames = [environment.reset(seeds)]
@@ -67,18 +74,92 @@ def test_in_the_perfect_world_imagination_is_reality(policy, world_model):
     assert (execute_actions(PocketEnvironment(8), seeds, videos.actions) == environment.success).all()
 
 
-def test_replayed_actions_give_the_same_videos(policy, world_model):
+def test_replayed_actions_give_the_same_videos(policy, world):
     request = make_request([0, 1])
-    videos = imagine(policy, world_model, request, 2).videos
-    keys = [(group, member) for group in request.groups for member in range(3)]
-    again = imagine_actions(world_model, [group.start for group, _ in keys], videos.actions, keys)
-    assert (again == videos.frames).all()
+    videos = rollout_request(policy, world, request, 2).videos
+    seeds = member_seeds(members_of(request.groups))
+    assert (replay(world, videos.starts, videos.actions, seeds).frames == videos.frames).all()
 
 
 def test_real_episodes_do_not_depend_on_the_batch(policy):
     together = rollout_policy(policy, PocketEnvironment(8), [3, 4, 5], 1.0, (0, "x"))
     alone = rollout_policy(policy, PocketEnvironment(8), [4], 1.0, (0, "x"), keep_frames=False)
     assert (together.actions[1] == alone.actions[0]).all() and together.success[1] == alone.success[0]
+
+
+# -- early ends --------------------------------------------------------------------------------------------------------
+
+
+SCENES, LONG = [0, 1, 2, 3, 4], 64
+
+
+class Recorded:
+    """A policy that repeats an expert's actions; what it records is which decision this is, and its seed."""
+
+    chunk_length, action_dim = 4, 3
+
+    def __init__(self, world: EnvironmentWorld):
+        episodes = rollout_expert(PocketEnvironment(LONG), SCENES, 0.0, (0,))
+        self.actions = dict(zip(SCENES, torch.from_numpy(episodes.actions), strict=True))
+        self.lengths = dict(zip(SCENES, episodes.lengths.tolist(), strict=True))
+        self.world, self.num_decisions = world, 0
+
+    def act(self, observation, temperature, seeds):
+        scenes = [start.seed for start in self.world._present.starts]
+        chunk = len(self.world._present.chunks)
+        self.num_decisions += 1
+        actions = torch.stack([self.actions[scene][4 * chunk : 4 * chunk + 4] for scene in scenes])
+        number = torch.tensor(seeds)[:, None]
+        return Decision(actions, {"chunk": torch.full((len(scenes), 1), chunk), "seed": number}, number.float())
+
+
+def expert_rollout(scenes: list[int], past_end: bool = False):
+    world = EnvironmentWorld(PocketEnvironment(LONG), 4)
+    policy = Recorded(world)
+
+    def seeds_of(purpose: str, chunk: int) -> list[int]:
+        return [1000 * scene + chunk for scene in scenes]
+
+    rollout = act(policy, world, scene_starts(scenes), LONG // 4, 1.0, seeds_of, past_end=past_end)
+    return rollout, policy
+
+
+def test_the_loop_ends_with_the_last_trajectory_and_keeps_its_shapes():
+    rollout, policy = expert_rollout(SCENES)
+    lengths = np.array([policy.lengths[scene] for scene in SCENES])
+    assert len(set((lengths - 1) // 4)) > 1, "they end in different chunks"
+    assert policy.num_decisions == (lengths.max() - 1) // 4 + 1 < LONG // 4
+    assert rollout.success.all() and (rollout.lengths == lengths).all()
+    assert rollout.frames.shape == (5, LONG + 1, 16, 16, 3) and rollout.actions.shape == (5, LONG // 4, 4, 3)
+    assert rollout.observations.frames.shape == (5, LONG // 4, 16, 16, 3)
+    for row, length in enumerate(lengths):
+        last = (length - 1) // 4
+        assert (rollout.frames[row, length:] == rollout.frames[row, length]).all()
+        for values in (rollout.record["seed"], rollout.behavior_logprobs, rollout.actions, rollout.observations.frames):
+            assert (values[row, last:] == values[row, last]).all(), "the last decision repeats"
+
+
+def test_a_trajectory_that_has_ended_is_the_same_beside_any_others():
+    together, _ = expert_rollout(SCENES)
+    for row, scene in enumerate(SCENES):
+        alone, _ = expert_rollout([scene])
+        for one, other in (
+            (alone.record["chunk"], together.record["chunk"]),
+            (alone.actions, together.actions),
+            (alone.behavior_logprobs, together.behavior_logprobs),
+            (alone.frames, together.frames),
+            (alone.observations.frames, together.observations.frames),
+        ):
+            assert np.array_equal(one[0], other[row])
+
+
+def test_past_the_end_every_decision_is_kept():
+    """For a judge that watches videos and may not notice the end."""
+    rollout, policy = expert_rollout(SCENES, past_end=True)
+    assert policy.num_decisions == LONG // 4
+    assert (rollout.record["chunk"][:, :, 0] == np.arange(LONG // 4)).all()
+    stopped, _ = expert_rollout(SCENES)
+    assert np.array_equal(rollout.frames, stopped.frames) and np.array_equal(rollout.lengths, stopped.lengths)
 
 
 def test_seeds_are_part_of_the_format():

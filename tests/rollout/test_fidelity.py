@@ -5,10 +5,10 @@ import pytest
 
 from tests.support.small_world import scene_starts, small_world_model
 from wmpo_ray.core.types import Episodes
+from wmpo_ray.environments.environment_world import EnvironmentWorld
 from wmpo_ray.environments.pocket.env import PocketEnvironment
-from wmpo_ray.rollout.fidelity import binary_report, decode_one_chunk_ahead, psnr_per_frame, replay, starts_of
+from wmpo_ray.rollout.fidelity import binary_report, decode_one_chunk_ahead, psnr_per_frame, replay_videos, starts_of
 from wmpo_ray.world_models.diffusion import initialise
-from wmpo_ray.world_models.simulator import SimulatorWorldModel
 
 
 def recorded(num: int, horizon: int):
@@ -21,9 +21,9 @@ def recorded(num: int, horizon: int):
 
 def test_replay_in_the_perfect_world_is_what_was_recorded():
     actions, frames = recorded(5, 12)
-    world = SimulatorWorldModel(lambda: PocketEnvironment(12), chunk_length=4)
+    world = EnvironmentWorld(PocketEnvironment(12), chunk_length=4)
     done = []
-    videos = replay(world, scene_starts(5), actions, seed=0, batch_size=2, progress=done.append)
+    videos = replay_videos(world, scene_starts(5), actions, seed=0, batch_size=2, progress=done.append)
     assert np.array_equal(videos, frames)
     assert done == [2, 4, 5]
 
@@ -31,11 +31,11 @@ def test_replay_in_the_perfect_world_is_what_was_recorded():
 def test_replay_does_not_depend_on_the_batch_size():
     actions, _ = recorded(3, 8)
     world = small_world_model()
-    one, all_ = (replay(world, scene_starts(3), actions, seed=0, batch_size=n) for n in (1, 3))
+    one, all_ = (replay_videos(world, scene_starts(3), actions, seed=0, batch_size=n) for n in (1, 3))
     # A value at a rounding edge may fall to either side.
     assert np.abs(one.astype(int) - all_).max() <= 1
-    assert np.array_equal(replay(world, scene_starts(3), actions, seed=0, batch_size=3), all_)
-    assert not np.array_equal(replay(world, scene_starts(3), actions, seed=1, batch_size=3), all_)
+    assert np.array_equal(replay_videos(world, scene_starts(3), actions, seed=0, batch_size=3), all_)
+    assert not np.array_equal(replay_videos(world, scene_starts(3), actions, seed=1, batch_size=3), all_)
 
 
 def test_one_chunk_ahead_starts_every_chunk_from_the_real_frames():

@@ -15,7 +15,7 @@ from wmpo_ray.core.types import StartState
 from wmpo_ray.environments.pocket.env import PocketEnvironment
 from wmpo_ray.reward_models.preprocessing import FramePreprocessing
 from wmpo_ray.reward_models.published_videomae import THRESHOLD_FILE, PublishedRewardModel
-from wmpo_ray.rollout.fidelity import replay
+from wmpo_ray.rollout.fidelity import replay_videos
 from wmpo_ray.world_models.autoencoder import AutoencoderCodec
 from wmpo_ray.world_models.diffusion import DiffusionWorldModel
 from wmpo_ray.world_models.published_stdit import published_world_model, save_published_network
@@ -85,7 +85,7 @@ def _mix_outcomes(reward: PublishedRewardModel, world: DiffusionWorldModel) -> N
     frames = environment.reset(np.arange(12))
     starts = [StartState(frame[None], text) for frame, text in zip(frames, environment.instruction, strict=True)]
     actions = np.random.default_rng(0).uniform(-1, 1, (12, HORIZON, 3)).astype(np.float32)
-    logits = reward.logits(replay(world, starts, actions, seed=1))[:, :-1, 1]
+    logits = reward.logits(replay_videos(world, starts, actions, seed=1))[:, :-1, 1]
     with torch.no_grad():
         reward.network.classifier.bias[1] -= logits.max(1).values.median()
 

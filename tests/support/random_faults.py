@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from actors.rollout_actor import ImaginationActor
+from actors.rollout_actor import RolloutActor
 from cluster.loop.ledger import Ledger
 from cluster.loop.rollouts import Rollouts
 from cluster.loop.team import ModelPaths, Team
@@ -23,9 +23,9 @@ from wmpo_ray.config.run import Config
 from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.core.types import GroupRequest, StartState
 
-IDEMPOTENT = ("imagine", "score", "load_weights", "evaluate", "compare_labels", "weights", "save_policy")
+IDEMPOTENT = ("rollout", "score", "load_weights", "evaluate", "compare_labels", "weights", "save_policy")
 STARTS = [StartState(np.zeros((1, 2, 2, 3), np.uint8), "", seed) for seed in range(5)]
-MEAN_S = {"locate": 0.05, "__init__": 0.1, "imagine": 0.8, "score": 0.1, "load_weights": 0.05, "update": 0.6}
+MEAN_S = {"locate": 0.05, "__init__": 0.1, "rollout": 0.8, "score": 0.1, "load_weights": 0.05, "update": 0.6}
 HOPELESS_S = 2000.0  # a history that takes longer will not end
 
 
@@ -228,7 +228,7 @@ class RandomFaults(Faults):
         return self.rng.uniform(0, 2) if self.rng.random() < 0.5 else None
 
     def survives(self, call: Call, part: int) -> bool:
-        if call.actor.cls is ImaginationActor and part == 2 and not self.has_spool:
+        if call.actor.cls is RolloutActor and part == 2 and not self.has_spool:
             return True  # a run whose disk is gone too cannot go on
         return part == 0 or self.rng.random() < 0.5
 

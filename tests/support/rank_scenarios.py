@@ -18,6 +18,7 @@ from actors.broadcast_group import open_store
 from learners.policy_learner import GrpoLearner, UpdateFacts
 from learners.sharding import ALONE, Ranks, RankSpec
 from tests.support.openvla import small_policy
+from tests.support.sampling import sampled_trajectories
 from wmpo_ray.algorithms.batching import GroupSlice
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.types import Trajectories
@@ -88,9 +89,7 @@ def sample(seed: int = 0, num: int = 2 * GROUP) -> Trajectories:
     rng = np.random.default_rng(seed)
     frames = rng.integers(0, 255, (num, NUM_CHUNKS, 28, 28, 3)).astype(np.uint8)
     texts = tuple(TEXTS[i % 2] for i in range(num))
-    chunks = [policy.act(frames[:, n], texts, 1.0, [100 * n + i for i in range(num)]) for n in range(NUM_CHUNKS)]
-    stack = [np.stack([chunk[k].numpy() for chunk in chunks], 1) for k in range(3)]
-    return Trajectories(frames, texts, stack[0], stack[1], stack[2], 0)
+    return sampled_trajectories(policy, frames, texts)
 
 
 def groups() -> list[GroupSlice]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.reward_actor import RewardActor
-from actors.rollout_actor import ImaginationActor
+from actors.rollout_actor import RolloutActor
 from learners.policy_learner import GrpoLearner
 
 
@@ -60,12 +60,12 @@ def sabotage(monkeypatch: Any, plan: Plan) -> None:
 
 def faulty_classes(plan: Plan) -> dict[str, type]:
     # Made inside a function: they travel to the workers by value, with the plan.
-    class FaultyImagination(ImaginationActor):
-        def imagine(self, request, spool=None):
+    class FaultyImagination(RolloutActor):
+        def rollout(self, request, spool=None):
             self.key, self.chunk = request.kept_groups[0][1].key, 0
             for _, group in request.kept_groups:
                 plan.reached(f"start-{group.start_index}")
-            result = super().imagine(request, spool)
+            result = super().rollout(request, spool)
             plan.reached("imagined-{}-{}".format(*self.key))
             return result
 
@@ -120,4 +120,4 @@ def faulty_classes(plan: Plan) -> dict[str, type]:
             plan.reached(f"before-broadcast-{self.num_updates}")
             return result
 
-    return {"ImaginationActor": FaultyImagination, "RewardActor": FaultyReward, "GrpoLearner": FaultyLearner}
+    return {"RolloutActor": FaultyImagination, "RewardActor": FaultyReward, "GrpoLearner": FaultyLearner}

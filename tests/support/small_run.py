@@ -25,7 +25,7 @@ from wmpo_ray.core.types import StartState
 from wmpo_ray.environments.pocket.env import INSTRUCTIONS, PocketEnvironment
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
 from wmpo_ray.reward_models.videomae import VideoMAERewardModel
-from wmpo_ray.rollout.fidelity import replay
+from wmpo_ray.rollout.fidelity import replay_videos
 from wmpo_ray.world_models.diffusion import DiffusionWorldModel
 
 SETTINGS = {
@@ -72,7 +72,7 @@ def save_models(folder: Path, config: Config) -> None:
     reward = VideoMAERewardModel.create(config.reward, 16, (), seed=2)
     starts = small_starts()
     actions = np.random.default_rng(3).uniform(-1, 1, (len(starts), config.environment.horizon, 3)).astype(np.float32)
-    videos = replay(world_model, starts, actions, seed=4)
+    videos = replay_videos(world_model, starts, actions, seed=4)
     best = reward.probabilities(videos, [start.instruction for start in starts]).max(1)
     reward.threshold = float(np.median(best))
     reward.save(folder / "reward-model")

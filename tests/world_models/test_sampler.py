@@ -112,9 +112,9 @@ def small(solver: str, denoiser: DenoiserConfig) -> DiffusionWorldModel:
 def imagine(world: DiffusionWorldModel, rows: list[int]) -> Tensor:
     """Two chunks, so that what a solver remembers of the first would show in the second."""
     starts = scene_starts(4)
-    state = world.start([starts[i] for i in rows])
+    state, _ = world.start([starts[i] for i in rows])
     for chunk in range(2):
-        state, _ = world.imagine_chunk(state, random_chunk(4, chunk)[rows], [10 * i + chunk for i in rows])
+        state, _ = world.step_chunk(state, random_chunk(4, chunk)[rows], [10 * i + chunk for i in rows])
     return state.latents
 
 
@@ -146,7 +146,7 @@ class WholeClip(Denoiser):
 @torch.no_grad()
 def test_the_conditioning_cache_is_exact_whatever_the_solver(solver):
     world = small(solver, DenoiserConfig())
-    context, actions = world.start(scene_starts(2)).latents, random_chunk(2)
+    context, actions = world.start(scene_starts(2))[0].latents, random_chunk(2)
     z = keyed_noise([1, 2], (context.shape[1], 4, *context.shape[3:]))
     cached = world.sampler.sample(world.denoiser, z, actions, world.denoiser.condition(context))
     whole = world.sampler.sample(WholeClip(world.denoiser, context), z, actions, None)
@@ -171,7 +171,7 @@ def test_another_solver_shares_network_and_codec_and_is_kept_in_the_files(tmp_pa
 def test_few_steps_of_the_second_order_are_nearer_on_the_shipped_model():
     """In latents, to 30 Euler steps from the same noise."""
     world = DiffusionWorldModel.load("embedded-a")
-    context, actions = world.start(scene_starts(4)).latents, random_chunk(4)
+    context, actions = world.start(scene_starts(4))[0].latents, random_chunk(4)
     z = keyed_noise([1, 2, 3, 4], (context.shape[1], 4, *context.shape[3:]))
     conditioning = world.denoiser.condition(context)
 

@@ -10,18 +10,29 @@ import torch
 from torch import Tensor
 
 from wmpo_ray.algorithms import grpo
-from wmpo_ray.core.types import Trajectories
+from wmpo_ray.core.types import Observation, Trajectories
 
 
 class Batch(NamedTuple):
     """B trajectories of N chunks, contiguous by group."""
 
-    frames: np.ndarray  # [B, N, H, W, 3] uint8
+    images: dict[str, np.ndarray]  # camera -> [B, N, H, W, 3] uint8, the main one first
+    state: np.ndarray | None  # [B, N, S] float32
     instructions: tuple[str, ...]  # [B]
-    tokens: Tensor  # [B, N, L] int64
+    record: dict[str, Tensor]  # [B, N, ...] each
     behavior_logprobs: Tensor  # [B, N, L]
     advantage: Tensor  # [B]
     mask: Tensor  # [B, N, L] bool: executed before the finish step
+
+    def decisions(self, rows: slice, first: Tensor, second: Tensor) -> tuple[Observation, dict[str, Tensor]]:
+        """What was seen and recorded at the decisions (first, second) [P] each of the trajectories `rows`."""
+        texts, place = self.instructions[rows], (first.numpy(), second.numpy())
+        observation = Observation(
+            {camera: images[rows][place] for camera, images in self.images.items()},
+            tuple(texts[i] for i in first.tolist()),
+            None if self.state is None else self.state[rows][place],
+        )
+        return observation, {name: values[rows][first, second] for name, values in self.record.items()}
 
 
 class GroupSlice(NamedTuple):
@@ -40,12 +51,14 @@ def build_batch(
     parts = [sources[group.source].rows(*group.rows) for group in groups]
     rewards = torch.from_numpy(np.stack([group.success for group in groups])).float()
     finish = torch.from_numpy(np.concatenate([group.finish_step for group in groups]))
+    states = [part.state for part in parts if part.state is not None]
     actions = parts[0].actions
     num_chunks, chunk_length, action_dim = actions.shape[1:]
     return Batch(
-        np.concatenate([part.frames for part in parts]),
+        {camera: np.concatenate([part.images[camera] for part in parts]) for camera in parts[0].images},
+        np.concatenate(states) if states else None,
         tuple(text for part in parts for text in part.instructions),
-        torch.from_numpy(np.concatenate([part.action_tokens for part in parts])),
+        {name: torch.from_numpy(np.concatenate([part.record[name] for part in parts])) for name in parts[0].record},
         torch.from_numpy(np.concatenate([part.behavior_logprobs for part in parts])),
         grpo.advantages(rewards, deviation).flatten(),
         token_mask(finish, num_chunks, chunk_length, action_dim),

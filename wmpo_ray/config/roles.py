@@ -38,7 +38,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         for role in (
             Role(
                 "imagination",
-                "actors.rollout_actor:ImaginationActor",
+                "actors.rollout_actor:RolloutActor",
                 ("policy", "world_model"),
                 lambda config: config.cluster.imagination_actors,
             ),

@@ -1,42 +1,49 @@
-"""The four things that can be exchanged. Implementations are named in `wmpo_ray/registry.py`.
+"""What can be exchanged. Implementations are named in `wmpo_ray/registry.py`.
 
-B trajectories in a batch, K actions and frames per chunk, D action dimensions, L = K*D tokens, frames uint8.
+B trajectories in a batch, K actions and frames per chunk, D action dimensions, L log-probabilities per chunk.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from wmpo_ray.core.types import Scores, StartState
+from wmpo_ray.core.types import Observation, Scores, StartState, Transition, Videos
+
+FramesMode = Literal["all", "last", "none"]
 
 
-class ActionChunk(NamedTuple):
-    tokens: Tensor  # [B, L] int64
-    logprobs: Tensor  # [B, L] float32, temperature applied
+class Decision(NamedTuple):
+    """A chunk of actions for each row, and what `Policy.log_prob` needs to judge it again."""
+
     actions: Tensor  # [B, K, D] float32 in [-1, 1]
+    record: dict[str, Tensor]  # [B, ...] each; {"tokens": [B, L] int64} for a policy of tokens
+    logprobs: Tensor  # [B, L] float32, temperature applied
 
 
 @runtime_checkable
 class Policy(Protocol):
-    """A vision-language-action policy that decodes a whole chunk of tokens in parallel; also a `torch.nn.Module`."""
+    """A vision-language-action policy that decides on a whole chunk at once; also a `torch.nn.Module`."""
 
     chunk_length: int
     action_dim: int
 
-    def act(self, frames: np.ndarray, instructions: Sequence[str], temperature: float, seeds: list[int]) -> ActionChunk:
-        """Sample from frames [B, H, W, 3], one seed each; temperature 0 takes the likeliest token."""
+    def act(self, observation: Observation, temperature: float, seeds: list[int]) -> Decision:
+        """Sample one chunk for each of B rows, one seed each; temperature 0 takes the likeliest actions."""
 
-    def log_prob(self, frames: np.ndarray, instructions: Sequence[str], tokens: Tensor, temperature: float) -> Tensor:
-        """Differentiable log-probabilities [B, L] of given tokens [B, L]."""
+    def log_prob(self, observation: Observation, record: dict[str, Tensor], temperature: float) -> Tensor:
+        """Differentiable log-probabilities [B, L] of the recorded decisions."""
 
-    def cloning_loss(self, frames: np.ndarray, instructions: Sequence[str], actions: Tensor) -> Tensor:
-        """Differentiable mean cross-entropy of the tokens of actions [B, K, D] in [-1, 1]."""
+    def executed(self, num_actions: Tensor) -> Tensor:
+        """Which log-probabilities [B, L] bool belong to the first `num_actions` [B] int64 actions of each chunk."""
+
+    def cloning_loss(self, observation: Observation, actions: Tensor) -> Tensor:
+        """Differentiable mean loss of imitating actions [B, K, D] in [-1, 1]."""
 
     def save_pretrained(self, path: str | Path) -> None: ...
 
@@ -52,21 +59,46 @@ class Policy(Protocol):
 
 
 @runtime_checkable
-class WorldModel(Protocol):
-    """Imagines the next K frames from its state and K actions."""
+class World(Protocol):
+    """Where actions have consequences: a learned world model, a simulator, or an environment somewhere else.
+
+    `abilities` is what a caller may ask for besides:
+        imagines: frames are predicted from the frames of a start alone, so that any moment of a video can be one
+        restore: starts may hold a `saved_state`
+        expert: `step_expert` acts by a script that sees the scene
+        events: `detect_events` reads events from the frames of videos
+        render: frames can be rendered, so that `frames` may be other than "none"
+    """
 
     chunk_length: int
+    context_frames: int  # how many of the newest frames of a start it reads; 0: it rebuilds the scene without them
+    abilities: frozenset[str]
 
-    def start(self, starts: Sequence[StartState]) -> Any:
-        """The state before the first chunk."""
+    def start(self, starts: Sequence[StartState]) -> tuple[Any, Observation]:
+        """The state before the first chunk and what is seen there. Raises ValueError for a start it cannot rebuild."""
 
-    def imagine_chunk(self, state: Any, actions: Tensor, seeds: list[int]) -> tuple[Any, Tensor]:
-        """actions [B, K, D], one noise seed for each trajectory -> (next state, frames [B, K, H, W, 3] uint8)."""
+    def step_chunk(
+        self, state: Any, actions: Tensor, seeds: list[int], frames: FramesMode = "all"
+    ) -> tuple[Any, Transition]:
+        """The state after actions [B, K, D] in [-1, 1], and what they did; one seed for the noise of each row.
+
+        A pure function: the same state, actions and seeds give the same result whatever was stepped in between, and the
+        state that was given can be used again. A row that has ended stays as it is, whatever is done.
+        `frames`: "all" renders one after each action, "last" only the observation after the chunk, "none" nothing.
+        """
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Decides about trajectories; it drives the reward, the finish step and every metric."""
+
+    def judge(self, videos: Videos) -> Scores:
+        """One decision for each video."""
 
 
 @runtime_checkable
 class RewardModel(Protocol):
-    """Says how likely the end of a clip is a success."""
+    """Success probability of each clip window of a video."""
 
     network: Module
     clip_length: int
@@ -83,20 +115,43 @@ class RewardModel(Protocol):
 
 @runtime_checkable
 class Environment(Protocol):
-    """A vectorised real environment."""
+    """N scenes of a simulator stepped together: all that a new simulator has to bring.
 
-    horizon: int
+    `environments.environment_world.EnvironmentWorld` makes a `World` of it. An environment is deterministic: the same
+    start and actions give the same scene to the last bit, whatever other scenes are stepped beside it. The current
+    state of the scenes is in its attributes:
+        terminated: the scene has ended; `advance` no longer changes it, and its frames hold still
+        success: the task is done; for good where success ends the episode, which is what counts
+        failures: what has gone wrong so far, by name; may be empty
+    It is made from the whole section `[environment]` of the configuration by the classmethod `from_config`.
+    """
+
+    horizon: int  # steps of an episode; whoever steps keeps to it
     action_dim: int
-    frame_shape: tuple[int, int, int]
+    frame_shape: tuple[int, int, int]  # H, W, 3 of the main camera
+    abilities: frozenset[str]  # of "expert", "events", "restore", "render", see `World`
+    terminated: np.ndarray  # [N] bool
     success: np.ndarray  # [N] bool
+    failures: dict[str, np.ndarray]  # name -> [N] bool
 
-    def reset(self, seeds: Sequence[int] | np.ndarray, render: bool = True) -> np.ndarray | None:
-        """One scene for each seed -> frames [N, H, W, 3], or None without `render`."""
+    def restore(self, starts: Sequence[StartState]) -> None:
+        """Place one scene for each start, from its saved state (ability "restore") or else its seed; renders nothing.
 
-    def step(self, actions: np.ndarray, render: bool = True) -> tuple[np.ndarray | None, np.ndarray]:
-        """actions [N, D] in [-1, 1] -> frames [N, H, W, 3] (None without `render`), terminated [N] bool."""
+        Raises ValueError for a start that has neither, or none that this environment can use.
+        """
 
-    @property
-    def instruction(self) -> list[str]: ...
+    def advance(self, actions: np.ndarray) -> None:
+        """Move every scene that has not ended by one step of actions [N, D] in [-1, 1]; renders nothing."""
 
-    def expert_action(self, rng: np.random.Generator, noise: float = 0.0) -> np.ndarray: ...
+    def observe(self) -> Observation:
+        """Render what the policy sees now: all cameras, instructions, proprioception."""
+
+    def render(self) -> np.ndarray:
+        """Only the main camera's frames [N, H, W, 3] uint8, for the steps between two decisions."""
+
+
+class ExpertEnvironment(Environment, Protocol):
+    """An environment with the ability "expert"."""
+
+    def expert_action(self, rng: np.random.Generator, noise: float = 0.0) -> np.ndarray:
+        """Next actions [N, D] of a script that sees the scenes, with noise; called once before every `advance`."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
+
+from wmpo_ray.core.types import StartState
 
 Split = Literal["demos", "collect", "gate", "on_the_way", "evaluate"]
 
@@ -25,3 +28,8 @@ def start_seeds(split: Split, count: int, run_seed: int) -> np.ndarray:
         raise ValueError(f"{count} start states were asked for; a split holds at most {SPAN}")
     own = 0 if split in ("evaluate", "on_the_way") else 2 * SPAN * (run_seed % 4000)
     return _FIRST[split] + own + np.arange(count, dtype=np.int64)
+
+
+def scene_starts(seeds: Iterable[int] | np.ndarray) -> list[StartState]:
+    """Starts that an environment places by their seeds; nobody has seen them yet, so they have no frames."""
+    return [StartState(np.zeros((0, 0, 0, 3), np.uint8), "", int(seed)) for seed in seeds]

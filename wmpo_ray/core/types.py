@@ -1,24 +1,100 @@
 """Every record that crosses a process.
 
-G trajectories per group, N chunks per trajectory, K frames per chunk, T = N*K, L = K*D action tokens per chunk.
+M trajectories, G of them in a group, B rows in a batch, N chunks per trajectory, K actions and frames per chunk, T = N*K,
+D action dimensions, L log-probabilities per chunk (K*D for a policy of tokens).
 """
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 
+MAIN_CAMERA = "main"  # of a world with a single one
+
 
 @dataclass(frozen=True)
 class StartState:
-    """Where imagination starts."""
+    """Where a trajectory starts: what a learned world continues from, and what an environment rebuilds its scene from."""
 
-    frames: np.ndarray  # [n, H, W, 3] uint8, n <= c; the last one is the present
+    frames: (
+        np.ndarray
+    )  # [n, H, W, 3] uint8 of the main camera, n <= c, the last one is the present; n = 0: not rendered
     instruction: str
-    seed: int | None = None  # of the environment's scene, if known: the simulator starts from it
+    seed: int | None = None  # of the environment's scene
+    task: str = ""  # of an environment with several tasks; "": its configured one
+    saved_state: bytes | None = None  # the scene as the environment saved it; it wins over the seed
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What B policies see at one moment. The first image is the main camera's: worlds imagine it, judges watch it."""
+
+    images: dict[str, np.ndarray]  # camera -> [B, H, W, 3] uint8
+    instructions: tuple[str, ...]  # [B]
+    state: np.ndarray | None = None  # [B, S] float32 proprioception
+
+    @classmethod
+    def of(cls, frames: np.ndarray, instructions: Sequence[str]) -> Observation:
+        """From frames [B, H, W, 3] uint8 of the only camera."""
+        return cls({MAIN_CAMERA: frames}, tuple(instructions))
+
+    @property
+    def frames(self) -> np.ndarray:
+        """Images [B, H, W, 3] of the main camera."""
+        return next(iter(self.images.values()))
+
+    def __len__(self) -> int:
+        return len(self.instructions)
+
+    def rows(self, index) -> Observation:
+        """The rows at `index` (integers, a slice or a boolean mask)."""
+        chosen = np.arange(len(self))[index]
+        return Observation(
+            {camera: images[chosen] for camera, images in self.images.items()},
+            tuple(self.instructions[i] for i in chosen),
+            None if self.state is None else self.state[chosen],
+        )
+
+
+@dataclass(frozen=True)
+class Transition:
+    """What one chunk of actions did."""
+
+    observation: Observation | None  # after the chunk; None where nothing was rendered
+    frames: np.ndarray | None  # [B, K, H, W, 3] uint8, one after each action; None unless all were asked for
+    done: np.ndarray  # [B] bool: the trajectory has ended, in this chunk or before; its frames hold still
+    success: np.ndarray | None  # [B] bool so far; None from a world that does not know
+    num_steps: np.ndarray  # [B] int64: actions of this chunk that were executed before the end
+    failures: dict[str, np.ndarray] = field(
+        default_factory=dict
+    )  # name -> [B] bool so far, where the world reports them
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """M trajectories of N decisions in some world."""
+
+    instructions: tuple[str, ...]  # [M]
+    observations: Observation | None  # images [M, N, H, W, 3] and state [M, N, S]: what the policy saw at each decision
+    record: dict[str, np.ndarray]  # [M, N, ...] each; empty where no policy decided
+    behavior_logprobs: np.ndarray | None  # [M, N, L] float32
+    actions: np.ndarray  # [M, N, K, D] float32
+    frames: np.ndarray | None  # [M, T+1, H, W, 3] uint8 of the main camera, the first one is the start
+    lengths: np.ndarray  # [M] int64: actions executed before the end
+    success: np.ndarray | None  # [M] bool; None from a world that does not know
+    failures: dict[str, np.ndarray] = field(default_factory=dict)  # name -> [M] bool
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def flat_actions(self) -> np.ndarray:
+        """Actions [M, T, D]."""
+        return self.actions.reshape(len(self), -1, self.actions.shape[-1])
 
 
 class WeightVersion(NamedTuple):
@@ -73,38 +149,53 @@ class RolloutRequest:
 class Trajectories:
     """M trajectories as the learner needs them; the driver only ever holds a reference."""
 
-    frames: np.ndarray  # [M, N, H, W, 3] uint8: what the policy saw at each decision
+    images: dict[str, np.ndarray]  # camera -> [M, N, H, W, 3] uint8: what the policy saw at each decision
     instructions: tuple[str, ...]  # [M]
-    action_tokens: np.ndarray  # [M, N, L] int64
+    record: dict[str, np.ndarray]  # [M, N, ...] each: what `Policy.log_prob` needs of a decision
     behavior_logprobs: np.ndarray  # [M, N, L] float32
     actions: np.ndarray  # [M, N, K, D] float32
     version: int
-    source: str = "imagined"
+    state: np.ndarray | None = None  # [M, N, S] float32 proprioception
 
     def __len__(self) -> int:
-        return len(self.frames)
+        return len(self.instructions)
+
+    @property
+    def frames(self) -> np.ndarray:
+        """Images [M, N, H, W, 3] of the main camera."""
+        return next(iter(self.images.values()))
 
     def rows(self, start: int, stop: int) -> Trajectories:
         cut = slice(start, stop)
         return Trajectories(
-            self.frames[cut],
+            {camera: images[cut] for camera, images in self.images.items()},
             self.instructions[cut],
-            self.action_tokens[cut],
+            {name: values[cut] for name, values in self.record.items()},
             self.behavior_logprobs[cut],
             self.actions[cut],
             self.version,
-            self.source,
+            None if self.state is None else self.state[cut],
         )
 
 
 @dataclass(frozen=True)
 class Videos:
-    """M imagined videos for the reward model, freed once they are scored."""
+    """M videos for the judge, freed once they are scored."""
 
-    frames: np.ndarray  # [M, T+1, H, W, 3] uint8, the first one real
-    instructions: tuple[str, ...]
-    actions: np.ndarray  # [M, T, D] float32, for the second world model
-    requests: tuple[GroupRequest, ...]
+    frames: np.ndarray | None  # [M, T+1, H, W, 3] uint8, the first one is the start; None where the world judges
+    instructions: tuple[str, ...]  # [M]
+    actions: np.ndarray  # [M, T, D] float32, for a second world
+    starts: tuple[StartState, ...]  # [M]
+    requests: tuple[GroupRequest, ...] = ()  # whose members these are, in order
+    success: np.ndarray | None = None  # [M] bool: what the world said of the outcome, if it knows
+    lengths: np.ndarray | None = None  # [M] int64: actions executed before the end
+
+    def __len__(self) -> int:
+        return len(self.instructions)
+
+    @property
+    def horizon(self) -> int:
+        return self.actions.shape[1]
 
 
 @dataclass(frozen=True)
@@ -112,7 +203,7 @@ class Scores:
     """The one decision about each video; it drives reward, finish step and metric alike."""
 
     success: np.ndarray  # [M] bool
-    finish_step: np.ndarray  # [M] int64: frames executed until the decision, T for a failure
+    finish_step: np.ndarray  # [M] int64: actions executed until the decision, T for a failure that was never a success
     probability: np.ndarray  # [M] float32: highest window probability
     refuted: np.ndarray | None = None  # [M] bool: a success that the second world model did not confirm
 
@@ -139,14 +230,6 @@ class Group:
     num_refuted: int
     trajectories: object  # reference on a `Trajectories`
     rows: tuple[int, int]  # where in it this group stands
-
-
-class Imagined(NamedTuple):
-    """The three results of `imagine`: the version to the driver, the videos to a reward actor, the rest to the learner."""
-
-    version: WeightVersion
-    videos: object
-    trajectories: object
 
 
 @dataclass

@@ -20,7 +20,14 @@ from wmpo_ray.core.files import atomic_file, explain_full_disk, remove_directory
 from wmpo_ray.core.types import RolloutRequest, Trajectories
 from wmpo_ray.core.untrusted import TensorSpec, tensor_specs
 
-_ARRAYS = {"frames": ("U8", 5), "action_tokens": ("I64", 3), "behavior_logprobs": ("F32", 3), "actions": ("F32", 4)}
+# Entry -> its dtypes and number of axes; what stands after a dot is the user's. None: at least the first two axes.
+_ENTRIES: dict[str, tuple[tuple[str, ...], int | None]] = {
+    "images.": (("U8",), 5),
+    "record.": (("I64", "F32"), None),
+    "behavior_logprobs": (("F32",), 3),
+    "actions": (("F32",), 4),
+    "state": (("F32",), 3),
+}
 _FOLDER = re.compile(r"update-(\d{6,})")
 
 
@@ -28,7 +35,7 @@ class _Facts(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     instructions: list[str]
     version: Annotated[int, Field(ge=0)]
-    source: str
+    cameras: Annotated[list[str], Field(min_length=1)]  # the main one first
 
 
 class SpoolError(RuntimeError):
@@ -44,11 +51,18 @@ def spool_path(root: Path, request: RolloutRequest) -> Path:
 def save_trajectories(path: Path, trajectories: Trajectories) -> str:
     """Write the file, whole or not at all; returns its SHA-256. Raises UserError on a full disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {name: np.ascontiguousarray(getattr(trajectories, name)) for name in _ARRAYS}
+    arrays = {
+        **{f"images.{camera}": images for camera, images in trajectories.images.items()},
+        **{f"record.{name}": values for name, values in trajectories.record.items()},
+        "behavior_logprobs": trajectories.behavior_logprobs,
+        "actions": trajectories.actions,
+        **({} if trajectories.state is None else {"state": trajectories.state}),
+    }
+    arrays = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
     facts = {
         "instructions": trajectories.instructions,
         "version": trajectories.version,
-        "source": trajectories.source,
+        "cameras": list(trajectories.images),
     }
     with explain_full_disk(path), atomic_file(path) as partial:
         # One entry: several are written in any order, and who imagines a request again must write the same file.
@@ -63,26 +77,41 @@ def load_trajectories(path: Path, sha256: str) -> Trajectories:
         specs = tensor_specs(path)
         with safe_open(path, "numpy") as file:
             facts = _Facts.model_validate_json((file.metadata() or {}).get("about", ""))
-            _check_shapes(path, specs, len(facts.instructions))
-            arrays = {name: file.get_tensor(name) for name in _ARRAYS}
+            _check_entries(path, specs, facts)
+            arrays = {name: file.get_tensor(name) for name in specs}
     except ValidationError as error:
         raise SpoolError(
             f"{path}: what it says about its trajectories is not valid: {error.errors()[0]['msg']}"
         ) from error
     except (OSError, SafetensorError, UserError) as error:
         raise SpoolError(f"{path}: {error}") from error
-    return Trajectories(**arrays, instructions=tuple(facts.instructions), version=facts.version, source=facts.source)
+    return Trajectories(
+        {camera: arrays[f"images.{camera}"] for camera in facts.cameras},
+        tuple(facts.instructions),
+        {name.removeprefix("record."): values for name, values in arrays.items() if name.startswith("record.")},
+        arrays["behavior_logprobs"],
+        arrays["actions"],
+        facts.version,
+        arrays.get("state"),
+    )
 
 
-def _check_shapes(path: Path, specs: dict[str, TensorSpec], num: int) -> None:
-    """M trajectories of N decisions in all arrays, and as many action tokens as log-probabilities."""
-    kinds = {name: (spec.dtype, len(spec.shape)) for name, spec in specs.items()}
-    if kinds != _ARRAYS:
-        raise SpoolError(f"{path} holds {kinds} instead of {_ARRAYS}")
+def _check_entries(path: Path, specs: dict[str, TensorSpec], facts: _Facts) -> None:
+    """M trajectories of N decisions in all arrays, and every array that belongs there."""
+    for name, spec in specs.items():
+        dtypes, num_axes = _ENTRIES.get(re.sub(r"\..*", ".", name), ((), 0))
+        if spec.dtype not in dtypes or (len(spec.shape) != num_axes if num_axes else len(spec.shape) < 2):
+            raise SpoolError(f"{path}: {name} of {spec.dtype} {spec.shape} does not belong to trajectories")
+    cameras = {name.removeprefix("images.") for name in specs if name.startswith("images.")}
+    has_record = any(name.startswith("record.") for name in specs)
+    if cameras != set(facts.cameras) or not {"behavior_logprobs", "actions"} <= specs.keys() or not has_record:
+        raise SpoolError(f"{path} holds {sorted(specs)}: that is not all of the trajectories of {facts.cameras}")
     starts = {spec.shape[:2] for spec in specs.values()}
-    if len(starts) != 1 or starts.pop()[0] != num or specs["action_tokens"].shape != specs["behavior_logprobs"].shape:
+    if len(starts) != 1 or starts.pop()[0] != len(facts.instructions):
         shapes = {name: spec.shape for name, spec in specs.items()}
-        raise SpoolError(f"{path}: its arrays do not fit each other and its {num} instructions: {shapes}")
+        raise SpoolError(
+            f"{path}: its arrays do not fit each other and its {len(facts.instructions)} instructions: {shapes}"
+        )
 
 
 def check_spooled(path: Path, sha256: str) -> None:

@@ -40,3 +40,9 @@ def sample_tokens(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[
         # Scaled by its last value, so that rounding can never leave the range.
         tokens = (cumulative <= uniform[..., None] * cumulative[..., -1:]).sum(-1).clamp_max(logits.shape[-1] - 1)
     return tokens, logprobs.gather(-1, tokens[..., None])[..., 0]
+
+
+def executed_tokens(num_actions: Tensor, chunk_length: int, action_dim: int) -> Tensor:
+    """Tokens [B, K*D] bool of the first `num_actions` [B] actions of each chunk; an action has D tokens."""
+    steps = torch.arange(chunk_length, device=num_actions.device)
+    return (steps[None] < num_actions[:, None]).repeat_interleave(action_dim, 1)

@@ -15,12 +15,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from wmpo_ray.core.interfaces import ActionChunk
+from wmpo_ray.core.interfaces import Decision
 from wmpo_ray.core.rounding import rounded
 from wmpo_ray.core.section import Count, Positive
 from wmpo_ray.core.seeding import keyed_noise
+from wmpo_ray.core.types import Observation
 from wmpo_ray.core.untrusted import NetworkSettings, check_finite, check_network
-from wmpo_ray.policies.action_tokens import decode_tokens, encode_actions, sample_tokens
+from wmpo_ray.policies.action_tokens import decode_tokens, encode_actions, executed_tokens, sample_tokens
 from wmpo_ray.world_models.attention import attend
 
 UNKNOWN_WORD = 0
@@ -173,22 +174,27 @@ class TinyPolicy(PreTrainedModel):
     # -- the policy protocol -------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def act(self, frames: np.ndarray, instructions: Sequence[str], temperature: float, seeds: list[int]) -> ActionChunk:
-        logits = self(torch.as_tensor(frames).to(self.device), self.word_ids(instructions))
+    def act(self, observation: Observation, temperature: float, seeds: list[int]) -> Decision:
+        logits = self._logits(observation)
         uniform = keyed_noise(seeds, (logits.shape[1],), uniform=True).to(self.device)
         tokens, logprobs = sample_tokens(logits, temperature, uniform)
         actions = decode_tokens(tokens, self.config.num_bins).unflatten(1, (self.chunk_length, self.action_dim))
-        return ActionChunk(tokens.cpu(), logprobs.cpu(), actions.cpu())
+        return Decision(actions.cpu(), {"tokens": tokens.cpu()}, logprobs.cpu())
 
-    def log_prob(self, frames: np.ndarray, instructions: Sequence[str], tokens: Tensor, temperature: float) -> Tensor:
-        logits = self(torch.as_tensor(frames).to(self.device), self.word_ids(instructions))
-        logprobs = F.log_softmax(logits / temperature, -1)
-        return logprobs.gather(-1, tokens.to(self.device)[..., None])[..., 0]
+    def log_prob(self, observation: Observation, record: dict[str, Tensor], temperature: float) -> Tensor:
+        logprobs = F.log_softmax(self._logits(observation) / temperature, -1)
+        return logprobs.gather(-1, record["tokens"].to(self.device)[..., None])[..., 0]
 
-    def cloning_loss(self, frames: np.ndarray, instructions: Sequence[str], actions: Tensor) -> Tensor:
-        logits = self(torch.as_tensor(frames).to(self.device), self.word_ids(instructions))
+    def executed(self, num_actions: Tensor) -> Tensor:
+        return executed_tokens(num_actions, self.chunk_length, self.action_dim)
+
+    def cloning_loss(self, observation: Observation, actions: Tensor) -> Tensor:
         target = encode_actions(actions.to(self.device), self.config.num_bins)
-        return F.cross_entropy(logits.flatten(0, 1), target.flatten())
+        return F.cross_entropy(self._logits(observation).flatten(0, 1), target.flatten())
+
+    def _logits(self, observation: Observation) -> Tensor:
+        """[B, K*D, bins], from the main camera alone."""
+        return self(torch.as_tensor(observation.frames).to(self.device), self.word_ids(observation.instructions))
 
 
 @functools.cache

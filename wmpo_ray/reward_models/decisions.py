@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -40,19 +40,3 @@ def best_probabilities(
     ends = np.arange(probabilities.shape[1]) + model.clip_length - 1
     shown = np.where(ends[None] <= np.asarray(lengths)[:, None], probabilities, 0.0)
     return np.maximum(model.decide(shown, min_steps, videos.shape[1] - 1).probability, 0.0)
-
-
-def verify_successes(scores: Scores, imagine_again: Callable[[np.ndarray], Scores]) -> Scores:
-    """Keep a success only if the same actions succeed in a second world model too.
-
-    `imagine_again` takes the rows [S] of the successes and gives the second model's decisions about them (called only
-    if there are any). A refuted success counts as a failure over the whole horizon it was imagined for.
-    """
-    rows = np.flatnonzero(scores.success)
-    refuted = np.zeros(len(scores.success), bool)
-    if len(rows) == 0:
-        return Scores(scores.success, scores.finish_step, scores.probability, refuted)
-    second = imagine_again(rows)
-    refuted[rows] = ~second.success
-    success = scores.success & ~refuted
-    return Scores(success, scores.finish_step, scores.probability, refuted)

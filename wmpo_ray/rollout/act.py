@@ -1,79 +1,138 @@
-"""The loop between policy and world model, batched over all trajectories of a request."""
+"""The loop over a world, and a policy that acts in it.
+
+M trajectories side by side, N decisions each, K actions and frames per decision, T = N*K.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, cast
 
 import numpy as np
-import torch
 
-from wmpo_ray.core.interfaces import Policy, WorldModel
-from wmpo_ray.core.seeding import seed_for
+from wmpo_ray.core.interfaces import FramesMode, Policy, World
 from wmpo_ray.core.timeline import span
-from wmpo_ray.core.types import GroupRequest, RolloutRequest, StartState, Trajectories, Videos
+from wmpo_ray.core.types import Observation, Rollout, StartState, Transition
+
+SeedsOf = Callable[[str, int], list[int]]
+"""(purpose, number of the chunk) -> one seed for each trajectory; the purposes are "act" and "step"."""
 
 
-@dataclass(frozen=True)
-class ImaginedRollouts:
-    videos: Videos
-    trajectories: Trajectories
+class Move(NamedTuple):
+    """One chunk of every trajectory: where it led, what was done, and how that was decided."""
+
+    state: Any
+    transition: Transition
+    actions: np.ndarray  # [M, K, D] float32
+    record: Mapping[str, np.ndarray] = {}  # [M, ...] each
+    logprobs: np.ndarray | None = None  # [M, L]
 
 
-def imagine(
+def act(
     policy: Policy,
-    world_model: WorldModel,
-    request: RolloutRequest,
+    world: World,
+    starts: Sequence[StartState],
     num_chunks: int,
+    temperature: float,
+    seeds_of: SeedsOf,
+    *,
+    frames: FramesMode = "all",
+    past_end: bool = False,
     progress: Callable[[], None] = lambda: None,
-) -> ImaginedRollouts:
-    """Imagine every trajectory of every group of the request, `num_chunks` chunks each.
+) -> Rollout:
+    """Let the policy decide `num_chunks` times in each trajectory; see `run` for the other arguments.
 
-    A pure function of (weights, request): each random number comes from a generator keyed by (run, update, group,
-    member, chunk), so the request can be repeated elsewhere with the same result. `progress` is called after each chunk.
+    `frames` is "all", or "last" for the frames that the policy sees and no others.
     """
-    members = [(group, member) for group in request.groups for member in range(group.group_size)]
-    starts = [group.start for group, _ in members]
-    instructions = tuple(start.instruction for start in starts)
-    state = world_model.start(starts)
-    present = np.stack([start.frames[-1] for start in starts])
-    frames, seen, tokens, logprobs, actions = [present[:, None]], [], [], [], []
-    for chunk in range(num_chunks):
-        acting = [member_seed(group, "act", member, chunk) for group, member in members]
-        imagining = [member_seed(group, "imagine", member, chunk) for group, member in members]
+
+    def decide(state: Any, observation: Observation | None, chunk: int) -> Move:
+        assert observation is not None, 'a policy sees nothing with frames="none"'
         with span("policy"):
-            decision = policy.act(present, instructions, request.temperature, acting)
-        state, imagined = world_model.imagine_chunk(state, decision.actions, imagining)
-        seen.append(present)
-        tokens.append(decision.tokens.numpy())
-        logprobs.append(decision.logprobs.numpy())
-        actions.append(decision.actions.numpy())
-        frames.append(imagined.numpy())
-        present = frames[-1][:, -1]
+            decision = policy.act(observation, temperature, seeds_of("act", chunk))
+        state, transition = world.step_chunk(state, decision.actions, seeds_of("step", chunk), frames)
+        record = {name: values.numpy() for name, values in decision.record.items()}
+        return Move(state, transition, decision.actions.numpy(), record, decision.logprobs.numpy())
+
+    return run(world, starts, num_chunks, decide, past_end, progress)
+
+
+def run(
+    world: World,
+    starts: Sequence[StartState],
+    num_chunks: int,
+    move: Callable[[Any, Observation | None, int], Move],
+    past_end: bool = False,
+    progress: Callable[[], None] = lambda: None,
+) -> Rollout:
+    """The loop: `move` makes each chunk from the state, what is seen there and the number of the chunk.
+
+    It stops once every trajectory has ended. The shapes stay: after the end of a trajectory its last decision and its
+    last frame repeat, so that it is the same beside any others. With `past_end` it goes on instead, and what was
+    decided after the end is kept: for a judge that only sees the frames and may not notice the end.
+    `progress` is called after each chunk.
+    """
+    state, first = world.start(starts)
+    track, observation = _Track(first), cast(Observation | None, first)
+    for chunk in range(num_chunks):
+        made = move(state, observation, chunk)
+        track.add(observation, made)
+        state, observation = made.state, made.transition.observation
         progress()
-    chunks = np.stack(actions, 1)
-    trajectories = Trajectories(
-        np.stack(seen, 1), instructions, np.stack(tokens, 1), np.stack(logprobs, 1), chunks, request.version
-    )
-    videos = Videos(
-        np.concatenate(frames, 1), instructions, chunks.reshape(len(members), -1, chunks.shape[-1]), request.groups
-    )
-    return ImaginedRollouts(videos, trajectories)
+        if made.transition.done.all() and not past_end:
+            break
+    return track.rollout(num_chunks, past_end)
 
 
-def imagine_actions(
-    world_model: WorldModel, starts: list[StartState], actions: np.ndarray, keys: list[tuple[GroupRequest, int]]
-) -> np.ndarray:
-    """Replay given actions [M, T, D] in another world model -> videos [M, T+1, H, W, 3]; keyed like `imagine`."""
-    state = world_model.start(starts)
-    frames = [np.stack([start.frames[-1] for start in starts])[:, None]]
-    for chunk, first in enumerate(range(0, actions.shape[1], world_model.chunk_length)):
-        seeds = [member_seed(group, "verify", member, chunk) for group, member in keys]
-        part = torch.from_numpy(np.ascontiguousarray(actions[:, first : first + world_model.chunk_length]))
-        state, imagined = world_model.imagine_chunk(state, part, seeds)
-        frames.append(imagined.numpy())
-    return np.concatenate(frames, 1)
+@dataclass
+class _Track:
+    """What happened so far."""
 
+    first: Observation
+    seen: list[Observation] = field(default_factory=list)
+    moves: list[Move] = field(default_factory=list)
 
-def member_seed(group: GroupRequest, purpose: str, member: int, chunk: int) -> int:
-    return seed_for(group.run_seed, purpose, group.update, group.attempt, member, chunk)
+    def add(self, observation: Observation | None, made: Move) -> None:
+        if made.logprobs is not None and observation is not None:
+            self.seen.append(observation)
+        self.moves.append(made._replace(state=None))
+
+    def rollout(self, num_chunks: int, past_end: bool) -> Rollout:
+        moves, last = self.moves, self.moves[-1].transition
+        steps = np.stack([made.transition.num_steps for made in moves], 1)
+        logprobs = [made.logprobs for made in moves if made.logprobs is not None]
+        # The last chunk [M, N] of a trajectory that ended repeats.
+        active = len(moves) if past_end else np.maximum((steps > 0).sum(1), 1)[:, None]
+        chunks = np.minimum(np.arange(num_chunks)[None], active - 1)
+
+        def stacked(parts: Sequence[np.ndarray]) -> np.ndarray:
+            together = np.stack(parts, 1)
+            whole = len(parts) == num_chunks and bool((chunks == np.arange(num_chunks)).all())
+            return together if whole else together[np.arange(len(together))[:, None], chunks]
+
+        return Rollout(
+            self.first.instructions,
+            self._observations(stacked),
+            {name: stacked([made.record[name] for made in moves]) for name in moves[0].record},
+            stacked(logprobs) if logprobs else None,
+            stacked([made.actions for made in moves]),
+            self._frames(num_chunks),
+            steps.sum(1),
+            last.success,
+            last.failures,
+        )
+
+    def _observations(self, stacked: Callable[[Sequence[np.ndarray]], np.ndarray]) -> Observation | None:
+        if not self.seen:
+            return None
+        images = {camera: stacked([seen.images[camera] for seen in self.seen]) for camera in self.first.images}
+        states = [seen.state for seen in self.seen if seen.state is not None]
+        return Observation(images, self.first.instructions, stacked(states) if states else None)
+
+    def _frames(self, num_chunks: int) -> np.ndarray | None:
+        shown = [made.transition.frames for made in self.moves if made.transition.frames is not None]
+        if not shown:
+            return None
+        frames = np.concatenate([self.first.frames[:, None], *shown], 1)
+        missing = (num_chunks - len(shown)) * shown[0].shape[1]
+        return np.concatenate([frames, frames[:, -1:].repeat(missing, 1)], 1) if missing else frames

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from wmpo_ray.core.interfaces import Environment, Policy
 from wmpo_ray.core.seeding import seed_for
-from wmpo_ray.core.types import Episodes
+from wmpo_ray.core.starts import scene_starts
+from wmpo_ray.core.types import Episodes, Observation, Rollout
+from wmpo_ray.environments.environment_world import EnvironmentState, EnvironmentWorld
+from wmpo_ray.rollout.act import Move, SeedsOf, act, run
+from wmpo_ray.rollout.replay import replay
 
-Act = Callable[[np.ndarray, int], np.ndarray]
 Progress = Callable[[int], None]
 
 
 def rollout_policy(
     policy: Policy,
-    environment: Environment,
+    environment: Environment | EnvironmentWorld,
     seeds: Sequence[int] | np.ndarray,
     temperature: float,
     run_key: tuple,
@@ -29,67 +33,79 @@ def rollout_policy(
     Sampling is keyed by (run_key, start seed, chunk), so a start gives the same episode in any batch. Without
     `keep_frames` only the frames that the policy looks at are rendered, and the episodes hold the first one.
     """
+    world = _world(environment, policy.chunk_length)
     parts = []
     for first in range(0, len(seeds), batch_size):
         part = np.asarray(seeds[first : first + batch_size])
-        parts.append(_rollout_batch(policy, environment, part, temperature, run_key, keep_frames))
+        rollout = act(
+            policy,
+            world,
+            scene_starts(part),
+            world.horizon // policy.chunk_length,
+            temperature,
+            _scene_seeds(part, run_key),
+            frames="all" if keep_frames else "last",
+        )
+        parts.append(_episodes(rollout, part))
         progress(first + len(part))
     return concatenate_episodes(parts)
 
 
-def _rollout_batch(policy, environment, seeds, temperature, run_key, keep_frames) -> Episodes:
-    present = environment.reset(seeds)
-    frames, actions, ended = [present], [], []
-    chunk_length = policy.chunk_length
-    for chunk in range(environment.horizon // chunk_length):
-        keys = [seed_for(*run_key, int(seed), chunk) for seed in seeds]
-        decision = policy.act(present, environment.instruction, temperature, keys).actions.numpy()
-        for k in range(chunk_length):
-            frame, terminated = environment.step(decision[:, k], render=keep_frames or k == chunk_length - 1)
-            actions.append(decision[:, k])
-            ended.append(terminated)
-            if keep_frames:
-                frames.append(frame)
-        present = frame
-    return _episodes(environment, seeds, frames if keep_frames else frames[:1], actions, ended)
+def _scene_seeds(scenes: np.ndarray, run_key: tuple) -> SeedsOf:
+    def seeds_of(purpose: str, chunk: int) -> list[int]:
+        key = run_key if purpose == "act" else (*run_key, purpose)
+        return [seed_for(*key, int(scene), chunk) for scene in scenes]
+
+    return seeds_of
 
 
 def rollout_expert(
     environment: Environment, seeds: Sequence[int] | np.ndarray, noise: float, run_key: tuple
 ) -> Episodes:
-    """Demonstrations by the environment's scripted expert with `noise` added to its targets."""
-    seeds = np.asarray(seeds)
+    """Demonstrations by the environment's scripted expert with `noise` added to its targets.
+
+    Raises ValueError for an environment that has none.
+    """
+    if "expert" not in environment.abilities:
+        raise ValueError("this environment has no scripted expert; bring recorded demonstrations instead")
+    world = EnvironmentWorld(environment, chunk_length=1)  # the script decides anew after every step
     rng = np.random.default_rng(seed_for(*run_key))
-    frames, actions, ended = [environment.reset(seeds)], [], []
-    for _ in range(environment.horizon):
-        action = environment.expert_action(rng, noise)
-        frame, terminated = environment.step(action)
-        frames.append(frame)
-        actions.append(action)
-        ended.append(terminated)
-    return _episodes(environment, seeds, frames, actions, ended)
+
+    def follow_script(state: EnvironmentState, _observation: Observation | None, _chunk: int) -> Move:
+        state, transition = world.step_expert(state, rng, noise)
+        return Move(state, transition, state.chunks[-1])
+
+    return _episodes(run(world, scene_starts(seeds), world.horizon, follow_script), np.asarray(seeds))
 
 
-def execute_actions(environment: Environment, seeds: Sequence[int] | np.ndarray, actions: np.ndarray) -> np.ndarray:
+def execute_actions(
+    environment: Environment | EnvironmentWorld, seeds: Sequence[int] | np.ndarray, actions: np.ndarray
+) -> np.ndarray:
     """Real outcome [M] bool of given actions [M, T, D] from the given start states."""
-    environment.reset(np.asarray(seeds), render=False)
-    for t in range(actions.shape[1]):
-        environment.step(actions[:, t], render=False)
-    return environment.success.copy()
+    world = _world(environment, actions.shape[1])
+    rollout = replay(world, scene_starts(seeds), actions, lambda purpose, chunk: [0] * len(actions), frames="none")
+    assert rollout.success is not None
+    return rollout.success
 
 
-def _episodes(environment, seeds, frames, actions, ended) -> Episodes:
-    done = np.stack(ended, 1)
-    lengths = np.where(done.any(1), done.argmax(1) + 1, done.shape[1])
-    failures = {name: flags.copy() for name, flags in getattr(environment, "failures", {}).items()}
+def _world(environment: Environment | EnvironmentWorld, chunk_length: int) -> EnvironmentWorld:
+    return environment if isinstance(environment, EnvironmentWorld) else EnvironmentWorld(environment, chunk_length)
+
+
+def _episodes(rollout: Rollout, seeds: np.ndarray) -> Episodes:
+    frames: Any = rollout.frames
+    if frames is None:
+        assert rollout.observations is not None
+        frames = rollout.observations.frames[:, :1]
+    assert rollout.success is not None
     return Episodes(
-        np.stack(frames, 1),
-        np.stack(actions, 1).astype(np.float32),
-        lengths.astype(np.int64),
-        environment.success.copy(),
-        tuple(environment.instruction),
+        frames,
+        rollout.flat_actions.astype(np.float32),
+        rollout.lengths,
+        rollout.success,
+        rollout.instructions,
         np.asarray(seeds, np.int64),
-        failures,
+        rollout.failures,
     )
 
 

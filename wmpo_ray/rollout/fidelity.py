@@ -6,35 +6,33 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 
-from wmpo_ray.core.interfaces import WorldModel
+from wmpo_ray.core.interfaces import World
 from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.core.types import Episodes, StartState
-from wmpo_ray.world_models.diffusion import DiffusionWorldModel
+from wmpo_ray.rollout.replay import replay
 
 
-def replay(
-    world_model: WorldModel,
+def replay_videos(
+    world: World,
     starts: Sequence[StartState],
     actions: np.ndarray,
     seed: int,
     batch_size: int = 64,
     progress: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
-    """Imagine open loop: M starts, actions [M, T, D] -> videos [M, T+1, H, W, 3] uint8, the first frame real."""
-    horizon, chunk = actions.shape[1], world_model.chunk_length
-    videos = []
+    """Replay M starts with actions [M, T, D] -> videos [M, T+1, H, W, 3] uint8, the first frame real."""
+    chunk_length, videos = world.chunk_length, []
     for first in range(0, len(starts), batch_size):
         part = list(starts[first : first + batch_size])
-        acted = torch.from_numpy(np.ascontiguousarray(actions[first : first + batch_size]))
-        state = world_model.start(part)
-        frames = [np.stack([start.frames[-1] for start in part])[:, None]]
-        for t in range(0, horizon, chunk):
-            seeds = [seed_for(seed, "replay", first + i, t) for i in range(len(part))]
-            state, imagined = world_model.imagine_chunk(state, acted[:, t : t + chunk], seeds)
-            frames.append(imagined.numpy())
-        videos.append(np.concatenate(frames, 1))
+        numbers = range(first, first + len(part))
+
+        def seeds_of(purpose: str, chunk: int, numbers: range = numbers) -> list[int]:
+            return [seed_for(seed, "replay", i, chunk * chunk_length) for i in numbers]
+
+        frames = replay(world, part, actions[first : first + batch_size], seeds_of).frames
+        assert frames is not None
+        videos.append(frames)
         progress(first + len(part))
     return np.concatenate(videos)
 
@@ -75,21 +73,24 @@ def starts_of(episodes: Episodes) -> list[StartState]:
     ]
 
 
-def decode_one_chunk_ahead(world_model: DiffusionWorldModel, episodes: Episodes, seed: int) -> Episodes:
-    """The episodes as the world model shows them, each chunk imagined from real context.
+def decode_one_chunk_ahead(world: World, episodes: Episodes, seed: int) -> Episodes:
+    """The episodes as the world model shows them, each chunk imagined from real context; needs the ability "imagines".
 
     They look imagined and carry real labels: what a reward model that judges imagined videos should see. Frames after
     the end stay real.
     """
-    c, k = world_model.context_frames, world_model.chunk_length
-    frames = torch.from_numpy(episodes.frames)
-    parts = [frames[:, :1]]
+    c, k = world.context_frames, world.chunk_length
+    real, parts = episodes.frames, [episodes.frames[:, :1]]
     for t in range(0, episodes.actions.shape[1], k):
-        index = (torch.arange(t - c + 1, t + 1)).clamp_min(0)
-        starts = [StartState(clip.numpy(), "") for clip in frames[:, index]]
-        acted = torch.from_numpy(np.ascontiguousarray(episodes.actions[:, t : t + k]))
-        seeds = [seed_for(seed, "one-chunk", i, t) for i in range(len(episodes))]
-        parts.append(world_model.imagine_chunk(world_model.start(starts), acted, seeds)[1])
-    imagined = torch.cat(parts, 1).numpy()
-    shown = np.arange(frames.shape[1])[None] <= episodes.lengths[:, None]
-    return replace(episodes, frames=np.where(shown[..., None, None, None], imagined, episodes.frames))
+        index = np.arange(t - c + 1, t + 1).clip(0)
+        starts = [StartState(clip[index], "") for clip in real]
+
+        def seeds_of(purpose: str, chunk: int, t: int = t) -> list[int]:
+            return [seed_for(seed, "one-chunk", i, t) for i in range(len(episodes))]
+
+        ahead = replay(world, starts, episodes.actions[:, t : t + k], seeds_of)
+        assert ahead.frames is not None
+        parts.append(ahead.frames[:, 1:])
+    imagined = np.concatenate(parts, 1)
+    shown = np.arange(real.shape[1])[None] <= episodes.lengths[:, None]
+    return replace(episodes, frames=np.where(shown[..., None, None, None], imagined, real))

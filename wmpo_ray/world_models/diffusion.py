@@ -1,4 +1,4 @@
-"""The learned world model: codec + denoiser + sampler behind the `WorldModel` protocol, with its files."""
+"""The learned world model: codec + denoiser + sampler behind the `World` protocol, with its files."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from wmpo_ray.config.run import DenoiserConfig, SamplerConfig, WorldModelConfig
 from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.interfaces import FramesMode
 from wmpo_ray.core.section import Count
 from wmpo_ray.core.seeding import keyed_noise
 from wmpo_ray.core.timeline import span
-from wmpo_ray.core.types import StartState
+from wmpo_ray.core.types import Observation, StartState, Transition
 from wmpo_ray.core.untrusted import NetworkSettings, check_finite, check_network, inside, read_settings
 from wmpo_ray.world_models.autoencoder import AutoencoderCodec, FrameCodec, PixelCodec
 from wmpo_ray.world_models.denoiser import MAP_CHANNELS, Denoiser, num_action_features
@@ -69,17 +71,17 @@ class _NetworkSettings(NetworkSettings):
 
 @dataclass(frozen=True)
 class LatentContext:
-    """State between chunks: the newest c latents [B, C, c, h, w] and the number of frames imagined so far."""
+    """State between chunks: the newest c latents [B, C, c, h, w], the frames imagined so far, the instructions [B]."""
 
     latents: Tensor
     num_frames: int
-
-    def select(self, rows: Tensor) -> LatentContext:
-        return LatentContext(self.latents[rows], self.num_frames)
+    instructions: tuple[str, ...]
 
 
 class DiffusionWorldModel:
-    """Imagines the next K frames from the last c frames and K actions (implements `interfaces.WorldModel`)."""
+    """Imagines the next K frames from the last c frames and K actions (implements `interfaces.World`)."""
+
+    abilities = frozenset({"imagines", "render"})
 
     def __init__(
         self,
@@ -136,27 +138,43 @@ class DiffusionWorldModel:
 
     # -- imagining -----------------------------------------------------------------------------------------------
 
-    def start(self, starts: Sequence[StartState]) -> LatentContext:
-        """Encode the start frames; a start with fewer than c frames repeats its first."""
+    def start(self, starts: Sequence[StartState]) -> tuple[LatentContext, Observation]:
+        """Encode the start frames; a start with fewer than c frames repeats its first.
+
+        Raises ValueError for a start without frames.
+        """
+        empty = [i for i, start in enumerate(starts) if not len(start.frames)]
+        if empty:
+            raise ValueError(f"start {empty[0]} has no frames to imagine from; start from recorded episodes")
         clips = [_last_frames(start.frames, self.context_frames) for start in starts]
         latents = self.codec.encode(torch.stack(clips).to(self.denoiser.network.device))
-        return LatentContext(latents, 0)
+        texts = tuple(start.instruction for start in starts)
+        return LatentContext(latents, 0, texts), Observation.of(np.stack([s.frames[-1] for s in starts]), texts)
 
     @torch.no_grad()
-    def imagine_chunk(self, state: LatentContext, actions: Tensor, seeds: list[int]) -> tuple[LatentContext, Tensor]:
-        """actions [B, K, D] in [-1, 1], one noise seed for each trajectory -> next state, frames [B, K, H, W, 3] uint8."""
+    def step_chunk(
+        self, state: LatentContext, actions: Tensor, seeds: list[int], frames: FramesMode = "all"
+    ) -> tuple[LatentContext, Transition]:
+        """Imagine K frames; one noise seed for each row. It never ends by itself, and knows of no success."""
         context = state.latents
         device = context.device
-        _, channels, c, height, width = context.shape
+        batch, channels, c, height, width = context.shape
         shape = (channels, c + self.chunk_length, height, width)
         with span("denoise", device):
             noise = keyed_noise(seeds, shape).to(device)
             conditioning = self.denoiser.condition(context, noise[:, :, :c])
             latents = self.sampler.sample(self.denoiser, noise[:, :, c:], actions.to(device), conditioning)
         newest = torch.cat([context, latents], 2)[:, :, -c:]
-        with span("decode"):
-            frames = self.codec.decode(latents).cpu()
-        return LatentContext(newest, state.num_frames + self.chunk_length), frames
+        observation = shown = None
+        if frames != "none":
+            with span("decode"):
+                wanted = latents if frames == "all" else latents[:, :, -1:]
+                decoded = self.codec.decode(wanted).cpu().numpy()
+            observation = Observation.of(decoded[:, -1], state.instructions)
+            shown = decoded if frames == "all" else None
+        steps = np.full(batch, self.chunk_length, np.int64)
+        transition = Transition(observation, shown, np.zeros(batch, bool), None, steps)
+        return LatentContext(newest, state.num_frames + self.chunk_length, state.instructions), transition
 
     # -- files ---------------------------------------------------------------------------------------------------
 

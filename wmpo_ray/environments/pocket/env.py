@@ -13,6 +13,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from wmpo_ray.config.run import EnvironmentConfig
+from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.core.section import shown
+from wmpo_ray.core.types import Observation, StartState
 from wmpo_ray.environments.pocket.geometry import (
     BLOCK_HALF,
     FRAME_SIZE,
@@ -46,8 +50,12 @@ class PocketState(NamedTuple):
 
 
 class PocketEnvironment:
-    """N independent scenes stepped together (implements `wmpo_ray.core.interfaces.Environment`)."""
+    """N independent scenes stepped together (implements `wmpo_ray.core.interfaces.Environment`).
 
+    `reset` and `step` render as they go, for whoever plays with it by hand.
+    """
+
+    abilities = frozenset({"expert", "events", "restore", "render"})
     action_dim = 3
     frame_shape = (FRAME_SIZE, FRAME_SIZE, 3)
     instructions = INSTRUCTIONS
@@ -60,6 +68,13 @@ class PocketEnvironment:
         self.look = LOOKS[disruption]
         self.ends_on_success = ends_on_success
         self.reset((), render=False)  # no scene yet, but every attribute is there
+
+    @classmethod
+    def from_config(cls, config: EnvironmentConfig) -> PocketEnvironment:
+        """Raises ConfigError for a task: there is only one."""
+        if config.task:
+            raise ConfigError(f"environment.task={shown(config.task)}: pocket has a single task; remove the key")
+        return cls(config.horizon, config.disruption)
 
     # -- episodes ------------------------------------------------------------------------------------------------
 
@@ -93,12 +108,48 @@ class PocketEnvironment:
         self.pocket_colour[i] = rng.permutation(2)
         self.goal[i] = rng.integers(2)
 
-    def step(self, actions: np.ndarray, render: bool = True) -> tuple[np.ndarray | None, np.ndarray]:
-        """Move every scene that has not ended by one frame.
+    def restore(self, starts: Sequence[StartState]) -> None:
+        """One scene for each start: as `save` left it, else that of its seed. Raises ValueError for neither."""
+        for i, start in enumerate(starts):
+            if start.seed is None and start.saved_state is None:
+                raise ValueError(
+                    f"start {i} has no scene (seed and saved_state are None), so that it cannot be rebuilt; start from "
+                    'recorded episodes or set world_model.kind = "diffusion"'
+                )
+        self.reset([start.seed or 0 for start in starts], render=False)
+        for i, start in enumerate(starts):
+            if start.saved_state is not None:
+                self._load(i, start.saved_state)
 
-        actions [N, 3] in [-1, 1] (clipped). Returns frames [N, H, W, 3] uint8 (None without `render`) and
-        terminated [N] bool, which is true from the success on.
-        """
+    def save(self) -> list[bytes]:
+        """Each scene as it is now, for `StartState.saved_state`."""
+        return [
+            b"".join(np.asarray(values[i], np.float64).tobytes() for values in self._parts().values())
+            for i in range(len(self.goal))
+        ]
+
+    def _load(self, i: int, saved: bytes) -> None:
+        parts = self._parts()
+        sizes = [values[0].size for values in parts.values()]
+        if len(saved) != 8 * sum(sizes):
+            raise ValueError(f"start {i}: its saved_state has {len(saved)} bytes, a scene has {8 * sum(sizes)}")
+        numbers = np.frombuffer(saved, np.float64)
+        for values, part in zip(parts.values(), np.split(numbers, np.cumsum(sizes)[:-1]), strict=True):
+            values[i] = part.reshape(values[i].shape)
+
+    def _parts(self) -> dict[str, np.ndarray]:
+        """Everything that a scene consists of, [N, ...] each."""
+        names = ("gripper", "block", "pocket_y", "pocket_colour", "goal", "closed", "held", "terminated", "success")
+        parts = {name: getattr(self, name) for name in (*names, "num_steps", "_inserting")}
+        return parts | {f"failures.{name}": flags for name, flags in self.failures.items()}
+
+    def step(self, actions: np.ndarray, render: bool = True) -> tuple[np.ndarray | None, np.ndarray]:
+        """`advance`; returns frames [N, H, W, 3] uint8 (None without `render`) and terminated [N] bool."""
+        self.advance(actions)
+        return (self.render() if render else None), self.terminated.copy()
+
+    def advance(self, actions: np.ndarray) -> None:
+        """Move every scene that has not ended by one frame; actions [N, 3] in [-1, 1] are clipped."""
         actions = np.clip(actions, -1.0, 1.0)
         active = ~self.terminated
         close = actions[:, 2] > 0
@@ -106,7 +157,6 @@ class PocketEnvironment:
         self._grip(close, active)
         self.num_steps += active
         self._judge()
-        return (self.render() if render else None), self.terminated.copy()
 
     def _move(self, target: np.ndarray, active: np.ndarray) -> None:
         half = FRAME_SIZE / 2
@@ -182,6 +232,9 @@ class PocketEnvironment:
         if self._backdrop is None:
             self._backdrop = draw_backdrop(self.pocket_y, self.pocket_colour, self.look)
         return self._backdrop
+
+    def observe(self) -> Observation:
+        return Observation.of(self.render(), self.instruction)
 
     def render(self) -> np.ndarray:
         return draw(self.backdrop(), *self.state(), self.look)

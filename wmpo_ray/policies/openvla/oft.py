@@ -6,22 +6,21 @@ Action tokens are ids of the vocabulary, V-256 to V-1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from wmpo_ray.core.errors import UserError
-from wmpo_ray.core.interfaces import ActionChunk
+from wmpo_ray.core.interfaces import Decision
 from wmpo_ray.core.seeding import keyed_noise
+from wmpo_ray.core.types import Observation
 from wmpo_ray.core.untrusted import check_network, parse_json
-from wmpo_ray.policies.action_tokens import sample_tokens
+from wmpo_ray.policies.action_tokens import executed_tokens, sample_tokens
 from wmpo_ray.policies.openvla.actions import ActionStatistics, ActionTokenizer
 from wmpo_ray.policies.openvla.chunk_attention import BIDIRECTIONAL, RotaryPositions, key_mask
 from wmpo_ray.policies.openvla.lora import merged_state
@@ -190,41 +189,45 @@ class OpenVLAOFTPolicy(PreTrainedModel):
     # -- the policy protocol -------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def act(self, frames: np.ndarray, instructions: Sequence[str], temperature: float, seeds: list[int]) -> ActionChunk:
-        logits = self(**self.inputs(frames, instructions)).float()
+    def act(self, observation: Observation, temperature: float, seeds: list[int]) -> Decision:
+        logits = self(**self.inputs(observation)).float()
         uniform = keyed_noise(seeds, (logits.shape[1],), uniform=True).to(self.device)
         bins, logprobs = sample_tokens(logits, temperature, uniform)
         tokens = bins + self.first_action_id
         actions = self.action_tokenizer.decode(tokens).float().unflatten(1, (self.chunk_length, self.action_dim))
-        return ActionChunk(tokens.cpu(), logprobs.cpu(), actions.cpu())
+        return Decision(actions.cpu(), {"tokens": tokens.cpu()}, logprobs.cpu())
 
-    def log_prob(self, frames: np.ndarray, instructions: Sequence[str], tokens: Tensor, temperature: float) -> Tensor:
-        logits = self(**self.inputs(frames, instructions)).float()
+    def log_prob(self, observation: Observation, record: dict[str, Tensor], temperature: float) -> Tensor:
+        logits = self(**self.inputs(observation)).float()
         logprobs = F.log_softmax(logits / (temperature or 1.0), -1)
-        return logprobs.gather(-1, (tokens.to(self.device) - self.first_action_id)[..., None])[..., 0]
+        bins = record["tokens"].to(self.device) - self.first_action_id
+        return logprobs.gather(-1, bins[..., None])[..., 0]
 
-    def cloning_loss(self, frames: np.ndarray, instructions: Sequence[str], actions: Tensor) -> Tensor:
+    def executed(self, num_actions: Tensor) -> Tensor:
+        return executed_tokens(num_actions, self.chunk_length, self.action_dim)
+
+    def cloning_loss(self, observation: Observation, actions: Tensor) -> Tensor:
         """Mean cross-entropy of the L tokens of actions [B, K, D] in [-1, 1] and of the stop token, over all V."""
-        logits = self(**self.inputs(frames, instructions), full_vocabulary=True, with_stop=True)
+        logits = self(**self.inputs(observation), full_vocabulary=True, with_stop=True)
         return token_loss(logits, self.action_tokenizer.encode(actions.to(self.device)).flatten(1))
 
     @property
     def first_action_id(self) -> int:
         return self.config.vocab_size - self.config.n_action_bins
 
-    def inputs(self, frames: np.ndarray, instructions: Sequence[str]) -> dict[str, Tensor | None]:
-        """What `forward` wants, for frames [B, H, W, 3] uint8. Raises UserError where the folder had no tokenizer."""
+    def inputs(self, observation: Observation) -> dict[str, Tensor | None]:
+        """What `forward` wants, from the main camera. Raises UserError where the folder had no tokenizer."""
         if self._prompts is None:
             raise UserError(
                 f"this policy's folder has no {TOKENIZER} and no {TOKENIZER_MODEL}, so it can read no instruction; put "
                 "one of them beside the weights"
             )
         pad = self.config.text_config.pad_token_id or 0
-        ids, mask = self._prompts.batch(instructions, pad)
+        ids, mask = self._prompts.batch(observation.instructions, pad)
         return {
             "input_ids": ids.to(self.device),
             "attention_mask": None if mask is None else mask.to(self.device),
-            "pixel_values": self._images(torch.as_tensor(frames).to(self.device)),
+            "pixel_values": self._images(torch.as_tensor(observation.frames).to(self.device)),
         }
 
 

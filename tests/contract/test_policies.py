@@ -1,0 +1,69 @@
+"""What every policy must hold."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.implementations import POLICIES, make_starts
+from wmpo_ray.core.interfaces import Policy
+from wmpo_ray.core.types import Observation
+
+
+@pytest.fixture(scope="module", params=POLICIES)
+def policy(request) -> Policy:
+    return POLICIES[request.param]()
+
+
+@pytest.fixture(scope="module")
+def seen() -> Observation:
+    starts = make_starts()
+    return Observation.of(np.stack([s.frames[-1] for s in starts]), [s.instruction for s in starts])
+
+
+def test_a_decision_has_the_announced_shapes(policy, seen):
+    assert isinstance(policy, Policy) and isinstance(policy, torch.nn.Module)
+    decision = policy.act(seen, 1.0, [1, 2, 3])
+    assert decision.actions.shape == (3, policy.chunk_length, policy.action_dim)
+    assert decision.actions.dtype == torch.float32 and decision.actions.abs().max() <= 1
+    assert decision.logprobs.ndim == 2 and decision.logprobs.dtype == torch.float32
+    assert decision.record and all(len(values) == 3 for values in decision.record.values())
+
+
+def test_the_record_has_the_log_probabilities_it_was_sampled_with(policy, seen):
+    decision = policy.act(seen, 1.6, [1, 2, 3])
+    logprobs = policy.log_prob(seen, decision.record, 1.6)
+    torch.testing.assert_close(logprobs.detach(), decision.logprobs, atol=1e-5, rtol=0)
+    policy.zero_grad()
+    logprobs.sum().backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in policy.parameters())
+
+
+def test_a_row_does_not_depend_on_its_batch(policy, seen):
+    together, alone = policy.act(seen, 1.0, [1, 2, 3]), policy.act(seen.rows([1]), 1.0, [2])
+    assert torch.equal(together.actions[1], alone.actions[0])
+    for name, values in together.record.items():
+        assert torch.equal(values[1], alone.record[name][0])
+    torch.testing.assert_close(together.logprobs[1], alone.logprobs[0], atol=1e-4, rtol=0)
+
+
+def test_seeds_decide_and_temperature_zero_needs_none(policy, seen):
+    one, same, other = (policy.act(seen, 2.0, [seed] * 3).actions for seed in (0, 0, 1))
+    assert torch.equal(one, same) and not torch.equal(one, other)
+    assert torch.equal(*(policy.act(seen, 0.0, [seed] * 3).actions for seed in (0, 1)))
+
+
+def test_executed_log_probabilities_grow_from_none_to_all_action_by_action(policy, seen):
+    length = policy.act(seen, 1.0, [1, 2, 3]).logprobs.shape[1]
+    masks = policy.executed(torch.arange(policy.chunk_length + 1))
+    assert masks.shape == (policy.chunk_length + 1, length) and masks.dtype == torch.bool
+    assert not masks[0].any() and masks[-1].all()
+    assert (masks[1:] >= masks[:-1]).all(), "what belongs to the first actions belongs to more of them"
+    assert (masks.sum(1).diff() >= 0).all() and torch.equal(policy.executed(torch.tensor([1]))[0], masks[1])
+
+
+def test_cloning_prefers_what_it_is_shown(policy, seen):
+    actions = policy.act(seen, 0.0, [0, 0, 0]).actions
+    with torch.no_grad():
+        assert policy.cloning_loss(seen, actions) < policy.cloning_loss(seen, -actions)

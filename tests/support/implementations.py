@@ -1,0 +1,65 @@
+"""One small instance of everything that is registered: what the contracts are tested on.
+
+A new kind adds an entry here and passes `tests/contract`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from tests.support.openvla import small_policy
+from tests.support.published_set import small_reward_model
+from wmpo_ray.config.run import RewardConfig, WorldModelConfig
+from wmpo_ray.core.types import StartState
+from wmpo_ray.environments.environment_world import EnvironmentWorld
+from wmpo_ray.environments.pocket.env import INSTRUCTIONS, PocketEnvironment
+from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
+from wmpo_ray.reward_models.videomae import VideoMAERewardModel
+from wmpo_ray.world_models.diffusion import DiffusionWorldModel
+
+HORIZON = 8
+
+
+def make_diffusion() -> DiffusionWorldModel:
+    config = WorldModelConfig.model_validate(
+        {"network": {"hidden_size": 16, "depth": 1, "num_heads": 2}, "sampler": {"num_steps": 2}}
+    )
+    world_model = DiffusionWorldModel.create(config, 3, 4, seed=0)
+    torch.nn.init.normal_(world_model.denoiser.network.final_layer.linear.weight, std=0.1)
+    return world_model
+
+
+def make_environment_world() -> EnvironmentWorld:
+    return EnvironmentWorld(PocketEnvironment(HORIZON), 4)
+
+
+def make_tiny() -> TinyPolicy:
+    torch.manual_seed(0)
+    return TinyPolicy(
+        TinyPolicyHFConfig(width=16, num_layers=1, num_heads=2, patch_size=8, vocabulary=vocabulary_of(INSTRUCTIONS))
+    ).eval()
+
+
+def make_reward_model() -> VideoMAERewardModel:
+    config = RewardConfig.model_validate({"network": {"hidden_size": 16, "num_layers": 1, "num_heads": 2}})
+    return VideoMAERewardModel.create(config, 16, INSTRUCTIONS, 0)
+
+
+def make_starts(count: int = 3) -> list[StartState]:
+    environment = PocketEnvironment(HORIZON)
+    frames = environment.reset(np.arange(count))
+    return [
+        StartState(f[None], text, i) for i, (f, text) in enumerate(zip(frames, environment.instruction, strict=True))
+    ]
+
+
+def random_actions(count: int = 3, length: int = 4, seed: int = 0) -> torch.Tensor:
+    """Actions [count, length, 3] in [-1, 1]."""
+    return torch.rand(count, length, 3, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+ENVIRONMENTS = {"pocket": lambda: PocketEnvironment(HORIZON)}
+POLICIES = {"tiny": make_tiny, "openvla_oft": small_policy}
+WORLDS = {"diffusion": make_diffusion, "simulator": make_environment_world}
+REWARD_MODELS = {"videomae": make_reward_model, "videomae_published": small_reward_model}

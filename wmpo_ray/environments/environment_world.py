@@ -1,0 +1,118 @@
+"""An environment as a `World`: for episodes of it, and as the perfect world model.
+
+As a world model it is the control that separates a wrong world from a wrong learner: what a policy does not learn here
+is not the world model's fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wmpo_ray.core.interfaces import Environment, FramesMode
+from wmpo_ray.core.timeline import span
+from wmpo_ray.core.types import Observation, StartState, Transition
+
+
+@dataclass(frozen=True, eq=False)
+class EnvironmentState:
+    """Where the scenes are: their starts [B] and every chunk of actions since, [B, K, D] float32 each."""
+
+    starts: tuple[StartState, ...]
+    chunks: tuple[np.ndarray, ...] = ()
+
+
+class EnvironmentWorld:
+    """Steps an `Environment` (implements `interfaces.World`).
+
+    It steps on from the scenes as they are. Only where the state that is passed is not the one they are in, it rebuilds
+    them first from the starts and the actions since, without rendering: so any deterministic environment is a pure
+    world, without a copy of its insides. Seeds are not used: an environment has no noise.
+    """
+
+    context_frames = 0
+
+    def __init__(self, environment: Environment, chunk_length: int):
+        self.environment = environment
+        self.chunk_length = chunk_length
+        self.abilities = environment.abilities
+        self._present: EnvironmentState | None = None  # the state that the scenes are in
+
+    @property
+    def horizon(self) -> int:
+        return self.environment.horizon
+
+    def start(self, starts: Sequence[StartState]) -> tuple[EnvironmentState, Observation]:
+        """Place the scenes. Raises ValueError for a start that the environment cannot rebuild."""
+        state = EnvironmentState(tuple(starts))
+        self._return_to(state)
+        return state, self.environment.observe()
+
+    @torch.no_grad()
+    def step_chunk(
+        self, state: EnvironmentState, actions: Tensor, seeds: list[int], frames: FramesMode = "all"
+    ) -> tuple[EnvironmentState, Transition]:
+        """See `World`. Raises ValueError if K is not the chunk length."""
+        if actions.shape[1] != self.chunk_length:
+            raise ValueError(f"{actions.shape[1]} actions for a chunk of {self.chunk_length}; set rollout.chunk_length")
+        chunk = actions.detach().cpu().float().numpy().copy()  # the caller's may change
+        with span("simulate"):
+            self._return_to(state)
+            return self._advance(state, lambda step: chunk[:, step], frames)
+
+    def step_expert(
+        self, state: EnvironmentState, rng: np.random.Generator, noise: float, frames: FramesMode = "all"
+    ) -> tuple[EnvironmentState, Transition]:
+        """Let the script act for a chunk; its actions are the last chunk of the state. Needs the ability "expert".
+
+        The script may remember what it did, so it can only go on from where it is.
+        """
+        assert state is self._present, "an expert acts from the start to the end, without a rollout in between"
+        environment: Any = self.environment
+        with span("simulate"):
+            return self._advance(state, lambda step: environment.expert_action(rng, noise), frames)
+
+    def detect_events(self, videos: np.ndarray) -> dict[str, np.ndarray]:
+        """Events that frames [M, T+1, H, W, 3] show, name -> [M] bool. Needs the ability "events"."""
+        environment: Any = self.environment
+        return environment.detect_events(videos)
+
+    def _return_to(self, state: EnvironmentState) -> None:
+        if state is self._present:
+            return
+        self._present = None  # until all of it is done
+        self.environment.restore(state.starts)
+        for chunk in state.chunks:
+            for step in range(chunk.shape[1]):
+                self.environment.advance(chunk[:, step])
+        self._present = state
+
+    def _advance(self, state: EnvironmentState, choose: Any, mode: FramesMode) -> tuple[EnvironmentState, Transition]:
+        """`choose`: step of the chunk -> actions [B, D]."""
+        environment, shown, chosen = self.environment, [], []
+        num_steps = np.zeros(len(state.starts), np.int64)
+        self._present = None
+        for step in range(self.chunk_length):
+            num_steps += ~environment.terminated
+            chosen.append(np.asarray(choose(step), np.float32))
+            environment.advance(chosen[-1])
+            if mode == "all" and step < self.chunk_length - 1:
+                shown.append(environment.render())
+        observation = environment.observe() if mode != "none" else None
+        if mode == "all" and observation is not None:
+            shown.append(observation.frames)
+        transition = Transition(
+            observation,
+            np.stack(shown, 1) if shown else None,
+            environment.terminated.copy(),
+            environment.success.copy(),
+            num_steps,
+            {name: flags.copy() for name, flags in environment.failures.items()},
+        )
+        self._present = EnvironmentState(state.starts, (*state.chunks, np.stack(chosen, 1)))
+        return self._present, transition

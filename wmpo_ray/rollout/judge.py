@@ -1,0 +1,90 @@
+"""Who decides about trajectories: a reward model that watches, a second world that confirms, or the world itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from wmpo_ray.core.interfaces import Judge, RewardModel, World
+from wmpo_ray.core.timeline import span
+from wmpo_ray.core.types import Scores, Videos
+from wmpo_ray.reward_models.decisions import score_videos
+from wmpo_ray.rollout.replay import replay
+from wmpo_ray.rollout.requests import member_seeds, members_of
+
+ReplayAgain = Callable[[Videos, np.ndarray], np.ndarray]
+"""(videos, rows [S] of them) -> frames [S, T+1, H, W, 3] of the same actions in another world."""
+
+
+class VideoJudge:
+    """The reward model's decision about the frames, from `min_steps` executed actions on."""
+
+    def __init__(self, reward_model: RewardModel, min_steps: int):
+        self.reward_model, self.min_steps = reward_model, min_steps
+
+    def judge(self, videos: Videos) -> Scores:
+        """Raises ValueError for videos without frames."""
+        if videos.frames is None:
+            raise ValueError("these trajectories have no frames to judge; let the world render all of them")
+        with span("score"):
+            return score_videos(self.reward_model, videos.frames, videos.instructions, self.min_steps)
+
+
+class VerifiedJudge:
+    """Keeps a success only if the same actions succeed in a second world too, see `verify`.
+
+    They are replayed there under seeds of the requests' members.
+    """
+
+    def __init__(self, judge: Judge, world: World):
+        self.first, self.world = judge, world
+
+    def judge(self, videos: Videos) -> Scores:
+        return verify(self.first.judge(videos), videos, self.first, self._replay_again)
+
+    def _replay_again(self, videos: Videos, rows: np.ndarray) -> np.ndarray:
+        members = members_of(videos.requests)
+        seeds = member_seeds([members[row] for row in rows], {"step": "verify"})
+        frames = replay(self.world, [videos.starts[row] for row in rows], videos.actions[rows], seeds).frames
+        assert frames is not None
+        return frames
+
+
+def verify(scores: Scores, videos: Videos, judge: Judge, replay_again: ReplayAgain) -> Scores:
+    """Ask the judge again about each success, as a second world shows it (asked only if there are any).
+
+    A refuted success is a failure that keeps its finish step: what was done until then is what did not succeed.
+    """
+    rows = np.flatnonzero(scores.success)
+    refuted = np.zeros(len(scores.success), bool)
+    if len(rows):
+        with span("verify"):
+            again = judge.judge(replace(_chosen(videos, rows), frames=replay_again(videos, rows)))
+        refuted[rows] = ~again.success
+    return replace(scores, success=scores.success & ~refuted, refuted=refuted)
+
+
+class WorldJudge:
+    """Reads what the world itself said: the truth, in an environment."""
+
+    def judge(self, videos: Videos) -> Scores:
+        """Raises ValueError for trajectories of a world that does not know of success."""
+        if videos.success is None or videos.lengths is None:
+            raise ValueError(
+                "this world does not say what succeeded; judge its videos by a reward model, or roll out in an "
+                "environment"
+            )
+        finish = np.where(videos.success, videos.lengths, videos.horizon).astype(np.int64)
+        return Scores(videos.success, finish, videos.success.astype(np.float32))
+
+
+def _chosen(videos: Videos, rows: np.ndarray) -> Videos:
+    """Some of the videos, of no request as a whole."""
+    return Videos(
+        None if videos.frames is None else videos.frames[rows],
+        tuple(videos.instructions[row] for row in rows),
+        videos.actions[rows],
+        tuple(videos.starts[row] for row in rows),
+    )
