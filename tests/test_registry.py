@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from wmpo_ray.world_models.loading import begin_world_model
 
 from tests.support.published_set import CHUNK, CONTEXT, NETWORK, published_settings, write_published_set
 from tests.support.small_world import small_world_model
@@ -23,7 +24,6 @@ from wmpo_ray.registry import (
     pretrained_policy,
     pretrained_reward_model,
 )
-from wmpo_ray.world_models.loading import begin_world_model
 
 needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="adapters need peft")
 

@@ -98,7 +98,7 @@ def reward_model(context: RunContext) -> dict[str, Any]:
     train, validation = context.collected()
     expert, held_out = context.episodes("demos"), context.episodes("held-out")
     sources, judged = [expert, train], [validation]
-    if config.world_model.kind != "simulator":
+    if config.world_model.is_learned:
         world = load_world_model(config, str(context.model("world-model")))
         assert isinstance(world, DiffusionWorldModel)
         if config.reward.steps:

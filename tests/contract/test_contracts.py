@@ -8,7 +8,7 @@ import torch
 
 from tests.support.openvla import small_policy
 from tests.support.published_set import small_reward_model
-from wmpo_ray.config.run import Config, RewardConfig, WorldModelConfig
+from wmpo_ray.config.run import Config, RewardConfig
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.interfaces import Environment, Policy, RewardModel, WorldModel
 from wmpo_ray.core.types import StartState
@@ -17,11 +17,12 @@ from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
 from wmpo_ray.registry import ENVIRONMENTS, POLICIES, REWARD_MODELS, WORLD_MODELS, make_environment, resolve
 from wmpo_ray.reward_models.videomae import VideoMAERewardModel
 from wmpo_ray.world_models.diffusion import DiffusionWorldModel
+from wmpo_ray.world_models.diffusion_settings import DiffusionConfig
 from wmpo_ray.world_models.simulator import SimulatorWorldModel
 
 
 def make_diffusion() -> DiffusionWorldModel:
-    config = WorldModelConfig.model_validate(
+    config = DiffusionConfig.model_validate(
         {"network": {"hidden_size": 16, "depth": 1, "num_heads": 2}, "sampler": {"num_steps": 2}}
     )
     world_model = DiffusionWorldModel.create(config, 3, 4, seed=0)
