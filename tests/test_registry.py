@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from wmpo_ray.world_models.loading import begin_world_model
 
 from tests.support.published_set import CHUNK, CONTEXT, NETWORK, published_settings, write_published_set
 from tests.support.small_world import small_world_model
@@ -18,6 +17,7 @@ from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig
 from wmpo_ray.registry import (
+    begin_world_model,
     load_policy,
     load_reward_model,
     load_world_model,

@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -152,12 +153,14 @@ def _merge(base: dict[str, Any], update: Mapping[str, Any]) -> None:
 # -- what is wrong -----------------------------------------------------------------------------------------------
 
 
-def describe_errors(error: ValidationError, kinds: Mapping[str, str]) -> list[str]:
+def describe_errors(error: ValidationError, kinds: Mapping[str, str] = MappingProxyType({})) -> list[str]:
     """One line for each mistake: the dotted key, the value, and what is expected; `kinds` are those chosen, by section."""
     return [_describe(details, kinds) for details in error.errors()]
 
 
-def _chosen_kinds(data: Mapping[str, Any]) -> dict[str, str]:
+def _chosen_kinds(data: Any) -> dict[str, str]:
+    if not isinstance(data, dict):
+        return {}
     sections = {table.section: data.get(table.section) for table in TABLES}
     return {
         name: section["kind"] for name, section in sections.items() if isinstance(section, dict) and "kind" in section

@@ -82,7 +82,7 @@ class Kinds:
             return f"the name {point.name!r} is registered by {' and '.join(packages)}; uninstall one of them"
         try:
             kind = _load(point)
-        except Exception as error:  # importing a stranger's module may raise anything
+        except (Exception, SystemExit) as error:  # noqa: BLE001  importing a stranger's module may raise anything
             reason = (str(error).strip().splitlines() or [""])[0]
             return f"{point.value} cannot be loaded ({type(error).__name__}: {reason}); repair or uninstall the package"
         missing = [member for member in self.members if not hasattr(kind, member)]

@@ -9,13 +9,13 @@ from wmpo_ray.config.models import PolicyConfig
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.blueprints import Blueprint
 from wmpo_ray.core.errors import ConfigError
-from wmpo_ray.core.types import Episodes
 from wmpo_ray.environments.facts import EnvironmentFacts
 
 if TYPE_CHECKING:  # a configuration is read without torch
     import torch
 
     from wmpo_ray.core.interfaces import Policy
+    from wmpo_ray.core.types import Episodes
 
 
 class PolicyKind(ABC):

@@ -11,7 +11,6 @@ from wmpo_ray.config.models import PolicyConfig
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.blueprints import Blueprint, Depths, is_there
 from wmpo_ray.core.section import Count, Positive, Section, refuse_ignored
-from wmpo_ray.core.types import Episodes
 from wmpo_ray.core.untrusted import read_json
 from wmpo_ray.environments.facts import EnvironmentFacts
 from wmpo_ray.policies.policy_kind import PolicyKind
@@ -21,6 +20,7 @@ if TYPE_CHECKING:  # a configuration is read without torch
     from torch import Tensor, nn
 
     from wmpo_ray.core.interfaces import Policy
+    from wmpo_ray.core.types import Episodes
 
 
 class TinyNetworkConfig(Section):

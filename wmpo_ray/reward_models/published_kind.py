@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
@@ -35,7 +35,7 @@ class PublishedRewardConfig(NetworkRewardConfig):
 
 
 class PublishedVideoMAEKind(VideoMAEKind):
-    section: type[NetworkRewardConfig] = PublishedRewardConfig
+    section: ClassVar[type[NetworkRewardConfig]] = PublishedRewardConfig
 
     def create(self, config: Config, frame_size: int, instructions: Sequence[str]) -> RewardModel:
         raise ConfigError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
@@ -52,7 +52,7 @@ class VideoMAERewardConfig(NetworkRewardConfig):
 
 
 class VideoMAEKind(RewardModelKind):
-    section: type[NetworkRewardConfig] = VideoMAERewardConfig
+    section: ClassVar[type[NetworkRewardConfig]] = VideoMAERewardConfig
 
     def create(self, config: Config, frame_size: int, instructions: Sequence[str]) -> RewardModel:
         from wmpo_ray.reward_models.videomae import VideoMAERewardModel

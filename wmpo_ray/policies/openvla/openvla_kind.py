@@ -12,7 +12,6 @@ from wmpo_ray.config.run import Config
 from wmpo_ray.core.blueprints import ASSUMED, Blueprint, Depths, is_there
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.section import Count, Section
-from wmpo_ray.core.types import Episodes
 from wmpo_ray.core.untrusted import read_json
 from wmpo_ray.environments.facts import EnvironmentFacts, environment_facts
 from wmpo_ray.policies.policy_kind import PolicyKind
@@ -22,6 +21,7 @@ if TYPE_CHECKING:  # a configuration is read without torch
     from torch import Tensor, nn
 
     from wmpo_ray.core.interfaces import Policy
+    from wmpo_ray.core.types import Episodes
     from wmpo_ray.policies.openvla.oft import OpenVLAOFTPolicy
 
 PROMPT_LENGTH = 32  # tokens of "In: What action should the robot take to ...?\nOut:" with a dozen words of instruction
