@@ -16,14 +16,16 @@ from learners.policy_learner import GrpoLearner, UpdateFacts
 from learners.supervised.jobs import CloningJob
 from learners.supervised.loop import WHOLE
 from learners.supervised.training_state import NO_CHECKPOINTS
-from tests.support.plugin_package import POLICY, install_package
+from tests.support.plugin_package import OTHERS, POLICY, install_package
 from wmpo_ray.algorithms.batching import GroupSlice
 from wmpo_ray.config.loading import config_to_json, config_to_toml, load_config, read_config_json
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.types import Trajectories
+from wmpo_ray.environments.facts import environment_facts
 from wmpo_ray.environments.pocket.env import PocketEnvironment
 from wmpo_ray.kinds import POLICIES, TABLES
-from wmpo_ray.registry import load_policy
+from wmpo_ray.planning.plan import make_plan
+from wmpo_ray.registry import check_kinds, create_reward_model, load_policy, load_world_model, make_environment
 from wmpo_ray.rollout.evaluation import rollout_expert
 
 SETTINGS = [
@@ -39,19 +41,22 @@ SETTINGS = [
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("packages")
-    return {
-        "linear": install_package(folder, "linear-policy", POLICY, {"linear": "linear_policy:LinearKind"}),
-        "broken": install_package(
-            folder,
-            "broken-policy",
-            "import no_such_simulator\n",
-            {"broken": "broken_policy:Kind", "tiny": "broken_policy:Kind"},
-        ),
-        "same name": install_package(folder, "other-policy", POLICY, {"linear": "other_policy:LinearKind"}),
-        "empty": install_package(
-            folder, "empty-policy", "class Kind:\n    section = 3\n", {"empty": "empty_policy:Kind"}
+    kinds = {
+        "linear": ("linear-policy", POLICY, {"policies": {"linear": "LinearKind"}}),
+        "broken": ("broken-policy", "import no_such_library", {"policies": {"broken": "Kind", "tiny": "Kind"}}),
+        "same name": ("other-policy", POLICY, {"policies": {"linear": "LinearKind"}}),
+        "empty": ("empty-policy", "class Kind:\n    section = 3\n", {"policies": {"empty": "Kind"}}),
+        "room": (
+            "room-policy",
+            OTHERS,
+            {
+                "environments": {"room": "RoomKind"},
+                "world_models": {"room_world": "RoomWorldKind"},
+                "reward_models": {"room_reward": "RoomRewardKind"},
+            },
         ),
     }
+    return {name: install_package(folder, *package) for name, package in kinds.items()}
 
 
 @pytest.fixture
@@ -116,6 +121,27 @@ def test_an_installed_policy_is_cloned_and_updated(install, tmp_path):
     assert load_policy(config, str(tmp_path / "policy")).num_bins == 8
 
 
+def test_a_plan_of_a_kind_without_a_blueprint_says_so(install):
+    install("linear")
+    with pytest.raises(ConfigError, match="policy.kind='linear' has no blueprint, so that no plan can be made of it"):
+        make_plan(load_config("smoke", ["policy.kind=linear"]))
+
+
+def test_every_table_takes_kinds_of_packages(install):
+    install("room")
+    kinds = ["environment.kind=room", "world_model.kind=room_world", "reward.kind=room_reward"]
+    config = load_config("smoke", [*kinds, "environment.friction=0.25", "reward.patience=3"])
+    check_kinds(config)
+    assert make_environment(config.environment).friction == 0.25
+    assert environment_facts(config.environment).instructions == ("cross the room",)
+    assert load_world_model(config, "").chunk_length == config.rollout.chunk_length
+    assert not config.world_model.is_learned and config.world_model.alignment.steps == 0
+    assert config.reward.patience == 3 and create_reward_model(config, 16, ()).clip_length == config.reward.clip_length
+    assert error_of("environment.friction=1").startswith(
+        "environment.friction = 1: this is a setting of environment.kind"
+    )
+
+
 def test_what_is_installed_is_listed(install):
     install("linear", "broken", "empty")
     known = "['broken', 'empty', 'linear', 'openvla_oft', 'tiny']"
@@ -124,7 +150,7 @@ def test_what_is_installed_is_listed(install):
     assert "policy.kind: broken, empty, linear, openvla_oft, tiny" in listed.output.splitlines()
     checks = {check.name: check for check in check_plugins()}
     assert checks["plugin linear"].verdict is Verdict.OK and "linear-policy" in checks["plugin linear"].detail
-    assert checks["plugin broken"].verdict is Verdict.WARN and "no_such_simulator" in checks["plugin broken"].detail
+    assert checks["plugin broken"].verdict is Verdict.WARN and "no_such_library" in checks["plugin broken"].detail
     assert checks["plugin tiny"].verdict is Verdict.WARN and "one of ours" in checks["plugin tiny"].detail
     assert checks["plugin empty"].verdict is Verdict.WARN and "has no create, load" in checks["plugin empty"].detail
 
@@ -136,7 +162,7 @@ def test_a_broken_package_is_one_line_and_harms_nobody_else(install):
     assert message.startswith(
         "policy.kind='broken', registered by the package broken-policy: broken_policy:Kind cannot"
     )
-    assert "ModuleNotFoundError: No module named 'no_such_simulator'" in message and len(message.splitlines()) == 1
+    assert "ModuleNotFoundError: No module named 'no_such_library'" in message and len(message.splitlines()) == 1
     assert "has no create, load, pretrained, blueprint" in error_of("policy.kind=empty")
     assert error_of("policy.linear.num_bins=8").startswith("unknown key policy.linear; did you mean ")
 

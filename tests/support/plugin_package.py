@@ -1,4 +1,4 @@
-"""A package from outside: one file with a policy, and its entry points. `install_package` installs it into a folder."""
+"""Packages from outside, each one file with kinds and their entry points. `install_package` installs one into a folder."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from wmpo_ray.core.interfaces import ActionChunk
 from wmpo_ray.core.section import Count, Section
 from wmpo_ray.core.seeding import keyed_noise
 from wmpo_ray.policies.action_tokens import decode_tokens, encode_actions, sample_tokens
+from wmpo_ray.policies.policy_kind import PolicyKind
 
 
 class Sizes(Section):
@@ -63,7 +64,7 @@ class LinearPolicy(nn.Module):
         save_file(kwargs.get("state_dict") or self.state_dict(), Path(path) / "linear.safetensors")
 
 
-class LinearKind:
+class LinearKind(PolicyKind):
     section = LinearConfig
 
     def create(self, config, demos):
@@ -78,12 +79,54 @@ class LinearKind:
         policy = LinearPolicy(num_pixels, chunk, num_outputs // (chunk * bins), bins)
         policy.load_state_dict(weights)
         return policy.to(device)
+'''
 
-    def pretrained(self, config):
-        return self.load(config, config.policy.pretrained, training=False, device="cpu")
+OTHERS = '''
+"""An environment, a world model and a reward model; they borrow what they can."""
 
-    def blueprint(self, config, facts):
-        raise NotImplementedError
+from typing import Literal
+
+from wmpo_ray.config.run import EnvironmentConfig
+from wmpo_ray.core.section import Positive
+from wmpo_ray.environments.environment_kind import EnvironmentKind
+from wmpo_ray.environments.facts import EnvironmentFacts
+from wmpo_ray.environments.pocket.env import PocketEnvironment
+from wmpo_ray.reward_models.videomae_kind import NetworkRewardConfig, VideoMAEKind
+from wmpo_ray.world_models.simulator_kind import SimulatorConfig, SimulatorKind
+
+
+class RoomConfig(EnvironmentConfig):
+    kind: Literal["room"] = "room"
+    friction: Positive = 0.5
+
+
+class RoomKind(EnvironmentKind):
+    section = RoomConfig
+
+    def facts(self, config):
+        return EnvironmentFacts(PocketEnvironment.frame_shape, 3, ("cross the room",))
+
+    def make(self, config):
+        environment = PocketEnvironment(horizon=config.horizon)
+        environment.friction = config.friction
+        return environment
+
+
+class RoomWorldConfig(SimulatorConfig):
+    kind: Literal["room_world"] = "room_world"
+
+
+class RoomWorldKind(SimulatorKind):
+    section = RoomWorldConfig
+
+
+class RoomRewardConfig(NetworkRewardConfig):
+    kind: Literal["room_reward"] = "room_reward"
+    patience: Positive = 1.0
+
+
+class RoomRewardKind(VideoMAEKind):
+    section = RoomRewardConfig
 '''
 
 PROJECT = """
@@ -95,7 +138,6 @@ build-backend = "setuptools.build_meta"
 name = "{name}"
 version = "0.1"
 
-[project.entry-points."wmpo_ray.policies"]
 {entries}
 
 [tool.setuptools]
@@ -103,13 +145,19 @@ py-modules = ["{module}"]
 """
 
 
-def install_package(folder: Path, name: str, text: str, entries: dict[str, str]) -> Path:
-    """Build a package of one module and install it with pip; the folder to put on the path is returned."""
+def install_package(folder: Path, name: str, text: str, entries: dict[str, dict[str, str]]) -> Path:
+    """Build a package of one module and install it with pip; the folder to put on the path is returned.
+
+    `entries`: for each table, such as "policies", the kinds and the names of their classes.
+    """
     source, target = folder / f"{name}-source", folder / f"{name}-installed"
     module = name.replace("-", "_")
     source.mkdir()
     (source / f"{module}.py").write_text(text)
-    lines = "\n".join(f'{kind} = "{value}"' for kind, value in entries.items())
+    lines = ""
+    for table, kinds in entries.items():
+        lines += f'[project.entry-points."wmpo_ray.{table}"]\n'
+        lines += "".join(f'{kind} = "{module}:{cls}"\n' for kind, cls in kinds.items())
     (source / "pyproject.toml").write_text(PROJECT.format(name=name, module=module, entries=lines))
     options = ["--no-index", "--no-deps", "--no-build-isolation", "--quiet", "--disable-pip-version-check"]
     subprocess.run(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from wmpo_ray.config.run import Config
-from wmpo_ray.core.blueprints import Blueprint, WorldBlueprint
+from wmpo_ray.core.plan_types import Blueprint, WorldBlueprint
 from wmpo_ray.environments.facts import EnvironmentFacts
 from wmpo_ray.kinds import POLICIES, REWARD_MODELS, WORLD_MODELS
 

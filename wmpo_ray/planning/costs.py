@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from wmpo_ray.config.run import Config
-from wmpo_ray.core.blueprints import Blueprint, WorldBlueprint
 from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.core.plan_types import Blueprint, WorldBlueprint
 from wmpo_ray.environments.facts import EnvironmentFacts
 from wmpo_ray.planning.blueprints import policy_blueprint, reward_blueprint, world_blueprint
 from wmpo_ray.planning.counting import FusedAttention, Meter, extrapolate

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from wmpo_ray.config.models import PolicyConfig
 from wmpo_ray.config.run import Config
-from wmpo_ray.core.blueprints import Blueprint
 from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.core.plan_types import Blueprint
 from wmpo_ray.environments.facts import EnvironmentFacts
 
 if TYPE_CHECKING:  # a configuration is read without torch

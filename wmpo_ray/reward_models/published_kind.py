@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from wmpo_ray.config.run import Config
-from wmpo_ray.core.blueprints import ASSUMED, is_there
 from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.core.plan_types import ASSUMED, is_there
 from wmpo_ray.environments.facts import EnvironmentFacts
 from wmpo_ray.reward_models.videomae_kind import NetworkRewardConfig, VideoMAEKind
 

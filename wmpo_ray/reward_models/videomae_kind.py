@@ -10,7 +10,7 @@ from pydantic import model_validator
 
 from wmpo_ray.config.models import RewardConfig
 from wmpo_ray.config.run import Config
-from wmpo_ray.core.blueprints import Blueprint, Depths, is_there
+from wmpo_ray.core.plan_types import Blueprint, Depths, is_there
 from wmpo_ray.core.section import Count, Positive, Section, refuse_ignored
 from wmpo_ray.core.untrusted import read_json
 from wmpo_ray.environments.facts import EnvironmentFacts

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from wmpo_ray.config.run import Config
-from wmpo_ray.core.blueprints import WorldBlueprint
+from wmpo_ray.core.plan_types import WorldBlueprint
 from wmpo_ray.environments.facts import EnvironmentFacts
 from wmpo_ray.world_models.diffusion_settings import DiffusionConfig
 from wmpo_ray.world_models.world_model_kind import WorldModelKind

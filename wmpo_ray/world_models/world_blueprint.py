@@ -10,8 +10,8 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import nn
 
 from wmpo_ray.config.run import Config
-from wmpo_ray.core.blueprints import ASSUMED, WorldBlueprint, is_there
 from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.plan_types import ASSUMED, WorldBlueprint, is_there
 from wmpo_ray.core.untrusted import read_json
 from wmpo_ray.environments.facts import EnvironmentFacts
 from wmpo_ray.model_files.weight_files import find_weights

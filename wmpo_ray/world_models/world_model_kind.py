@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from wmpo_ray.config.models import WorldModelConfig
 from wmpo_ray.config.run import Config
-from wmpo_ray.core.blueprints import WorldBlueprint
+from wmpo_ray.core.plan_types import WorldBlueprint
 from wmpo_ray.environments.facts import EnvironmentFacts
 
 if TYPE_CHECKING:  # a configuration is read without torch

@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 
 from wmpo_ray.config.models import PolicyConfig
 from wmpo_ray.config.run import Config
-from wmpo_ray.core.blueprints import ASSUMED, Blueprint, Depths, is_there
 from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.core.plan_types import ASSUMED, Blueprint, Depths, is_there
 from wmpo_ray.core.section import Count, Section
 from wmpo_ray.core.untrusted import read_json
 from wmpo_ray.environments.facts import EnvironmentFacts, environment_facts
