@@ -1,4 +1,4 @@
-"""The four things that can be exchanged. Implementations are named in `wmpo_ray/registry.py`.
+"""The four things that can be exchanged. Implementations are named in `wmpo_ray/kinds.py`.
 
 B trajectories in a batch, K actions and frames per chunk, D action dimensions, L = K*D tokens, frames uint8.
 """
