@@ -17,7 +17,10 @@ if TYPE_CHECKING:  # a configuration is read without torch
 
 
 class WorldModelKind(ABC):
-    """`config.world_model` is always a `section` of the kind that is asked."""
+    """`config.world_model` is always a `section` of the kind that is asked.
+
+    The section of a kind with weights has the fields `pretrained` and `alignment`; one without has `is_learned` false.
+    """
 
     section: ClassVar[type[WorldModelConfig]]
 
