@@ -20,14 +20,7 @@ import torch
 
 from learners.supervised.cloning import clone_policy
 from learners.supervised.world_model_training import WorldModelTrainer
-from wmpo_ray.config.run import (
-    CloningConfig,
-    DenoiserConfig,
-    NetworkConfig,
-    SamplerConfig,
-    WorldModelConfig,
-    WorldModelTrainingConfig,
-)
+from wmpo_ray.config.run import CloningConfig, WorldModelTrainingConfig
 from wmpo_ray.core.starts import start_seeds
 from wmpo_ray.data.windows import WindowSampler
 from wmpo_ray.environments.pocket.env import PocketEnvironment
@@ -38,6 +31,7 @@ from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
 from wmpo_ray.rollout.evaluation import rollout_expert, rollout_policy
 from wmpo_ray.rollout.fidelity import binary_report, psnr_per_frame, replay_videos, starts_of
 from wmpo_ray.world_models.diffusion import PRETRAINED_DIR, DiffusionWorldModel
+from wmpo_ray.world_models.diffusion_settings import DenoiserConfig, DiffusionConfig, NetworkConfig, SamplerConfig
 
 HORIZON = 32
 DENOISER = DenoiserConfig(
@@ -104,7 +98,7 @@ def start_from(world_model: DiffusionWorldModel, path: str) -> None:
 
 
 def build(args: argparse.Namespace) -> tuple[DiffusionWorldModel, WorldModelTrainer]:
-    config = WorldModelConfig(
+    config = DiffusionConfig(
         pretrained="",
         network=NetworkConfig(hidden_size=args.width, depth=args.depth, num_heads=args.heads),
         denoiser=DENOISER,

@@ -26,8 +26,6 @@ from torch import Tensor
 
 from benchmarks.prepared_run import make_run
 from benchmarks.results_file import write_results
-from wmpo_ray.config.models import Solver
-from wmpo_ray.config.run import SamplerConfig
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.interfaces import RewardModel
 from wmpo_ray.core.seeding import keyed_noise, seed_for
@@ -43,6 +41,7 @@ from wmpo_ray.reward_models.decisions import score_videos
 from wmpo_ray.rollout.fidelity import psnr_per_frame, replay_videos, starts_of
 from wmpo_ray.runs.folder import RunFolder
 from wmpo_ray.world_models.diffusion import DiffusionWorldModel
+from wmpo_ray.world_models.diffusion_settings import SamplerConfig, Solver
 
 ROOT = Path(__file__).parents[1]
 TIMED, TIMINGS = 16, 4  # trajectories, repetitions

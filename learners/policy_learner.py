@@ -90,8 +90,7 @@ class GrpoLearner:
     @property
     def _compute_dtype(self) -> torch.dtype | None:
         """What sharded weights are gathered in; alone, the policy itself computes in less than it keeps."""
-        policy = self.config.policy
-        return torch.bfloat16 if policy.kind == "openvla_oft" and policy.openvla.compute_dtype == "bfloat16" else None
+        return torch.bfloat16 if self.config.policy.compute_dtype == "bfloat16" else None
 
     # -- weights -------------------------------------------------------------------------------------------------
 

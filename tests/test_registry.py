@@ -18,13 +18,13 @@ from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.core.types import Observation
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig
 from wmpo_ray.registry import (
+    begin_world_model,
     load_policy,
     load_reward_model,
     load_world_model,
     pretrained_policy,
     pretrained_reward_model,
 )
-from wmpo_ray.world_models.loading import begin_world_model
 
 needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="adapters need peft")
 

@@ -26,7 +26,7 @@ from wmpo_ray.core.types import Observation
 from wmpo_ray.environments.facts import environment_facts
 from wmpo_ray.planning.blueprints import policy_blueprint
 from wmpo_ray.planning.costs import PolicyCost, cost_of_policy
-from wmpo_ray.planning.model_sizes import PROMPT_LENGTH
+from wmpo_ray.policies.openvla.openvla_kind import PROMPT_LENGTH
 
 MODES = ("lora", "full_bf16", "full_fp32")
 

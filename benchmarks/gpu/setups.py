@@ -18,7 +18,7 @@ from wmpo_ray.config.loading import load_config
 from wmpo_ray.config.run import Config
 from wmpo_ray.environments.facts import EnvironmentFacts, environment_facts
 from wmpo_ray.planning.blueprints import policy_blueprint, reward_blueprint, world_blueprint
-from wmpo_ray.planning.model_sizes import PROMPT_LENGTH
+from wmpo_ray.policies.openvla.openvla_kind import PROMPT_LENGTH
 from wmpo_ray.policies.openvla.prompt import PROMPT
 from wmpo_ray.policies.openvla.published_files import STATISTICS, TOKENIZER
 from wmpo_ray.world_models.published_stdit import published_world_model

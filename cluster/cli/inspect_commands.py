@@ -15,6 +15,7 @@ from cluster.host.job import cluster_address
 from cluster.host.security import prepare_ray
 from wmpo_ray.config.loading import config_to_toml, list_presets, load_config
 from wmpo_ray.core.errors import UserError
+from wmpo_ray.kinds import TABLES
 
 Source = Annotated[str, typer.Argument(metavar="PRESET|FILE", help="A preset (see `wmpo presets`) or a TOML file.")]
 Overrides = Annotated[
@@ -100,9 +101,14 @@ def doctor(
 
 def presets(
     name: Annotated[str | None, typer.Argument(help="Show every setting of this one, as TOML.")] = None,
+    kinds: Annotated[
+        bool, typer.Option("--kinds", help="List what each kind may be, those of installed packages too.")
+    ] = False,
 ) -> None:
     """List the presets, or show one in full."""
-    if name is None:
+    if kinds:
+        typer.echo("\n".join(f"{table.key}: {', '.join(table.names())}" for table in TABLES))
+    elif name is None:
         typer.echo("\n".join(list_presets()))
     else:
         typer.echo(config_to_toml(load_config(name)), nl=False)

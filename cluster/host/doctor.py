@@ -17,6 +17,7 @@ from pathlib import Path
 
 from cluster.host.security import MODE, require_token
 from wmpo_ray.core.errors import UserError
+from wmpo_ray.kinds import TABLES
 
 GIB = 2**30
 MIN_FREE_DISK = 2 * GIB
@@ -48,6 +49,7 @@ def examine(with_ray: bool = True, folder: Path = Path(".")) -> list[Check]:
     checks = [check_python(), check_torch()]
     checks += [check_library(name) for name in LIBRARIES]
     checks += [check_flash_attention(), check_gpus(), check_rendering(), check_world_models()]
+    checks += check_plugins()
     checks += [check_disk(folder), check_shared_memory(), check_token(), check_prometheus()]
     if with_ray:
         checks.append(check_ray_task())
@@ -124,6 +126,21 @@ def check_world_models() -> Check:
         detail = f"missing: {', '.join(missing)}; install the package anew or run make pretrain-embedded"
         return Check("world models", Verdict.FAIL, detail)
     return Check("world models", Verdict.OK, ", ".join(SHIPPED_WORLD_MODELS))
+
+
+def check_plugins() -> list[Check]:
+    """One verdict for each kind that an installed package registers; none of ours depends on them."""
+    plugins = [plugin for table in TABLES for plugin in table.plugins()]
+    if not plugins:
+        return [Check("plugins", Verdict.OK, "none")]
+    return [
+        Check(
+            f"plugin {plugin.name}",
+            Verdict.WARN if plugin.problem else Verdict.OK,
+            f"{plugin.key} of the package {plugin.package}" + (f": {plugin.problem}" if plugin.problem else ""),
+        )
+        for plugin in plugins
+    ]
 
 
 def check_disk(folder: Path) -> Check:

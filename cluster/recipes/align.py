@@ -14,16 +14,15 @@ from cluster.workers.placement import role_resources
 from learners.supervised.alignment import WorldModelAligner
 from wmpo_ray.core.files import atomic_directory
 from wmpo_ray.core.seeding import seed_for
-from wmpo_ray.registry import load_world_model
+from wmpo_ray.registry import begin_world_model, load_world_model
 from wmpo_ray.rollout.fidelity import psnr_per_frame, replay_videos, starts_of
-from wmpo_ray.world_models.loading import begin_world_model
 
 
 def world_model(context: RunContext) -> dict[str, Any]:
     """Align all models side by side, each from its newest checkpoint; leaves them in `models`."""
     config = context.config
-    if config.world_model.kind == "simulator":
-        return {"kind": "simulator"}
+    if not config.world_model.is_learned:
+        return {"kind": config.world_model.kind}
     names = {"world-model": config.world_model.pretrained}
     if config.reward.verify.enabled:
         names["verifier"] = config.reward.verify.pretrained

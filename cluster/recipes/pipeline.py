@@ -115,7 +115,7 @@ def check_pretrained(config: Config, wanted: Sequence[str]) -> None:
     world, verify = config.world_model, config.reward.verify
     for stage, key, path in (
         ("policy", "policy.pretrained", config.policy.pretrained),
-        ("world-model", "world_model.pretrained", world.pretrained if world.kind == "diffusion" else ""),
+        ("world-model", "world_model.pretrained", world.pretrained),
         ("world-model", "reward.verify.pretrained", verify.pretrained if verify.enabled else ""),
         ("reward-model", "reward.pretrained", config.reward.pretrained),
     ):

@@ -19,7 +19,7 @@ from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.core.types import Episodes
 from wmpo_ray.data.windows import WindowSampler
 from wmpo_ray.rollout.fidelity import psnr_per_frame, replay_videos, starts_of
-from wmpo_ray.world_models.loading import begin_world_model, place_world_model
+from wmpo_ray.world_models.pretrained_world import begin_world_model, place_world_model
 
 STEPS_PER_CALL = 10  # between two reports of progress
 BEFORE = "before"  # among the numbers of the trainer: the error before the first step

@@ -20,12 +20,9 @@ from learners.supervised.training_state import TrainingCheckpoints
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.files import atomic_directory
 from wmpo_ray.core.interfaces import Policy
-from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.core.types import Episodes
 from wmpo_ray.data.store import load_last_episodes
-from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
-from wmpo_ray.registry import load_policy, pretrained_reward_model
-from wmpo_ray.reward_models.videomae import VideoMAERewardModel
+from wmpo_ray.registry import create_policy, create_reward_model, load_policy, pretrained_reward_model
 
 
 @dataclass(frozen=True)
@@ -56,18 +53,7 @@ def begin_policy(config: Config, demos: Episodes, device: torch.device) -> Polic
     """What cloning begins with."""
     if config.policy.pretrained:
         return load_policy(config, config.policy.pretrained, training=True, device=device)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_for(config.seed, "policy"))
-        policy = TinyPolicy(
-            TinyPolicyHFConfig(
-                **config.policy.network.model_dump(),
-                frame_size=demos.frames.shape[2],
-                chunk_length=config.rollout.chunk_length,
-                action_dim=demos.actions.shape[-1],
-                vocabulary=vocabulary_of(demos.instructions),
-            )
-        )
-    return policy.to(device)
+    return create_policy(config, demos, device=device)
 
 
 @dataclass(frozen=True)
@@ -122,7 +108,7 @@ class RewardJob:
             model: Any = pretrained_reward_model(config)
         else:
             frame_size = self.episodes.frames.shape[2]
-            model = VideoMAERewardModel.create(config.reward, frame_size, self.instructions, config.seed)
+            model = create_reward_model(config, frame_size, self.instructions)
         model.network.to(device)
         figures = train_reward_model(model, config.reward, self.episodes, config.seed, progress, checkpoints, share)
         if share.rank == 0:

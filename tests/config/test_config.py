@@ -280,9 +280,8 @@ def test_an_ill_typed_value_gives_key_value_and_what_is_expected(override, messa
         (["policy.cloning.steps=0"], "policy.cloning.steps=0 takes a policy as it is, and there is none"),
         (["reward.steps=0"], "reward.steps=0 takes a reward model as it is, and there is none"),
         (["world_model.pretrained=", "world_model.alignment.steps=0"], "world_model.alignment.steps=0 takes a world "),
-        (["policy.openvla.lora_rank=8"], "policy.openvla.lora_rank=8: adapters need policy.kind"),
         (
-            ["policy.openvla={lora_dropout=0.1, gradient_checkpointing=true}"],
+            ["policy.kind=openvla_oft", "policy.openvla={lora_dropout=0.1, gradient_checkpointing=true}"],
             "policy.openvla.lora_dropout=0.1: with gradient_checkpointing",
         ),
         (["cluster.training_workers=[2, 1]"], "cluster.training_workers = [2, 1]: give a number of workers"),

@@ -18,7 +18,6 @@ from torch.utils._pytree import tree_leaves
 
 from tests.support.openvla import small_policy
 from tests.support.small_world import random_chunk, scene_starts, small_world_model
-from wmpo_ray.config.run import RewardConfig
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.runtime_settings import process_device
 from wmpo_ray.core.types import Observation
@@ -27,6 +26,7 @@ from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
 from wmpo_ray.reward_models.preprocessing import FramePreprocessing
 from wmpo_ray.reward_models.published_videomae import PublishedRewardModel
 from wmpo_ray.reward_models.videomae import VideoMAERewardModel
+from wmpo_ray.reward_models.videomae_kind import VideoMAERewardConfig
 from wmpo_ray.world_models.autoencoder import AutoencoderCodec
 
 OTHER = torch.device("meta")
@@ -98,7 +98,7 @@ def published_reward_model() -> PublishedRewardModel:
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: VideoMAERewardModel.create(RewardConfig(), 16, INSTRUCTIONS, 0), published_reward_model]
+    "make", [lambda: VideoMAERewardModel.create(VideoMAERewardConfig(), 16, INSTRUCTIONS, 0), published_reward_model]
 )
 def test_a_reward_model_judges_on_its_device(make):
     model = make()

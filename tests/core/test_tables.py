@@ -13,7 +13,6 @@ from mpmath import mpf
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 from wmpo_ray.algorithms.grpo import advantages
-from wmpo_ray.config.run import SamplerConfig
 from wmpo_ray.core.rounding import cosine, sine
 from wmpo_ray.policies.action_tokens import bin_centres
 from wmpo_ray.policies.openvla.actions import ActionTokenizer
@@ -24,6 +23,7 @@ from wmpo_ray.policies.tiny import bump_basis
 from wmpo_ray.reward_models.videomae import set_positions
 from wmpo_ray.world_models.attention import RotaryEmbedding
 from wmpo_ray.world_models.denoiser import TIME_SCALE, action_features
+from wmpo_ray.world_models.diffusion_settings import SamplerConfig
 from wmpo_ray.world_models.sampler import RectifiedFlowSampler, resolution_shift
 from wmpo_ray.world_models.stdit_blocks import TimestepEmbedder, spatial_positions, timestep_frequencies
 

@@ -19,12 +19,13 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from tests.support.small_world import small_world_model
-from wmpo_ray.config.run import Config, RewardConfig
+from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.untrusted import inside, load_npz, parse_json, read_bytes, read_json, read_lines, tensor_specs
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig
 from wmpo_ray.registry import load_policy
 from wmpo_ray.reward_models.videomae import VideoMAERewardModel
+from wmpo_ray.reward_models.videomae_kind import VideoMAERewardConfig
 from wmpo_ray.world_models.autoencoder import AutoencoderCodec
 from wmpo_ray.world_models.diffusion import DiffusionWorldModel
 
@@ -198,7 +199,9 @@ def save_policy(folder: Path) -> None:
 
 def save_reward(folder: Path) -> None:
     network = {"hidden_size": 16, "num_layers": 1, "num_heads": 2}
-    VideoMAERewardModel.create(RewardConfig.model_validate({"network": network}), 16, ("go", "stay"), 0).save(folder)
+    VideoMAERewardModel.create(VideoMAERewardConfig.model_validate({"network": network}), 16, ("go", "stay"), 0).save(
+        folder
+    )
 
 
 def save_autoencoder(folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wmpo_ray.config.loading import list_presets, load_config
+from wmpo_ray.config.loading import list_presets, load_config, validate
 from wmpo_ray.config.run import EnvironmentConfig
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.environments.facts import environment_facts
@@ -38,9 +38,10 @@ def test_without_its_simulator_a_task_is_known_and_cannot_be_run():
     ("settings", "message"),
     [
         ({"kind": "mimicgen", "task": "Tea_D0"}, r'environment.task="Tea_D0": known tasks of mimicgen are Coffee_D0, '),
-        ({"kind": "kitchen"}, r'environment.kind="kitchen": known are aloha, mimicgen and pocket'),
+        ({"task": "Tea_D0"}, r'environment.task = "Tea_D0": the embedded environment has one task'),
+        ({"kind": "kitchen"}, r"environment.kind='kitchen' is unknown; known are \['aloha', 'mimicgen', 'pocket'\]"),
     ],
 )
 def test_an_unknown_kind_or_task_is_named(settings, message):
     with pytest.raises(ConfigError, match=message):
-        environment_facts(EnvironmentConfig(**settings))
+        validate({"environment": settings})

@@ -21,12 +21,13 @@ from learners.supervised.reward_training import train_reward_model
 from learners.supervised.training_state import NO_CHECKPOINTS, TrainingCheckpoints
 from learners.supervised.world_model_training import WorldModelTrainer, train_world_model
 from tests.support.small_world import small_world_model
-from wmpo_ray.config.run import CloningConfig, Config, RewardConfig, WorldModelTrainingConfig
+from wmpo_ray.config.run import CloningConfig, Config, WorldModelTrainingConfig
 from wmpo_ray.data.windows import WindowSampler
 from wmpo_ray.environments.pocket.env import PocketEnvironment
 from wmpo_ray.environments.pocket.play import collect_play
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
 from wmpo_ray.reward_models.videomae import VideoMAERewardModel
+from wmpo_ray.reward_models.videomae_kind import VideoMAERewardConfig
 from wmpo_ray.rollout.evaluation import rollout_expert
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +59,9 @@ def clone(progress: Progress, checkpoints: TrainingCheckpoints) -> Outcome:
 def train_rewards(progress: Progress, checkpoints: TrainingCheckpoints) -> Outcome:
     episodes = rollout_expert(PocketEnvironment(24), np.arange(12), 3.0, (0, "demos"))
     network = {"hidden_size": 16, "num_layers": 1, "num_heads": 2}
-    config = RewardConfig.model_validate({"network": network, "steps": STEPS, "batch_size": 8, "swapped_share": 0.4})
+    config = VideoMAERewardConfig.model_validate(
+        {"network": network, "steps": STEPS, "batch_size": 8, "swapped_share": 0.4}
+    )
     model = VideoMAERewardModel.create(config, 16, sorted(set(episodes.instructions)), seed=0)
     figures = train_reward_model(model, config, episodes, 5, progress, checkpoints)
     return Outcome(model.network.state_dict(), figures)

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from cluster.cli.plan_tables import bytes_text, flop_text, print_plan
 from tests.support.small_plans import autoencoder_settings, config_of, openvla_settings
+from wmpo_ray.config.loading import load_config
 from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.planning.memory import decisions_per_pass
 from wmpo_ray.planning.plan import Plan, make_plan
@@ -60,7 +61,7 @@ def test_work_and_memory_follow_the_configuration():
 
 
 def test_a_simulator_costs_nothing_and_a_verifier_at_least_as_much_as_the_world():
-    config = config_of("world_model.kind=simulator")
+    config = load_config("smoke", ["world_model.kind=simulator"])
     simulator = make_plan(config)
     print_plan(Console(quiet=True), simulator, config, {}, tflops=1e-3)
     assert simulator.models[1].num_parameters == 0 and work_of(simulator)["simulate"] == 0

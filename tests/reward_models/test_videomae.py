@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from learners.supervised.reward_training import RewardTrainer, choose_threshold, index_clips, train_reward_model
-from wmpo_ray.config.run import RewardConfig
 from wmpo_ray.core.types import Episodes
 from wmpo_ray.reward_models.videomae import VideoMAERewardModel
+from wmpo_ray.reward_models.videomae_kind import VideoMAERewardConfig
 
-CONFIG = RewardConfig.model_validate(
+CONFIG = VideoMAERewardConfig.model_validate(
     {
         "network": {"hidden_size": 16, "num_layers": 1, "num_heads": 2},
         "steps": 160,

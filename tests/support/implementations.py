@@ -10,19 +10,20 @@ import torch
 
 from tests.support.openvla import small_policy
 from tests.support.published_set import small_reward_model
-from wmpo_ray.config.run import RewardConfig, WorldModelConfig
 from wmpo_ray.core.types import StartState
 from wmpo_ray.environments.environment_world import EnvironmentWorld
 from wmpo_ray.environments.pocket.env import INSTRUCTIONS, PocketEnvironment
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
 from wmpo_ray.reward_models.videomae import VideoMAERewardModel
+from wmpo_ray.reward_models.videomae_kind import VideoMAERewardConfig
 from wmpo_ray.world_models.diffusion import DiffusionWorldModel
+from wmpo_ray.world_models.diffusion_settings import DiffusionConfig
 
 HORIZON = 8
 
 
 def make_diffusion() -> DiffusionWorldModel:
-    config = WorldModelConfig.model_validate(
+    config = DiffusionConfig.model_validate(
         {"network": {"hidden_size": 16, "depth": 1, "num_heads": 2}, "sampler": {"num_steps": 2}}
     )
     world_model = DiffusionWorldModel.create(config, 3, 4, seed=0)
@@ -42,7 +43,7 @@ def make_tiny() -> TinyPolicy:
 
 
 def make_reward_model() -> VideoMAERewardModel:
-    config = RewardConfig.model_validate({"network": {"hidden_size": 16, "num_layers": 1, "num_heads": 2}})
+    config = VideoMAERewardConfig.model_validate({"network": {"hidden_size": 16, "num_layers": 1, "num_heads": 2}})
     return VideoMAERewardModel.create(config, 16, INSTRUCTIONS, 0)
 
 

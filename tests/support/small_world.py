@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 
-from wmpo_ray.config.run import DenoiserConfig, NetworkConfig, SamplerConfig, WorldModelConfig
 from wmpo_ray.core.types import StartState
 from wmpo_ray.environments.pocket.env import PocketEnvironment
 from wmpo_ray.world_models.diffusion import DiffusionWorldModel
+from wmpo_ray.world_models.diffusion_settings import DenoiserConfig, DiffusionConfig, NetworkConfig, SamplerConfig
 
 NETWORK = NetworkConfig(hidden_size=24, depth=2, num_heads=2, mlp_ratio=2.0)
 EMBEDDED = DenoiserConfig(
@@ -24,7 +24,7 @@ EMBEDDED = DenoiserConfig(
 
 def small_world_model(denoiser: DenoiserConfig = EMBEDDED, num_steps: int = 2, seed: int = 0) -> DiffusionWorldModel:
     """c = 2, K = 4, with an output layer that is not zero."""
-    config = WorldModelConfig(
+    config = DiffusionConfig(
         pretrained="", network=NETWORK, denoiser=denoiser, sampler=SamplerConfig(num_steps=num_steps)
     )
     world_model = DiffusionWorldModel.create(config, action_dim=3, chunk_length=4, seed=seed)

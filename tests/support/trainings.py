@@ -13,12 +13,13 @@ from learners.supervised.training_state import NO_CHECKPOINTS, TrainingCheckpoin
 from learners.supervised.world_model_training import WorldModelTrainer, train_world_model
 from tests.support.openvla import small_policy
 from tests.support.small_world import small_world_model
-from wmpo_ray.config.run import CloningConfig, RewardConfig, WorldModelTrainingConfig
+from wmpo_ray.config.run import CloningConfig, WorldModelTrainingConfig
 from wmpo_ray.data.windows import WindowSampler
 from wmpo_ray.environments.pocket.env import PocketEnvironment
 from wmpo_ray.environments.pocket.play import collect_play
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
 from wmpo_ray.reward_models.videomae import VideoMAERewardModel
+from wmpo_ray.reward_models.videomae_kind import VideoMAERewardConfig
 from wmpo_ray.rollout.evaluation import rollout_expert
 
 STEPS = 3
@@ -48,7 +49,7 @@ def train_rewards(share: WorkerShare = WHOLE, micro_batch_size: int = 0) -> Outc
     episodes = rollout_expert(PocketEnvironment(24), np.arange(12), 3.0, (0, "demos"))
     network = {"hidden_size": 16, "num_layers": 1, "num_heads": 2}
     settings = {"steps": STEPS, "batch_size": 2 * BATCH, "micro_batch_size": micro_batch_size, "swapped_share": 0.4}
-    config = RewardConfig.model_validate({"network": network, **settings})
+    config = VideoMAERewardConfig.model_validate({"network": network, **settings})
     model = VideoMAERewardModel.create(config, 16, sorted(set(episodes.instructions)), seed=0)
     figures = train_reward_model(model, config, episodes, 5, share=share)
     return model.network.state_dict(), figures

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from wmpo_ray.config.run import WorldModelConfig
 from wmpo_ray.world_models.denoiser import MAP_CHANNELS, action_map
 from wmpo_ray.world_models.diffusion import DiffusionWorldModel
+from wmpo_ray.world_models.diffusion_settings import DiffusionConfig
 
-EMBEDDED = WorldModelConfig.model_validate(
+EMBEDDED = DiffusionConfig.model_validate(
     {
         "network": {"hidden_size": 32, "depth": 2, "num_heads": 2},
         "denoiser": {

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from tests.support.small_world import EMBEDDED, random_chunk, scene_starts, small_world_model
-from wmpo_ray.config.run import DenoiserConfig
 from wmpo_ray.world_models.denoiser import Conditioning, Denoiser, action_features, num_action_features
 from wmpo_ray.world_models.diffusion import initialise
+from wmpo_ray.world_models.diffusion_settings import DenoiserConfig
 
 
 def latents(num_frames: int, seed: int = 0) -> torch.Tensor:

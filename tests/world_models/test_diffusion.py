@@ -9,12 +9,12 @@ import torch
 from diffusers import AutoencoderKL
 
 from tests.support.small_world import EMBEDDED, random_chunk, scene_starts, small_world_model
-from wmpo_ray.config.run import DenoiserConfig
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.interfaces import World
 from wmpo_ray.world_models.autoencoder import AutoencoderCodec
 from wmpo_ray.world_models.denoiser import Denoiser
 from wmpo_ray.world_models.diffusion import SETTINGS_FILE, DiffusionWorldModel
+from wmpo_ray.world_models.diffusion_settings import DenoiserConfig
 
 OPTIONS = {"embedded": EMBEDDED, "published": DenoiserConfig()}
 SEEDS = [11, 22, 33, 44, 55]

@@ -5,8 +5,8 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from tests.support.golden import max_difference, published_network, tensors
-from wmpo_ray.config.run import DenoiserConfig, SamplerConfig
 from wmpo_ray.world_models.denoiser import TIME_SCALE, Denoiser
+from wmpo_ray.world_models.diffusion_settings import DenoiserConfig, SamplerConfig
 from wmpo_ray.world_models.sampler import RectifiedFlowSampler, resolution_shift
 
 SAMPLER_TOLERANCE = 5e-5

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from tests.support.small_world import EMBEDDED, random_chunk, scene_starts, small_world_model
-from wmpo_ray.config.models import Solver
-from wmpo_ray.config.run import DenoiserConfig, SamplerConfig
 from wmpo_ray.core.seeding import keyed_noise
 from wmpo_ray.world_models.denoiser import TIME_SCALE, Denoiser
 from wmpo_ray.world_models.diffusion import DiffusionWorldModel
+from wmpo_ray.world_models.diffusion_settings import DenoiserConfig, SamplerConfig, Solver
 from wmpo_ray.world_models.sampler import SCHEDULERS, RectifiedFlowSampler
 
 SOLVERS = list(SCHEDULERS)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 
-from wmpo_ray.checkpoints.inspection import POLICY, REWARD_MODEL, WORLD_MODEL, fit_of, is_ignored, kind_of, read_policy
+from wmpo_ray.checkpoints.checkpoint_kinds import POLICY, REWARD_MODEL, WORLD_MODEL, kind_of, policy_network
+from wmpo_ray.checkpoints.inspection import fit_of
 from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.core.files import atomic_directory
 from wmpo_ray.model_files.weight_files import WeightFiles, check_values, find_weights, read_tensors
@@ -21,11 +24,17 @@ from wmpo_ray.world_models.published_stdit import load_published_network, publis
 from wmpo_ray.world_models.stdit import STDiT
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-LAYOUTS = {
-    WORLD_MODEL: ("reference", "diffusers", "wmpo"),
-    REWARD_MODEL: ("transformers", "reference"),
-    POLICY: ("transformers", "reference"),
-}
+
+
+class _Wish(NamedTuple):
+    """How a checkpoint is to be written."""
+
+    layout: str
+    dtype: torch.dtype
+    ema: bool
+    drop_dead: bool
+    autoencoder: str | Path | None
+    max_shard_size: int | str
 
 
 def convert_checkpoint(
@@ -53,21 +62,24 @@ def convert_checkpoint(
         raise ConfigError(f"dtype = {dtype!r}: known are {', '.join(DTYPES)}")
     files = find_weights(source, ema)
     kind = kind_of(files)
-    if layout not in LAYOUTS.get(kind, ()):
-        known = ", ".join(LAYOUTS.get(kind, ())) or "none"
-        raise ConfigError(f"layout = {layout!r}: {source} holds a model of kind {kind}, its layouts are: {known}")
-    if kind == REWARD_MODEL:
-        PublishedRewardModel.load(source, dtype=DTYPES[dtype]).save(folder)
-        return kind
-    if kind == POLICY:
-        _save_policy(files, Path(folder), DTYPES[dtype], max_shard_size)
-        return kind
-    network = load_published_network(source, ema=ema, drop_dead=drop_dead, dtype=DTYPES[dtype])
-    if layout == "reference":
-        save_published_network(network, folder, dead_parameters=not drop_dead, max_shard_size=max_shard_size)
+    layouts, save = WRITERS.get(kind.name, ((), None))
+    if save is None or layout not in layouts:
+        known = ", ".join(layouts) or "none"
+        raise ConfigError(f"layout = {layout!r}: {source} holds a model of kind {kind.name}, its layouts are: {known}")
+    save(files, Path(folder), _Wish(layout, DTYPES[dtype], ema, drop_dead, autoencoder, max_shard_size))
+    return kind.name
+
+
+def _save_reward_model(files: WeightFiles, folder: Path, wish: _Wish) -> None:
+    PublishedRewardModel.load(files.path, dtype=wish.dtype).save(folder)
+
+
+def _save_world_model(files: WeightFiles, folder: Path, wish: _Wish) -> None:
+    network = load_published_network(files.path, ema=wish.ema, drop_dead=wish.drop_dead, dtype=wish.dtype)
+    if wish.layout == "reference":
+        save_published_network(network, folder, dead_parameters=not wish.drop_dead, max_shard_size=wish.max_shard_size)
     else:
-        _save_ours(network, Path(folder), layout, autoencoder)
-    return kind
+        _save_ours(network, folder, wish.layout, wish.autoencoder)
 
 
 def _save_ours(network: STDiT, folder: Path, layout: str, autoencoder: str | Path | None) -> None:
@@ -82,32 +94,40 @@ def _save_ours(network: STDiT, folder: Path, layout: str, autoencoder: str | Pat
             published_world_model(network, AutoencoderCodec.load(autoencoder)).save(partial)
 
 
-def _save_policy(files: WeightFiles, folder: Path, dtype: torch.dtype, max_shard_size: int | str) -> None:
+def _save_policy(files: WeightFiles, folder: Path, wish: _Wish) -> None:
     """Safetensors with an index and the small files; in memory stands one part at a time."""
     beside = files.parts[0].parent
-    build, names = read_policy(files)
+    build, names = policy_network(files)
     fit = fit_of(files, build, names)
-    foreign = [name for name in fit.foreign if not is_ignored(POLICY, name)]
+    foreign = [name for name in fit.foreign if not POLICY.is_passed_over(name)]
     for what, found in (("lack", fit.missing), ("have the wrong shape:", fit.wrong), ("hold in addition", foreign)):
         if found:
             raise UserError(f"{files.path}: the weights {what} {found[0]} and {len(found) - 1} more")
     with torch.device("meta"):
-        shapes = {name: torch.empty(files.specs[name].shape, dtype=dtype) for name in fit.in_file}
+        shapes = {name: torch.empty(files.specs[name].shape, dtype=wish.dtype) for name in fit.in_file}
     parts = split_torch_state_dict_into_shards(
-        shapes, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
+        shapes, filename_pattern="model{suffix}.safetensors", max_shard_size=wish.max_shard_size
     )
     with atomic_directory(folder) as partial:
         for part, held in parts.filename_to_tensors.items():
             tensors = {}
             for name, tensor in read_tensors(files, dict.fromkeys(held, "")):
-                tensors[name] = tensor.to(dtype).contiguous()
+                tensors[name] = tensor.to(wish.dtype).contiguous()
                 check_values(name, tensors[name], files.path)
             save_file(tensors, partial / part, metadata={"format": "pt"})
         if parts.is_sharded:
             index = {"metadata": parts.metadata, "weight_map": parts.tensor_to_filename}
             (partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
         config = policy_config(beside, len(files.specs))
-        config.dtype = dtype
+        config.dtype = wish.dtype
         config.save_pretrained(partial)
         for name, content in read_companions(beside).items():
             (partial / name).write_bytes(content)
+
+
+# The layouts that a kind of model can be written in, and what writes them.
+WRITERS: dict[str, tuple[tuple[str, ...], Callable[[WeightFiles, Path, _Wish], None]]] = {
+    WORLD_MODEL.name: (("reference", "diffusers", "wmpo"), _save_world_model),
+    REWARD_MODEL.name: (("transformers", "reference"), _save_reward_model),
+    POLICY.name: (("transformers", "reference"), _save_policy),
+}

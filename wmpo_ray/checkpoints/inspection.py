@@ -3,37 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
 
+from wmpo_ray.checkpoints.checkpoint_kinds import OUR_SETTINGS, Build, CheckpointKind, Names, kind_of
 from wmpo_ray.core.errors import UserError
-from wmpo_ray.core.untrusted import read_json
-from wmpo_ray.model_files.weight_files import Fit, WeightFiles, compare, find_weights, published_as_is, read_tensors
-from wmpo_ray.policies.openvla.contents import companion_facts, policy_config
-from wmpo_ray.policies.openvla.published_files import is_stored_frequency, weight_shards
-from wmpo_ray.reward_models.published_videomae import published_config, published_names
-from wmpo_ray.world_models.published_stdit import published_sizes
-from wmpo_ray.world_models.stdit import STDiT, is_dead
-
-# A kind of model is known by a tensor that no other kind has.
-KINDS = {
-    "x_embedder.proj.weight": "world model (STDiT)",
-    "encoder.conv_in.weight": "autoencoder (AutoencoderKL)",
-    "videomae.embeddings.patch_embeddings.projection.weight": "reward model (VideoMAE classifier)",
-    "language_model.model.embed_tokens.weight": "policy (OpenVLA)",
-    "decoder.layers.0.weight": "tiny autoencoder (AutoencoderTiny)",
-}
-WORLD_MODEL, AUTOENCODER, REWARD_MODEL, POLICY = list(KINDS.values())[:4]
-ADAPTER, ADAPTER_PREFIX = "adapter (merge it into its model first)", "base_model.model."
-# Folders that `wmpo run` writes say what they are.
-OUR_SETTINGS = {"world_model.json": "world model of wmpo", "reward_model.json": "reward model of wmpo"}
-
-Names = Callable[[str], tuple[str, ...]]
-Build = Callable[[], nn.Module]
+from wmpo_ray.model_files.weight_files import Fit, WeightFiles, compare, find_weights, read_tensors
 
 
 @dataclass
@@ -87,16 +64,15 @@ def inspect_path(path: str | Path, read_values: bool = True) -> Inspection:
     files = find_weights(path)
     kind = kind_of(files)
     own = next((text for name, text in OUR_SETTINGS.items() if (files.parts[0].parent / name).is_file()), None)
-    reader = READERS.get(kind) if own is None else None
-    found = Inspection(Path(path), own or kind, files, compared=reader is not None)
-    if reader is not None:
+    network = kind.network if own is None else None
+    found = Inspection(Path(path), own or kind.name, files, compared=network is not None)
+    if network is not None:
         try:
-            _compare(found, kind, *reader(files))
-            if kind == POLICY:
-                found.companions, problems = companion_facts(files.parts[0].parent)
-                found.problems += problems + _unloadable_parts(files)
+            _compare(found, kind, *network(files))
+            found.companions, problems = kind.beside(files)
+            found.problems += problems
         except UserError as error:
-            # What stands beside the weights is damaged; what they are is worth telling all the same.
+            # What stands beside the weights is damaged; what they are is worth reporting all the same.
             found.compared = False
             found.problems.append(str(error))
     if read_values:
@@ -106,38 +82,12 @@ def inspect_path(path: str | Path, read_values: bool = True) -> Inspection:
     return found
 
 
-def _compare(found: Inspection, kind: str, build: Build, names: Names) -> None:
+def _compare(found: Inspection, kind: CheckpointKind, build: Build, names: Names) -> None:
     fit = fit_of(found.files, build, names)
-    found.dead = [name for name in fit.foreign if is_ignored(kind, name)]
+    passed_over = [name for name in fit.foreign if kind.is_passed_over(name)]
     found.missing, found.wrong, found.num_fitting = fit.missing, fit.wrong, len(fit.in_file) - len(fit.wrong)
-    found.foreign = [name for name in fit.foreign if name not in found.dead]
-    if kind == WORLD_MODEL:
-        found.dead = [name for name in found.files.specs if is_dead(name)]
-
-
-def kind_of(files: WeightFiles) -> str:
-    """One of `KINDS`, an adapter, or "unknown"."""
-    if any(name.startswith(ADAPTER_PREFIX) for name in files.specs):
-        return ADAPTER
-    return next((kind for key, kind in KINDS.items() if key in files.specs), "unknown")
-
-
-def is_ignored(kind: str, name: str) -> bool:
-    """Whether loaders pass over a tensor that their network does not have."""
-    return is_dead(name) if kind == WORLD_MODEL else kind == POLICY and is_stored_frequency(name)
-
-
-def _unloadable_parts(files: WeightFiles) -> list[str]:
-    """Policies are loaded from safetensors alone, and index and parts must agree."""
-    if pickles := [part.name for part in files.parts if part.suffix != ".safetensors"]:
-        return [f"{pickles[0]} is no safetensors file: `wmpo checkpoints convert --layout transformers` makes some"]
-    if not files.path.is_dir():
-        return []
-    try:
-        weight_shards(files.path)
-    except UserError as error:
-        return [str(error)]
-    return []
+    found.foreign = [name for name in fit.foreign if name not in passed_over]
+    found.dead = [name for name in found.files.specs if kind.has_no_effect(name) or name in passed_over]
 
 
 def fit_of(files: WeightFiles, build: Build, names: Names) -> Fit:
@@ -147,44 +97,3 @@ def fit_of(files: WeightFiles, build: Build, names: Names) -> Fit:
             return compare(files.specs, build(), names)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{files.path}: no network can be made of these sizes: {error}") from error
-
-
-def _read_world_model(files: WeightFiles) -> tuple[Build, Names]:
-    sizes = published_sizes(files)
-    keep = any(is_dead(name) for name in files.specs)
-    return lambda: STDiT(**sizes, keep_unused_parameters=keep), published_as_is
-
-
-def _read_reward_model(files: WeightFiles) -> tuple[Build, Names]:
-    from transformers import VideoMAEForVideoClassification
-
-    config = published_config(files)
-    return lambda: VideoMAEForVideoClassification(config), published_names
-
-
-def _read_autoencoder(files: WeightFiles) -> tuple[Build, Names]:
-    from diffusers import AutoencoderKL
-
-    path = files.parts[0].parent / "config.json"
-    settings = read_json(path) if path.is_file() else None
-    if not isinstance(settings, dict):
-        raise UserError(f"{path} is missing or holds no sizes: an autoencoder's weights do not tell them all")
-    blocks = settings.get("block_out_channels")
-    if not isinstance(blocks, list) or len(blocks) * int(settings.get("layers_per_block", 1)) > len(files.specs):
-        raise UserError(f"{path}: the weights are {len(files.specs)} tensors, too few for these settings")
-    return lambda: AutoencoderKL.from_config(settings), published_as_is
-
-
-def read_policy(files: WeightFiles) -> tuple[Build, Names]:
-    from wmpo_ray.policies.openvla.oft import OpenVLAOFTPolicy
-
-    config = policy_config(files.parts[0].parent, len(files.specs))
-    return lambda: OpenVLAOFTPolicy(config), published_as_is
-
-
-READERS: dict[str, Callable[[WeightFiles], tuple[Build, Names]]] = {
-    WORLD_MODEL: _read_world_model,
-    AUTOENCODER: _read_autoencoder,
-    REWARD_MODEL: _read_reward_model,
-    POLICY: read_policy,
-}

@@ -12,14 +12,23 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from wmpo_ray.config.kind_sections import (
+    leave_settings_of_former_kind,
+    refused_setting,
+    section_class,
+    settings_of,
+    without_settings_of_other_kinds,
+)
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.core.section import shown
 from wmpo_ray.core.untrusted import MAX_SETTINGS_BYTES, read_bytes, read_json
+from wmpo_ray.kinds import TABLES
 
 PRESET_KEY, VARIANT_KEY, VARIANTS_KEY = "preset", "variant", "variants"
 
@@ -33,13 +42,10 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
     ConfigError with one line for each wrong key.
     """
     presets, own = _read(source)
-    said: dict[str, Any] = {}
     for override in overrides:
-        _merge(said, _parse_override(override))
-    variant = said.pop(VARIANT_KEY, own.pop(VARIANT_KEY, ""))
-    data = _with_variant(presets, variant)
-    _merge(data, own)
-    _merge(data, said)
+        _merge(own, _parse_override(override))
+    data = _with_variant(presets, own.pop(VARIANT_KEY, ""))
+    _lay_over(data, own)
     return validate(data)
 
 
@@ -51,7 +57,7 @@ def validate(data: Mapping[str, Any]) -> Config:
     except RecursionError:
         raise ConfigError("the settings are nested too deeply; no key has more than four parts") from None
     except ValidationError as error:
-        raise ConfigError("\n".join(describe_errors(error))) from None
+        raise ConfigError("\n".join(describe_errors(error, _chosen_kinds(data)))) from None
 
 
 def list_presets() -> list[str]:
@@ -82,7 +88,7 @@ def _read(source: str) -> tuple[dict[str, Any], dict[str, Any]]:
         base, _ = _read(name)
     if source not in list_presets():
         return base, own
-    _merge(base, own)
+    _lay_over(base, own)
     return base, {}
 
 
@@ -93,7 +99,7 @@ def _with_variant(presets: dict[str, Any], variant: Any) -> dict[str, Any]:
         if variant not in list(variants):
             known = f"known are {', '.join(sorted(variants))}" if variants else "the preset has none"
             raise ConfigError(f"{VARIANT_KEY} = {shown(variant)}: {known}; change {VARIANT_KEY}")
-        _merge(presets, variants[variant])
+        _lay_over(presets, variants[variant])
     return presets
 
 
@@ -129,6 +135,12 @@ def _parse_value(text: str) -> Any:
     return parsed["value"] if len(parsed) == 1 else text
 
 
+def _lay_over(preset: dict[str, Any], update: Mapping[str, Any]) -> None:
+    """Lay `update` over a preset in place; a kind that it changes takes the settings of the preset's kind away."""
+    leave_settings_of_former_kind(preset, update)
+    _merge(preset, update)
+
+
 def _merge(base: dict[str, Any], update: Mapping[str, Any]) -> None:
     """Lay `update` over `base` in place, table by table."""
     for key, value in update.items():
@@ -141,14 +153,25 @@ def _merge(base: dict[str, Any], update: Mapping[str, Any]) -> None:
 # -- what is wrong -----------------------------------------------------------------------------------------------
 
 
-def describe_errors(error: ValidationError) -> list[str]:
-    """One line for each mistake: the dotted key, the value, and what is expected."""
-    return [_describe(details) for details in error.errors()]
+def describe_errors(error: ValidationError, kinds: Mapping[str, str] = MappingProxyType({})) -> list[str]:
+    """One line for each mistake: the dotted key, the value, and what is expected; `kinds` are those chosen, by section."""
+    return [_describe(details, kinds) for details in error.errors()]
 
 
-def _describe(details: Any) -> str:
+def _chosen_kinds(data: Any) -> dict[str, str]:
+    if not isinstance(data, dict):
+        return {}
+    sections = {table.section: data.get(table.section) for table in TABLES}
+    return {
+        name: section["kind"] for name, section in sections.items() if isinstance(section, dict) and "kind" in section
+    }
+
+
+def _describe(details: Any, kinds: Mapping[str, str]) -> str:
     key = ".".join(str(part) for part in details["loc"])
     if details["type"] == "extra_forbidden":
+        if refusal := refused_setting(key, details["input"], kinds):
+            return refusal
         return f"unknown key {key}; did you mean {nearest_key(key, isinstance(details['input'], Mapping))}?"
     if details["type"] == "value_error":
         return str(details["ctx"]["error"])
@@ -159,6 +182,20 @@ def _describe(details: Any) -> str:
     return f"{key} = {shown(details['input'])}: {details['msg'].replace('Input should', 'it must')}"
 
 
+def known_settings() -> list[str]:
+    """Every dotted key of any kind of ours."""
+    found = dict.fromkeys(flatten(Config()))
+    for table in TABLES:
+        for name in table:
+            found |= dict.fromkeys(settings_of(section_class(table, name), f"{table.section}."))
+    return list(found)
+
+
+def known_sections() -> list[str]:
+    parts = [key.split(".")[:-1] for key in known_settings()]
+    return list(dict.fromkeys(".".join(names[:n]) for names in parts for n in range(1, len(names) + 1)))
+
+
 def nearest_key(key: str, table: bool = False) -> str:
     """The valid dotted key most like `key`, among the sections if `table`; its last part counts as much as the whole."""
 
@@ -166,11 +203,11 @@ def nearest_key(key: str, table: bool = False) -> str:
         whole = difflib.SequenceMatcher(None, key, candidate).ratio()
         return whole + difflib.SequenceMatcher(None, key.split(".")[-1], candidate.split(".")[-1]).ratio()
 
-    return max(_sections(Config()) if table else flatten(Config()), key=likeness)
+    return max(known_sections() if table else known_settings(), key=likeness)
 
 
 def _keys_of(section: str) -> str:
-    known = [key for key in flatten(Config()) if key.startswith(f"{section}.")]
+    known = [key for key in known_settings() if key.startswith(f"{section}.")]
     return f"such as {known[0]}" if known else "see the presets"
 
 
@@ -188,14 +225,6 @@ def flatten(config: BaseModel) -> dict[str, Any]:
     return flat
 
 
-def _sections(config: BaseModel) -> list[str]:
-    names = []
-    for name, value in config:
-        if isinstance(value, BaseModel):
-            names += [name, *(f"{name}.{inner}" for inner in _sections(value))]
-    return names
-
-
 def config_hash(config: Config) -> str:
     """16 hex digits that are equal for equal settings, on every machine."""
     canonical = json.dumps(config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
@@ -203,9 +232,30 @@ def config_hash(config: Config) -> str:
 
 
 def config_differences(a: Config, b: Config) -> list[str]:
-    """One line for each setting that differs: `grpo.learning_rate: 0.0001 -> 1e-05`."""
+    """One line for each setting that differs: `grpo.learning_rate: 0.0001 -> 1e-05`.
+
+    Where the kinds of a section differ, its other settings are compared as far as both kinds have them; those of one
+    kind alone are listed where they are not at their defaults.
+    """
     first, second = flatten(a), flatten(b)
-    return [f"{key}: {shown(first[key])} -> {shown(second[key])}" for key in first if first[key] != second[key]]
+    lines = [
+        f"{key}: {shown(value)} -> {shown(second[key])}"
+        for key, value in first.items()
+        if key in second and value != second[key]
+    ]
+    lines += [f"{key}: {shown(first[key])} -> none" for key in _chosen_alone(a, second)]
+    return lines + [f"{key}: none -> {shown(second[key])}" for key in _chosen_alone(b, first)]
+
+
+def _chosen_alone(config: Config, other: Mapping[str, Any]) -> list[str]:
+    """Settings of `config` that are not at their defaults and that the other config does not have at all."""
+    defaults: dict[str, Any] = {}
+    for table in TABLES:
+        for name, field in type(getattr(config, table.section)).model_fields.items():
+            default, key = field.get_default(call_default_factory=True), f"{table.section}.{name}"
+            inner = flatten(default) if isinstance(default, BaseModel) else {}
+            defaults |= {f"{key}.{rest}": value for rest, value in inner.items()} or {key: default}
+    return [key for key, value in flatten(config).items() if key not in other and value != defaults.get(key)]
 
 
 def config_to_json(config: Config) -> str:
@@ -220,7 +270,7 @@ def read_config_json(path: Path) -> Config:
     except UserError as error:
         raise ConfigError(str(error)) from None
     try:
-        return validate(_without_ignored_sampler(data))
+        return validate(without_settings_of_other_kinds(_without_ignored_sampler(data)))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 

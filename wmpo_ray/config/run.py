@@ -1,7 +1,7 @@
 """Every setting of a run: frozen pydantic models, checked once when they are loaded, then read directly.
 
-A preset is a TOML file in `wmpo_ray/presets`; a user's file names one with `preset = "demo"` and lists only what
-differs. Unknown keys are refused. `load_config` is the way in.
+A preset is a TOML file in `wmpo_ray/config/presets`; a user's file names one with `preset = "demo"` and lists only what
+differs. Unknown keys are refused, and so are settings of a kind that was not chosen. `load_config` is the way in.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from wmpo_ray.config.cluster import (
     CheckpointConfig,
@@ -19,22 +19,17 @@ from wmpo_ray.config.cluster import (
     PlacementConfig,
     WeightsConfig,
 )
+from wmpo_ray.config.kind_sections import chosen_section, default_section
 from wmpo_ray.config.models import (
     CloningConfig,
-    DenoiserConfig,
-    NetworkConfig,
-    OpenVLAPolicyConfig,
     PolicyConfig,
     RewardConfig,
-    RewardNetworkConfig,
-    SamplerChoice,
-    SamplerConfig,
-    TinyPolicyConfig,
     VerifyConfig,
     WorldModelConfig,
     WorldModelTrainingConfig,
 )
 from wmpo_ray.core.section import Count, NonNegative, Positive, Section, Share, shown
+from wmpo_ray.kinds import ENVIRONMENTS, POLICIES, REWARD_MODELS, WORLD_MODELS
 
 __all__ = [
     "CheckpointConfig",
@@ -43,7 +38,6 @@ __all__ = [
     "CollectConfig",
     "Config",
     "DemosConfig",
-    "DenoiserConfig",
     "EnvironmentConfig",
     "EvaluationConfig",
     "FaultsConfig",
@@ -51,16 +45,10 @@ __all__ = [
     "GateConfig",
     "GrpoConfig",
     "MonitoringConfig",
-    "NetworkConfig",
-    "OpenVLAPolicyConfig",
     "PlacementConfig",
     "PolicyConfig",
     "RewardConfig",
-    "RewardNetworkConfig",
     "RolloutConfig",
-    "SamplerChoice",
-    "SamplerConfig",
-    "TinyPolicyConfig",
     "VerifyConfig",
     "WeightsConfig",
     "WorldModelConfig",
@@ -71,8 +59,10 @@ _NAME = re.compile(r"\w([\w .+-]{0,58}[\w+-])?")
 
 
 class EnvironmentConfig(Section):
-    kind: str = "pocket"  # or "mimicgen"
-    task: str = ""  # of "mimicgen", such as "Coffee_D0"
+    """What every kind of environment has."""
+
+    kind: str = "pocket"
+    task: str = ""  # such as "Coffee_D0", of a kind that has several
     horizon: Count = 32  # frames per episode, a multiple of rollout.chunk_length
     disruption: Literal["none", "position", "background", "texture"] = "none"
 
@@ -158,12 +148,18 @@ class Config(Section):
 
     name: str = "run"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    environment: EnvironmentConfig = EnvironmentConfig()
+    environment: Annotated[SerializeAsAny[EnvironmentConfig], chosen_section(ENVIRONMENTS, EnvironmentConfig)] = (
+        default_section(ENVIRONMENTS)
+    )
     demos: DemosConfig = DemosConfig()
-    policy: PolicyConfig = PolicyConfig()
+    policy: Annotated[SerializeAsAny[PolicyConfig], chosen_section(POLICIES, PolicyConfig)] = default_section(POLICIES)
     collect: CollectConfig = CollectConfig()
-    world_model: WorldModelConfig = WorldModelConfig()
-    reward: RewardConfig = RewardConfig()
+    world_model: Annotated[SerializeAsAny[WorldModelConfig], chosen_section(WORLD_MODELS, WorldModelConfig)] = (
+        default_section(WORLD_MODELS)
+    )
+    reward: Annotated[SerializeAsAny[RewardConfig], chosen_section(REWARD_MODELS, RewardConfig)] = default_section(
+        REWARD_MODELS
+    )
     gate: GateConfig = GateConfig()
     rollout: RolloutConfig = RolloutConfig()
     filter: FilterConfig = FilterConfig()
@@ -194,7 +190,7 @@ class Config(Section):
     @property
     def trained_parameters(self) -> str:
         """What GRPO trains, a regular expression on parameter names."""
-        return self.grpo.trained_parameters or ("lora_" if self.policy.openvla.lora_rank else "")
+        return self.grpo.trained_parameters or self.policy.trained_parameters
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -209,11 +205,6 @@ class Config(Section):
                 f"reward.clip_length={self.reward.clip_length} is longer than a trajectory of {horizon + 1} frames; "
                 "set reward.clip_length"
             )
-        if self.reward.clip_length % self.reward.network.tubelet_size:
-            raise ValueError(
-                f"reward.clip_length={self.reward.clip_length} is not a multiple of reward.network.tubelet_size="
-                f"{self.reward.network.tubelet_size}; set one of them"
-            )
         if self.filter.min_mean > self.filter.max_mean:
             raise ValueError(f"filter.min_mean={self.filter.min_mean} is above filter.max_mean={self.filter.max_mean}")
         group = self.rollout.group_size * self.rollout.groups_per_update
@@ -222,6 +213,9 @@ class Config(Section):
                 f"grpo.minibatch_trajectories={self.grpo.minibatch_trajectories} is more than the {group} trajectories "
                 "of an update; set grpo.minibatch_trajectories"
             )
-        if self.reward.verify.enabled and self.world_model.kind == "simulator":
-            raise ValueError('reward.verify.enabled needs world_model.kind = "diffusion": a simulator is never wrong')
+        if self.reward.verify.enabled and not self.world_model.is_learned:
+            raise ValueError(
+                f"reward.verify.enabled needs world_model.kind of a learned model: {shown(self.world_model.kind)} is never "
+                "wrong; set reward.verify.enabled to false"
+            )
         return self

@@ -1,4 +1,4 @@
-"""What can be exchanged. Implementations are named in `wmpo_ray/registry.py`.
+"""What can be exchanged. Implementations are named in `wmpo_ray/kinds.py`.
 
 B trajectories in a batch, K actions and frames per chunk, D action dimensions, L log-probabilities per chunk.
 """

@@ -49,8 +49,8 @@ class Section(BaseModel):
 def refuse_ignored(wanted: Section, own: Mapping[str, Any], section: str, source: str) -> None:
     """Raises ConfigError for settings that were changed from their defaults and that a pretrained model contradicts.
 
-    `own`: the settings that the model of `source` brings with it, of the section called `section`. A setting at its
-    default is nobody's wish and yields.
+    `own`: the settings that the model of `source` brings with it, of the section called `section`. Defaults never
+    conflict; the checkpoint wins.
     """
     wrong = []
     for key, field in type(wanted).model_fields.items():

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from wmpo_ray.config.run import DenoiserConfig, SamplerConfig
 from wmpo_ray.parity.case import ParityCase
 from wmpo_ray.parity.fixture_files import compared, differing, fixture_tensors
 from wmpo_ray.world_models.attention import Backend
 from wmpo_ray.world_models.denoiser import TIME_SCALE, Conditioning, Denoiser
+from wmpo_ray.world_models.diffusion_settings import DenoiserConfig, SamplerConfig
 from wmpo_ray.world_models.published_stdit import load_published_network
 from wmpo_ray.world_models.sampler import RectifiedFlowSampler, resolution_shift
 from wmpo_ray.world_models.stdit import STDiT

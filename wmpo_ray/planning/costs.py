@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.core.plan_types import Blueprint, WorldBlueprint
 from wmpo_ray.environments.facts import EnvironmentFacts
-from wmpo_ray.planning.blueprints import Blueprint, WorldBlueprint, policy_blueprint, reward_blueprint, world_blueprint
+from wmpo_ray.planning.blueprints import policy_blueprint, reward_blueprint, world_blueprint
 from wmpo_ray.planning.counting import FusedAttention, Meter, extrapolate
 from wmpo_ray.world_models.decoding_memory import decode_bytes, frames_within
 
@@ -91,9 +92,9 @@ def policy_cost(config: Config, facts: EnvironmentFacts) -> PolicyCost:
     """Raises ConfigError where nothing of the policy would be trained."""
     return cost_of_policy(
         policy_blueprint(config, facts),
-        dtype=_policy_dtype(config),
+        dtype=getattr(torch, config.policy.compute_dtype),
         trained=config.trained_parameters,
-        checkpointing=config.policy.openvla.gradient_checkpointing,
+        checkpointing=config.policy.gradient_checkpointing,
     )
 
 
@@ -167,20 +168,13 @@ def _recomputation() -> tuple[AbstractContextManager, AbstractContextManager]:
     return nullcontext(), FusedAttention()
 
 
-def _policy_dtype(config: Config) -> torch.dtype:
-    """What a policy computes in."""
-    published = config.policy.kind == "openvla_oft"
-    return getattr(torch, config.policy.openvla.compute_dtype) if published else torch.float32
-
-
 # -- world models ------------------------------------------------------------------------------------------------
 
 
 def world_model_cost(config: Config, facts: EnvironmentFacts, pretrained: str) -> WorldModelCost | None:
-    """Of the world model in the folder `pretrained` (""; a fresh one); None for the simulator, which costs nothing."""
-    if config.world_model.kind == "simulator":
-        return None
-    return cost_of_world_model(world_blueprint(config, facts, pretrained))
+    """Of the world model in the folder `pretrained` (""; a fresh one); None for a simulator, which costs nothing."""
+    blueprint = world_blueprint(config, facts, pretrained)
+    return cost_of_world_model(blueprint) if blueprint is not None else None
 
 
 def cost_of_world_model(blueprint: WorldBlueprint) -> WorldModelCost:

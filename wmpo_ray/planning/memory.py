@@ -72,8 +72,7 @@ def learner_memory(config: Config, policy: PolicyCost) -> RoleMemory:
 
 def replica_bytes(config: Config) -> int:
     """Of one weight in a replica of the policy."""
-    rounded = config.policy.kind == "openvla_oft" and config.policy.openvla.compute_dtype == "bfloat16"
-    return 2 if rounded and config.weights.dtype == "bfloat16" else WEIGHT_BYTES
+    return 2 if config.policy.compute_dtype == config.weights.dtype == "bfloat16" else WEIGHT_BYTES
 
 
 def decisions_per_pass(config: Config) -> int:
@@ -84,7 +83,7 @@ def decisions_per_pass(config: Config) -> int:
 
 def _computed_bytes(config: Config, policy: PolicyCost) -> float:
     """The copy in bfloat16: of all that is trained in one process, of what is gathered at once where ranks share."""
-    if config.policy.kind != "openvla_oft" or config.policy.openvla.compute_dtype == "float32":
+    if config.policy.compute_dtype == "float32":
         return 0.0
     alone = config.cluster.learner_ranks == 1
     return 2 * (policy.num_trained if alone else policy.num_gathered)
@@ -92,7 +91,7 @@ def _computed_bytes(config: Config, policy: PolicyCost) -> float:
 
 def _working_bytes(config: Config, policy: PolicyCost, decisions: int) -> float:
     """A layer's activations while they are computed again."""
-    return decisions * policy.block_bytes if config.policy.openvla.gradient_checkpointing else 0.0
+    return decisions * policy.block_bytes if config.policy.gradient_checkpointing else 0.0
 
 
 def _world_parts(config: Config, world: WorldModelCost | None, batch: int) -> list[MemoryPart]:

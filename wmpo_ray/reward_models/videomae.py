@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 from torch import Tensor
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
-from wmpo_ray.config.run import RewardConfig
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import atomic_directory
 from wmpo_ray.core.rounding import rounded
@@ -23,6 +22,7 @@ from wmpo_ray.core.section import Count, Positive
 from wmpo_ray.core.types import Scores
 from wmpo_ray.core.untrusted import NetworkSettings, check_finite, check_network, read_settings
 from wmpo_ray.reward_models.decisions import decide
+from wmpo_ray.reward_models.videomae_kind import NetworkRewardConfig
 
 SETTINGS_FILE = "reward_model.json"
 MAX_POSITION_VALUES = 2**24  # of a clip: patches times width; they are computed, so no weight bounds their number
@@ -73,7 +73,7 @@ class VideoMAERewardModel:
         self.clip_length = network.config.num_frames
 
     @classmethod
-    def create(cls, config: RewardConfig, frame_size: int, instructions: Sequence[str], seed: int):
+    def create(cls, config: NetworkRewardConfig, frame_size: int, instructions: Sequence[str], seed: int):
         """A fresh network of the configured size for square frames of `frame_size` pixels."""
         net = config.network
         settings = VideoMAEConfig(

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from wmpo_ray.config.run import DenoiserConfig
 from wmpo_ray.core.rounding import cosine, sine
+from wmpo_ray.world_models.diffusion_settings import DenoiserConfig
 from wmpo_ray.world_models.stdit import ConditioningCache, STDiT
 
 TIME_SCALE = 1000.0  # the network counts diffusion time from 0 to 1000

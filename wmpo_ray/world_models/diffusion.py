@@ -14,7 +14,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from wmpo_ray.config.run import DenoiserConfig, SamplerConfig, WorldModelConfig
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.interfaces import FramesMode
 from wmpo_ray.core.section import Count
@@ -24,6 +23,7 @@ from wmpo_ray.core.types import Observation, StartState, Transition
 from wmpo_ray.core.untrusted import NetworkSettings, check_finite, check_network, inside, read_settings
 from wmpo_ray.world_models.autoencoder import AutoencoderCodec, FrameCodec, PixelCodec
 from wmpo_ray.world_models.denoiser import MAP_CHANNELS, Denoiser, num_action_features
+from wmpo_ray.world_models.diffusion_settings import DenoiserConfig, DiffusionConfig, SamplerConfig
 from wmpo_ray.world_models.sampler import RectifiedFlowSampler
 from wmpo_ray.world_models.stdit import STDiT
 
@@ -98,7 +98,7 @@ class DiffusionWorldModel:
         self.chunk_length = chunk_length
 
     @classmethod
-    def create(cls, config: WorldModelConfig, action_dim: int, chunk_length: int, seed: int) -> DiffusionWorldModel:
+    def create(cls, config: DiffusionConfig, action_dim: int, chunk_length: int, seed: int) -> DiffusionWorldModel:
         """A fresh network of the configured size."""
         codec = make_codec(config)
         with torch.random.fork_rng(devices=[]):
@@ -225,7 +225,7 @@ class DiffusionWorldModel:
         return cls(denoiser, codec, sampler, settings.context_frames, settings.chunk_length)
 
 
-def make_codec(config: WorldModelConfig) -> FrameCodec:
+def make_codec(config: DiffusionConfig) -> FrameCodec:
     """`pixel`, or the folder of a diffusers `AutoencoderKL`, in the precision of the network."""
     if config.codec == PixelCodec.name:
         return PixelCodec()

@@ -14,7 +14,6 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 
-from wmpo_ray.config.run import DenoiserConfig, SamplerConfig
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import atomic_directory
 from wmpo_ray.core.section import Count
@@ -24,6 +23,7 @@ from wmpo_ray.world_models.attention import Backend
 from wmpo_ray.world_models.autoencoder import FrameCodec
 from wmpo_ray.world_models.denoiser import Denoiser
 from wmpo_ray.world_models.diffusion import DiffusionWorldModel
+from wmpo_ray.world_models.diffusion_settings import DenoiserConfig, SamplerConfig
 from wmpo_ray.world_models.sampler import RectifiedFlowSampler, resolution_shift
 from wmpo_ray.world_models.stdit import STDiT, is_dead
 

@@ -17,8 +17,8 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
-from wmpo_ray.config.run import SamplerConfig
 from wmpo_ray.world_models.denoiser import TIME_SCALE, Conditioning, Denoiser
+from wmpo_ray.world_models.diffusion_settings import SamplerConfig
 
 # Of second order: a third order is worse in few steps.
 SCHEDULERS: dict[str, Callable[[float], Any]] = {

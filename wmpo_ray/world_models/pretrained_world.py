@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import torch
 
-from wmpo_ray.config.run import Config, DenoiserConfig
+from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.section import refuse_ignored, shown
 from wmpo_ray.environments.facts import environment_facts
@@ -19,6 +20,7 @@ from wmpo_ray.world_models.diffusion import (
     DiffusionWorldModel,
     make_codec,
 )
+from wmpo_ray.world_models.diffusion_settings import DenoiserConfig, DiffusionConfig
 from wmpo_ray.world_models.published_stdit import load_published_network, published_world_model
 
 # Of `DenoiserConfig`: what published weights were trained for. The rest is the user's.
@@ -31,7 +33,7 @@ def begin_world_model(config: Config, pretrained: str, seed: int) -> DiffusionWo
     The sampler is the model's own where `world_model.sampler` says nothing. Raises ConfigError for settings that the
     weights contradict, and for those that only fresh weights could follow; UserError for damaged files.
     """
-    settings, chunk = config.world_model, config.rollout.chunk_length
+    settings, chunk = _section(config), config.rollout.chunk_length
     if not pretrained:
         return DiffusionWorldModel.create(settings, environment_facts(config.environment).action_dim, chunk, seed)
     if (PRETRAINED_DIR / pretrained / SETTINGS_FILE).is_file() or (Path(pretrained) / SETTINGS_FILE).is_file():
@@ -53,16 +55,21 @@ def begin_world_model(config: Config, pretrained: str, seed: int) -> DiffusionWo
 def place_world_model(world: DiffusionWorldModel, config: Config, device: torch.device) -> DiffusionWorldModel:
     """Move it to where it imagines, with the attention and the compilation that the config asks for."""
     world.to(device)
-    if config.world_model.attention != "auto":
-        world.denoiser.network.choose_attention(config.world_model.attention)
-    if config.world_model.compile:
+    settings = _section(config)
+    if settings.attention != "auto":
+        world.denoiser.network.choose_attention(settings.attention)
+    if settings.compile:
         world.denoiser.network.compile_repeated_blocks()
     return world
 
 
+def _section(config: Config) -> DiffusionConfig:
+    return cast(DiffusionConfig, config.world_model)
+
+
 def _ours(config: Config, path: str) -> DiffusionWorldModel:
     """A folder that brings its settings and its codec; how much memory decoding takes is still the user's choice."""
-    settings, world = config.world_model, DiffusionWorldModel.load(path)
+    settings, world = _section(config), DiffusionWorldModel.load(path)
     refuse_ignored(settings.denoiser, world.denoiser.config.model_dump(), "world_model.denoiser", path)
     codec = world.codec
     own = {"codec": codec.name, "tiny_decoder": "", "posterior": "mean"}
@@ -76,7 +83,7 @@ def _ours(config: Config, path: str) -> DiffusionWorldModel:
 
 def _published(config: Config, path: str) -> DiffusionWorldModel:
     """Weights under the reference's names: no settings come with them, so what is not in the weights is the config's."""
-    settings, facts = config.world_model, environment_facts(config.environment)
+    settings, facts = _section(config), environment_facts(config.environment)
     standard = DenoiserConfig()
     for key in OF_PUBLISHED_WEIGHTS:
         if (value := getattr(settings.denoiser, key)) != getattr(standard, key):
@@ -90,14 +97,14 @@ def _published(config: Config, path: str) -> DiffusionWorldModel:
             f"world_model.pretrained = {shown(path)}: its actions have {network.config.action_dim} dimensions, those of "
             f"environment.kind={shown(config.environment.kind)} have {facts.action_dim}; change one of them"
         )
-    told = TIME_SCALE * settings.denoiser.conditioning_noise
-    if not settings.alignment.steps and told != network.config.conditioning_timestep:
+    timestep = TIME_SCALE * settings.denoiser.conditioning_noise
+    if not settings.alignment.steps and timestep != network.config.conditioning_timestep:
         raise ConfigError(
             f"world_model.denoiser.conditioning_noise = {settings.denoiser.conditioning_noise}: the weights in {path} "
-            f"know {network.config.conditioning_timestep / TIME_SCALE:g}, and world_model.alignment.steps=0 teaches them "
-            "no other; change one of them"
+            f"know {network.config.conditioning_timestep / TIME_SCALE:g}, and world_model.alignment.steps=0 does not train "
+            "them for another; change one of them"
         )
-    network.register_to_config(conditioning_timestep=told)
+    network.register_to_config(conditioning_timestep=timestep)
     codec = make_codec(settings)
     if codec.latent_channels != network.config.in_channels:
         raise ConfigError(

@@ -1,0 +1,123 @@
+"""Kinds of models in files: what each is known by, which network it belongs to, and what loaders pass over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.untrusted import read_json
+from wmpo_ray.model_files.weight_files import WeightFiles, published_as_is
+from wmpo_ray.policies.openvla.contents import companion_facts, policy_config
+from wmpo_ray.policies.openvla.published_files import is_stored_frequency, weight_shards
+from wmpo_ray.reward_models.published_videomae import published_config, published_names
+from wmpo_ray.world_models.published_stdit import published_sizes
+from wmpo_ray.world_models.stdit import STDiT, is_dead
+
+ADAPTER_PREFIX = "base_model.model."
+# Folders that `wmpo run` writes say what they are.
+OUR_SETTINGS = {"world_model.json": "world model of wmpo", "reward_model.json": "reward model of wmpo"}
+
+Names = Callable[[str], tuple[str, ...]]
+Build = Callable[[], nn.Module]
+
+
+def _no_tensor(name: str) -> bool:
+    return False
+
+
+def _nothing_beside(files: WeightFiles) -> tuple[dict[str, str], list[str]]:
+    return {}, []
+
+
+@dataclass(frozen=True)
+class CheckpointKind:
+    """`key` is a tensor that no other kind has. Functions of a tensor's name answer for published files."""
+
+    name: str
+    key: str = ""
+    network: Callable[[WeightFiles], tuple[Build, Names]] | None = None  # None: there is none here to compare with
+    is_passed_over: Callable[[str], bool] = _no_tensor  # by loaders, where their network does not have the tensor
+    has_no_effect: Callable[[str], bool] = _no_tensor  # on any result
+    # What the small files beside the weights say, and what is wrong with them.
+    beside: Callable[[WeightFiles], tuple[dict[str, str], list[str]]] = _nothing_beside
+
+
+def _world_model(files: WeightFiles) -> tuple[Build, Names]:
+    sizes = published_sizes(files)
+    keep = any(is_dead(name) for name in files.specs)
+    return lambda: STDiT(**sizes, keep_unused_parameters=keep), published_as_is
+
+
+def _reward_model(files: WeightFiles) -> tuple[Build, Names]:
+    from transformers import VideoMAEForVideoClassification
+
+    config = published_config(files)
+    return lambda: VideoMAEForVideoClassification(config), published_names
+
+
+def _autoencoder(files: WeightFiles) -> tuple[Build, Names]:
+    from diffusers import AutoencoderKL
+
+    path = files.parts[0].parent / "config.json"
+    settings = read_json(path) if path.is_file() else None
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} is missing or holds no sizes: an autoencoder's weights do not tell them all")
+    blocks = settings.get("block_out_channels")
+    if not isinstance(blocks, list) or len(blocks) * int(settings.get("layers_per_block", 1)) > len(files.specs):
+        raise UserError(f"{path}: the weights are {len(files.specs)} tensors, too few for these settings")
+    return lambda: AutoencoderKL.from_config(settings), published_as_is
+
+
+def policy_network(files: WeightFiles) -> tuple[Build, Names]:
+    from wmpo_ray.policies.openvla.oft import OpenVLAOFTPolicy
+
+    config = policy_config(files.parts[0].parent, len(files.specs))
+    return lambda: OpenVLAOFTPolicy(config), published_as_is
+
+
+def _beside_policy(files: WeightFiles) -> tuple[dict[str, str], list[str]]:
+    facts, problems = companion_facts(files.parts[0].parent)
+    return facts, problems + _unloadable_parts(files)
+
+
+def _unloadable_parts(files: WeightFiles) -> list[str]:
+    """Policies are loaded from safetensors alone, and index and parts must agree."""
+    if pickles := [part.name for part in files.parts if part.suffix != ".safetensors"]:
+        return [f"{pickles[0]} is no safetensors file: `wmpo checkpoints convert --layout transformers` makes some"]
+    if not files.path.is_dir():
+        return []
+    try:
+        weight_shards(files.path)
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+WORLD_MODEL = CheckpointKind(
+    "world model (STDiT)", "x_embedder.proj.weight", _world_model, is_passed_over=is_dead, has_no_effect=is_dead
+)
+AUTOENCODER = CheckpointKind("autoencoder (AutoencoderKL)", "encoder.conv_in.weight", _autoencoder)
+REWARD_MODEL = CheckpointKind(
+    "reward model (VideoMAE classifier)", "videomae.embeddings.patch_embeddings.projection.weight", _reward_model
+)
+POLICY = CheckpointKind(
+    "policy (OpenVLA)",
+    "language_model.model.embed_tokens.weight",
+    policy_network,
+    is_passed_over=is_stored_frequency,
+    beside=_beside_policy,
+)
+TINY_AUTOENCODER = CheckpointKind("tiny autoencoder (AutoencoderTiny)", "decoder.layers.0.weight")
+KINDS = (WORLD_MODEL, AUTOENCODER, REWARD_MODEL, POLICY, TINY_AUTOENCODER)
+ADAPTER = CheckpointKind("adapter (merge it into its model first)")
+UNKNOWN = CheckpointKind("unknown")
+
+
+def kind_of(files: WeightFiles) -> CheckpointKind:
+    """One of `KINDS`, an adapter, or unknown."""
+    if any(name.startswith(ADAPTER_PREFIX) for name in files.specs):
+        return ADAPTER
+    return next((kind for kind in KINDS if kind.key in files.specs), UNKNOWN)

@@ -1,0 +1,27 @@
+"""What a kind of environment offers. It is registered in `wmpo_ray/kinds.py`, or by the entry point of a package."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+from wmpo_ray.config.run import EnvironmentConfig
+from wmpo_ray.environments.facts import EnvironmentFacts
+
+if TYPE_CHECKING:  # a configuration is read without torch
+    from wmpo_ray.core.interfaces import Environment
+
+
+class EnvironmentKind(ABC):
+    section: ClassVar[type[EnvironmentConfig]]
+
+    @abstractmethod
+    def facts(self, config: EnvironmentConfig) -> EnvironmentFacts:
+        """Sizes and instructions; needs no simulator."""
+
+    @abstractmethod
+    def make(self, config: EnvironmentConfig) -> Environment:
+        """The environment. Raises ConfigError where there is no simulator of it."""
+
+    def check(self, config: EnvironmentConfig) -> None:
+        """Raises ConfigError where `make` cannot work, before any work is done."""

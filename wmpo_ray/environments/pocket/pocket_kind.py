@@ -1,0 +1,44 @@
+"""The kind `pocket`: the embedded task."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Self
+
+from pydantic import model_validator
+
+from wmpo_ray.config.run import EnvironmentConfig
+from wmpo_ray.core.section import shown
+from wmpo_ray.environments.environment_kind import EnvironmentKind
+from wmpo_ray.environments.facts import EnvironmentFacts
+
+if TYPE_CHECKING:  # a configuration is read without torch
+    from wmpo_ray.core.interfaces import Environment
+
+
+class PocketConfig(EnvironmentConfig):
+    kind: Literal["pocket"] = "pocket"
+
+    @model_validator(mode="after")
+    def _check_task(self) -> Self:
+        if self.task:
+            raise ValueError(
+                f"environment.task = {shown(self.task)}: the embedded environment has one task, without a name; "
+                'set environment.task to "" or change environment.kind'
+            )
+        return self
+
+
+class PocketKind(EnvironmentKind):
+    section = PocketConfig
+
+    def facts(self, config: EnvironmentConfig) -> EnvironmentFacts:
+        from wmpo_ray.environments.pocket.env import PocketEnvironment
+
+        return EnvironmentFacts(
+            PocketEnvironment.frame_shape, PocketEnvironment.action_dim, PocketEnvironment.instructions
+        )
+
+    def make(self, config: EnvironmentConfig) -> Environment:
+        from wmpo_ray.environments.pocket.env import PocketEnvironment
+
+        return PocketEnvironment.from_config(config)

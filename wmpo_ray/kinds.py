@@ -1,0 +1,48 @@
+"""What can be exchanged, one table for each seam. A new kind of ours is one line here; a package brings an entry point.
+
+What a kind offers is written in the base class of its room: `PolicyKind`, `WorldModelKind`, `RewardModelKind` and
+`EnvironmentKind`. Each has `section`, the class of its section of the configuration.
+"""
+
+from __future__ import annotations
+
+from wmpo_ray.core.plugins import Kinds
+
+ENVIRONMENTS = Kinds(
+    "environment.kind",
+    "wmpo_ray.environments",
+    {
+        "pocket": "wmpo_ray.environments.pocket.pocket_kind:PocketKind",
+        "mimicgen": "wmpo_ray.environments.recorded:MimicGenKind",
+        "aloha": "wmpo_ray.environments.recorded:AlohaKind",
+    },
+    members=("section", "facts", "make", "check"),
+)
+POLICIES = Kinds(
+    "policy.kind",
+    "wmpo_ray.policies",
+    {
+        "tiny": "wmpo_ray.policies.tiny_kind:TinyKind",
+        "openvla_oft": "wmpo_ray.policies.openvla.openvla_kind:OpenVLAKind",
+    },
+    members=("section", "create", "load", "pretrained", "blueprint"),
+)
+WORLD_MODELS = Kinds(
+    "world_model.kind",
+    "wmpo_ray.world_models",
+    {
+        "diffusion": "wmpo_ray.world_models.diffusion_kind:DiffusionKind",
+        "simulator": "wmpo_ray.world_models.simulator_kind:SimulatorKind",
+    },
+    members=("section", "begin", "load", "blueprint"),
+)
+REWARD_MODELS = Kinds(
+    "reward.kind",
+    "wmpo_ray.reward_models",
+    {
+        "videomae": "wmpo_ray.reward_models.videomae_kind:VideoMAEKind",
+        "videomae_published": "wmpo_ray.reward_models.published_kind:PublishedVideoMAEKind",
+    },
+    members=("section", "create", "load", "pretrained", "blueprint"),
+)
+TABLES = (ENVIRONMENTS, POLICIES, WORLD_MODELS, REWARD_MODELS)

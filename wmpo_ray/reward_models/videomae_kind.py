@@ -1,0 +1,116 @@
+"""The kind `videomae`: settings of the reward model, and how it is created, loaded and planned for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import model_validator
+
+from wmpo_ray.config.models import RewardConfig
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.plan_types import Blueprint, Depths, is_there
+from wmpo_ray.core.section import Count, Positive, Section, refuse_ignored
+from wmpo_ray.core.untrusted import read_json
+from wmpo_ray.environments.facts import EnvironmentFacts
+from wmpo_ray.reward_models.reward_kind import RewardModelKind
+
+if TYPE_CHECKING:  # a configuration is read without torch
+    from torch import Tensor, nn
+    from transformers import VideoMAEConfig
+
+    from wmpo_ray.core.interfaces import RewardModel
+
+
+class RewardNetworkConfig(Section):
+    hidden_size: Count = 64
+    num_layers: Count = 2
+    num_heads: Count = 4
+    mlp_ratio: Positive = 2.0
+    patch_size: Count = 8
+    tubelet_size: Count = 2
+
+
+class NetworkRewardConfig(RewardConfig):
+    """Of reward models that are a VideoMAE: `network` belongs to the weights, and a pretrained model brings its own."""
+
+    network: RewardNetworkConfig = RewardNetworkConfig()
+
+    @model_validator(mode="after")
+    def _check_tubelets(self) -> Self:
+        if self.clip_length % self.network.tubelet_size:
+            raise ValueError(
+                f"reward.clip_length={self.clip_length} is not a multiple of reward.network.tubelet_size="
+                f"{self.network.tubelet_size}; set one of them"
+            )
+        return self
+
+
+class VideoMAERewardConfig(NetworkRewardConfig):
+    kind: Literal["videomae"] = "videomae"
+
+
+class VideoMAEKind(RewardModelKind):
+    section: ClassVar[type[NetworkRewardConfig]] = VideoMAERewardConfig
+
+    def create(self, config: Config, frame_size: int, instructions: Sequence[str]) -> RewardModel:
+        from wmpo_ray.reward_models.videomae import VideoMAERewardModel
+
+        return VideoMAERewardModel.create(self._section(config), frame_size, instructions, config.seed)
+
+    def load(self, config: Config, path: str) -> RewardModel:
+        from wmpo_ray.reward_models.videomae import VideoMAERewardModel
+
+        return VideoMAERewardModel.load(path)
+
+    def pretrained(self, config: Config) -> RewardModel:
+        model = super().pretrained(config)
+        own: Any = model.network.config
+        sizes = {
+            "hidden_size": own.hidden_size,
+            "num_layers": own.num_hidden_layers,
+            "num_heads": own.num_attention_heads,
+            "mlp_ratio": own.intermediate_size / own.hidden_size,
+            "patch_size": own.patch_size,
+            "tubelet_size": own.tubelet_size,
+        }
+        refuse_ignored(self._section(config).network, sizes, "reward.network", config.reward.pretrained)
+        return model
+
+    def blueprint(self, config: Config, facts: EnvironmentFacts) -> Blueprint:
+        import torch
+        from transformers import VideoMAEConfig, VideoMAEForVideoClassification
+
+        source, settings = self._sizes(config, facts)
+
+        def build(depths: Depths) -> nn.Module:
+            return VideoMAEForVideoClassification(
+                VideoMAEConfig.from_dict({**settings.to_dict(), "num_hidden_layers": depths[0]})
+            )
+
+        def inputs(batch: int) -> dict[str, Tensor]:
+            size = (settings.num_frames, settings.num_channels, settings.image_size, settings.image_size)
+            return {"pixel_values": torch.zeros(batch, *size)}
+
+        return Blueprint(source, (settings.num_hidden_layers,), build, inputs)
+
+    def _sizes(self, config: Config, facts: EnvironmentFacts) -> tuple[str, VideoMAEConfig]:
+        """Where the sizes come from, and the sizes."""
+        import torch
+        from transformers import VideoMAEConfig
+
+        from wmpo_ray.reward_models.videomae import VideoMAERewardModel
+
+        folder = config.reward.pretrained
+        if is_there(folder):
+            return folder, VideoMAEConfig.from_dict(read_json(Path(folder) / "config.json"))
+        with torch.device("meta"):
+            model = VideoMAERewardModel.create(
+                self._section(config), facts.frame_shape[0], facts.instructions, config.seed
+            )
+        return "reward.network", model.network.config
+
+    def _section(self, config: Config) -> NetworkRewardConfig:
+        assert isinstance(config.reward, self.section)
+        return config.reward
