@@ -16,7 +16,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from wmpo_ray.config.run import Config
+from wmpo_ray.config.algorithms import SECTIONS
+from wmpo_ray.config.run import Config, unchosen
 from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.core.section import shown
 from wmpo_ray.core.untrusted import MAX_SETTINGS_BYTES, read_bytes, read_json
@@ -38,9 +39,27 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
         _merge(said, _parse_override(override))
     variant = said.pop(VARIANT_KEY, own.pop(VARIANT_KEY, ""))
     data = _with_variant(presets, variant)
+    _merge(own, said)
+    _keep_chosen_algorithm(data, own)
     _merge(data, own)
-    _merge(data, said)
     return validate(data)
+
+
+def _keep_chosen_algorithm(presets: dict[str, Any], own: Mapping[str, Any]) -> None:
+    """Drop the presets' sections of algorithms that are not chosen; ConfigError where the user has set one of them."""
+    chosen = {**_table(presets, "algorithm"), **_table(own, "algorithm")}
+    kind = chosen.get("kind", "grpo")
+    for name in SECTIONS:
+        if name == (chosen.get("settings") or kind):
+            continue
+        presets.pop(name, None)
+        for key, value in _table(own, name).items():
+            raise ConfigError(unchosen(f"{name}.{key}", value, name, kind))
+
+
+def _table(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    table = data.get(key)
+    return table if isinstance(table, Mapping) else {}
 
 
 def validate(data: Mapping[str, Any]) -> Config:
@@ -166,7 +185,10 @@ def nearest_key(key: str, table: bool = False) -> str:
         whole = difflib.SequenceMatcher(None, key, candidate).ratio()
         return whole + difflib.SequenceMatcher(None, key.split(".")[-1], candidate.split(".")[-1]).ratio()
 
-    return max(_sections(Config()) if table else flatten(Config()), key=likeness)
+    # A key of an algorithm that is not chosen is suggested to those who have named its section.
+    named = key.split(".")[0]
+    config = Config.model_validate({"algorithm": {"kind": named}}) if named in SECTIONS else Config()
+    return max(_sections(config) if table else flatten(config), key=likeness)
 
 
 def _keys_of(section: str) -> str:
@@ -178,9 +200,9 @@ def _keys_of(section: str) -> str:
 
 
 def flatten(config: BaseModel) -> dict[str, Any]:
-    """Every setting by its dotted key."""
+    """Every setting by its dotted key, without those of algorithms that are not chosen."""
     flat: dict[str, Any] = {}
-    for name, value in config:
+    for name, value in _chosen(config):
         if isinstance(value, BaseModel):
             flat.update({f"{name}.{key}": inner for key, inner in flatten(value).items()})
         else:
@@ -188,9 +210,14 @@ def flatten(config: BaseModel) -> dict[str, Any]:
     return flat
 
 
+def _chosen(config: BaseModel) -> list[tuple[str, Any]]:
+    dropped = SECTIONS.keys() - {config.algorithm.section} if isinstance(config, Config) else ()
+    return [(name, value) for name, value in config if name not in dropped]
+
+
 def _sections(config: BaseModel) -> list[str]:
     names = []
-    for name, value in config:
+    for name, value in _chosen(config):
         if isinstance(value, BaseModel):
             names += [name, *(f"{name}.{inner}" for inner in _sections(value))]
     return names
@@ -205,7 +232,12 @@ def config_hash(config: Config) -> str:
 def config_differences(a: Config, b: Config) -> list[str]:
     """One line for each setting that differs: `grpo.learning_rate: 0.0001 -> 1e-05`."""
     first, second = flatten(a), flatten(b)
-    return [f"{key}: {shown(first[key])} -> {shown(second[key])}" for key in first if first[key] != second[key]]
+    keys = {**first, **second}  # algorithms differ in their settings
+    return [
+        f"{key}: {shown(first.get(key))} -> {shown(second.get(key))}"
+        for key in keys
+        if first.get(key) != second.get(key)
+    ]
 
 
 def config_to_json(config: Config) -> str:

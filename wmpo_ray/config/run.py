@@ -11,6 +11,15 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from wmpo_ray.config.algorithms import (
+    SECTIONS,
+    AlgorithmConfig,
+    DpoConfig,
+    FilteredBcConfig,
+    GrpoConfig,
+    OfflineSection,
+    TrainingSection,
+)
 from wmpo_ray.config.cluster import (
     CheckpointConfig,
     ClusterConfig,
@@ -37,6 +46,7 @@ from wmpo_ray.config.models import (
 from wmpo_ray.core.section import Count, NonNegative, Positive, Section, Share, shown
 
 __all__ = [
+    "AlgorithmConfig",
     "CheckpointConfig",
     "CloningConfig",
     "ClusterConfig",
@@ -44,10 +54,12 @@ __all__ = [
     "Config",
     "DemosConfig",
     "DenoiserConfig",
+    "DpoConfig",
     "EnvironmentConfig",
     "EvaluationConfig",
     "FaultsConfig",
     "FilterConfig",
+    "FilteredBcConfig",
     "GateConfig",
     "GrpoConfig",
     "MonitoringConfig",
@@ -61,6 +73,7 @@ __all__ = [
     "SamplerChoice",
     "SamplerConfig",
     "TinyPolicyConfig",
+    "TrainingSection",
     "VerifyConfig",
     "WeightsConfig",
     "WorldModelConfig",
@@ -128,24 +141,6 @@ class FilterConfig(Section):
     max_mean: Share = 1.0
 
 
-class GrpoConfig(Section):
-    num_updates: Count = 15
-    learning_rate: Positive = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: NonNegative = 0.0
-    clip_low: Share = 0.20
-    clip_high: Positive = 0.28
-    ratio: Literal["chunk", "token"] = "chunk"
-    minibatch_trajectories: Count = 64
-    num_epochs: Count = 1
-    # Chunks that a learner rank computes at once, which bounds the memory of activations; 0: its whole mini-batch.
-    chunks_per_pass: Annotated[int, Field(ge=0)] = 0
-    advantage_std: Literal["population", "unbiased"] = "population"  # Algorithm 1, or the reference's with its 1e-6
-    max_grad_norm: Positive = 1.0
-    max_skipped_steps: Count = 5  # steps with a NaN loss before the run gives up
-    trained_parameters: str = ""  # regular expression on parameter names, such as "lora_"; "": all, or all adapters
-
-
 class EvaluationConfig(Section):
     num_starts: Count = 512
     temperature: NonNegative = 1.0  # 0: the most likely action
@@ -167,7 +162,10 @@ class Config(Section):
     gate: GateConfig = GateConfig()
     rollout: RolloutConfig = RolloutConfig()
     filter: FilterConfig = FilterConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
     grpo: GrpoConfig = GrpoConfig()
+    filtered_bc: FilteredBcConfig = FilteredBcConfig()
+    dpo: DpoConfig = DpoConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
     placement: PlacementConfig = PlacementConfig()
@@ -192,9 +190,31 @@ class Config(Section):
         return self.environment.horizon // self.rollout.chunk_length
 
     @property
+    def training(self) -> TrainingSection:
+        """The settings of the chosen algorithm."""
+        return getattr(self, self.algorithm.section)
+
+    @property
     def trained_parameters(self) -> str:
-        """What GRPO trains, a regular expression on parameter names."""
-        return self.grpo.trained_parameters or ("lora_" if self.policy.openvla.lora_rank else "")
+        """What the chosen algorithm trains, a regular expression on parameter names."""
+        return self.training.trained_parameters or ("lora_" if self.policy.openvla.lora_rank else "")
+
+    @model_validator(mode="after")
+    def _check_algorithm(self) -> Self:
+        chosen, settings = self.algorithm.section, self.training
+        for name in SECTIONS.keys() - {chosen}:
+            section, default = getattr(self, name), type(getattr(self, name))()
+            for key, value in section:
+                if value != getattr(default, key):
+                    raise ValueError(unchosen(f"{name}.{key}", value, name, self.algorithm.kind))
+        if isinstance(settings, OfflineSection):
+            settings.check(chosen)
+        elif settings.minibatch_trajectories > (group := self.rollout.group_size * self.rollout.groups_per_update):
+            raise ValueError(
+                f"{chosen}.minibatch_trajectories={settings.minibatch_trajectories} is more than the {group} "
+                f"trajectories of an update; set {chosen}.minibatch_trajectories"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -216,12 +236,14 @@ class Config(Section):
             )
         if self.filter.min_mean > self.filter.max_mean:
             raise ValueError(f"filter.min_mean={self.filter.min_mean} is above filter.max_mean={self.filter.max_mean}")
-        group = self.rollout.group_size * self.rollout.groups_per_update
-        if self.grpo.minibatch_trajectories > group:
-            raise ValueError(
-                f"grpo.minibatch_trajectories={self.grpo.minibatch_trajectories} is more than the {group} trajectories "
-                "of an update; set grpo.minibatch_trajectories"
-            )
         if self.reward.verify.enabled and self.world_model.kind == "simulator":
             raise ValueError('reward.verify.enabled needs world_model.kind = "diffusion": a simulator is never wrong')
         return self
+
+
+def unchosen(key: str, value: object, section: str, kind: str) -> str:
+    """What is wrong with a setting of an algorithm that is not the chosen one."""
+    return (
+        f"{key} = {shown(value)} has no effect: it belongs to the algorithm {section!r}, and algorithm.kind = "
+        f'{shown(kind)}; remove the key or set algorithm.kind="{section}"'
+    )
