@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from wmpo_ray.algorithms.base import algorithm_class
 from wmpo_ray.config.run import Config, EnvironmentConfig
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.interfaces import Environment, Policy, RewardModel, WorldModel
@@ -50,6 +51,7 @@ def check_kinds(config: Config) -> None:
         (REWARD_MODELS, config.reward.kind, "reward.kind"),
     ):
         resolve(table, kind, key)
+    algorithm_class(config.algorithm.kind)
 
 
 # -- environments ------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from cluster.loop.train import Saved, TrainingLoop
 from cluster.runtimes.ray_runtime import RayRuntime
 from cluster.runtimes.serial_runtime import SerialRuntime
 from cluster.workers.actor_pool import Worker
-from learners.policy_learner import GrpoLearner
+from learners.policy_learner import PolicyLearner
 from tests.cluster.test_faults import faulty_config
 from tests.support.small_run import finish, make_loop, save_models
 from wmpo_ray.config.run import Config
@@ -199,12 +199,12 @@ def noting_classes(path: Path, name: str) -> dict[str, type]:
                 note("imagine", *group.key)
             return super().imagine(request, spool)
 
-    class NotingLearner(GrpoLearner):
+    class NotingLearner(PolicyLearner):
         def _step(self, batch, rows):
             note("step", self.num_updates, rows.start)
             return super()._step(batch, rows)
 
-    return {"ImaginationActor": NotingImagination, "GrpoLearner": NotingLearner}
+    return {"ImaginationActor": NotingImagination, "PolicyLearner": NotingLearner}
 
 
 def drive(address: str, models: Path, folder: Path, name: str) -> None:

@@ -13,8 +13,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from learners.policy_learner import GrpoLearner
-from learners.sharding import ALONE, Figures, Ranks
+from learners.policy_learner import PolicyLearner
+from learners.sharding import ALONE, MetricMeans, Ranks
 from tests.support.openvla import small_policy
 from tests.support.rank_scenarios import (
     FACTS,
@@ -119,7 +119,7 @@ def test_a_loss_that_is_not_finite_is_skipped_on_all_ranks(policy_dir, tmp_path)
 
 
 def train_on_nonsense(ranks: Ranks, config, policy_dir, folder) -> tuple[str, str, int]:
-    learner = GrpoLearner(config, str(policy_dir), str(folder), ranks)
+    learner = PolicyLearner(config, str(policy_dir), str(folder), ranks)
     before, data = learner.resume().version.digest, sample()
     data.behavior_logprobs[:] = np.nan
     return before, learner.update(groups(), FACTS, data)[0].version.digest, learner.num_skipped
@@ -173,7 +173,7 @@ def test_damage_to_the_file_of_one_rank_leads_to_the_checkpoint_before(saved, po
     raw = bytearray(second.read_bytes())
     raw[-1] ^= 1
     second.write_bytes(raw)
-    state = GrpoLearner(config_for(policy_dir), str(policy_dir), str(saved)).resume()
+    state = PolicyLearner(config_for(policy_dir), str(policy_dir), str(saved)).resume()
     assert state.version.num_updates == 1
     assert [problem for problem in state.problems if second.name in problem]
 
@@ -187,7 +187,7 @@ def test_a_rank_whose_file_is_not_listed_is_missed(saved, policy_dir):
     del manifest["files"][second.name]
     (folder / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"step-000002.*"):
-        GrpoLearner(config_for(policy_dir), str(policy_dir), str(saved)).resume()
+        PolicyLearner(config_for(policy_dir), str(policy_dir), str(saved)).resume()
 
 
 @pytest.mark.parametrize("info", ["no json", "{}", '{"policy.projector.fc1.bias": {"saved_offsets": [99999999]}}'])
@@ -202,10 +202,10 @@ def test_an_index_of_parts_that_makes_no_sense_is_refused(saved, policy_dir, inf
     manifest["files"][first.name] = {"bytes": first.stat().st_size, "sha256": sha256_of(first)}
     (folder / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"step-000002 is damaged"):
-        GrpoLearner(config_for(policy_dir), str(policy_dir), str(saved)).resume()
+        PolicyLearner(config_for(policy_dir), str(policy_dir), str(saved)).resume()
 
 
-# -- shares and figures ------------------------------------------------------------------------------------------------
+# -- shares and metrics ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("count", "size", "max_size"), [(7, 2, 0), (7, 2, 2), (1, 4, 0), (16, 4, 3), (0, 2, 2)])
@@ -218,9 +218,9 @@ def test_ranks_share_every_place_once_in_equally_many_parts(count, size, max_siz
     assert not max_size or all(len(part) <= max_size for own in parts for part in own)
 
 
-def test_figures_of_parts_are_those_of_the_whole():
-    figures = Figures()
-    figures.add({"mean": torch.tensor(1.0), "some_max": 5.0}, 3)
-    figures.add({"mean": torch.tensor(4.0), "some_max": 2.0}, 1)
-    figures.add({"mean": math.nan, "some_max": math.nan}, 0)
-    assert figures.over(ALONE) == {"mean": 1.75, "some_max": 5.0}
+def test_metrics_of_parts_are_those_of_the_whole():
+    means = MetricMeans()
+    means.add({"mean": torch.tensor(1.0), "some_max": 5.0}, 3)
+    means.add({"mean": torch.tensor(4.0), "some_max": 2.0}, 1)
+    means.add({"mean": math.nan, "some_max": math.nan}, 0)
+    assert means.over(ALONE) == {"mean": 1.75, "some_max": 5.0}

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from actors.broadcast_group import open_store
-from learners.policy_learner import GrpoLearner, UpdateFacts
+from learners.policy_learner import PolicyLearner, UpdateFacts
 from learners.sharding import ALONE, Ranks, RankSpec
 from tests.support.openvla import small_policy
 from wmpo_ray.algorithms.batching import GroupSlice
@@ -115,8 +115,8 @@ class Course:
     num_units: int  # modules whose weights are gathered together
 
 
-def make_learner(ranks: Ranks, config: Config, policy_dir: Path, folder: Path) -> GrpoLearner:
-    learner = GrpoLearner(config, str(policy_dir), str(folder), ranks)
+def make_learner(ranks: Ranks, config: Config, policy_dir: Path, folder: Path) -> PolicyLearner:
+    learner = PolicyLearner(config, str(policy_dir), str(folder), ranks)
     # What a learner sets lets a CPU multiply in bfloat16 for some sizes of a batch and not for others.
     torch.set_float32_matmul_precision("highest")
     return learner

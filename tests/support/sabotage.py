@@ -13,7 +13,7 @@ from typing import Any
 
 from actors.reward_actor import RewardActor
 from actors.rollout_actor import ImaginationActor
-from learners.policy_learner import GrpoLearner
+from learners.policy_learner import PolicyLearner
 
 
 class Plan:
@@ -90,7 +90,7 @@ def faulty_classes(plan: Plan) -> dict[str, type]:
             plan.reached("scored-{}-{}".format(*videos.requests[0].key))
             return result
 
-    class FaultyLearner(GrpoLearner):
+    class FaultyLearner(PolicyLearner):
         def __init__(self, *args):
             super().__init__(*args)
             (plan.folder / "note-pid").write_text(str(os.getpid()))
@@ -120,4 +120,4 @@ def faulty_classes(plan: Plan) -> dict[str, type]:
             plan.reached(f"before-broadcast-{self.num_updates}")
             return result
 
-    return {"ImaginationActor": FaultyImagination, "RewardActor": FaultyReward, "GrpoLearner": FaultyLearner}
+    return {"ImaginationActor": FaultyImagination, "RewardActor": FaultyReward, "PolicyLearner": FaultyLearner}

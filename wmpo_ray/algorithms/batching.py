@@ -1,27 +1,54 @@
-"""Admitted groups to one padded, masked batch for the learner."""
+"""What the learner trains on in an update, and the policy's log-probabilities of parts of it."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, fields
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from wmpo_ray.algorithms import grpo
+from wmpo_ray.core.interfaces import Policy
 from wmpo_ray.core.types import Trajectories
 
 
-class Batch(NamedTuple):
-    """B trajectories of N chunks, contiguous by group."""
+@dataclass(frozen=True)
+class Batch:
+    """B trajectories of N decisions; each algorithm adds what else it needs."""
 
-    frames: np.ndarray  # [B, N, H, W, 3] uint8
+    frames: np.ndarray  # [B, N, H, W, 3] uint8: what the policy saw at each decision
     instructions: tuple[str, ...]  # [B]
-    tokens: Tensor  # [B, N, L] int64
-    behavior_logprobs: Tensor  # [B, N, L]
-    advantage: Tensor  # [B]
-    mask: Tensor  # [B, N, L] bool: executed before the finish step
+    metrics: dict[str, float]  # about the batch as a whole, logged with its update
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def inputs(self, rows: slice, places: Tensor) -> tuple[np.ndarray, list[str]]:
+        """What the policy sees at places [n, 2] of a mini-batch: frames [n, H, W, 3], instructions."""
+        first, second = places.unbind(1)
+        texts = self.instructions[rows]
+        return self.frames[rows][first.numpy(), second.numpy()], [texts[i] for i in first.tolist()]
+
+    def signature(self) -> str:
+        """Hash of what the batch teaches: an interrupted update goes on only with the very same one."""
+        digest = hashlib.sha256()
+        for field in fields(self):
+            value = getattr(self, field.name)
+            for tensor in value.values() if isinstance(value, dict) else (value,):
+                if isinstance(tensor, np.ndarray | Tensor):
+                    digest.update(np.ascontiguousarray(tensor).tobytes())
+        return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class ActionBatch(Batch):
+    """With what was done at each decision, as `Policy.log_prob` takes it."""
+
+    record: dict[str, Tensor]  # each [B, N, ...]
+    mask: Tensor  # [B, N, L] bool: log-probabilities of actions executed before the end
 
 
 class GroupSlice(NamedTuple):
@@ -33,23 +60,9 @@ class GroupSlice(NamedTuple):
     finish_step: np.ndarray  # [G] int64
 
 
-def build_batch(
-    groups: Sequence[GroupSlice], sources: Sequence[Trajectories], deviation: grpo.Deviation = "population"
-) -> Batch:
-    """Stack the groups in the order given; `deviation`: what advantages are divided by, see `grpo.advantages`."""
-    parts = [sources[group.source].rows(*group.rows) for group in groups]
-    rewards = torch.from_numpy(np.stack([group.success for group in groups])).float()
-    finish = torch.from_numpy(np.concatenate([group.finish_step for group in groups]))
-    actions = parts[0].actions
-    num_chunks, chunk_length, action_dim = actions.shape[1:]
-    return Batch(
-        np.concatenate([part.frames for part in parts]),
-        tuple(text for part in parts for text in part.instructions),
-        torch.from_numpy(np.concatenate([part.action_tokens for part in parts])),
-        torch.from_numpy(np.concatenate([part.behavior_logprobs for part in parts])),
-        grpo.advantages(rewards, deviation).flatten(),
-        token_mask(finish, num_chunks, chunk_length, action_dim),
-    )
+def slices_of(groups: Sequence[GroupSlice], sources: Sequence[Trajectories]) -> list[Trajectories]:
+    """The trajectories of each group."""
+    return [sources[group.source].rows(*group.rows) for group in groups]
 
 
 def token_mask(finish_step: Tensor, num_chunks: int, chunk_length: int, action_dim: int) -> Tensor:
@@ -57,3 +70,46 @@ def token_mask(finish_step: Tensor, num_chunks: int, chunk_length: int, action_d
     step = torch.arange(num_chunks * chunk_length)
     executed = step[None] < finish_step[:, None]
     return executed.repeat_interleave(action_dim, 1).unflatten(1, (num_chunks, chunk_length * action_dim))
+
+
+# -- parts of a mini-batch ---------------------------------------------------------------------------------------
+
+
+class Shares(Protocol):
+    """How the processes of a learner share a mini-batch; all of them make the same calls in the same order."""
+
+    def parts(self, places: Tensor, max_size: int = 0) -> list[Tensor]:
+        """This process's share of places [n], cut into parts of at most `max_size` (0: one part); some may be empty.
+
+        Every process has equally many parts.
+        """
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum of values [n] over the processes."""
+
+
+def parts_of(decided: Tensor, shares: Shares, max_size: int) -> list[Tensor]:
+    """This process's parts [b, N] bool of the decisions [b, N] bool of a mini-batch, pass by pass."""
+    parts = []
+    for places in shares.parts(decided.flatten().nonzero()[:, 0], max_size):
+        part = torch.zeros(decided.numel(), dtype=torch.bool)
+        part[places] = True
+        parts.append(part.view_as(decided))
+    return parts
+
+
+def places_of(part: Tensor, decided: Tensor) -> Tensor:
+    """The places [n, 2] of a part; of one that is empty, some place all the same.
+
+    Where nothing is left for this process, the others cannot gather weights without it: what it computes does not count.
+    """
+    places = part.nonzero()
+    return places if len(places) else decided.nonzero()[:1]
+
+
+def chunk_logprobs(policy: Policy, batch: ActionBatch, rows: slice, places: Tensor, temperature: float) -> Tensor:
+    """Differentiable log-probabilities [n, L] on the CPU of what was done at places [n, 2] of a mini-batch."""
+    frames, texts = batch.inputs(rows, places)
+    first, second = places.unbind(1)
+    record = {name: values[rows][first, second] for name, values in batch.record.items()}
+    return policy.log_prob(frames, texts, record["tokens"], temperature).cpu()

@@ -222,7 +222,7 @@ def _imagining(config: Config, world: WorldModelCost | None, trajectories: int) 
 
 def _learning(config: Config, policy: PolicyCost, decisions: int) -> Work:
     """Every epoch forward and backward, and once forward over a mini-batch: are its log-probabilities as they were?"""
-    trained = decisions * config.grpo.num_epochs
-    compared = min(config.grpo.minibatch_trajectories * config.num_chunks, decisions)
+    trained = decisions * config.training.num_epochs
+    compared = min(config.training.minibatch_trajectories * config.num_chunks, decisions)
     tflop = trained * policy.training_tflop + compared * policy.tflop
     return Work("learn", "learner", trained, "decisions trained", tflop)

@@ -194,6 +194,9 @@ class TinyPolicy(PreTrainedModel):
         target = encode_actions(actions.to(self.device), self.config.num_bins)
         return F.cross_entropy(logits.flatten(0, 1), target.flatten())
 
+    def encode(self, actions: Tensor) -> dict[str, Tensor]:
+        return {"tokens": encode_actions(actions, self.config.num_bins).flatten(1).cpu()}
+
 
 def vocabulary_of(instructions: Sequence[str]) -> list[str]:
     """Every word that occurs, sorted."""
