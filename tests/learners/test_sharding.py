@@ -26,10 +26,13 @@ from tests.support.rank_scenarios import (
     train,
     train_alone,
     train_and_export,
+    train_on_episodes,
 )
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import sha256_of
+from wmpo_ray.core.types import Episodes
+from wmpo_ray.data.store import save_episodes
 from wmpo_ray.policies.openvla.oft import OpenVLAOFTPolicy
 from wmpo_ray.registry import load_policy
 from wmpo_ray.runs.checkpoint import MANIFEST
@@ -102,6 +105,27 @@ def test_every_way_of_training_is_the_same_on_two_ranks(policy_dir, tmp_path, op
     config = config_for(policy_dir, openvla, **grpo)
     (first, _) = run_on_ranks(2, train, config, policy_dir, tmp_path / "two", 1)
     assert_same_course(first, train_alone(config, policy_dir, tmp_path / "one", 1), config, policy_dir)
+
+
+@pytest.mark.parametrize("kind", ["dpo", pytest.param("filtered_bc", marks=pytest.mark.slow)])
+def test_recorded_episodes_teach_two_ranks_what_they_teach_one(policy_dir, tmp_path, kind):
+    """With the reference of a pair, its loss and its slope known to both ranks, whoever computes which of its chunks."""
+    data, lengths = sample(), np.array([3, 8, 8, 6] * 2)
+    frames = np.repeat(data.frames, 4, 1)[:, [0, *range(8)]]
+    success = np.array([True, False] * 4)
+    flat = data.actions.reshape(8, 8, 3)
+    path = tmp_path / "episodes.parquet"
+    save_episodes(path, Episodes(frames, flat, lengths, success, data.instructions[:1] * 8, np.zeros(8, np.int64)))
+    base = config_for(policy_dir).model_dump()
+    section = {"num_updates": 2, "episodes_per_update": 8, "minibatch_trajectories": 4, "chunks_per_pass": 2}
+    config = Config.model_validate(
+        {**{name: value for name, value in base.items() if name != "grpo"}, "algorithm": {"kind": kind}, kind: section}
+    )
+    (first, second) = run_on_ranks(2, train_on_episodes, config, policy_dir, tmp_path / "two", path)
+    alone = train_on_episodes(ALONE, config, policy_dir, tmp_path / "one", path)
+    assert_same_course(first, alone, config, policy_dir)
+    assert first.metrics[0]["policy/loss"] == second.metrics[0]["policy/loss"], "all ranks know the whole loss"
+    assert alone.digests[0] != alone.digests[1] != alone.digests[2]
 
 
 def test_bfloat16_computes_on_float32_weights(policy_dir, tmp_path):

@@ -152,6 +152,18 @@ def train(ranks: Ranks, config: Config, policy_dir: Path, folder: Path, num_upda
     return Course(digests, metrics, weights, held, learner.num_updates, num_units)
 
 
+def train_on_episodes(ranks: Ranks, config: Config, policy_dir: Path, folder: Path, episodes: Path) -> Course:
+    """Two updates of an offline algorithm."""
+    learner = make_learner(ranks, config, policy_dir, folder)
+    digests = [learner.resume(str(episodes)).version.digest]
+    results = [learner.update_recorded() for _ in range(2)]
+    digests += [result.version.digest for result in results]
+    payload = learner.weights(2)[1]
+    tensors = payload.tensors.items() if payload else ()
+    weights = {name: tensor.values().view(tensor.shape).numpy() for name, tensor in tensors}
+    return Course(digests, [result.metrics for result in results], weights, 0, learner.num_updates, 0)
+
+
 def train_and_export(ranks: Ranks, config: Config, policy_dir: Path, folder: Path) -> Course:
     course = train(ranks, config, policy_dir, folder, num_updates=1)
     learner = make_learner(ranks, config, policy_dir, folder)

@@ -34,6 +34,7 @@ class TrainingSection(Section):
     """What every algorithm has to say about its optimizer steps."""
 
     source: ClassVar[Source]  # rollouts of the newest weights, or recorded episodes
+    learns_every_step: ClassVar[bool] = False  # what to do is learned at every step, not only where a chunk begins
 
     num_updates: Count = 15
     learning_rate: Positive = 1e-4
@@ -77,6 +78,8 @@ class OfflineSection(TrainingSection):
 
 class FilteredBcConfig(OfflineSection):
     """Behaviour cloning of the successes."""
+
+    learns_every_step: ClassVar[bool] = True
 
 
 class DpoConfig(OfflineSection):

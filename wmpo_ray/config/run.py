@@ -195,6 +195,18 @@ class Config(Section):
         return getattr(self, self.algorithm.section)
 
     @property
+    def num_decisions(self) -> int:
+        """Decisions in a trajectory that the policy is trained on, at most."""
+        return self.environment.horizon if self.training.learns_every_step else self.num_chunks
+
+    @property
+    def trajectories_per_update(self) -> int:
+        """B * G rollouts, or, for an algorithm that learns from recorded episodes, how many of them it draws."""
+        if isinstance(self.training, OfflineSection):
+            return self.training.episodes_per_update
+        return self.rollout.group_size * self.rollout.groups_per_update
+
+    @property
     def trained_parameters(self) -> str:
         """What the chosen algorithm trains, a regular expression on parameter names."""
         return self.training.trained_parameters or ("lora_" if self.policy.openvla.lora_rank else "")
@@ -209,10 +221,10 @@ class Config(Section):
                     raise ValueError(unchosen(f"{name}.{key}", value, name, self.algorithm.kind))
         if isinstance(settings, OfflineSection):
             settings.check(chosen)
-        elif settings.minibatch_trajectories > (group := self.rollout.group_size * self.rollout.groups_per_update):
+        elif settings.minibatch_trajectories > self.trajectories_per_update:
             raise ValueError(
-                f"{chosen}.minibatch_trajectories={settings.minibatch_trajectories} is more than the {group} "
-                f"trajectories of an update; set {chosen}.minibatch_trajectories"
+                f"{chosen}.minibatch_trajectories={settings.minibatch_trajectories} is more than the "
+                f"{self.trajectories_per_update} trajectories of an update; set {chosen}.minibatch_trajectories"
             )
         return self
 
