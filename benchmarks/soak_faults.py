@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 ROLES = {
     "imagination": "RolloutActor",
     "reward": "RewardActor",
-    "learner": "GrpoLearner",
+    "learner": "PolicyLearner",
     "environment": "EnvironmentActor",
 }
 WEIGHTS = {  # how often, relative to each other

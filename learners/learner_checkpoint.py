@@ -1,20 +1,17 @@
-"""What a GRPO learner keeps on the disk: a checkpoint for each update, and one inside the update under way."""
+"""What a learner keeps on the disk: a checkpoint for each update, and one inside the update under way."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from learners.sharded_checkpoint import layout, read_parts, save_parts
 from learners.sharding import ALONE, Ranks
-from wmpo_ray.algorithms.batching import Batch
 from wmpo_ray.config.run import CheckpointConfig
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import remove_directory
@@ -43,12 +40,13 @@ class _UpdateFacts(BaseModel):
 
 class _StepFacts(BaseModel):
     model_config = ConfigDict(strict=True)
-    parts: list[dict[str, float | None]]
+    measures: dict[str, float | None]
+    steps: list[dict[str, float | None]]
     num_skipped: _Number
     optimizer: dict[str, Any]
 
 
-class GrpoCheckpoints:
+class LearnerCheckpoints:
     """Policy and optimizer with the facts around them; every save is whole or not there.
 
     All ranks of a learner save and load together; what one rank saved several can load, and the reverse.
@@ -167,13 +165,3 @@ def _check_facts(checkpoint: CheckpointFolder, kind: type[BaseModel]) -> None:
 def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names begin so, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def batch_signature(batch: Batch) -> str:
-    """Hash of what a batch teaches: an interrupted update goes on only with the very same one."""
-    digest = hashlib.sha256()
-    for array in (*batch.images.values(), *([] if batch.state is None else [batch.state])):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    for tensor in (*batch.record.values(), batch.behavior_logprobs, batch.advantage, batch.mask):
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()[:16]

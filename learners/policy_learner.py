@@ -1,4 +1,4 @@
-"""The GRPO learner: admitted groups in, a new weight version out."""
+"""The learner: admitted groups, or a draw of recorded episodes, in; a new weight version out."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learners.learner_checkpoint import GrpoCheckpoints, batch_signature
-from learners.sharding import ALONE, Bystander, Figures, Ranks, WholeWeights, whole
-from wmpo_ray.algorithms import grpo
-from wmpo_ray.algorithms.batching import Batch, GroupSlice, build_batch
+from learners.learner_checkpoint import LearnerCheckpoints
+from learners.sharding import ALONE, Bystander, MetricMeans, Ranks, WholeWeights, whole
+from wmpo_ray.algorithms.base import OfflineAlgorithm, OnlineAlgorithm, Recorded, make_algorithm
+from wmpo_ray.algorithms.batching import Batch, GroupSlice
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.core.files import json_clean
@@ -25,6 +25,7 @@ from wmpo_ray.core.runtime_settings import configure_process
 from wmpo_ray.core.timeline import span
 from wmpo_ray.core.types import LearnerState, Trajectories, UpdateResult, WeightVersion
 from wmpo_ray.data.spool import load_trajectories
+from wmpo_ray.data.store import load_episodes
 from wmpo_ray.policies.weight_exchange import WeightEncoder
 from wmpo_ray.policies.weight_payload import WeightPayload
 from wmpo_ray.registry import load_policy
@@ -38,15 +39,20 @@ class Spooled(NamedTuple):
 
 
 class UpdateFacts(NamedTuple):
-    """What the driver tells of an update; kept with the checkpoint."""
+    """What the driver knows of an update; kept with the checkpoint."""
 
     metrics: dict[str, float]
     keys: list[tuple[int, int]]  # of the groups, in the order of the batch
     ledger_offset: int
 
 
-class GrpoLearner:
-    """Owns the policy that is trained and its optimizer; one `update` for each batch of groups.
+NO_FACTS = UpdateFacts({}, [], 0)
+
+
+class PolicyLearner:
+    """Owns the policy that is trained and its optimizer, and follows the algorithm that the config chooses.
+
+    One `update` for each batch of groups; for an offline algorithm, one `update_recorded` for each draw of episodes.
 
     In several processes (`cluster.learner_ranks`) each of them calls the same methods with the same arguments; rank 0
     has the results.
@@ -55,18 +61,19 @@ class GrpoLearner:
     def __init__(self, config: Config, policy_dir: str, checkpoint_dir: str, ranks: Ranks = ALONE):
         configure_process(config.cluster.threads_per_process)
         self.config, self.ranks, self._policy_dir = config, ranks, policy_dir
+        self.settings, self.algorithm = config.training, make_algorithm(config)
         self.policy = load_policy(config, policy_dir, training=True)
         self.policy.eval()  # no dropout: behaviour and learner log-probabilities must agree
-        settings = config.grpo
         self._trained = self._choose_parameters()
         ranks.shard(self.policy, self._compute_dtype)
         self.optimizer = torch.optim.AdamW(
             [parameter for name, parameter in self.policy.named_parameters() if name in self._trained],
-            settings.learning_rate,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
+            self.settings.learning_rate,
+            betas=self.settings.betas,
+            weight_decay=self.settings.weight_decay,
         )
-        self.checkpoints = GrpoCheckpoints(Path(checkpoint_dir), config.checkpoint, self.policy, self.optimizer, ranks)
+        root = Path(checkpoint_dir)
+        self.checkpoints = LearnerCheckpoints(root, config.checkpoint, self.policy, self.optimizer, ranks)
         self.encoder = self._make_encoder()
         self.num_updates = 0
         self.num_skipped = 0
@@ -75,14 +82,17 @@ class GrpoLearner:
         self._digests: dict[int, str] = {}
         self._last_keys: list[tuple[int, int]] = []
         self._payloads: dict[int, tuple[WeightVersion, WeightPayload | None]] = {}
-        self._earlier: deque[tuple[int, dict[str, Tensor]]] = deque(maxlen=config.filter.max_staleness)
+        num_earlier = config.filter.max_staleness if self.settings.source == "online" else 0  # that somebody may need
+        self._earlier: deque[tuple[int, dict[str, Tensor]]] = deque(maxlen=num_earlier)
+        self._recorded: Recorded | None = None
 
     def _choose_parameters(self) -> set[str]:
         pattern = re.compile(self.config.trained_parameters)
         # With adapters, only they are open to training in the first place.
         chosen = {name for name, p in self.policy.named_parameters() if p.requires_grad and pattern.search(name)}
         if not chosen:
-            raise ConfigError(f"grpo.trained_parameters={pattern.pattern!r} matches no parameter of the policy")
+            section = self.config.algorithm.section
+            raise ConfigError(f"{section}.trained_parameters={pattern.pattern!r} matches no parameter of the policy")
         for name, parameter in self.policy.named_parameters():
             parameter.requires_grad_(name in chosen)
         return chosen
@@ -94,8 +104,16 @@ class GrpoLearner:
 
     # -- weights -------------------------------------------------------------------------------------------------
 
-    def resume(self) -> LearnerState:
-        """Load the newest valid checkpoint, if there is one, and say where that leaves the learner."""
+    def resume(self, episodes: str = "") -> LearnerState:
+        """Load the newest valid checkpoint, if there is one, and say where that leaves the learner.
+
+        `episodes`: the file that an offline algorithm learns from. Called once, while the policy is the base policy.
+        """
+        if episodes:
+            assert isinstance(self.algorithm, OfflineAlgorithm)
+            self._recorded = self.algorithm.prepare(
+                self.policy, load_episodes(Path(episodes)), self.ranks, self._count_beat
+            )
         problems: list[str] = []
         checkpoint = self.checkpoints.load(problems)
         if checkpoint is not None:
@@ -136,16 +154,30 @@ class GrpoLearner:
     ) -> tuple[UpdateResult, WeightPayload | None, WeightPayload | None]:
         """Train on the groups in the order given, save a checkpoint if one is due, return the new weights.
 
-        Raises UserError after `grpo.max_skipped_steps` steps whose loss or gradient is not finite, SpoolError where
-        spooled trajectories cannot be read.
+        Raises UserError after `max_skipped_steps` steps whose loss or gradient is not finite, SpoolError where spooled
+        trajectories cannot be read.
         """
+        assert isinstance(self.algorithm, OnlineAlgorithm)
         started = time.monotonic()
         with span("batch"):
-            batch = build_batch(groups, [_open(source) for source in sources], self.config.grpo.advantage_std)
+            batch = self.algorithm.prepare(self.policy, groups, [_open(source) for source in sources])
+        return self._learn(batch, facts, started)
+
+    def update_recorded(self) -> UpdateResult:
+        """Train on the draw of recorded episodes whose turn it is; otherwise like `update`."""
+        assert self._recorded is not None
+        started = time.monotonic()
+        with span("batch"):
+            batch = self._recorded.batch(self.num_updates)
+        return self._learn(batch, NO_FACTS, started)[0]
+
+    def _learn(
+        self, batch: Batch, facts: UpdateFacts, started: float
+    ) -> tuple[UpdateResult, WeightPayload | None, WeightPayload | None]:
         if self._earlier.maxlen:
             before = {name: tensor.detach().clone() for name, tensor in self.policy.state_dict().items()}
             self._earlier.append((self.num_updates, before))
-        metrics = self._train(batch) | {"policy/advantage_std": float(batch.advantage.std())} | facts.metrics
+        metrics = self._train(batch) | batch.metrics | facts.metrics
         metrics["policy/skipped_steps"] = self.num_skipped
         self.num_updates += 1
         self._last_keys = facts.keys
@@ -154,7 +186,7 @@ class GrpoLearner:
         with span("encode"):
             version, full, compact = self.encoder.encode(self.num_updates)
         self._publish(version, full)
-        last = self.num_updates == self.config.grpo.num_updates
+        last = self.num_updates == self.settings.num_updates
         if self.num_updates % self.config.checkpoint.every_updates == 0 or last:
             with span("checkpoint"):
                 self._save(facts.ledger_offset)
@@ -173,109 +205,67 @@ class GrpoLearner:
         self.checkpoints.save(self.num_updates, facts, dict(self._earlier))
 
     def _train(self, batch: Batch) -> dict[str, float]:
-        """All optimizer steps of an update, from where it was interrupted if it was; the mean of their figures."""
-        size, every = self.config.grpo.minibatch_trajectories, self.config.checkpoint.every_optimizer_steps
-        minibatches = [slice(first, first + size) for first in range(0, len(batch.instructions), size)]
-        minibatches *= self.config.grpo.num_epochs
-        signature = batch_signature(batch) if every else ""
+        """All optimizer steps of an update, from where it was interrupted if it was; the mean of their metrics."""
+        size, every = self.settings.minibatch_trajectories, self.config.checkpoint.every_optimizer_steps
+        minibatches = [slice(first, first + size) for first in range(0, len(batch), size)]
+        minibatches *= self.settings.num_epochs
+        signature = batch.signature() if every else ""
         done = self.checkpoints.load_step(self.num_updates, signature) if every else None
-        parts: list[dict[str, float]] = done["parts"] if done else []
+        steps: list[dict[str, float]] = done["steps"] if done else []
         self.num_skipped = done["num_skipped"] if done else self.num_skipped
         with span("policy"):
-            distance = done["distance"] if done else self._logprob_distance(batch, slice(0, size))
-        for rows in minibatches[len(parts) :]:
+            measures = done["measures"] if done else self._measure(batch, slice(0, size))
+        for rows in minibatches[len(steps) :]:
             with span("step"):
-                parts.append(self._step(batch, rows))
-            self.num_beats += 1
-            if every and len(parts) % every == 0 and len(parts) < len(minibatches):
-                progress: dict[str, Any] = {"update": self.num_updates, "signature": signature, "distance": distance}
+                steps.append(self._step(batch, rows))
+            self._count_beat()
+            if every and len(steps) % every == 0 and len(steps) < len(minibatches):
+                progress: dict[str, Any] = {"update": self.num_updates, "signature": signature, "measures": measures}
                 with span("checkpoint"):
                     self.checkpoints.save_step(
-                        len(parts), json_clean({**progress, "parts": parts, "num_skipped": self.num_skipped})
+                        len(steps), json_clean({**progress, "steps": steps, "num_skipped": self.num_skipped})
                     )
-        # A figure that was not finite is null in a checkpoint.
-        figures = {key: [part[key] for part in parts if part.get(key) is not None] for key in parts[0]}
-        metrics = {key: float(np.mean(values)) if values else math.nan for key, values in figures.items()}
-        return metrics | {"policy/logprob_distance": distance}
+        # A metric that was not finite is null in a checkpoint.
+        found = {key: [step[key] for step in steps if step.get(key) is not None] for key in steps[0]}
+        metrics = {key: float(np.mean(values)) if values else math.nan for key, values in found.items()}
+        return metrics | {key: math.nan if value is None else value for key, value in measures.items()}
+
+    @torch.no_grad()
+    def _measure(self, batch: Batch, rows: slice) -> dict[str, float]:
+        """What the algorithm measures before the first step."""
+        means = MetricMeans()
+        for measure in self.algorithm.measures(self.policy, batch, rows, self.ranks):
+            means.add(measure.metrics, measure.weight)
+        return means.over(self.ranks)
 
     def _step(self, batch: Batch, rows: slice) -> dict[str, float]:
         """One optimizer step on a contiguous mini-batch of trajectories."""
         self.optimizer.zero_grad(set_to_none=True)
-        figures, loss = Figures(), 0.0
-        for part in self._parts(batch, rows):
-            part_loss, metrics = self._loss(batch, rows, part)
-            part_loss.backward()
-            loss += float(part_loss.detach())
-            figures.add(metrics, float(self._num_ratios(batch.mask[rows] & part[..., None]).sum()))
+        means, loss = MetricMeans(), 0.0
+        for part in self.algorithm.losses(self.policy, batch, rows, self.ranks):
+            part.loss.backward()
+            loss += float(part.loss.detach())
+            means.add(part.metrics, part.weight)
         loss = float(self.ranks.total(torch.tensor([loss], dtype=torch.float64)))
-        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.grpo.max_grad_norm)))
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.settings.max_grad_norm)))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self._count_skip()
         else:
             self.optimizer.step()
-        return {"policy/loss": loss, "policy/grad_norm": norm, **figures.over(self.ranks)}
-
-    def _parts(self, batch: Batch, rows: slice) -> list[Tensor]:
-        """The chunks [b, N] bool of a mini-batch that this rank computes, pass by pass: those before the finish step."""
-        decided = batch.mask[rows].any(-1)
-        parts = []
-        for places in self.ranks.parts(decided.flatten().nonzero()[:, 0], self.config.grpo.chunks_per_pass):
-            part = torch.zeros(decided.numel(), dtype=torch.bool)
-            part[places] = True
-            parts.append(part.view_as(decided))
-        return parts
-
-    def _loss(self, batch: Batch, rows: slice, part: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """What a part adds to the loss of its mini-batch, and figures of the part."""
-        settings, mask = self.config.grpo, batch.mask[rows] & part[..., None]
-        # The loss is a mean over each trajectory: a part of one weighs as much as its share of it.
-        share = self._num_ratios(mask) / self._num_ratios(batch.mask[rows]).clamp_min(1)
-        return grpo.loss(
-            self._logprobs(batch, rows, part),
-            batch.behavior_logprobs[rows],
-            batch.advantage[rows] * share,
-            mask,
-            settings.clip_low,
-            settings.clip_high,
-            settings.ratio,
-        )
-
-    def _num_ratios(self, mask: Tensor) -> Tensor:
-        """How many ratios each trajectory has [b], for the tokens [b, N, L] of a mask."""
-        return mask.any(-1).sum(1) if self.config.grpo.ratio == "chunk" else mask.sum((1, 2))
-
-    def _logprobs(self, batch: Batch, rows: slice, part: Tensor) -> Tensor:
-        """Log-probabilities [b, N, L] of the chunks of a part [b, N], the behaviour's elsewhere."""
-        places = part.nonzero()
-        if not len(places):  # nothing is left for this rank, and the others cannot gather weights without it
-            places = batch.mask[rows].any(-1).nonzero()[:1]
-        first, second = places.unbind(1)
-        observation, record = batch.decisions(rows, first, second)
-        chosen = self.policy.log_prob(observation, record, self.config.rollout.temperature).cpu()
-        behavior = batch.behavior_logprobs[rows]
-        if not part.any():
-            return behavior + 0.0 * chosen.sum()
-        # Masked positions take the behaviour's value: their ratio is 1 and they carry no gradient.
-        return behavior.masked_scatter(part[..., None].expand(behavior.shape), chosen)
-
-    @torch.no_grad()
-    def _logprob_distance(self, batch: Batch, rows: slice) -> float:
-        """Mean distance per token between log-probabilities of sampling time and recomputed ones, same weights."""
-        figures = Figures()
-        for part in self._parts(batch, rows):
-            executed = batch.mask[rows] & part[..., None]
-            distance = (self._logprobs(batch, rows, part) - batch.behavior_logprobs[rows]).abs()[executed]
-            figures.add({"distance": distance.mean()}, float(executed.sum()))
-        return figures.over(self.ranks)["distance"]
+        return {"policy/loss": loss, "policy/grad_norm": norm, **means.over(self.ranks)}
 
     def _count_skip(self) -> None:
         self.num_skipped += 1
-        if self.num_skipped >= self.config.grpo.max_skipped_steps:
+        section, settings = self.config.algorithm.section, self.settings
+        if self.num_skipped >= settings.max_skipped_steps:
             raise UserError(
                 f"{self.num_skipped} optimizer steps had a loss or gradient that is not finite "
-                f"(update {self.num_updates + 1}); lower grpo.learning_rate={self.config.grpo.learning_rate}, or "
-                f"raise grpo.max_skipped_steps={self.config.grpo.max_skipped_steps}"
+                f"(update {self.num_updates + 1}); lower {section}.learning_rate={settings.learning_rate}, or "
+                f"raise {section}.max_skipped_steps={settings.max_skipped_steps}"
             )
+
+    def _count_beat(self) -> None:
+        self.num_beats += 1
 
     def save_policy(self, path: str) -> str:
         """Save the policy as its class does, from rank 0."""

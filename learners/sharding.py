@@ -91,7 +91,7 @@ class Ranks:
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
 
-    # -- work and figures ----------------------------------------------------------------------------------------
+    # -- work and metrics ----------------------------------------------------------------------------------------
 
     def parts(self, places: Tensor, max_size: int = 0) -> list[Tensor]:
         """This rank's share of `places` [n], cut into equal parts of at most `max_size` (0: one part).
@@ -188,24 +188,24 @@ class Bystander:
         return WeightVersion(num_updates, ""), None, None
 
 
-class Figures:
+class MetricMeans:
     """Means and maxima over parts and ranks, as if they had been taken over everything at once."""
 
     def __init__(self) -> None:
         self._values: dict[str, float] = {}
         self._weight = 0.0
 
-    def add(self, figures: Mapping[str, Tensor | float], weight: float) -> None:
-        """Figures of a part: maxima where the name ends so, otherwise means over `weight` values."""
+    def add(self, metrics: Mapping[str, Tensor | float], weight: float) -> None:
+        """Metrics of a part: maxima where the name ends so, otherwise means over `weight` values."""
         self._weight += weight
-        for name, value in figures.items():
+        for name, value in metrics.items():
             if _is_maximum(name):
                 self._values[name] = max(self._values.get(name, -math.inf), float(value) if weight else -math.inf)
             else:
                 self._values[name] = self._values.get(name, 0.0) + (float(value) * weight if weight else 0.0)
 
     def over(self, ranks: Ranks) -> dict[str, float]:
-        """The figures of all ranks together; all must have added the same names."""
+        """The metrics of all ranks together; all must have added the same names."""
         own = torch.tensor([self._weight, *self._values.values()], dtype=torch.float64)
         largest, (weight, *sums) = ranks.largest(own.clone()).tolist()[1:], ranks.total(own).tolist()
         return {

@@ -12,15 +12,15 @@ from typer.testing import CliRunner
 
 from cluster.cli.app import app
 from cluster.host.doctor import Verdict, check_plugins
-from learners.policy_learner import GrpoLearner, UpdateFacts
+from learners.policy_learner import PolicyLearner, UpdateFacts
 from learners.supervised.jobs import CloningJob
 from learners.supervised.loop import WHOLE
 from learners.supervised.training_state import NO_CHECKPOINTS
 from tests.support.plugin_package import OTHERS, POLICY, install_package
+from tests.support.sampling import sampled_trajectories
 from wmpo_ray.algorithms.batching import GroupSlice
 from wmpo_ray.config.loading import config_to_json, config_to_toml, load_config, read_config_json
 from wmpo_ray.core.errors import ConfigError
-from wmpo_ray.core.types import Trajectories
 from wmpo_ray.environments.facts import environment_facts
 from wmpo_ray.environments.pocket.env import PocketEnvironment
 from wmpo_ray.kinds import POLICIES, TABLES
@@ -106,17 +106,14 @@ def test_an_installed_policy_is_cloned_and_updated(install, tmp_path):
     losses: list[float] = []
     job(WHOLE, torch.device("cpu"), lambda step, figures: losses.append(figures["loss"]), NO_CHECKPOINTS)
     assert losses[-1] < losses[0]
-    learner = GrpoLearner(config, str(tmp_path / "policy"), str(tmp_path / "checkpoints"))
+    learner = PolicyLearner(config, str(tmp_path / "policy"), str(tmp_path / "checkpoints"))
     frames = np.random.default_rng(0).integers(0, 255, (8, 2, 16, 16, 3)).astype(np.uint8)
     texts = demos.instructions[:8]
-    chunks = [learner.policy.act(frames[:, n], texts, 1.0, [100 * n + i for i in range(8)]) for n in range(2)]
-    tokens, logprobs, actions = (np.stack([chunk[k].numpy() for chunk in chunks], 1) for k in range(3))
+    trajectories = sampled_trajectories(learner.policy, frames, texts)
     success = np.array([True, False, False, True])
     groups = [GroupSlice(0, (i * 4, (i + 1) * 4), success, np.full(4, 8)) for i in range(2)]
     before = {name: tensor.clone() for name, tensor in learner.policy.state_dict().items()}
-    learner.update(
-        groups, UpdateFacts({}, [(0, 0), (0, 1)], 0), Trajectories(frames, texts, tokens, logprobs, actions, 0)
-    )
+    learner.update(groups, UpdateFacts({}, [(0, 0), (0, 1)], 0), trajectories)
     assert any(not torch.equal(before[name], tensor) for name, tensor in learner.policy.state_dict().items())
     assert load_policy(config, str(tmp_path / "policy")).num_bins == 8
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from wmpo_ray.algorithms.base import algorithm_class
 from wmpo_ray.config.run import Config, EnvironmentConfig
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.interfaces import Environment, Policy, RewardModel, World
@@ -21,8 +22,9 @@ from wmpo_ray.kinds import ENVIRONMENTS, POLICIES, REWARD_MODELS, WORLD_MODELS
 
 
 def check_kinds(config: Config) -> None:
-    """Raises ConfigError for an environment that cannot be made, before any work is done."""
+    """Raises ConfigError for an environment that cannot be made or an unknown algorithm, before any work is done."""
     ENVIRONMENTS.find(config.environment.kind).check(config.environment)
+    algorithm_class(config.algorithm.kind)
 
 
 def make_environment(config: EnvironmentConfig) -> Environment:

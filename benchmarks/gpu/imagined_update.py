@@ -24,7 +24,7 @@ from benchmarks.gpu.setups import config_of, make_policy, make_reward_model, mak
 from cluster.runtimes.resources import Resources
 from cluster.runtimes.runtime import Runtime
 from cluster.runtimes.start import start_runtime
-from learners.policy_learner import GrpoLearner, UpdateFacts
+from learners.policy_learner import PolicyLearner, UpdateFacts
 from wmpo_ray.algorithms.batching import GroupSlice
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.types import GroupRequest, RolloutRequest, Scores, StartState
@@ -77,7 +77,7 @@ def assemble(bench: Bench, config: Config, folders: dict[str, str]) -> Team:
     made = {
         "imagination": (RolloutActor, config, policy, world),
         "reward": (RewardActor, config, reward, None),
-        "learner": (GrpoLearner, config, policy, str(bench.folder / "checkpoints")),
+        "learner": (PolicyLearner, config, policy, str(bench.folder / "checkpoints")),
     }
     actors = {
         role: runtime.spawn(cls, *args, resources=Resources(0.1, gpus[role]), name=role)

@@ -173,10 +173,6 @@ class Ledger:
         rejected = (r for r in self.records.values() if r.state is State.REJECTED)
         return Counter(record.facts["verdict"] for record in rejected)
 
-    def trained_by_update(self) -> Counter[int]:
-        trained = (r for r in self.records.values() if r.state is State.TRAINED)
-        return Counter(record.facts["version"] for record in trained)
-
     # -- the account ---------------------------------------------------------------------------------------------
 
     def _apply(self, state: State, key: Key, facts: dict[str, Any]) -> None:

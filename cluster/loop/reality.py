@@ -20,7 +20,7 @@ from wmpo_ray.core.statistics import wilson_interval
 
 class Evaluated(NamedTuple):
     update: int
-    figures: dict[str, float]
+    metrics: dict[str, float]
 
 
 class Reality:
@@ -37,7 +37,7 @@ class Reality:
         every = self.config.evaluation.every_updates
         if every and update % every == 0:
             arguments = (weights, self._seeds, self.config.evaluation.temperature)
-            self._ask("evaluate", arguments, update, success_figures)
+            self._ask("evaluate", arguments, update, success_metrics)
 
     def compare_labels(self, event: Scored) -> None:
         """Execute the first imagined trajectories of an update for real: the imagined labels under optimisation."""
@@ -46,17 +46,17 @@ class Reality:
         if event.scores_ref is None or not self.config.evaluation.every_updates or None in seeds:
             return
         arguments = (event.trajectories.ref, seeds, event.scores_ref)
-        self._ask("compare_labels", arguments, groups[0].update + 1, label_figures)
+        self._ask("compare_labels", arguments, groups[0].update + 1, label_metrics)
 
     def _ask(
-        self, method: str, arguments: tuple, update: int, figures: Callable[[np.ndarray], dict[str, float]]
+        self, method: str, arguments: tuple, update: int, metrics: Callable[[np.ndarray], dict[str, float]]
     ) -> None:
         def skip(error: Exception) -> None:
             text = f"update {update}: {method} is left out: {error}"
             emit("evaluation.failed", text, logging.WARNING, update=update, error=str(error))
 
         def done(value: Any, _ref: Any) -> Evaluated:
-            return Evaluated(update, figures(value))
+            return Evaluated(update, metrics(value))
 
         self.team.crew.submit(
             Task(
@@ -75,12 +75,12 @@ class Reality:
         )
 
 
-def success_figures(success: np.ndarray) -> dict[str, float]:
+def success_metrics(success: np.ndarray) -> dict[str, float]:
     low, high = wilson_interval(int(success.sum()), len(success))
     return {"real/success_rate": float(success.mean()), "real/success_low": low, "real/success_high": high}
 
 
-def label_figures(labels: np.ndarray) -> dict[str, float]:
+def label_metrics(labels: np.ndarray) -> dict[str, float]:
     """labels [2, M] bool: what happened in reality, what was imagined."""
     return {
         "real/label_agreement": float((labels[0] == labels[1]).mean()),

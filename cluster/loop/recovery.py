@@ -1,74 +1,59 @@
-"""A learner that was started, for the first time or again: where it stands, and what the ledger knows of what is behind."""
+"""A learner that goes back to a checkpoint: what the ledger knows of the groups behind it, and how they are entered again."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Protocol
 
 import numpy as np
 
 from cluster.events.event_log import emit
-from cluster.loop.ledger import FILE_NAME, Key, Record, State
-from cluster.loop.rollouts import Handle
+from cluster.events.run_log import RunLog
+from cluster.loop.ledger import FILE_NAME, Key, Ledger, Record, State
+from cluster.loop.reality import Reality
+from cluster.loop.rollouts import Handle, Rollouts
+from cluster.loop.team import Team
 from cluster.runtimes.runtime import Ref
 from cluster.workers.actor_pool import Worker
-from wmpo_ray.algorithms.group_queue import GroupQueue
+from cluster.workers.crew import Crew
+from wmpo_ray.algorithms.group_queue import GroupQueue, ReadyBatch
+from wmpo_ray.config.run import Config
 from wmpo_ray.core.types import (
     Group,
     GroupRequest,
     LearnerState,
     RolloutRequest,
-    UpdateResult,
     Verdict,
     WeightVersion,
 )
 from wmpo_ray.core.untrusted import inside
 from wmpo_ray.data.spool import SpoolError, check_spooled
 
-if TYPE_CHECKING:
-    from cluster.loop.train import TrainingLoop
-
-
 EVALUATIONS = ("evaluate", "compare_labels")  # what is asked about earlier versions stays asked
 
 
-class Updated(NamedTuple):
-    result: UpdateResult
-    full: Ref
-    compact: Ref | None
+class Restartable(Protocol):
+    """What of an online loop is put back, or read, when its learner goes back to a checkpoint."""
+
+    config: Config
+    team: Team
+    crew: Crew
+    ledger: Ledger
+    log: RunLog
+    rollouts: Rollouts
+    reality: Reality
+    version: WeightVersion | None
+    training: ReadyBatch | None
+    next_update: int
+    offered: int
+    weights: dict[int, tuple[WeightVersion, Ref, Ref | None]]
+
+    def weights_for(self, update: int) -> int: ...
+
+    def next_request(self, update: int) -> RolloutRequest: ...
 
 
-class LearnerRestored(NamedTuple):
-    worker: Worker
-    state: LearnerState
-
-
-def go_on(loop: TrainingLoop, event: LearnerRestored) -> None:
-    """Go on where the learner stands: in the same update, behind it, or where an older checkpoint leaves it."""
-    loop.crew.serves(event.worker)
-    event.worker.loading = ""
-    state = event.state
-    for problem in state.problems:
-        emit("checkpoint.damaged", problem, logging.WARNING)
-    before = loop.version
-    loop.crew.cancel(lambda task: task.role == "learner")  # what one that left handed back is asked anew below
-    loop.learner_holds(state.version)
-    if before is None:
-        loop.resumed_from = state.version.num_updates
-    if before is None or state.version.num_updates < before.num_updates:
-        restart(loop, event.worker, state)
-    elif state.version.num_updates > before.num_updates:
-        # The step is in the checkpoint, only its answer was lost.
-        result = UpdateResult(state.version, {k: v for k, v in state.history[-1].items() if k != "update"})
-        loop.advance(Updated(result, ask_for_weights(loop, event.worker, state.version.num_updates), None))
-    else:
-        version = state.version.num_updates
-        loop.keep_weights(state.version, ask_for_weights(loop, event.worker, version), None)
-        if loop.training is not None:
-            loop.train(loop.training)
-
-
-def ask_for_weights(loop: TrainingLoop, worker: Worker, version: int) -> Ref:
+def ask_for_weights(loop: Restartable, worker: Worker, version: int) -> Ref:
     """The full payload of a version, from a learner."""
     about, full = loop.team.runtime.call(worker.actor, "weights", version, num_returns=2)
 
@@ -82,7 +67,7 @@ def ask_for_weights(loop: TrainingLoop, worker: Worker, version: int) -> Ref:
     return full
 
 
-def restart(loop: TrainingLoop, worker: Worker, state: LearnerState) -> None:
+def restart(loop: Restartable, worker: Worker, state: LearnerState) -> None:
     """Go on from the learner's checkpoint: what later updates held is taken back, and entered again where it is kept."""
     version = state.version.num_updates
     for key in state.trained:  # the driver went before it could enter them
@@ -101,7 +86,7 @@ def restart(loop: TrainingLoop, worker: Worker, state: LearnerState) -> None:
         loop.reality.evaluate(version, loop.weights[version][1])
 
 
-def reinstate(loop: TrainingLoop, taken: dict[Key, Record]) -> None:
+def reinstate(loop: Restartable, taken: dict[Key, Record]) -> None:
     """Issue again what was issued, enter what was scored and is still on the disk, imagine the rest.
 
     `taken` are the groups that the ledger took back. Those imagined under weights that the learner has not come to again
@@ -111,21 +96,21 @@ def reinstate(loop: TrainingLoop, taken: dict[Key, Record]) -> None:
         if loop.weights_for(update) not in loop.weights:
             continue
         last = max(attempt for other, attempt in taken if other == update)
-        while loop.queue.num_issued(update) <= last:
+        while loop.rollouts.queue.num_issued(update) <= last:
             request = loop.next_request(update)
             missing = [g for g in request.groups if not _enter(loop, request, g, taken.get(g.key))]
             if missing:
                 loop.rollouts.imagine(request)
 
 
-def _enter(loop: TrainingLoop, request: RolloutRequest, group: GroupRequest, record: Record | None) -> bool:
+def _enter(loop: Restartable, request: RolloutRequest, group: GroupRequest, record: Record | None) -> bool:
     """Whether nothing is left to imagine for a group."""
     if record is None or record.facts["weights"] != request.weights:
         return False
     facts, rollouts = record.facts, loop.rollouts
     verdict = facts.get("verdict")
     if verdict == Verdict.QUARANTINED.value:
-        loop.queue.quarantine(group)
+        loop.rollouts.queue.quarantine(group)
         loop.ledger.append(State.REJECTED, group.key, verdict=verdict)
         return True
     if "success" not in facts:

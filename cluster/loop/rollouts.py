@@ -60,7 +60,7 @@ class Rollouts:
         self.config, self.team, self.ledger, self.spool, self.folder = config, team, ledger, spool, quarantine
         self.telemetry = team.telemetry
         self.num_quarantined = 0
-        self._figures: dict[str, float] = {}
+        self._metrics: dict[str, float] = {}
         self.queue = GroupQueue(config)
 
     def imagine(self, request: RolloutRequest) -> None:
@@ -212,14 +212,14 @@ class Rollouts:
                 f"{self.folder}. Mend what the error names, or raise faults.max_quarantined={limit}"
             )
 
-    # -- figures -------------------------------------------------------------------------------------------------
+    # -- metrics -------------------------------------------------------------------------------------------------
 
-    def take_figures(self) -> dict[str, float]:
-        figures, self._figures = self._figures, {}
-        return figures
+    def take_metrics(self) -> dict[str, float]:
+        metrics, self._metrics = self._metrics, {}
+        return metrics
 
     def _add(self, key: str, value: float) -> None:
-        self._figures[key] = self._figures.get(key, 0.0) + value
+        self._metrics[key] = self._metrics.get(key, 0.0) + value
 
     def _count_late(self, request: RolloutRequest) -> None:
         for _ in request.kept_groups:

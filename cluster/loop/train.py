@@ -1,4 +1,4 @@
-"""The main loop of GRPO in imagination: one process, one wait, a handful of events. Read this file first.
+"""The main loop of online training: one process, one wait, a handful of events. Read this file first.
 
     issue requests -> imagine -> score -> judge, settle in the queue -> update -> publish weights -> issue ...
 
@@ -12,61 +12,43 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from cluster.events.event_log import emit
 from cluster.events.run_log import RunLog
+from cluster.loop.learner_driver import TURN_S, LearnerDriver, Updated
 from cluster.loop.ledger import Ledger, State
 from cluster.loop.reality import Evaluated, Reality
-from cluster.loop.recovery import LearnerRestored, Updated, ask_for_weights, go_on
+from cluster.loop.recovery import ask_for_weights, restart
 from cluster.loop.rollouts import Imagined, Rollouts, Scored, for_learner
 from cluster.loop.team import Team, WeightsLoaded
-from cluster.runtimes.runtime import ActorLostError, Ref
+from cluster.runtimes.runtime import Ref
 from cluster.workers.actor_pool import Worker
-from cluster.workers.tasks import Joined, Task
+from cluster.workers.tasks import Task
 from learners.policy_learner import UpdateFacts
 from wmpo_ray.algorithms.group_queue import GroupQueue, ReadyBatch
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.seeding import seed_for
-from wmpo_ray.core.types import GroupRequest, RolloutRequest, StartState, WeightVersion
+from wmpo_ray.core.types import GroupRequest, LearnerState, RolloutRequest, StartState, WeightVersion
 from wmpo_ray.data.spool import SpoolError
 
-TOLD = {
-    "imagined/success_rate": "imagined_success",
-    "real/success_rate": "real_success",
-    "real/label_agreement": "label_agreement",
-    "policy/clip_fraction": "clip_fraction",
-    "policy/grad_norm": "gradient_norm",
-    "time/update_s": "learner_s",
-}
-TURN_S = 0.5  # the longest wait between two looks at heartbeats, pauses and the number of workers
 
-
-class Saved(NamedTuple):
-    path: str
-
-
-class TrainingLoop:
+class TrainingLoop(LearnerDriver):
     """State of the loop; `run` is the loop itself."""
 
     def __init__(
         self, config: Config, team: Team, starts: Sequence[StartState], ledger: Ledger, log: RunLog, rollouts: Rollouts
     ):
-        self.config, self.team, self.starts, self.ledger, self.log = config, team, starts, ledger, log
-        self.crew, self.rollouts, self.telemetry = team.crew, rollouts, team.telemetry
+        super().__init__(config, team, log)
+        self.starts, self.ledger, self.rollouts = starts, ledger, rollouts
         self.reality = Reality(config, team)
-        self.version: WeightVersion | None = None  # the learner's; None until it has said where it stands
         self.training: ReadyBatch | None = None
         self.next_update = 0  # the first one whose batch has not been taken
         self.offered = -1  # version of the weights that groups are imagined under
         self.weights: dict[int, tuple[WeightVersion, Ref, Ref | None]] = {}
-        self.num_learner_losses = 0  # under the update that is being trained
         self.num_requests = 0
         self._orders: dict[int, np.ndarray] = {}
-        self.saved: str | None = None
-        self.resumed_from = 0
         self.busy_s = 0.0  # what the loop itself took, without its waits
 
     @property
@@ -82,7 +64,7 @@ class TrainingLoop:
             self.offer_weights()
             self.finish(policy_path)
             self.team.adjust(has_work=self.has_work)
-            self.look()
+            self.report()
             self.crew.turn()
             self.ledger.flush()
             self.busy_s += time.perf_counter() - started
@@ -97,7 +79,7 @@ class TrainingLoop:
     @property
     def has_work(self) -> bool:
         """Whether groups will still be asked for."""
-        return self.next_update < self.config.grpo.num_updates
+        return self.next_update < self.config.training.num_updates
 
     def handle(self, event: Any) -> None:
         match event:
@@ -106,18 +88,12 @@ class TrainingLoop:
                     self.settle(scored)
             case Scored():
                 self.settle(event)
-            case Updated():
-                self.advance(event)
             case WeightsLoaded():
                 self.team.loaded(event)
             case Evaluated():
-                self.tell(event.update, event.figures)
-            case Joined():
-                self.welcome(event.worker)
-            case LearnerRestored():
-                go_on(self, event)
-            case Saved():
-                self.saved = event.path
+                self.log_metrics(event.update, event.metrics)
+            case _:  # of the learner: restored, updated, policy saved; or a worker that has joined
+                self.handle_learner(event)
 
     # -- requests ------------------------------------------------------------------------------------------------
 
@@ -130,7 +106,7 @@ class TrainingLoop:
         if self.version is None:
             return
         update = self.next_update
-        while update < self.config.grpo.num_updates and self.weights_for(update) == self.offered:
+        while update < self.config.training.num_updates and self.weights_for(update) == self.offered:
             while self.queue.has_free_slot(update):
                 self.queue.check_attempts(update)
                 self.rollouts.imagine(self.next_request(update))
@@ -188,8 +164,8 @@ class TrainingLoop:
         assert self.version is not None
         self.ledger.flush()  # before anything depends on it
         slices, sources = for_learner(batch, spooled)
-        figures = self.rollouts.take_figures() | self.take_figures()
-        facts = UpdateFacts(batch.metrics | figures, [g.request.key for g in batch.groups], self.ledger.offset)
+        metrics = batch.metrics | self.rollouts.take_metrics() | self.take_metrics()
+        facts = UpdateFacts(metrics, [g.request.key for g in batch.groups], self.ledger.offset)
         self.crew.submit(
             Task(
                 "learner",
@@ -206,8 +182,8 @@ class TrainingLoop:
             )
         )
 
-    def take_figures(self) -> dict[str, float]:
-        """What this process has to tell with an update."""
+    def take_metrics(self) -> dict[str, float]:
+        """What this process adds to the metrics of an update."""
         busy_s, self.busy_s = self.busy_s, 0.0
         late = self.crew.num_late + self.ledger.num_late
         return {"time/driver_s": busy_s, "faults/restarts": float(self.team.num_restarts), "faults/late": float(late)}
@@ -223,20 +199,13 @@ class TrainingLoop:
         self.keep_weights(version, event.full, event.compact)
         self.rollouts.forget(event.result.oldest_checkpoint)
         self.telemetry.updated()
-        self.tell(version.num_updates, event.result.metrics)
+        self.log_metrics(version.num_updates, event.result.metrics)
         num_groups = event.result.metrics["imagined/trajectories"] / self.config.rollout.group_size
         self.team.rates.updated(round(num_groups), event.result.metrics["time/update_s"])
         self.reality.evaluate(version.num_updates, event.full)
 
-    def tell(self, update: int, figures: dict[str, float]) -> None:
-        self.log.metrics(update, figures)
-        self.telemetry.metrics(figures)
-        shown: dict[str, Any] = {name: round(figures[key], 4) for key, name in TOLD.items() if key in figures}
-        text = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in shown.items())
-        emit("update.figures", f"update {update}: {text}", update=update, **shown)
-
-    def look(self) -> None:
-        """Tell how things stand, once a second."""
+    def report(self) -> None:
+        """Publish how the run stands, once a second."""
         if self.version is None or not self.telemetry.is_due():
             return
         is_ready = bool(self.crew.pools["learner"].ready) and self.training is None and self.has_work
@@ -249,7 +218,10 @@ class TrainingLoop:
             is_ready,
         )
 
-    def keep_weights(self, version: WeightVersion, full: Ref, compact: Ref | None) -> None:
+    def fetch_weights(self, worker: Worker, version: int) -> Ref:
+        return ask_for_weights(self, worker, version)
+
+    def keep_weights(self, version: WeightVersion, full: Ref | None, compact: Ref | None) -> None:
         self.weights[version.num_updates] = (version, full, compact)
         for old in [v for v in self.weights if v < min(self.offered, version.num_updates)]:
             del self.weights[old]
@@ -275,43 +247,27 @@ class TrainingLoop:
 
     def finish(self, path: str) -> None:
         """Once everything is trained and looked at, save the policy."""
-        version, last = self.version, self.config.grpo.num_updates
-        if version is None or version.num_updates < last or self.crew.is_busy("environment"):
+        if self.version is None or self.version.num_updates < self.config.training.num_updates:
             return
-        if not self.crew.is_busy("learner"):
-            self.crew.submit(
-                Task(
-                    "learner",
-                    "save_policy",
-                    (path,),
-                    order=(last,),
-                    done=lambda value, ref: Saved(value),
-                    given_up=self.learner_lost,
-                    weights=version.digest,
-                    max_crashes=1,
-                )
-            )
+        if not self.crew.is_busy("environment"):
+            self.save_policy(path)
 
     # -- a learner that is new or was lost -----------------------------------------------------------------------
 
     def welcome(self, worker: Worker) -> None:
-        if worker.role != "learner":
-            if worker.role != self.team.replicas.role:  # that one still needs weights
-                self.crew.serves(worker)
-            return
-        worker.loading = "checkpoint"
-        ref = self.team.runtime.call(worker.actor, "resume")
-        self.crew.watch(ref, worker, lambda state: LearnerRestored(worker, state))
+        if worker.role != self.team.replicas.role:  # that one still needs weights
+            super().welcome(worker)
 
-    def learner_holds(self, version: WeightVersion) -> None:
-        """What is asked of the learner from now on is asked of these weights, not of one that has just been started."""
-        self.version = version
-        for worker in self.crew.pools["learner"].workers:
-            worker.digest = version.digest
+    def restart(self, worker: Worker, state: LearnerState) -> None:
+        restart(self, worker, state)
+
+    def repeat_update(self) -> None:
+        if self.training is not None:
+            self.train(self.training)
 
     def learner_lost(self, error: Exception) -> None:
-        self.num_learner_losses += 1
         if isinstance(error, SpoolError):
+            self.num_learner_losses += 1
             self.version = None  # start anew from the checkpoint: what is missing is imagined again
-        elif not isinstance(error, ActorLostError) or self.num_learner_losses >= self.config.faults.max_crashes:
-            raise error
+        else:
+            super().learner_lost(error)

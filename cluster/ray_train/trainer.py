@@ -32,7 +32,7 @@ from cluster.recipes.context import RunContext
 from cluster.recipes.trainings import Job, Place
 from cluster.runtimes.ray_runtime import RayRuntime
 from cluster.runtimes.resources import Resources
-from cluster.workers.placement import role_resources
+from cluster.workers.placement import resources_of
 from learners.supervised.loop import Progress, WorkerShare, check_batch
 from learners.supervised.training_state import Numbers, Parts, TrainingCheckpoints
 from wmpo_ray.config.cluster import bounds
@@ -86,7 +86,7 @@ def train_on_workers(context: RunContext, place: Place, job: Job, data: Training
 def scaling_of(config: Config) -> train.ScalingConfig:
     """Workers that each ask for what the learner asks for; [min, max] of them where the number is elastic."""
     low, high = bounds(config.cluster.training_workers)
-    asked = role_resources(config)["learner"][1]
+    asked = resources_of(config, "learner")
     return train.ScalingConfig(
         num_workers=high if low == high else (low, high),
         use_gpu=asked.num_gpus > 0,
@@ -115,7 +115,7 @@ def _resources(asked: Resources) -> dict[str, float]:
 
 def _check_room(config: Config, available: dict[str, float]) -> None:
     low = bounds(config.cluster.training_workers)[0]
-    for kind, each in _resources(role_resources(config)["learner"][1]).items():
+    for kind, each in _resources(resources_of(config, "learner")).items():
         there = available.get(kind, 0.0)
         if low * each > there + 1e-6:
             raise UserError(

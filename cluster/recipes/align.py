@@ -10,7 +10,7 @@ from cluster.events.event_log import emit
 from cluster.recipes.context import RunContext
 from cluster.recipes.trainings import align_on_workers, has_workers
 from cluster.runtimes.runtime import ActorLostError, Ref
-from cluster.workers.placement import role_resources
+from cluster.workers.placement import resources_of
 from learners.supervised.alignment import WorldModelAligner
 from wmpo_ray.core.files import atomic_directory
 from wmpo_ray.core.seeding import seed_for
@@ -91,7 +91,7 @@ class Alignment:
 
     def start(self) -> Ref:
         """Place the actor; returns its first call."""
-        resources = role_resources(self._context.config)["imagination"][1]
+        resources = resources_of(self._context.config, "imagination")
         self._actor = self._runtime.spawn(
             WorldModelAligner, *self._arguments, resources=resources, name=f"align-{self.name}"
         )

@@ -1,4 +1,4 @@
-"""The stage `optimize`: GRPO in imagination."""
+"""The stage `optimize`: GRPO in imagination, or what else the config chooses."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from cluster.events.event_log import emit
 from cluster.events.run_log import FolderLog
 from cluster.loop.ledger import FILE_NAME, Ledger
+from cluster.loop.offline import train_offline
 from cluster.loop.rollouts import Rollouts
 from cluster.loop.team import ModelPaths, Team
 from cluster.loop.train import TrainingLoop
@@ -24,8 +25,10 @@ from wmpo_ray.runs.trackers.table import make_trackers
 def optimize(context: RunContext) -> dict[str, Any]:
     """Improve the base policy, from the newest checkpoint if there is one; leaves it in models/policy."""
     config, folder = context.config, context.folder.path
+    if config.training.source == "offline":
+        return _optimize_on_episodes(context)
     starts = starts_of(context.episodes("collect"))
-    with context.reporter.bar("GRPO in imagination", config.grpo.num_updates) as advance:
+    with context.reporter.bar("GRPO in imagination", config.training.num_updates) as advance:
 
         def show(update: int, values: dict[str, float]) -> None:
             shown = {"imagined": values["imagined/success_rate"]} if "imagined/success_rate" in values else {}
@@ -44,7 +47,7 @@ def optimize(context: RunContext) -> dict[str, Any]:
             rollouts = Rollouts(config, team, ledger, *rollout_folders(folder))
             loop = TrainingLoop(config, team, starts, ledger, log, rollouts)
             version = loop.run(str(context.model("policy")))
-    rollouts.forget(config.grpo.num_updates)
+    rollouts.forget(config.training.num_updates)
     return {
         "num_updates": version.num_updates,
         "weights": version.digest,
@@ -58,15 +61,38 @@ def warn_of_tracker(message: str) -> None:
     emit("tracker.failed", message, logging.WARNING)
 
 
+def _optimize_on_episodes(context: RunContext) -> dict[str, Any]:
+    """Improve the base policy on the episodes that it has collected."""
+    config, folder = context.config, context.folder.path
+    episodes = context.folder.trajectories / "collect.parquet"
+    paths, policy = model_paths(context, config), context.model("policy")
+    title = f"{config.algorithm.kind} on recorded episodes"
+    with ExitStack() as at_end:
+        advance = at_end.enter_context(context.reporter.bar(title, config.training.num_updates))
+        told = telemetry(context)
+        at_end.callback(told.meter.close)
+        at_end.callback(told.meter.set, "wmpo_stage", 0, stage="optimize")
+        trackers = make_trackers(config, folder, told.meter, warn_of_tracker)
+        log = FolderLog(folder, trackers, lambda update, values: advance(update, {}))
+        at_end.callback(log.close)
+        done = train_offline(config, context.runtime, paths, episodes, policy, log, telemetry=told)
+    return {
+        "num_updates": done.version.num_updates,
+        "weights": done.version.digest,
+        "restarts": done.num_restarts,
+        "resumed_from": done.resumed_from,
+    }
+
+
 def telemetry(context: RunContext) -> Telemetry:
     """Live figures through Ray or, without it, on a port of this process's own."""
     settings, folder = context.config.monitoring, context.folder.path
     meter = context.meter if settings.metrics else None
     if meter is not None:
-        meter.set("wmpo_updates_planned", context.config.grpo.num_updates)
+        meter.set("wmpo_updates_planned", context.config.training.num_updates)
         meter.set("wmpo_stage", 1, stage="optimize")
     if context.status is not None:
-        context.status.update(num_updates=context.config.grpo.num_updates)
+        context.status.update(num_updates=context.config.training.num_updates)
     return Telemetry(meter, TraceLog(folder / FOLDER, settings.keep_traces), context.status)
 
 

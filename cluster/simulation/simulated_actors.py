@@ -19,7 +19,7 @@ import numpy as np
 from actors.environment_actor import EnvironmentActor
 from actors.reward_actor import RewardActor
 from actors.rollout_actor import Imagination, RolloutActor
-from learners.policy_learner import GrpoLearner, Spooled, UpdateFacts
+from learners.policy_learner import PolicyLearner, Spooled, UpdateFacts
 from wmpo_ray.algorithms.batching import GroupSlice
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.types import GroupRequest, LearnerState, RolloutRequest, Scores, UpdateResult, WeightVersion
@@ -103,7 +103,7 @@ class SimulatedWorld:
         return {
             RolloutActor: partial(SimulatedImagination, self),
             RewardActor: partial(SimulatedReward, self),
-            GrpoLearner: partial(SimulatedLearner, self),
+            PolicyLearner: partial(SimulatedLearner, self),
             EnvironmentActor: partial(SimulatedEnvironment, self),
         }
 
@@ -212,7 +212,7 @@ class SimulatedLearner:
 
     def _save(self) -> None:
         version, settings = self.version, self.config.checkpoint
-        if version.num_updates % settings.every_updates == 0 or version.num_updates == self.config.grpo.num_updates:
+        if version.num_updates % settings.every_updates == 0 or version.num_updates == self.config.training.num_updates:
             self.world.checkpoints[version.num_updates] = self.saved
         checkpoints = self.world.checkpoints
         for old in sorted(checkpoints)[: -settings.keep]:

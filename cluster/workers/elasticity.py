@@ -91,7 +91,7 @@ class WorkerTargets:
 
     def targets(self, has_work: bool = True) -> dict[str, int]:
         """Role -> workers to have now. Without a measurement: the fewest, but one of each if there is work."""
-        if has_work == self._had_work and not self._is_new:
+        if not self._last or (has_work == self._had_work and not self._is_new):
             return self._last
         self._had_work, self._is_new = has_work, False
         rollout, staleness = self.config.rollout, self.config.filter.max_staleness

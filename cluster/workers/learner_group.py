@@ -56,14 +56,17 @@ class LearnerGroup:
     def num_beats(self) -> int:
         return self._learner.num_beats
 
-    def resume(self) -> LearnerState:
-        return self._all("resume")
+    def resume(self, *args: Any) -> LearnerState:
+        return self._all("resume", *args)
 
     def weights(self, num_updates: int) -> tuple[WeightVersion, WeightPayload]:
         return self._all("weights", num_updates)
 
     def update(self, *args: Any) -> tuple[UpdateResult, WeightPayload, WeightPayload | None]:
         return self._all("update", *args)
+
+    def update_recorded(self) -> UpdateResult:
+        return self._all("update_recorded")
 
     def save_policy(self, path: str) -> str:
         return self._all("save_policy", path)

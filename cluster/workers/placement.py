@@ -50,7 +50,12 @@ class Bundle(NamedTuple):
 
 def role_resources(config: Config) -> dict[str, tuple[int, Resources]]:
     """Role -> (number of actors at least, resources of each)."""
-    return {role.name: (role.bounds(config)[0], _resources(role.placement(config))) for role in roles_of(config)}
+    return {role.name: (role.bounds(config)[0], resources_of(config, role.name)) for role in roles_of(config)}
+
+
+def resources_of(config: Config, role: str) -> Resources:
+    """What one actor of a role asks for, in a run that has it or, as a stage may, beside one that has not."""
+    return _resources(_role(config, role))
 
 
 # -- the layout --------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wmpo_ray.algorithms.group_filter import judge_group
 from wmpo_ray.algorithms.group_queue import GroupQueue, NothingAdmittedError
 from wmpo_ray.config.run import Config, FilterConfig
 from wmpo_ray.core.types import Group, GroupRequest, RolloutRequest, StartState, Verdict
@@ -36,12 +35,19 @@ def make_group(request: RolloutRequest, i: int, success: np.ndarray) -> Group:
 
 
 def test_every_verdict_has_its_reason():
-    config = FilterConfig(max_staleness=1, min_mean=0.3, max_mean=0.7)
-    assert judge_group(MIXED, 3, 4, config) is Verdict.ADMIT
-    assert judge_group(UNIFORM, 4, 4, config) is Verdict.UNIFORM
-    assert judge_group(~UNIFORM, 4, 4, config) is Verdict.UNIFORM
-    assert judge_group(MIXED, 2, 4, config) is Verdict.STALE
-    assert judge_group(np.array([True, False, False, False]), 4, 4, config) is Verdict.OUTSIDE
+    config = make_config(staleness=1)
+    config = config.model_copy(update={"filter": FilterConfig(max_staleness=1, min_mean=0.3, max_mean=0.7)})
+
+    def verdict(success: np.ndarray, version: int) -> Verdict | None:
+        queue, request = GroupQueue(config), make_request(0, 1, version)
+        queue.issue(request)
+        return queue.settle(make_group(request, 0, success), learner_version=4)
+
+    assert verdict(MIXED, 3) is Verdict.ADMIT
+    assert verdict(UNIFORM, 4) is Verdict.UNIFORM
+    assert verdict(~UNIFORM, 4) is Verdict.UNIFORM
+    assert verdict(MIXED, 2) is Verdict.STALE
+    assert verdict(np.array([True, False, False, False]), 4) is Verdict.OUTSIDE
 
 
 def test_a_batch_waits_for_everything_issued_before_it():

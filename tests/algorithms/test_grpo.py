@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from wmpo_ray.algorithms import grpo
-from wmpo_ray.algorithms.batching import token_mask
+from wmpo_ray.algorithms.batching import executed_mask
+from wmpo_ray.parity.grpo_fixtures import TokenPolicy
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "grpo"
 K, D, CHUNKS, GROUPS, SIZE = 8, 7, 4, 3, 4
@@ -45,7 +46,7 @@ def test_a_group_of_one_is_its_own_reward_and_equal_ones_are_nothing():
 
 
 def test_figures_of_each_trajectory_are_the_published_ones(golden):
-    mask = token_mask(golden["finish_step"], CHUNKS, K, D)
+    mask = executed_mask(TokenPolicy(K, D), golden["finish_step"], CHUNKS)
     advantage = golden["advantages_official"][:, 0]
     new, old = chunked(golden["new_log_probs"]), chunked(golden["old_log_probs"])
     for row in range(len(new)):
@@ -68,7 +69,7 @@ def test_chunk_objective_is_eq_4(golden):
 
 
 def test_chunks_after_the_finish_step_are_masked(golden):
-    mask = token_mask(golden["finish_step"], CHUNKS, K, D)
+    mask = executed_mask(TokenPolicy(K, D), golden["finish_step"], CHUNKS)
     loss, _ = grpo.loss(
         chunked(golden["paper_new_log_probs_mild"]),
         chunked(golden["old_log_probs"].double()),
@@ -82,7 +83,7 @@ def test_chunks_after_the_finish_step_are_masked(golden):
 
 
 def test_token_mask_ends_at_the_finish_step(golden):
-    mask = token_mask(golden["finish_step"], CHUNKS, K, D).flatten(1)
+    mask = executed_mask(TokenPolicy(K, D), golden["finish_step"], CHUNKS).flatten(1)
     assert torch.equal(mask, golden["response_mask"])
 
 
@@ -90,7 +91,7 @@ def test_token_loss_and_its_gradient_are_the_published_ones(golden):
     new = golden["new_log_probs"].clone().requires_grad_()
     # The published advantages are one number for each trajectory, repeated over its tokens and masked.
     advantage = golden["advantages_official"][:, 0]
-    mask = token_mask(golden["finish_step"], CHUNKS, K, D)
+    mask = executed_mask(TokenPolicy(K, D), golden["finish_step"], CHUNKS)
     loss, _ = grpo.loss(chunked(new), chunked(golden["old_log_probs"]), advantage, mask, 0.2, 0.28, "token")
     torch.testing.assert_close(loss, golden["official_loss_minibatch"][0], atol=1e-5, rtol=0)
     loss.backward()

@@ -16,9 +16,10 @@ from cluster.runtimes.runtime import ActorLostError
 from cluster.runtimes.serial_runtime import SerialRuntime
 from cluster.workers.learner_group import LearnerGroup
 from cluster.workers.placement import PlacementBook, bundle_of, bundles_for, check_placement, smallest_bundles
-from learners.policy_learner import GrpoLearner
+from learners.policy_learner import PolicyLearner
 from tests.learners.test_policy_learner import FACTS, groups, sample
 from tests.support.rank_scenarios import run_on_ranks
+from tests.support.sabotage import recast
 from tests.support.small_run import SETTINGS, finish, make_loop, save_models, small_config
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
@@ -48,7 +49,7 @@ def two_ranks(**grpo) -> Config:
 
 def doomed_learner(marker: Path) -> type:
     # Made inside a function: it travels to the workers by value, with the path.
-    class DoomedLearner(GrpoLearner):
+    class DoomedLearner(PolicyLearner):
         def _step(self, batch, rows):
             if self.ranks.rank == 1 and self.num_updates == 1 and rows.start and marker.exists():
                 marker.unlink()
@@ -60,16 +61,18 @@ def doomed_learner(marker: Path) -> type:
 
 def two_updates(ranks, models: Path, folder: Path) -> str:
     """What two ranks come to if nothing happens to them."""
-    learner = GrpoLearner(two_ranks(), str(models / "policy"), str(folder), ranks)
+    learner = PolicyLearner(two_ranks(), str(models / "policy"), str(folder), ranks)
     learner.resume()
-    alone = GrpoLearner(two_ranks(), str(models / "policy"), str(folder / "unused"))
+    alone = PolicyLearner(two_ranks(), str(models / "policy"), str(folder / "unused"))
     return [learner.update(groups(), FACTS, sample(alone, seed=i))[0].version.digest for i in range(2)][-1]
 
 
 def test_a_group_of_ranks_ends_with_any_of_them_and_comes_back_to_the_same_weights(runtime, models, tmp_path):
     config = two_ranks()
     (tmp_path / "marker").touch()
-    batches = [sample(GrpoLearner(config, str(models / "policy"), str(tmp_path / "unused")), seed=i) for i in range(2)]
+    batches = [
+        sample(PolicyLearner(config, str(models / "policy"), str(tmp_path / "unused")), seed=i) for i in range(2)
+    ]
     args = (config, doomed_learner(tmp_path / "marker"), str(models / "policy"), str(tmp_path / "checkpoints"))
 
     def start():
@@ -99,7 +102,7 @@ def test_a_group_of_ranks_ends_with_any_of_them_and_comes_back_to_the_same_weigh
     assert call(group, "weights", 2, num_returns=2).digest == undisturbed
     call(group, "save_policy", str(tmp_path / "policy"))
     assert (
-        GrpoLearner(small_config(), str(tmp_path / "policy"), str(tmp_path / "none")).resume().version.digest
+        PolicyLearner(small_config(), str(tmp_path / "policy"), str(tmp_path / "none")).resume().version.digest
         == undisturbed
     )
     runtime.kill(group)
@@ -116,7 +119,8 @@ def test_a_run_with_two_ranks_survives_the_death_of_one(runtime, models, tmp_pat
     restarts: list[int] = []
     undisturbed = play(tmp_path / "undisturbed")
     (tmp_path / "marker").touch()
-    monkeypatch.setattr("cluster.loop.team.GrpoLearner", doomed_learner(tmp_path / "marker"))
+    classes = {"PolicyLearner": doomed_learner(tmp_path / "marker")}
+    monkeypatch.setattr("cluster.loop.team.actor_class", recast(classes))
     assert play(tmp_path / "disturbed") == undisturbed
     assert restarts == [0, 1]
 

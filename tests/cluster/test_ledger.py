@@ -28,7 +28,6 @@ def seen(ledger: Ledger) -> tuple:
         ledger.epoch,
         ledger.offset,
         ledger.verdicts(),
-        ledger.trained_by_update(),
     )
 
 

@@ -24,15 +24,17 @@ from ray._private.node import Node
 
 from actors.rollout_actor import RolloutActor
 from benchmarks.soak_cluster import CrashableCluster
+from cluster.loop.learner_driver import Saved
 from cluster.loop.ledger import FILE_NAME, Ledger, State
 from cluster.loop.rollouts import Imagined, Scored
 from cluster.loop.team import WeightsLoaded
-from cluster.loop.train import Saved, TrainingLoop
+from cluster.loop.train import TrainingLoop
 from cluster.runtimes.ray_runtime import RayRuntime
 from cluster.runtimes.serial_runtime import SerialRuntime
 from cluster.workers.actor_pool import Worker
-from learners.policy_learner import GrpoLearner
+from learners.policy_learner import PolicyLearner
 from tests.cluster.test_faults import faulty_config
+from tests.support.sabotage import recast
 from tests.support.small_run import finish, make_loop, save_models
 from wmpo_ray.config.run import Config
 
@@ -199,19 +201,18 @@ def noting_classes(path: Path, name: str) -> dict[str, type]:
                 note("imagine", *group.key)
             return super().rollout(request, spool)
 
-    class NotingLearner(GrpoLearner):
+    class NotingLearner(PolicyLearner):
         def _step(self, batch, rows):
             note("step", self.num_updates, rows.start)
             return super()._step(batch, rows)
 
-    return {"RolloutActor": NotingImagination, "GrpoLearner": NotingLearner}
+    return {"RolloutActor": NotingImagination, "PolicyLearner": NotingLearner}
 
 
 def drive(address: str, models: Path, folder: Path, name: str) -> None:
     import cluster.loop.team
 
-    for actor, cls in noting_classes(folder / NOTES, name).items():
-        setattr(cluster.loop.team, actor, cls)
+    cluster.loop.team.actor_class = recast(noting_classes(folder / NOTES, name))
     config = config_on_spot_nodes(cluster={"imagination_actors": 1})  # a start takes the less time
     loop, _ = make_loop(config, RayRuntime(address), models, folder)
     (folder / "digest").write_text(finish(loop, folder))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from learners.learner_checkpoint import GrpoCheckpoints
+from learners.learner_checkpoint import LearnerCheckpoints
 from learners.supervised.training_state import TrainingCheckpoints
 from wmpo_ray.config.run import CheckpointConfig
 from wmpo_ray.core.errors import UserError
@@ -35,12 +35,12 @@ def trained(width: int = 3) -> tuple[nn.Linear, torch.optim.AdamW]:
     return network, optimizer
 
 
-def checkpoints(root: Path, width: int = 3) -> GrpoCheckpoints:
+def checkpoints(root: Path, width: int = 3) -> LearnerCheckpoints:
     network, optimizer = trained(width)
-    return GrpoCheckpoints(root, CheckpointConfig(), network, optimizer)  # type: ignore[arg-type]
+    return LearnerCheckpoints(root, CheckpointConfig(), network, optimizer)  # type: ignore[arg-type]
 
 
-def refused(store: GrpoCheckpoints) -> str:
+def refused(store: LearnerCheckpoints) -> str:
     before = {name: tensor.clone() for name, tensor in store.policy.state_dict().items()}
     with pytest.raises(UserError) as caught:
         store.load([])

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from learners.policy_learner import GrpoLearner, Spooled, UpdateFacts
+from learners.policy_learner import PolicyLearner, Spooled, UpdateFacts
 from tests.support.sampling import sampled_trajectories
 from tests.support.small_run import SETTINGS, small_config
-from wmpo_ray.algorithms.batching import GroupSlice, build_batch
+from wmpo_ray.algorithms.batching import GroupSlice
+from wmpo_ray.algorithms.grpo import Grpo
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.types import Observation, Trajectories
@@ -34,11 +35,11 @@ def policy_dir(tmp_path) -> str:
 
 
 @pytest.fixture
-def learner(policy_dir, tmp_path) -> GrpoLearner:
-    return GrpoLearner(small_config(), policy_dir, str(tmp_path / "checkpoints"))
+def learner(policy_dir, tmp_path) -> PolicyLearner:
+    return PolicyLearner(small_config(), policy_dir, str(tmp_path / "checkpoints"))
 
 
-def sample(learner: GrpoLearner, num: int = 8, seed: int = 0) -> Trajectories:
+def sample(learner: PolicyLearner, num: int = 8, seed: int = 0) -> Trajectories:
     """Trajectories as the learner's own policy would act, on random frames."""
     rng = np.random.default_rng(seed)
     frames = rng.integers(0, 255, (num, NUM_CHUNKS, 16, 16, 3)).astype(np.uint8)
@@ -51,7 +52,7 @@ def groups(finish: int = 8) -> list[GroupSlice]:
     return [GroupSlice(0, (i * GROUP, (i + 1) * GROUP), success, np.full(GROUP, finish)) for i in range(2)]
 
 
-def success_logprob(learner: GrpoLearner, data: Trajectories) -> float:
+def success_logprob(learner: PolicyLearner, data: Trajectories) -> float:
     rows = [0, 3, 4, 7]
     texts = [data.instructions[i] for i in rows]
     with torch.no_grad():
@@ -81,7 +82,7 @@ def test_the_distance_of_log_probabilities_sees_other_weights(learner):
 def test_what_happens_after_the_finish_step_teaches_nothing(policy_dir, tmp_path):
     digests = []
     for seed in (0, 1):
-        learner = GrpoLearner(small_config(), policy_dir, str(tmp_path / f"c{seed}"))
+        learner = PolicyLearner(small_config(), policy_dir, str(tmp_path / f"c{seed}"))
         data = sample(learner)
         data.frames[:, 1] = np.random.default_rng(seed).integers(0, 255, data.frames[:, 1].shape)
         digests.append(learner.update(groups(finish=4), FACTS, data)[0].version.digest)
@@ -107,10 +108,10 @@ def test_a_loss_that_is_not_finite_is_skipped_counted_and_ends_the_run_at_the_li
 
 def test_resumed_it_goes_on_bit_for_bit(policy_dir, tmp_path):
     def play(folder: str, stop_after: int | None) -> str:
-        learner = GrpoLearner(small_config(), policy_dir, str(tmp_path / folder))
+        learner = PolicyLearner(small_config(), policy_dir, str(tmp_path / folder))
         for update in range(3):
             if update == stop_after:
-                learner = GrpoLearner(small_config(), policy_dir, str(tmp_path / folder))
+                learner = PolicyLearner(small_config(), policy_dir, str(tmp_path / folder))
                 assert learner.resume().version.num_updates == update
             learner.update(groups(), FACTS, sample(learner, seed=update))
         return learner.encoder.encode(3)[0].digest
@@ -125,7 +126,7 @@ def test_an_altered_checkpoint_is_named_and_the_one_before_is_used(learner, poli
     raw = bytearray(file.read_bytes())
     raw[-1] ^= 1
     file.write_bytes(raw)
-    fresh = GrpoLearner(small_config(), policy_dir, str(tmp_path / "checkpoints"))
+    fresh = PolicyLearner(small_config(), policy_dir, str(tmp_path / "checkpoints"))
     state = fresh.resume()
     assert state.version.num_updates == 1 and len(state.history) == 1 and state.trained == FACTS.keys
     assert len(state.problems) == 1 and "step-000002" in state.problems[0]
@@ -135,7 +136,7 @@ class Killed(Exception):
     pass
 
 
-def interrupt(learner: GrpoLearner, after: int) -> list[int]:
+def interrupt(learner: PolicyLearner, after: int) -> list[int]:
     """Let the learner die after so many optimizer steps; returns where each step that it made began."""
     step, made = learner._step, []
 
@@ -153,8 +154,8 @@ def interrupt(learner: GrpoLearner, after: int) -> list[int]:
 def test_an_update_that_was_cut_short_goes_on_behind_its_last_step(policy_dir, tmp_path, after):
     config = Config.model_validate({**SETTINGS, "grpo": {**SETTINGS["grpo"], "minibatch_trajectories": 2}})
 
-    def make(folder: str) -> GrpoLearner:
-        learner = GrpoLearner(config, policy_dir, str(tmp_path / folder))
+    def make(folder: str) -> PolicyLearner:
+        learner = PolicyLearner(config, policy_dir, str(tmp_path / folder))
         learner.resume()
         return learner
 
@@ -174,12 +175,12 @@ def test_an_update_that_was_cut_short_goes_on_behind_its_last_step(policy_dir, t
 
 
 def test_another_batch_starts_the_update_from_its_beginning(policy_dir, tmp_path):
-    learner = GrpoLearner(small_config(), policy_dir, str(tmp_path / "c"))
+    learner = PolicyLearner(small_config(), policy_dir, str(tmp_path / "c"))
     interrupt(learner, 0)
     with pytest.raises(Killed):
         learner.update(groups(), FACTS, sample(learner))
-    fresh = GrpoLearner(small_config(), policy_dir, str(tmp_path / "c"))
-    straight = GrpoLearner(small_config(), policy_dir, str(tmp_path / "d"))
+    fresh = PolicyLearner(small_config(), policy_dir, str(tmp_path / "c"))
+    straight = PolicyLearner(small_config(), policy_dir, str(tmp_path / "d"))
     other = sample(fresh, seed=5)
     assert fresh.update(groups(), FACTS, other)[0].version == straight.update(groups(), FACTS, other)[0].version
 
@@ -187,24 +188,24 @@ def test_another_batch_starts_the_update_from_its_beginning(policy_dir, tmp_path
 def test_trajectories_from_the_disk_teach_the_same(learner, policy_dir, tmp_path):
     data = sample(learner)
     sha256 = save_trajectories(tmp_path / "spool" / "a.safetensors", data)
-    other = GrpoLearner(small_config(), policy_dir, str(tmp_path / "other"))
+    other = PolicyLearner(small_config(), policy_dir, str(tmp_path / "other"))
     spooled = Spooled(str(tmp_path / "spool" / "a.safetensors"), sha256)
     assert other.update(groups(), FACTS, spooled)[0].version == learner.update(groups(), FACTS, data)[0].version
 
 
 def test_weights_of_earlier_versions_outlive_the_process(policy_dir, tmp_path):
     config = Config.model_validate({**SETTINGS, "filter": {"max_staleness": 1}})
-    learner = GrpoLearner(config, policy_dir, str(tmp_path / "c"))
+    learner = PolicyLearner(config, policy_dir, str(tmp_path / "c"))
     learner.resume()
     digests = [learner.update(groups(), FACTS, sample(learner, seed=i))[0].version.digest for i in range(2)]
-    fresh = GrpoLearner(config, policy_dir, str(tmp_path / "c"))
+    fresh = PolicyLearner(config, policy_dir, str(tmp_path / "c"))
     assert fresh.resume().digests[1] == digests[0]
     assert [fresh.weights(version)[0].digest for version in (1, 2)] == digests
 
 
 def test_only_the_chosen_parameters_are_trained(policy_dir, tmp_path):
     config = Config.model_validate({**SETTINGS, "grpo": {**SETTINGS["grpo"], "trained_parameters": "head|bias"}})
-    learner = GrpoLearner(config, policy_dir, str(tmp_path / "c"))
+    learner = PolicyLearner(config, policy_dir, str(tmp_path / "c"))
     before = {name: parameter.detach().clone() for name, parameter in learner.policy.named_parameters()}
     learner.update(groups(), FACTS, sample(learner))
     changed = {
@@ -213,13 +214,13 @@ def test_only_the_chosen_parameters_are_trained(policy_dir, tmp_path):
     assert changed and all("head" in name or "bias" in name for name in changed)
     none = Config.model_validate({**SETTINGS, "grpo": {**SETTINGS["grpo"], "trained_parameters": "nothing_like_this"}})
     with pytest.raises(UserError, match="trained_parameters='nothing_like_this' matches no parameter"):
-        GrpoLearner(none, policy_dir, str(tmp_path / "d"))
+        PolicyLearner(none, policy_dir, str(tmp_path / "d"))
 
 
 def test_groups_are_cut_from_the_object_they_stand_in(learner):
     first, second = sample(learner, seed=1), sample(learner, seed=2)
     slices = [groups()[1]._replace(source=1), groups()[0]]
-    batch = build_batch(slices, [first, second])
+    batch = Grpo(small_config()).prepare(learner.policy, slices, [first, second])
     (frames,) = batch.images.values()
     assert (frames[:4] == second.frames[4:8]).all() and (frames[4:] == first.frames[:4]).all()
 

@@ -13,8 +13,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from learners.policy_learner import GrpoLearner
-from learners.sharding import ALONE, Figures, Ranks
+from learners.policy_learner import PolicyLearner
+from learners.sharding import ALONE, MetricMeans, Ranks
 from tests.support.openvla import small_policy
 from tests.support.rank_scenarios import (
     FACTS,
@@ -26,11 +26,13 @@ from tests.support.rank_scenarios import (
     train,
     train_alone,
     train_and_export,
+    train_on_episodes,
 )
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import sha256_of
-from wmpo_ray.core.types import Observation
+from wmpo_ray.core.types import Episodes, Observation
+from wmpo_ray.data.store import save_episodes
 from wmpo_ray.policies.openvla.oft import OpenVLAOFTPolicy
 from wmpo_ray.registry import load_policy
 from wmpo_ray.runs.checkpoint import MANIFEST
@@ -106,6 +108,27 @@ def test_every_way_of_training_is_the_same_on_two_ranks(policy_dir, tmp_path, op
     assert_same_course(first, train_alone(config, policy_dir, tmp_path / "one", 1), config, policy_dir)
 
 
+@pytest.mark.parametrize("kind", ["dpo", pytest.param("filtered_bc", marks=pytest.mark.slow)])
+def test_recorded_episodes_teach_two_ranks_what_they_teach_one(policy_dir, tmp_path, kind):
+    """With the reference of a pair, its loss and its slope known to both ranks, whoever computes which of its chunks."""
+    data, lengths = sample(), np.array([3, 8, 8, 6] * 2)
+    frames = np.repeat(data.frames, 4, 1)[:, [0, *range(8)]]
+    success = np.array([True, False] * 4)
+    flat = data.actions.reshape(8, 8, 3)
+    path = tmp_path / "episodes.parquet"
+    save_episodes(path, Episodes(frames, flat, lengths, success, data.instructions[:1] * 8, np.zeros(8, np.int64)))
+    base = config_for(policy_dir).model_dump()
+    section = {"num_updates": 2, "episodes_per_update": 8, "minibatch_trajectories": 4, "chunks_per_pass": 2}
+    config = Config.model_validate(
+        {**{name: value for name, value in base.items() if name != "grpo"}, "algorithm": {"kind": kind}, kind: section}
+    )
+    (first, second) = run_on_ranks(2, train_on_episodes, config, policy_dir, tmp_path / "two", path)
+    alone = train_on_episodes(ALONE, config, policy_dir, tmp_path / "one", path)
+    assert_same_course(first, alone, config, policy_dir)
+    assert first.metrics[0]["policy/loss"] == second.metrics[0]["policy/loss"], "all ranks know the whole loss"
+    assert alone.digests[0] != alone.digests[1] != alone.digests[2]
+
+
 def test_bfloat16_computes_on_float32_weights(policy_dir, tmp_path):
     (first, _) = run_on_ranks(2, train, config_for(policy_dir, {"compute_dtype": "bfloat16"}), policy_dir, tmp_path, 1)
     assert all(values.dtype == np.float32 for values in first.weights.values())
@@ -121,7 +144,7 @@ def test_a_loss_that_is_not_finite_is_skipped_on_all_ranks(policy_dir, tmp_path)
 
 
 def train_on_nonsense(ranks: Ranks, config, policy_dir, folder) -> tuple[str, str, int]:
-    learner = GrpoLearner(config, str(policy_dir), str(folder), ranks)
+    learner = PolicyLearner(config, str(policy_dir), str(folder), ranks)
     before, data = learner.resume().version.digest, sample()
     data.behavior_logprobs[:] = np.nan
     return before, learner.update(groups(), FACTS, data)[0].version.digest, learner.num_skipped
@@ -175,7 +198,7 @@ def test_damage_to_the_file_of_one_rank_leads_to_the_checkpoint_before(saved, po
     raw = bytearray(second.read_bytes())
     raw[-1] ^= 1
     second.write_bytes(raw)
-    state = GrpoLearner(config_for(policy_dir), str(policy_dir), str(saved)).resume()
+    state = PolicyLearner(config_for(policy_dir), str(policy_dir), str(saved)).resume()
     assert state.version.num_updates == 1
     assert [problem for problem in state.problems if second.name in problem]
 
@@ -189,7 +212,7 @@ def test_a_rank_whose_file_is_not_listed_is_missed(saved, policy_dir):
     del manifest["files"][second.name]
     (folder / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"step-000002.*"):
-        GrpoLearner(config_for(policy_dir), str(policy_dir), str(saved)).resume()
+        PolicyLearner(config_for(policy_dir), str(policy_dir), str(saved)).resume()
 
 
 @pytest.mark.parametrize("info", ["no json", "{}", '{"policy.projector.fc1.bias": {"saved_offsets": [99999999]}}'])
@@ -204,10 +227,10 @@ def test_an_index_of_parts_that_makes_no_sense_is_refused(saved, policy_dir, inf
     manifest["files"][first.name] = {"bytes": first.stat().st_size, "sha256": sha256_of(first)}
     (folder / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"step-000002 is damaged"):
-        GrpoLearner(config_for(policy_dir), str(policy_dir), str(saved)).resume()
+        PolicyLearner(config_for(policy_dir), str(policy_dir), str(saved)).resume()
 
 
-# -- shares and figures ------------------------------------------------------------------------------------------------
+# -- shares and metrics ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("count", "size", "max_size"), [(7, 2, 0), (7, 2, 2), (1, 4, 0), (16, 4, 3), (0, 2, 2)])
@@ -220,9 +243,9 @@ def test_ranks_share_every_place_once_in_equally_many_parts(count, size, max_siz
     assert not max_size or all(len(part) <= max_size for own in parts for part in own)
 
 
-def test_figures_of_parts_are_those_of_the_whole():
-    figures = Figures()
-    figures.add({"mean": torch.tensor(1.0), "some_max": 5.0}, 3)
-    figures.add({"mean": torch.tensor(4.0), "some_max": 2.0}, 1)
-    figures.add({"mean": math.nan, "some_max": math.nan}, 0)
-    assert figures.over(ALONE) == {"mean": 1.75, "some_max": 5.0}
+def test_metrics_of_parts_are_those_of_the_whole():
+    means = MetricMeans()
+    means.add({"mean": torch.tensor(1.0), "some_max": 5.0}, 3)
+    means.add({"mean": torch.tensor(4.0), "some_max": 2.0}, 1)
+    means.add({"mean": math.nan, "some_max": math.nan}, 0)
+    assert means.over(ALONE) == {"mean": 1.75, "some_max": 5.0}

@@ -47,6 +47,18 @@ def test_the_plan_counts_what_one_update_does():
     assert work_of(plan)["learn"] == pytest.approx(decisions * training + compared * acting)
 
 
+def test_an_algorithm_on_recorded_episodes_has_a_learner_only():
+    settings = ("filtered_bc.episodes_per_update=96", "filtered_bc.minibatch_trajectories=8")
+    config = config_of("algorithm.kind=filtered_bc", *settings)
+    plan = make_plan(config)
+    assert [actor.name for actor in plan.actors] == ["learner"] and [work.name for work in plan.work] == ["learn"]
+    assert plan.work[0].amount == 96 * config.environment.horizon, "cloning learns from every step"
+    assert decisions_per_pass(config) == 8 * config.environment.horizon
+    assert plan.update_seconds(1.0) == pytest.approx(plan.tflop)
+    pairs = make_plan(config_of("algorithm.kind=dpo", "dpo.episodes_per_update=96"))
+    assert pairs.work[0].amount == 96 * config.num_chunks
+
+
 def test_work_and_memory_follow_the_configuration():
     plan = plan_of(ONE_STEP)
     steps = make_plan(config_of("world_model.sampler.num_steps=3"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from actors.rollout_actor import RolloutActor
-from cluster.loop.ledger import Ledger
+from cluster.loop.ledger import Ledger, State
 from cluster.loop.rollouts import Rollouts
 from cluster.loop.team import ModelPaths, Team
 from cluster.loop.train import TrainingLoop
@@ -335,7 +336,8 @@ def check_account(life: Life, trained: list[list[tuple[int, int]]]) -> None:
     account = life.ledger.account()
     assert account.balances and account.in_flight == account.waiting == 0, account
     assert account.trained == sum(map(len, trained)), account
-    by_update = life.ledger.trained_by_update()
+    done = (record for record in life.ledger.records.values() if record.state is State.TRAINED)
+    by_update = Counter(record.facts["version"] for record in done)
     assert [by_update[update + 1] for update in range(len(trained))] == [len(keys) for keys in trained], by_update
     # Every answer was used, once, or was counted as late.
     assert life.runtime.num_answers == life.runtime.num_read + life.loop.crew.num_late

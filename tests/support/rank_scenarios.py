@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from actors.broadcast_group import open_store
-from learners.policy_learner import GrpoLearner, UpdateFacts
+from learners.policy_learner import PolicyLearner, UpdateFacts
 from learners.sharding import ALONE, Ranks, RankSpec
 from tests.support.openvla import small_policy
 from tests.support.sampling import sampled_trajectories
@@ -114,8 +114,8 @@ class Course:
     num_units: int  # modules whose weights are gathered together
 
 
-def make_learner(ranks: Ranks, config: Config, policy_dir: Path, folder: Path) -> GrpoLearner:
-    learner = GrpoLearner(config, str(policy_dir), str(folder), ranks)
+def make_learner(ranks: Ranks, config: Config, policy_dir: Path, folder: Path) -> PolicyLearner:
+    learner = PolicyLearner(config, str(policy_dir), str(folder), ranks)
     # What a learner sets lets a CPU multiply in bfloat16 for some sizes of a batch and not for others.
     torch.set_float32_matmul_precision("highest")
     return learner
@@ -149,6 +149,18 @@ def train(ranks: Ranks, config: Config, policy_dir: Path, folder: Path, num_upda
     )
     num_units = sum(isinstance(module, FSDPModule) for module in learner.policy.modules())
     return Course(digests, metrics, weights, held, learner.num_updates, num_units)
+
+
+def train_on_episodes(ranks: Ranks, config: Config, policy_dir: Path, folder: Path, episodes: Path) -> Course:
+    """Two updates of an offline algorithm."""
+    learner = make_learner(ranks, config, policy_dir, folder)
+    digests = [learner.resume(str(episodes)).version.digest]
+    results = [learner.update_recorded() for _ in range(2)]
+    digests += [result.version.digest for result in results]
+    payload = learner.weights(2)[1]
+    tensors = payload.tensors.items() if payload else ()
+    weights = {name: tensor.values().view(tensor.shape).numpy() for name, tensor in tensors}
+    return Course(digests, [result.metrics for result in results], weights, 0, learner.num_updates, 0)
 
 
 def train_and_export(ranks: Ranks, config: Config, policy_dir: Path, folder: Path) -> Course:

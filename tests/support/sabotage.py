@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from actors.reward_actor import RewardActor
 from actors.rollout_actor import RolloutActor
-from learners.policy_learner import GrpoLearner
+from cluster.loop.team import actor_class
+from learners.policy_learner import PolicyLearner
+from wmpo_ray.config.roles import Role
 
 
 class Plan:
@@ -52,10 +55,12 @@ class Plan:
 
 def sabotage(monkeypatch: Any, plan: Plan) -> None:
     """Let the team place actors that keep to the plan."""
-    import cluster.loop.team
+    monkeypatch.setattr("cluster.loop.team.actor_class", recast(faulty_classes(plan)))
 
-    for name, cls in faulty_classes(plan).items():
-        monkeypatch.setattr(cluster.loop.team, name, cls)
+
+def recast(classes: Mapping[str, type]) -> Callable[[Role], Any]:
+    """Who plays a role, with these classes in the place of those of the same names; set it for `actor_class`."""
+    return lambda role: classes.get(role.actor.split(":")[1]) or actor_class(role)
 
 
 def faulty_classes(plan: Plan) -> dict[str, type]:
@@ -90,7 +95,7 @@ def faulty_classes(plan: Plan) -> dict[str, type]:
             plan.reached("scored-{}-{}".format(*videos.requests[0].key))
             return result
 
-    class FaultyLearner(GrpoLearner):
+    class FaultyLearner(PolicyLearner):
         def __init__(self, *args):
             super().__init__(*args)
             (plan.folder / "note-pid").write_text(str(os.getpid()))
@@ -120,4 +125,4 @@ def faulty_classes(plan: Plan) -> dict[str, type]:
             plan.reached(f"before-broadcast-{self.num_updates}")
             return result
 
-    return {"RolloutActor": FaultyImagination, "RewardActor": FaultyReward, "GrpoLearner": FaultyLearner}
+    return {"RolloutActor": FaultyImagination, "RewardActor": FaultyReward, "PolicyLearner": FaultyLearner}

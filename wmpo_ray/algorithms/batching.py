@@ -1,38 +1,59 @@
-"""Admitted groups to one padded, masked batch for the learner."""
+"""What the learner trains on in an update, and the policy's log-probabilities of parts of it."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, fields
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from wmpo_ray.algorithms import grpo
+from wmpo_ray.core.interfaces import Policy
 from wmpo_ray.core.types import Observation, Trajectories
 
 
-class Batch(NamedTuple):
-    """B trajectories of N chunks, contiguous by group."""
+@dataclass(frozen=True)
+class Batch:
+    """B trajectories of N decisions; each algorithm adds what else it needs."""
 
-    images: dict[str, np.ndarray]  # camera -> [B, N, H, W, 3] uint8, the main one first
+    images: dict[str, np.ndarray]  # camera -> [B, N, H, W, 3] uint8, the main one first: what the policy saw
     state: np.ndarray | None  # [B, N, S] float32
     instructions: tuple[str, ...]  # [B]
-    record: dict[str, Tensor]  # [B, N, ...] each
-    behavior_logprobs: Tensor  # [B, N, L]
-    advantage: Tensor  # [B]
-    mask: Tensor  # [B, N, L] bool: executed before the finish step
+    metrics: dict[str, float]  # about the batch as a whole, logged with its update
 
-    def decisions(self, rows: slice, first: Tensor, second: Tensor) -> tuple[Observation, dict[str, Tensor]]:
-        """What was seen and recorded at the decisions (first, second) [P] each of the trajectories `rows`."""
+    def __len__(self) -> int:
+        return len(self.instructions)
+
+    def observed(self, rows: slice, places: Tensor) -> Observation:
+        """What the policy saw at places [n, 2] of a mini-batch."""
+        first, second = places.unbind(1)
         texts, place = self.instructions[rows], (first.numpy(), second.numpy())
-        observation = Observation(
+        return Observation(
             {camera: images[rows][place] for camera, images in self.images.items()},
             tuple(texts[i] for i in first.tolist()),
             None if self.state is None else self.state[rows][place],
         )
-        return observation, {name: values[rows][first, second] for name, values in self.record.items()}
+
+    def signature(self) -> str:
+        """Hash of what the batch teaches: an interrupted update goes on only with the very same one."""
+        digest = hashlib.sha256()
+        for field in fields(self):
+            value = getattr(self, field.name)
+            for tensor in value.values() if isinstance(value, dict) else (value,):
+                if isinstance(tensor, np.ndarray | Tensor):
+                    digest.update(np.ascontiguousarray(tensor).tobytes())
+        return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class ActionBatch(Batch):
+    """With what was done at each decision, as `Policy.log_prob` takes it."""
+
+    record: dict[str, Tensor]  # each [B, N, ...]
+    mask: Tensor  # [B, N, L] bool: log-probabilities of actions executed before the end
 
 
 class GroupSlice(NamedTuple):
@@ -44,29 +65,64 @@ class GroupSlice(NamedTuple):
     finish_step: np.ndarray  # [G] int64
 
 
-def build_batch(
-    groups: Sequence[GroupSlice], sources: Sequence[Trajectories], deviation: grpo.Deviation = "population"
-) -> Batch:
-    """Stack the groups in the order given; `deviation`: what advantages are divided by, see `grpo.advantages`."""
-    parts = [sources[group.source].rows(*group.rows) for group in groups]
-    rewards = torch.from_numpy(np.stack([group.success for group in groups])).float()
-    finish = torch.from_numpy(np.concatenate([group.finish_step for group in groups]))
-    states = [part.state for part in parts if part.state is not None]
-    actions = parts[0].actions
-    num_chunks, chunk_length, action_dim = actions.shape[1:]
-    return Batch(
-        {camera: np.concatenate([part.images[camera] for part in parts]) for camera in parts[0].images},
-        np.concatenate(states) if states else None,
-        tuple(text for part in parts for text in part.instructions),
-        {name: torch.from_numpy(np.concatenate([part.record[name] for part in parts])) for name in parts[0].record},
-        torch.from_numpy(np.concatenate([part.behavior_logprobs for part in parts])),
-        grpo.advantages(rewards, deviation).flatten(),
-        token_mask(finish, num_chunks, chunk_length, action_dim),
-    )
+def slices_of(groups: Sequence[GroupSlice], sources: Sequence[Trajectories]) -> list[Trajectories]:
+    """The trajectories of each group."""
+    return [sources[group.source].rows(*group.rows) for group in groups]
 
 
-def token_mask(finish_step: Tensor, num_chunks: int, chunk_length: int, action_dim: int) -> Tensor:
-    """[B] frames executed -> [B, N, K*D] bool: tokens of actions before the finish step."""
-    step = torch.arange(num_chunks * chunk_length)
-    executed = step[None] < finish_step[:, None]
-    return executed.repeat_interleave(action_dim, 1).unflatten(1, (num_chunks, chunk_length * action_dim))
+class Executes(Protocol):
+    """What a policy knows of its own log-probabilities, see `Policy.executed`."""
+
+    @property
+    def chunk_length(self) -> int: ...
+
+    def executed(self, num_actions: Tensor) -> Tensor: ...
+
+
+def executed_mask(policy: Executes, finish_step: Tensor, num_chunks: int) -> Tensor:
+    """Steps executed [B] -> [B, N, L] bool: log-probabilities of actions before the finish step."""
+    begins = torch.arange(num_chunks) * policy.chunk_length
+    counts = (finish_step[:, None] - begins).clamp(0, policy.chunk_length)
+    return policy.executed(counts.flatten()).unflatten(0, tuple(counts.shape))
+
+
+# -- parts of a mini-batch ---------------------------------------------------------------------------------------
+
+
+class Shares(Protocol):
+    """How the processes of a learner share a mini-batch; all of them make the same calls in the same order."""
+
+    def parts(self, places: Tensor, max_size: int = 0) -> list[Tensor]:
+        """This process's share of places [n], cut into parts of at most `max_size` (0: one part); some may be empty.
+
+        Every process has equally many parts.
+        """
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum of values [n] over the processes."""
+
+
+def parts_of(decided: Tensor, shares: Shares, max_size: int) -> list[Tensor]:
+    """This process's parts [b, N] bool of the decisions [b, N] bool of a mini-batch, pass by pass."""
+    parts = []
+    for places in shares.parts(decided.flatten().nonzero()[:, 0], max_size):
+        part = torch.zeros(decided.numel(), dtype=torch.bool)
+        part[places] = True
+        parts.append(part.view_as(decided))
+    return parts
+
+
+def places_of(part: Tensor, decided: Tensor) -> Tensor:
+    """The places [n, 2] of a part; of one that is empty, some place all the same.
+
+    Where nothing is left for this process, the others cannot gather weights without it: what it computes does not count.
+    """
+    places = part.nonzero()
+    return places if len(places) else decided.nonzero()[:1]
+
+
+def chunk_logprobs(policy: Policy, batch: ActionBatch, rows: slice, places: Tensor, temperature: float) -> Tensor:
+    """Differentiable log-probabilities [n, L] on the CPU of what was done at places [n, 2] of a mini-batch."""
+    first, second = places.unbind(1)
+    record = {name: values[rows][first, second] for name, values in batch.record.items()}
+    return policy.log_prob(batch.observed(rows, places), record, temperature).cpu()

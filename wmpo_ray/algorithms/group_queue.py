@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from wmpo_ray.algorithms.group_filter import judge_group
+from wmpo_ray.algorithms.base import online_algorithm
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.types import Group, GroupRequest, RolloutRequest, Verdict
@@ -49,7 +49,7 @@ class GroupQueue:
     """Groups under way and waiting, by update. A key that is not (any longer) issued, or settled before, is nobody's."""
 
     def __init__(self, config: Config):
-        self.config = config
+        self.config, self._algorithm = config, online_algorithm(config)
         self._size = config.rollout.groups_per_update
         self._slots = self._size + round(config.rollout.speculation * self._size)
         self._updates: dict[int, _Issued] = {}
@@ -85,7 +85,8 @@ class GroupQueue:
         """Judge a scored group; it waits for its turn. None for one that nobody waits for."""
         if not self.is_open(group.request.key):
             return None
-        verdict = judge_group(group.success, group.version, learner_version, self.config.filter)
+        is_stale = learner_version - group.version > self.config.filter.max_staleness
+        verdict = Verdict.STALE if is_stale else self._algorithm.admit(group)
         issued = self._updates[group.request.update]
         issued.settled[group.request.key] = (verdict, group)
         issued.num_admitted += verdict is Verdict.ADMIT
@@ -145,7 +146,7 @@ class GroupQueue:
         raise NothingAdmittedError(
             f"{attempts} groups were imagined for one update and only {issued.num_admitted} of the "
             f"{self._size} needed have mixed outcomes; successes in a group -> groups: "
-            f"{histogram or 'none scored'}. If all are 0 the reward model never accepts: look at the gate's figures and "
+            f"{histogram or 'none scored'}. If all are 0 the reward model never accepts: check the gate's metrics and "
             "its threshold; else lower rollout.groups_per_update or raise rollout.max_attempts"
         )
 
@@ -154,11 +155,11 @@ def _metrics(groups: list[Group], admitted: list[Group], verdicts: Counter[Verdi
     success = np.concatenate([group.success for group in groups])
     refuted = sum(group.num_refuted for group in groups)
     finish = np.concatenate([group.finish_step[group.success] for group in groups])
-    figures = {
+    metrics = {
         "imagined/success_rate": float(success.mean() + refuted / len(success)),
         "imagined/verified_success_rate": float(success.mean()),
         "imagined/success_length_frames": float(finish.mean()) if len(finish) else float("nan"),
         "imagined/trajectories": float(len(success)),
         "queue/admitted_success_rate": float(np.mean([group.success.mean() for group in admitted])),
     }
-    return figures | {f"queue/{verdict.value}": float(verdicts[verdict]) for verdict in Verdict}
+    return metrics | {f"queue/{verdict.value}": float(verdicts[verdict]) for verdict in Verdict}

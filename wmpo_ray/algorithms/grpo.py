@@ -2,14 +2,132 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from wmpo_ray.algorithms.base import Measure, OnlineAlgorithm, PartLoss
+from wmpo_ray.algorithms.batching import (
+    ActionBatch,
+    Batch,
+    GroupSlice,
+    Shares,
+    chunk_logprobs,
+    executed_mask,
+    parts_of,
+    places_of,
+    slices_of,
+)
+from wmpo_ray.config.run import Config, GrpoConfig
+from wmpo_ray.core.interfaces import Policy
+from wmpo_ray.core.types import Group, Trajectories, Verdict
 
 Deviation = Literal["population", "unbiased"]
 Ratio = Literal["chunk", "token"]
 UNBIASED_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class GrpoBatch(ActionBatch):
+    behavior_logprobs: Tensor  # [B, N, L] of sampling time
+    advantage: Tensor  # [B]
+
+
+class Grpo(OnlineAlgorithm):
+    """Metrics besides those of `loss`: `policy/advantage_std` of the batch, and `policy/logprob_distance`.
+
+    The latter is the mean distance per token between log-probabilities of sampling time and those that the learner
+    computes before its first step. With the same weights it is rounding; more means that the two differ in what they
+    compute, and with `filter.max_staleness` it grows with the age of the rollouts.
+    """
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        assert isinstance(config.training, GrpoConfig)
+        self.settings: GrpoConfig = config.training
+
+    def admit(self, group: Group) -> Verdict:
+        """Dynamic sampling (paper section 3.3).
+
+        A group whose outcomes are all equal has no advantage; one outside the configured success rates is too easy or
+        too hard to be worth a slot.
+        """
+        success, bounds = group.success, self.config.filter
+        if success.all() or not success.any():
+            return Verdict.UNIFORM
+        if not bounds.min_mean <= success.mean() <= bounds.max_mean:
+            return Verdict.OUTSIDE
+        return Verdict.ADMIT
+
+    def prepare(self, policy: Policy, groups: Sequence[GroupSlice], sources: Sequence[Trajectories]) -> GrpoBatch:
+        parts = slices_of(groups, sources)
+        rewards = torch.from_numpy(np.stack([group.success for group in groups])).float()
+        finish = torch.from_numpy(np.concatenate([group.finish_step for group in groups]))
+        advantage = advantages(rewards, self.settings.advantage_std).flatten()
+        states = [part.state for part in parts if part.state is not None]
+        return GrpoBatch(
+            images={camera: np.concatenate([part.images[camera] for part in parts]) for camera in parts[0].images},
+            state=np.concatenate(states) if states else None,
+            instructions=tuple(text for part in parts for text in part.instructions),
+            metrics={"policy/advantage_std": float(advantage.std())},
+            record={
+                name: torch.from_numpy(np.concatenate([part.record[name] for part in parts]))
+                for name in parts[0].record
+            },
+            mask=executed_mask(policy, finish, parts[0].actions.shape[1]),
+            behavior_logprobs=torch.from_numpy(np.concatenate([part.behavior_logprobs for part in parts])),
+            advantage=advantage,
+        )
+
+    def measures(self, policy: Policy, batch: Batch, rows: slice, shares: Shares) -> Iterator[Measure]:
+        assert isinstance(batch, GrpoBatch)
+        for part in self._parts(batch, rows, shares):
+            executed = batch.mask[rows] & part[..., None]
+            distance = (self._logprobs(policy, batch, rows, part) - batch.behavior_logprobs[rows]).abs()[executed]
+            yield Measure({"policy/logprob_distance": distance.mean()}, float(executed.sum()))
+
+    def losses(self, policy: Policy, batch: Batch, rows: slice, shares: Shares) -> Iterator[PartLoss]:
+        assert isinstance(batch, GrpoBatch)
+        settings = self.settings
+        for part in self._parts(batch, rows, shares):
+            mask = batch.mask[rows] & part[..., None]
+            # The loss is a mean over each trajectory: a part of one weighs as much as its share of it.
+            share = self._num_ratios(mask) / self._num_ratios(batch.mask[rows]).clamp_min(1)
+            value, metrics = loss(
+                self._logprobs(policy, batch, rows, part),
+                batch.behavior_logprobs[rows],
+                batch.advantage[rows] * share,
+                mask,
+                settings.clip_low,
+                settings.clip_high,
+                settings.ratio,
+            )
+            yield PartLoss(value, metrics, float(self._num_ratios(mask).sum()))
+
+    def _parts(self, batch: GrpoBatch, rows: slice, shares: Shares) -> list[Tensor]:
+        """Only what was decided before the finish step is computed."""
+        return parts_of(batch.mask[rows].any(-1), shares, self.settings.chunks_per_pass)
+
+    def _num_ratios(self, mask: Tensor) -> Tensor:
+        """How many ratios each trajectory has [b], for the tokens [b, N, L] of a mask."""
+        return mask.any(-1).sum(1) if self.settings.ratio == "chunk" else mask.sum((1, 2))
+
+    def _logprobs(self, policy: Policy, batch: GrpoBatch, rows: slice, part: Tensor) -> Tensor:
+        """Log-probabilities [b, N, L] of the chunks of a part [b, N], the behaviour's elsewhere."""
+        places = places_of(part, batch.mask[rows].any(-1))
+        chosen = chunk_logprobs(policy, batch, rows, places, self.config.rollout.temperature)
+        behavior = batch.behavior_logprobs[rows]
+        if not part.any():
+            return behavior + 0.0 * chosen.sum()
+        # Masked positions take the behaviour's value: their ratio is 1 and they carry no gradient.
+        return behavior.masked_scatter(part[..., None].expand(behavior.shape), chosen)
+
+
+# -- the formulas ------------------------------------------------------------------------------------------------
 
 
 def advantages(rewards: Tensor, deviation: Deviation = "population") -> Tensor:

@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from wmpo_ray.config.algorithms import SECTIONS
 from wmpo_ray.config.kind_sections import (
     leave_settings_of_former_kind,
     refused_setting,
@@ -24,7 +25,7 @@ from wmpo_ray.config.kind_sections import (
     settings_of,
     without_settings_of_other_kinds,
 )
-from wmpo_ray.config.run import Config
+from wmpo_ray.config.run import Config, unchosen
 from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.core.section import shown
 from wmpo_ray.core.untrusted import MAX_SETTINGS_BYTES, read_bytes, read_json
@@ -45,8 +46,26 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         _merge(own, _parse_override(override))
     data = _with_variant(presets, own.pop(VARIANT_KEY, ""))
+    _keep_chosen_algorithm(data, own)
     _lay_over(data, own)
     return validate(data)
+
+
+def _keep_chosen_algorithm(presets: dict[str, Any], own: Mapping[str, Any]) -> None:
+    """Drop the presets' sections of algorithms that are not chosen; ConfigError where the user has set one of them."""
+    chosen = {**_table(presets, "algorithm"), **_table(own, "algorithm")}
+    kind = chosen.get("kind", "grpo")
+    for name in SECTIONS:
+        if name == (chosen.get("settings") or kind):
+            continue
+        presets.pop(name, None)
+        for key, value in _table(own, name).items():
+            raise ConfigError(unchosen(f"{name}.{key}", value, name, kind))
+
+
+def _table(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    table = data.get(key)
+    return table if isinstance(table, Mapping) else {}
 
 
 def validate(data: Mapping[str, Any]) -> Config:
@@ -185,6 +204,8 @@ def _describe(details: Any, kinds: Mapping[str, str]) -> str:
 def known_settings() -> list[str]:
     """Every dotted key of any kind of ours."""
     found = dict.fromkeys(flatten(Config()))
+    for section, cls in SECTIONS.items():
+        found |= {key: None for key in settings_of(cls, f"{section}.") if key not in found}
     for table in TABLES:
         for name in table:
             found |= dict.fromkeys(settings_of(section_class(table, name), f"{table.section}."))
@@ -203,7 +224,10 @@ def nearest_key(key: str, table: bool = False) -> str:
         whole = difflib.SequenceMatcher(None, key, candidate).ratio()
         return whole + difflib.SequenceMatcher(None, key.split(".")[-1], candidate.split(".")[-1]).ratio()
 
-    return max(known_sections() if table else known_settings(), key=likeness)
+    # A key of an algorithm that is not the default one is suggested to those who have named its section.
+    unlikely = SECTIONS.keys() - {Config().algorithm.section, key.split(".")[0]}
+    candidates = known_sections() if table else known_settings()
+    return max((name for name in candidates if name.split(".")[0] not in unlikely), key=likeness)
 
 
 def _keys_of(section: str) -> str:
@@ -215,14 +239,20 @@ def _keys_of(section: str) -> str:
 
 
 def flatten(config: BaseModel) -> dict[str, Any]:
-    """Every setting by its dotted key."""
+    """Every setting by its dotted key, without those of algorithms that are not chosen."""
     flat: dict[str, Any] = {}
-    for name, value in config:
+    for name, value in _chosen(config):
         if isinstance(value, BaseModel):
             flat.update({f"{name}.{key}": inner for key, inner in flatten(value).items()})
         else:
             flat[name] = value
     return flat
+
+
+def _chosen(config: BaseModel) -> list[tuple[str, Any]]:
+    """The sections and settings that have an effect: those of algorithms that are not chosen have none."""
+    dropped = SECTIONS.keys() - {config.algorithm.section} if isinstance(config, Config) else ()
+    return [(name, value) for name, value in config if name not in dropped]
 
 
 def config_hash(config: Config) -> str:
@@ -255,6 +285,8 @@ def _chosen_alone(config: Config, other: Mapping[str, Any]) -> list[str]:
             default, key = field.get_default(call_default_factory=True), f"{table.section}.{name}"
             inner = flatten(default) if isinstance(default, BaseModel) else {}
             defaults |= {f"{key}.{rest}": value for rest, value in inner.items()} or {key: default}
+    for section, cls in SECTIONS.items():
+        defaults |= {f"{section}.{key}": value for key, value in cls()}
     return [key for key, value in flatten(config).items() if key not in other and value != defaults.get(key)]
 
 

@@ -50,7 +50,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
             ),
             Role(
                 "learner",
-                "learners.policy_learner:GrpoLearner",
+                "learners.policy_learner:PolicyLearner",
                 ("policy", "checkpoints"),
                 lambda config: config.cluster.learner_ranks,
                 is_single=True,
@@ -68,7 +68,12 @@ ROLES: Mapping[str, Role] = MappingProxyType(
 
 
 def roles_of(config: Config) -> tuple[Role, ...]:
-    """The roles that a run has: without imagination, nobody imagines and the world itself is the judge."""
+    """The roles that a run has: without imagination, nobody imagines and the world itself is the judge.
+
+    An algorithm that learns from recorded episodes needs a learner and nobody else.
+    """
+    if config.training.source == "offline":
+        return (ROLES["learner"],)
     needless = set() if config.rollout.world == "imagination" else {"imagination", "reward"}
     return tuple(role for role in ROLES.values() if role.name not in needless)
 

@@ -11,6 +11,15 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
+from wmpo_ray.config.algorithms import (
+    SECTIONS,
+    AlgorithmConfig,
+    DpoConfig,
+    FilteredBcConfig,
+    GrpoConfig,
+    OfflineSection,
+    TrainingSection,
+)
 from wmpo_ray.config.cluster import (
     CheckpointConfig,
     ClusterConfig,
@@ -32,16 +41,19 @@ from wmpo_ray.core.section import Count, NonNegative, Positive, Section, Share, 
 from wmpo_ray.kinds import ENVIRONMENTS, POLICIES, REWARD_MODELS, WORLD_MODELS
 
 __all__ = [
+    "AlgorithmConfig",
     "CheckpointConfig",
     "CloningConfig",
     "ClusterConfig",
     "CollectConfig",
     "Config",
     "DemosConfig",
+    "DpoConfig",
     "EnvironmentConfig",
     "EvaluationConfig",
     "FaultsConfig",
     "FilterConfig",
+    "FilteredBcConfig",
     "GateConfig",
     "GrpoConfig",
     "MonitoringConfig",
@@ -49,6 +61,7 @@ __all__ = [
     "PolicyConfig",
     "RewardConfig",
     "RolloutConfig",
+    "TrainingSection",
     "VerifyConfig",
     "WeightsConfig",
     "WorldModelConfig",
@@ -118,24 +131,6 @@ class FilterConfig(Section):
     max_mean: Share = 1.0
 
 
-class GrpoConfig(Section):
-    num_updates: Count = 15
-    learning_rate: Positive = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: NonNegative = 0.0
-    clip_low: Share = 0.20
-    clip_high: Positive = 0.28
-    ratio: Literal["chunk", "token"] = "chunk"
-    minibatch_trajectories: Count = 64
-    num_epochs: Count = 1
-    # Chunks that a learner rank computes at once, which bounds the memory of activations; 0: its whole mini-batch.
-    chunks_per_pass: Annotated[int, Field(ge=0)] = 0
-    advantage_std: Literal["population", "unbiased"] = "population"  # Algorithm 1, or the reference's with its 1e-6
-    max_grad_norm: Positive = 1.0
-    max_skipped_steps: Count = 5  # steps with a NaN loss before the run gives up
-    trained_parameters: str = ""  # regular expression on parameter names, such as "lora_"; "": all, or all adapters
-
-
 class EvaluationConfig(Section):
     num_starts: Count = 512
     temperature: NonNegative = 1.0  # 0: the most likely action
@@ -163,7 +158,10 @@ class Config(Section):
     gate: GateConfig = GateConfig()
     rollout: RolloutConfig = RolloutConfig()
     filter: FilterConfig = FilterConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
     grpo: GrpoConfig = GrpoConfig()
+    filtered_bc: FilteredBcConfig = FilteredBcConfig()
+    dpo: DpoConfig = DpoConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
     placement: PlacementConfig = PlacementConfig()
@@ -188,9 +186,43 @@ class Config(Section):
         return self.environment.horizon // self.rollout.chunk_length
 
     @property
+    def training(self) -> TrainingSection:
+        """The settings of the chosen algorithm."""
+        return getattr(self, self.algorithm.section)
+
+    @property
+    def num_decisions(self) -> int:
+        """Decisions in a trajectory that the policy is trained on, at most."""
+        return self.environment.horizon if self.training.learns_every_step else self.num_chunks
+
+    @property
+    def trajectories_per_update(self) -> int:
+        """B * G rollouts, or, for an algorithm that learns from recorded episodes, how many of them it draws."""
+        if isinstance(self.training, OfflineSection):
+            return self.training.episodes_per_update
+        return self.rollout.group_size * self.rollout.groups_per_update
+
+    @property
     def trained_parameters(self) -> str:
-        """What GRPO trains, a regular expression on parameter names."""
-        return self.grpo.trained_parameters or self.policy.trained_parameters
+        """What the chosen algorithm trains, a regular expression on parameter names."""
+        return self.training.trained_parameters or self.policy.trained_parameters
+
+    @model_validator(mode="after")
+    def _check_algorithm(self) -> Self:
+        chosen, settings = self.algorithm.section, self.training
+        for name in SECTIONS.keys() - {chosen}:
+            section, default = getattr(self, name), type(getattr(self, name))()
+            for key, value in section:
+                if value != getattr(default, key):
+                    raise ValueError(unchosen(f"{name}.{key}", value, name, self.algorithm.kind))
+        if isinstance(settings, OfflineSection):
+            settings.check(chosen)
+        elif settings.minibatch_trajectories > self.trajectories_per_update:
+            raise ValueError(
+                f"{chosen}.minibatch_trajectories={settings.minibatch_trajectories} is more than the "
+                f"{self.trajectories_per_update} trajectories of an update; set {chosen}.minibatch_trajectories"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -207,15 +239,17 @@ class Config(Section):
             )
         if self.filter.min_mean > self.filter.max_mean:
             raise ValueError(f"filter.min_mean={self.filter.min_mean} is above filter.max_mean={self.filter.max_mean}")
-        group = self.rollout.group_size * self.rollout.groups_per_update
-        if self.grpo.minibatch_trajectories > group:
-            raise ValueError(
-                f"grpo.minibatch_trajectories={self.grpo.minibatch_trajectories} is more than the {group} trajectories "
-                "of an update; set grpo.minibatch_trajectories"
-            )
         if self.reward.verify.enabled and not self.world_model.is_learned:
             raise ValueError(
                 f"reward.verify.enabled needs world_model.kind of a learned model: {shown(self.world_model.kind)} is never "
                 "wrong; set reward.verify.enabled to false"
             )
         return self
+
+
+def unchosen(key: str, value: object, section: str, kind: str) -> str:
+    """What is wrong with a setting of an algorithm that is not the chosen one."""
+    return (
+        f"{key} = {shown(value)} has no effect: it belongs to the algorithm {section!r}, and algorithm.kind = "
+        f'{shown(kind)}; remove the key or set algorithm.kind="{section}"'
+    )

@@ -59,6 +59,14 @@ class Policy(Protocol):
 
 
 @runtime_checkable
+class ActionEncoder(Protocol):
+    """A policy that can say what it would have had to sample to act as somebody else did."""
+
+    def encode(self, actions: Tensor) -> dict[str, Tensor]:
+        """Record, each [B, ...] on the CPU, of actions [B, K, D] in [-1, 1], as `log_prob` takes it."""
+
+
+@runtime_checkable
 class World(Protocol):
     """Where actions have consequences: a learned world model, a simulator, or an environment somewhere else.
 

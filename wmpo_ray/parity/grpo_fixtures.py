@@ -10,12 +10,23 @@ import torch
 from torch import Tensor
 
 from wmpo_ray.algorithms import grpo
-from wmpo_ray.algorithms.batching import token_mask
+from wmpo_ray.algorithms.batching import executed_mask
 from wmpo_ray.parity.case import ParityCase
 from wmpo_ray.parity.fixture_files import compared, differing, fixture_tensors, read_config
+from wmpo_ray.policies.action_tokens import executed_tokens
 
 SINGLE, DOUBLE = 1e-5, 1e-10
 NEEDED = ("rewards", "finish_step", "old_log_probs", "new_log_probs", "advantages_official", "response_mask")
+
+
+class TokenPolicy(NamedTuple):
+    """As much of a policy as the mask needs: D tokens for each of K actions."""
+
+    chunk_length: int
+    action_dim: int
+
+    def executed(self, num_actions: Tensor) -> Tensor:
+        return executed_tokens(num_actions, self.chunk_length, self.action_dim)
 
 
 class _Fixture(NamedTuple):
@@ -45,7 +56,8 @@ def check(folder: Path) -> list[ParityCase]:
     """The reference's advantages, token loss and figures in float32, the paper's equations 3-5 in float64."""
     config = read_config(folder)
     data = fixture_tensors(folder / "grpo.safetensors", *NEEDED)
-    fixture = _Fixture(config, data, token_mask(data["finish_step"], config["chunks"], config["K"], config["D"]))
+    policy = TokenPolicy(config["K"], config["D"])
+    fixture = _Fixture(config, data, executed_mask(policy, data["finish_step"], config["chunks"]))
     return [*_layout(fixture), *_official(fixture), *_official_rows(fixture), *_paper(fixture), *_objectives(fixture)]
 
 

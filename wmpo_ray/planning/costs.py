@@ -95,17 +95,20 @@ def policy_cost(config: Config, facts: EnvironmentFacts) -> PolicyCost:
         dtype=getattr(torch, config.policy.compute_dtype),
         trained=config.trained_parameters,
         checkpointing=config.policy.gradient_checkpointing,
+        section=config.algorithm.section,
     )
 
 
-def cost_of_policy(blueprint: Blueprint, dtype: torch.dtype, trained: str, checkpointing: bool) -> PolicyCost:
-    """`trained`: a regular expression on the names of the parameters that are trained."""
+def cost_of_policy(
+    blueprint: Blueprint, dtype: torch.dtype, trained: str, checkpointing: bool, section: str = "grpo"
+) -> PolicyCost:
+    """`trained`: a regular expression on the names of the parameters that are trained, a setting of `section`."""
 
     def measure(depths: Any) -> np.ndarray:
         policy: Any = without_values(lambda: blueprint.build(depths)).to(dtype).eval()
         num_trained = choose_trained(policy, trained)
         if not num_trained:
-            raise ConfigError(f"grpo.trained_parameters={trained!r} matches no parameter of the policy")
+            raise ConfigError(f"{section}.trained_parameters={trained!r} matches no parameter of the policy")
         acting = _forward(policy, blueprint)
         kept = plain = _training(policy, blueprint)
         if checkpointing and policy.supports_gradient_checkpointing:

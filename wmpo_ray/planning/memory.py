@@ -77,8 +77,8 @@ def replica_bytes(config: Config) -> int:
 
 def decisions_per_pass(config: Config) -> int:
     """How many decisions one rank takes through a forward and a backward pass at once."""
-    share = math.ceil(config.grpo.minibatch_trajectories * config.num_chunks / config.cluster.learner_ranks)
-    return min(share, config.grpo.chunks_per_pass or share)
+    share = math.ceil(config.training.minibatch_trajectories * config.num_decisions / config.cluster.learner_ranks)
+    return min(share, config.training.chunks_per_pass or share)
 
 
 def _computed_bytes(config: Config, policy: PolicyCost) -> float:

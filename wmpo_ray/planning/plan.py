@@ -96,7 +96,7 @@ class Plan:
         seconds = self.role_seconds(tflops)
         if self.collocated:
             return sum(seconds.values())
-        imagined = max(seconds["imagination"], seconds["reward"])
+        imagined = max(seconds.get("imagination", 0.0), seconds.get("reward", 0.0))
         return max(imagined, seconds["learner"]) if self.overlapping else imagined + seconds["learner"]
 
 
@@ -112,7 +112,7 @@ def make_plan(config: Config) -> Plan:
     frame_bytes = int(np.prod(facts.frame_shape))
     num_tokens = rollout.chunk_length * facts.action_dim
     decision_bytes = frame_bytes + num_tokens * (8 + 4 + 4)  # tokens int64, log-probabilities and actions float32
-    num_trajectories = rollout.group_size * rollout.groups_per_update
+    num_trajectories = config.trajectories_per_update
     request = rollout.groups_per_request * rollout.group_size
     return Plan(
         actors=_actors(config, policy, world, reward, verifier),
@@ -125,7 +125,7 @@ def make_plan(config: Config) -> Plan:
         real_demos=config.demos.num_trajectories,
         num_slots=(config.filter.max_staleness + 1) * rollout.groups_per_update,
         video_bytes=request * (config.environment.horizon + 1) * frame_bytes,
-        batch_bytes=num_trajectories * config.num_chunks * decision_bytes,
+        batch_bytes=num_trajectories * config.num_decisions * decision_bytes,
     )
 
 
@@ -165,10 +165,13 @@ def _actors(
     worker = imagination_memory(config, policy, world)
     judge = reward_memory(config, reward, verifier)
     learner = learner_memory(config, policy)
+    learning = _actor(config, place.learner, cluster.learner_ranks, ("policy in training",), learner)
+    if config.training.source == "offline":
+        return (learning,)
     return (
         _actor(config, place.imagination, cluster.imagination_actors, ("policy", "world model"), worker),
         _actor(config, place.reward, cluster.reward_actors, judges, judge),
-        _actor(config, place.learner, cluster.learner_ranks, ("policy in training",), learner),
+        learning,
     )
 
 
@@ -193,8 +196,10 @@ def _work(
     reward: RewardModelCost,
     verifier: WorldModelCost | None,
 ) -> tuple[Work, ...]:
-    trajectories = config.rollout.group_size * config.rollout.groups_per_update
+    trajectories = config.trajectories_per_update
     decisions = trajectories * config.num_chunks
+    if config.training.source == "offline":
+        return (_learning(config, policy, trajectories * config.num_decisions),)
     clips = trajectories * (config.environment.horizon + 2 - config.reward.clip_length)
     work = [
         Work("act", "imagination", decisions, "policy decisions", decisions * policy.tflop),
@@ -222,7 +227,7 @@ def _imagining(config: Config, world: WorldModelCost | None, trajectories: int) 
 
 def _learning(config: Config, policy: PolicyCost, decisions: int) -> Work:
     """Every epoch forward and backward, and once forward over a mini-batch: are its log-probabilities as they were?"""
-    trained = decisions * config.grpo.num_epochs
-    compared = min(config.grpo.minibatch_trajectories * config.num_chunks, decisions)
+    trained = decisions * config.training.num_epochs
+    compared = min(config.training.minibatch_trajectories * config.num_decisions, decisions)
     tflop = trained * policy.training_tflop + compared * policy.tflop
     return Work("learn", "learner", trained, "decisions trained", tflop)

@@ -192,6 +192,9 @@ class TinyPolicy(PreTrainedModel):
         target = encode_actions(actions.to(self.device), self.config.num_bins)
         return F.cross_entropy(self._logits(observation).flatten(0, 1), target.flatten())
 
+    def encode(self, actions: Tensor) -> dict[str, Tensor]:
+        return {"tokens": encode_actions(actions, self.config.num_bins).flatten(1).cpu()}
+
     def _logits(self, observation: Observation) -> Tensor:
         """[B, K*D, bins], from the main camera alone."""
         return self(torch.as_tensor(observation.frames).to(self.device), self.word_ids(observation.instructions))
@@ -207,6 +210,9 @@ def bump_basis(num_bins: int, num_bases: int) -> Tensor:
     basis = 2 * np.concatenate([rounded(math.exp, -0.5 * distance * distance), ends])
     with torch.inference_mode(False):  # it is cached and may serve a later backward pass
         return torch.from_numpy(basis)
+
+    def encode(self, actions: Tensor) -> dict[str, Tensor]:
+        return {"tokens": encode_actions(actions, self.config.num_bins).flatten(1).cpu()}
 
 
 def vocabulary_of(instructions: Sequence[str]) -> list[str]:

@@ -211,6 +211,9 @@ class OpenVLAOFTPolicy(PreTrainedModel):
         logits = self(**self.inputs(observation), full_vocabulary=True, with_stop=True)
         return token_loss(logits, self.action_tokenizer.encode(actions.to(self.device)).flatten(1))
 
+    def encode(self, actions: Tensor) -> dict[str, Tensor]:
+        return {"tokens": self.action_tokenizer.encode(actions).flatten(1).cpu()}
+
     @property
     def first_action_id(self) -> int:
         return self.config.vocab_size - self.config.n_action_bins

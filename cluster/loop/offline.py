@@ -1,0 +1,138 @@
+"""Training on recorded episodes: one learner, one update after the other, and nobody who makes rollouts.
+
+The learner reads the episodes itself and draws from them by the run's seed and the number of the update, so the driver
+asks for the next update and nothing else. What becomes of a lost learner is in `learner_driver.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from cluster.events.run_log import RunLog
+from cluster.loop.learner_driver import TURN_S, LearnerDriver, Updated
+from cluster.loop.team import ModelPaths, Team
+from cluster.runtimes.runtime import Runtime
+from cluster.workers.actor_pool import Worker
+from cluster.workers.crew import Task
+from cluster.workers.telemetry import Telemetry
+from wmpo_ray.algorithms.base import offline_algorithm
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.types import LearnerState, UpdateResult, WeightVersion
+
+NO_GROUPS = {"in_flight": 0, "admitted": 0, "needed": 0, "free": 0}
+
+
+class Trained(NamedTuple):
+    version: WeightVersion
+    resumed_from: int
+    num_restarts: int
+
+
+class OfflineLoop(LearnerDriver):
+    """`episodes`: the file of recorded episodes, which every process of the learner can read."""
+
+    def __init__(
+        self,
+        config: Config,
+        team: Team,
+        episodes: Path,
+        log: RunLog,
+        progress: Callable[[int, dict[str, float]], None] = lambda update, metrics: None,
+    ):
+        super().__init__(config, team, log)
+        self.episodes, self.progress = episodes, progress
+        self.is_training = False
+
+    @property
+    def resume_arguments(self) -> tuple:
+        return (str(self.episodes),)
+
+    @property
+    def has_work(self) -> bool:
+        return self.version is None or self.version.num_updates < self.config.training.num_updates
+
+    def run(self, policy_path: str) -> WeightVersion:
+        """Train to the last update and leave the policy in `policy_path`."""
+        while self.saved is None:
+            self.start_update()
+            if not self.has_work:
+                self.save_policy(policy_path)
+            self.team.adjust(has_work=self.has_work)
+            self.report()
+            self.crew.turn()
+            for event in self.crew.events(self.crew.pending.wait(TURN_S)):
+                self.handle_learner(event)
+        assert self.version is not None
+        return self.version
+
+    def start_update(self) -> None:
+        if self.version is None or self.is_training or not self.has_work:
+            return
+        self.is_training, self.num_learner_losses = True, 0
+        self.train()
+
+    def train(self) -> None:
+        """Ask the learner for the next update."""
+        assert self.version is not None
+        number = self.version.num_updates
+        self.crew.submit(
+            Task(
+                "learner",
+                "update_recorded",
+                (),
+                order=(number,),
+                done=lambda value, ref: Updated(value),
+                given_up=self.learner_lost,
+                weights=self.version.digest,
+                max_crashes=1,  # another learner first has to say where it stands
+                worked=lambda worker, work: self.telemetry.worked(worker, "update", work, number, number),
+            )
+        )
+
+    def advance(self, event: Updated) -> None:
+        self.is_training = False
+        result: UpdateResult = event.result
+        self.learner_holds(result.version)
+        self.telemetry.updated()
+        self.log_metrics(result.version.num_updates, result.metrics)
+        self.progress(result.version.num_updates, result.metrics)
+
+    def restart(self, worker: Worker, state: LearnerState) -> None:
+        self.is_training = False
+        self.log.restore(state.history)
+
+    def repeat_update(self) -> None:
+        if self.is_training:
+            self.train()
+
+    def report(self) -> None:
+        """Publish how the run stands, once a second."""
+        if self.version is not None and self.telemetry.is_due():
+            number, learner = self.version.num_updates, self.crew.pools["learner"]
+            self.telemetry.look(self.crew.pools, learner, NO_GROUPS, number, number, wants_work=False)
+
+
+def train_offline(
+    config: Config,
+    runtime: Runtime,
+    paths: ModelPaths,
+    episodes: Path,
+    policy_path: Path,
+    log: RunLog,
+    progress: Callable[[int, dict[str, float]], None] = lambda update, metrics: None,
+    telemetry: Telemetry | None = None,
+) -> Trained:
+    """Train `paths.policy` on recorded episodes, from the newest checkpoint if there is one, into `policy_path`.
+
+    Raises ConfigError for an algorithm that needs rollouts, UserError where the episodes have nothing to teach it.
+    """
+    offline_algorithm(config)
+    team = Team(config, runtime, paths, telemetry)
+    try:
+        loop = OfflineLoop(config, team, episodes, log, progress)
+        version = loop.run(str(policy_path))
+    finally:
+        team.stop()
+    return Trained(version, loop.resumed_from, team.num_restarts)

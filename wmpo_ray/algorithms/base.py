@@ -1,0 +1,150 @@
+"""What an algorithm is: how it chooses what to learn from, and the loss of a mini-batch.
+
+The learner owns policy and optimizer and knows no formula; the algorithm owns the formulas and no weights:
+
+    online    the driver keeps groups that `admit` accepts; `prepare` makes one batch of them for each update
+    offline   `prepare` is called once, with the base policy; what it gives makes a batch for each update
+
+    measures  what is measured on the first mini-batch before an update
+    losses    the loss of a mini-batch, in parts: over the ranks of the learner, and pass by pass on each of them
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from wmpo_ray.algorithms.batching import Batch, GroupSlice, Shares
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.core.interfaces import Policy
+from wmpo_ray.core.section import shown
+from wmpo_ray.core.types import Episodes, Group, Trajectories, Verdict
+
+ENTRY_POINTS = "wmpo_ray.algorithms"
+ALGORITHMS = {
+    "grpo": "wmpo_ray.algorithms.grpo:Grpo",
+    "filtered_bc": "wmpo_ray.algorithms.filtered_bc:FilteredBc",
+    "dpo": "wmpo_ray.algorithms.dpo:Dpo",
+}
+
+
+class PartLoss(NamedTuple):
+    """What a part adds to the loss of its mini-batch, and metrics: means over `weight` values, maxima if named so."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+    weight: float
+
+
+class Measure(NamedTuple):
+    metrics: dict[str, Tensor]
+    weight: float
+
+
+class Algorithm(ABC):
+    """Made from a config, of which it reads `config.training`. Batches are contiguous; `rows` is a mini-batch of one."""
+
+    def __init__(self, config: Config):
+        self.config = config
+
+    def measures(self, policy: Policy, batch: Batch, rows: slice, shares: Shares) -> Iterator[Measure]:
+        """What is measured before an update, without gradients; nothing by default."""
+        return iter(())
+
+    @abstractmethod
+    def losses(self, policy: Policy, batch: Batch, rows: slice, shares: Shares) -> Iterator[PartLoss]:
+        """The losses of this process's parts; their sum over parts and processes is the loss of the mini-batch.
+
+        The learner goes backward through each of them before it asks for the next, so only one part's activations are
+        held at a time.
+        """
+
+
+class OnlineAlgorithm(Algorithm):
+    """Learns from rollouts of the newest weights, or of those `filter.max_staleness` updates before."""
+
+    @abstractmethod
+    def admit(self, group: Group) -> Verdict:
+        """Whether a scored group carries a learning signal."""
+
+    @abstractmethod
+    def prepare(self, policy: Policy, groups: Sequence[GroupSlice], sources: Sequence[Trajectories]) -> Batch:
+        """The batch of an update, from admitted groups in the order given."""
+
+
+class Recorded(Protocol):
+    """Recorded episodes, prepared for an algorithm."""
+
+    def batch(self, update: int) -> Batch:
+        """What the update with this number, from 0, learns from: a function of the run's seed and the number."""
+
+
+class OfflineAlgorithm(Algorithm):
+    """Learns from episodes that were recorded before the training began."""
+
+    @abstractmethod
+    def prepare(self, policy: Policy, episodes: Episodes, shares: Shares, beat: Callable[[], None]) -> Recorded:
+        """Choose among the episodes. `policy` is the base policy; `beat` is called while it is at work.
+
+        Raises UserError where there is nothing to learn from.
+        """
+
+
+# -- the table ---------------------------------------------------------------------------------------------------
+
+
+def algorithm_class(kind: str) -> type[Algorithm]:
+    """The class of a kind, ours or from an installed package's entry point. Raises ConfigError for any other."""
+    if kind in ALGORITHMS:
+        module, name = ALGORITHMS[kind].split(":")
+        return getattr(import_module(module), name)
+    found = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
+    if kind not in found:
+        raise ConfigError(f"algorithm.kind = {shown(kind)}: known are {', '.join(sorted({*ALGORITHMS, *found}))}")
+    try:
+        cls: Any = found[kind].load()
+    except Exception as error:  # a package from outside may fail in any way
+        raise ConfigError(f"algorithm.kind = {shown(kind)}: {found[kind].value} cannot be loaded: {error!r}") from error
+    if not (isinstance(cls, type) and issubclass(cls, Algorithm)):
+        raise ConfigError(f"algorithm.kind = {shown(kind)}: {found[kind].value} is no subclass of {Algorithm.__name__}")
+    return cls
+
+
+def make_algorithm(config: Config) -> Algorithm:
+    """The algorithm that the config chooses. Raises ConfigError where its settings are not those it reads."""
+    algorithm = algorithm_class(config.algorithm.kind)(config)
+    source = "offline" if isinstance(algorithm, OfflineAlgorithm) else "online"
+    if source != config.training.source:
+        raise ConfigError(
+            f"algorithm.settings = {shown(config.algorithm.section)} is for {config.training.source} algorithms, and "
+            f"algorithm.kind = {shown(config.algorithm.kind)} is {source}; change algorithm.settings"
+        )
+    return algorithm
+
+
+def online_algorithm(config: Config) -> OnlineAlgorithm:
+    """Raises ConfigError for one that learns from recorded episodes."""
+    algorithm = make_algorithm(config)
+    if not isinstance(algorithm, OnlineAlgorithm):
+        raise ConfigError(
+            f"algorithm.kind = {shown(config.algorithm.kind)} learns from recorded episodes, not from rollouts; choose "
+            "another algorithm.kind, or train it on episodes"
+        )
+    return algorithm
+
+
+def offline_algorithm(config: Config) -> OfflineAlgorithm:
+    """Raises ConfigError for one that needs rollouts."""
+    algorithm = make_algorithm(config)
+    if not isinstance(algorithm, OfflineAlgorithm):
+        raise ConfigError(
+            f"algorithm.kind = {shown(config.algorithm.kind)} learns from rollouts, not from recorded episodes; choose "
+            "another algorithm.kind"
+        )
+    return algorithm

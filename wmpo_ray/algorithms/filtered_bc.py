@@ -1,0 +1,79 @@
+"""Filtered behaviour cloning: imitate the episodes that succeeded, and ignore the others.
+
+    loss = E over decisions (o, a) of successful episodes [ cross-entropy of the policy at o, for the next K actions a ]
+
+The simplest way to learn from a policy's own real episodes: one round of expert iteration, or of reward-weighted
+regression with weights of 0 and 1 (Oh et al. 2018, Self-Imitation Learning; Chen et al. 2020, BAIL).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from wmpo_ray.algorithms.base import OfflineAlgorithm, PartLoss
+from wmpo_ray.algorithms.batching import Batch, Shares, parts_of, places_of
+from wmpo_ray.algorithms.recorded import decisions, draw
+from wmpo_ray.config.run import Config, FilteredBcConfig
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.interfaces import Policy
+from wmpo_ray.core.types import MAIN_CAMERA, Episodes
+
+
+@dataclass(frozen=True)
+class CloningBatch(Batch):
+    actions: Tensor  # [B, N, K, D]: what the episode did next
+    decided: Tensor  # [B, N] bool: before the end of the episode
+
+
+@dataclass(frozen=True)
+class Successes:
+    """The successful ones among recorded episodes."""
+
+    episodes: Episodes
+    rows: np.ndarray  # [S]: where they stand
+    chunk_length: int
+    settings: FilteredBcConfig
+    seed: int
+
+    def batch(self, update: int) -> CloningBatch:
+        rows = self.rows[draw(len(self.rows), self.settings.episodes_per_update, self.seed, "filtered_bc", update)]
+        frames, actions, executed = decisions(self.episodes, rows, 1, self.chunk_length)
+        texts = tuple(self.episodes.instructions[i] for i in rows)
+        return CloningBatch(
+            {MAIN_CAMERA: frames}, None, texts, {"cloning/episodes": float(len(rows))}, actions, executed > 0
+        )
+
+
+class FilteredBc(OfflineAlgorithm):
+    """Every step of an episode before its end is a decision, as in cloning, and each one weighs the same.
+
+    `policy/loss` is the mean cross-entropy of the action tokens; `cloning/episodes` the episodes of an update.
+    """
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        assert isinstance(config.training, FilteredBcConfig)
+        self.settings: FilteredBcConfig = config.training
+
+    def prepare(self, policy: Policy, episodes: Episodes, shares: Shares, beat: Callable[[], None]) -> Successes:
+        rows = np.nonzero(episodes.success & (episodes.lengths > 0))[0]
+        if not len(rows):
+            raise UserError(
+                f"none of the {len(episodes)} recorded episodes succeeded, so there is nothing to clone; record more of "
+                "them (collect.num_trajectories) or start from a better policy"
+            )
+        return Successes(episodes, rows, policy.chunk_length, self.settings, self.config.seed)
+
+    def losses(self, policy: Policy, batch: Batch, rows: slice, shares: Shares) -> Iterator[PartLoss]:
+        assert isinstance(batch, CloningBatch)
+        decided = batch.decided[rows]
+        for part in parts_of(decided, shares, self.settings.chunks_per_pass):
+            places, weight = places_of(part, decided), float(part.sum())
+            first, second = places.unbind(1)
+            loss = policy.cloning_loss(batch.observed(rows, places), batch.actions[rows][first, second])
+            # A mean over the decisions of the part, which is this share of the mini-batch.
+            yield PartLoss(loss.cpu() * (weight / float(decided.sum())), {}, weight)

@@ -1,0 +1,100 @@
+"""Which algorithm trains the policy, and the settings of each: one section for each kind, of which one is chosen."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from wmpo_ray.core.section import Count, NonNegative, Positive, Section, Share, shown
+
+Source = Literal["online", "offline"]
+
+
+class AlgorithmConfig(Section):
+    kind: str = "grpo"  # or "filtered_bc", "dpo", or an algorithm that an installed package brings
+    settings: str = ""  # the section that an algorithm from a package reads, such as "grpo"; "": the one named `kind`
+
+    @property
+    def section(self) -> str:
+        return self.settings or self.kind
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.section not in SECTIONS:
+            key, known = ("settings" if self.settings else "kind"), ", ".join(SECTIONS)
+            raise ValueError(
+                f"algorithm.{key} = {shown(self.section)}: known are {known}; for an algorithm from a package set "
+                "algorithm.settings to the one of these sections that it reads"
+            )
+        return self
+
+
+class TrainingSection(Section):
+    """What every algorithm has to say about its optimizer steps."""
+
+    source: ClassVar[Source]  # rollouts of the newest weights, or recorded episodes
+    learns_every_step: ClassVar[bool] = False  # what to do is learned at every step, not only where a chunk begins
+
+    num_updates: Count = 15
+    learning_rate: Positive = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: NonNegative = 0.0
+    minibatch_trajectories: Count = 64
+    num_epochs: Count = 1
+    # Chunks that a learner rank computes at once, which bounds the memory of activations; 0: its whole mini-batch.
+    chunks_per_pass: Annotated[int, Field(ge=0)] = 0
+    max_grad_norm: Positive = 1.0
+    max_skipped_steps: Count = 5  # steps with a NaN loss before the run gives up
+    trained_parameters: str = ""  # regular expression on parameter names, such as "lora_"; "": all, or all adapters
+
+
+class GrpoConfig(TrainingSection):
+    """Group-relative policy optimization on rollouts of the newest weights."""
+
+    source: ClassVar[Source] = "online"
+
+    clip_low: Share = 0.20
+    clip_high: Positive = 0.28
+    ratio: Literal["chunk", "token"] = "chunk"
+    advantage_std: Literal["population", "unbiased"] = "population"  # Algorithm 1, or the reference's with its 1e-6
+
+
+class OfflineSection(TrainingSection):
+    """An algorithm that learns from recorded episodes; an update draws some of them."""
+
+    source: ClassVar[Source] = "offline"
+
+    episodes_per_update: Count = 64  # drawn without replacement; all, where there are fewer
+
+    def check(self, name: str) -> None:
+        """Raises ValueError for sizes that do not fit each other; `name`: of the section."""
+        if self.minibatch_trajectories > self.episodes_per_update:
+            raise ValueError(
+                f"{name}.minibatch_trajectories={self.minibatch_trajectories} is more than {name}.episodes_per_update="
+                f"{self.episodes_per_update}; set {name}.minibatch_trajectories"
+            )
+
+
+class FilteredBcConfig(OfflineSection):
+    """Behaviour cloning of the successes."""
+
+    learns_every_step: ClassVar[bool] = True
+
+
+class DpoConfig(OfflineSection):
+    """Direct preference optimization on pairs of a success and a failure; a pair counts as two trajectories."""
+
+    learning_rate: Positive = 1e-5
+    beta: Positive = 0.1  # strength of the pull towards the base policy
+
+    def check(self, name: str) -> None:
+        super().check(name)
+        for key in ("minibatch_trajectories", "episodes_per_update"):
+            if (value := getattr(self, key)) % 2:
+                raise ValueError(
+                    f"{name}.{key}={value}: a pair is two trajectories, so it must be even; set {name}.{key}"
+                )
+
+
+SECTIONS: dict[str, type[TrainingSection]] = {"grpo": GrpoConfig, "filtered_bc": FilteredBcConfig, "dpo": DpoConfig}
