@@ -127,7 +127,7 @@ class CrashableCluster:
         return self._starter.submit(start)
 
     def actors(self, cls: str) -> list[int]:
-        """Process ids of the living actors of a class, such as "ImaginationActor", on any node."""
+        """Process ids of the living actors of a class, such as "RolloutActor", on any node."""
         return [pid for node in self._cluster.list_all_nodes() for pid in actors_of(node, cls)]
 
 

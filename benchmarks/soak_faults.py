@@ -22,7 +22,7 @@ from cluster.host.preemption import EXIT_PREEMPTED
 
 ROOT = Path(__file__).parents[1]
 ROLES = {
-    "imagination": "ImaginationActor",
+    "imagination": "RolloutActor",
     "reward": "RewardActor",
     "learner": "GrpoLearner",
     "environment": "EnvironmentActor",

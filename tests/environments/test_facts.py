@@ -44,3 +44,10 @@ def test_without_its_simulator_a_task_is_known_and_cannot_be_run():
 def test_an_unknown_kind_or_task_is_named(settings, message):
     with pytest.raises(ConfigError, match=message):
         environment_facts(EnvironmentConfig(**settings))
+
+
+def test_an_environment_is_made_from_its_whole_section():
+    environment = make_environment(EnvironmentConfig(horizon=12, disruption="texture"))
+    assert (environment.horizon, environment.disruption) == (12, "texture")
+    with pytest.raises(ConfigError, match=r'environment.task="Coffee_D0": pocket has a single task'):
+        make_environment(EnvironmentConfig(task="Coffee_D0"))
