@@ -12,6 +12,7 @@ from tests.support.small_world import EMBEDDED, random_chunk, scene_starts, smal
 from wmpo_ray.config.run import DenoiserConfig
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.interfaces import World
+from wmpo_ray.core.starts import seeded_starts
 from wmpo_ray.world_models.autoencoder import AutoencoderCodec
 from wmpo_ray.world_models.denoiser import Denoiser
 from wmpo_ray.world_models.diffusion import SETTINGS_FILE, DiffusionWorldModel
@@ -56,6 +57,11 @@ def test_the_seed_decides_the_noise(world):
     state, _ = world.step_chunk(world.start(starts)[0], actions, [5, 5, 6])
     assert (state.latents[0] - state.latents[1]).abs().max() <= 1e-5
     assert (state.latents[0] - state.latents[2]).abs().max() > 1e-3
+
+
+def test_a_start_without_frames_is_refused(world):
+    with pytest.raises(ValueError, match="start 1 has no frames"):
+        world.start([*scene_starts(1), *seeded_starts([3])])
 
 
 def test_the_state_given_is_left_as_it_was(world):
