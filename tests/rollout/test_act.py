@@ -81,6 +81,11 @@ def test_replayed_actions_give_the_same_videos(policy, world):
     assert (replay(world, videos.starts, videos.actions, seeds).frames == videos.frames).all()
 
 
+def test_half_a_chunk_is_not_replayed(world):
+    with pytest.raises(ValueError, match="6 actions are no whole number of chunks of 4"):
+        replay(world, make_starts(1), np.zeros((1, 6, 3), np.float32), lambda purpose, chunk: [0])
+
+
 def test_real_episodes_do_not_depend_on_the_batch(policy):
     together = rollout_policy(policy, PocketEnvironment(8), [3, 4, 5], 1.0, (0, "x"))
     alone = rollout_policy(policy, PocketEnvironment(8), [4], 1.0, (0, "x"), keep_frames=False)
