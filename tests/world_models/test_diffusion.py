@@ -74,10 +74,10 @@ def test_the_state_given_is_left_as_it_was(world):
 
 def test_a_short_start_repeats_its_first_frame_and_a_long_one_keeps_its_last(world):
     start = scene_starts(1)[0]
-    short = world.start([start]).latents
+    short = world.start([start])[0].latents
     assert torch.equal(short[:, :, 0], short[:, :, 1])
     frames = torch.randint(0, 256, (5, 16, 16, 3), dtype=torch.uint8).numpy()
-    long = world.start([type(start)(frames, start.instruction)]).latents
+    long = world.start([type(start)(frames, start.instruction)])[0].latents
     assert torch.equal(long, world.codec.encode(torch.from_numpy(frames[-2:])[None]))
 
 
