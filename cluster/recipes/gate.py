@@ -10,7 +10,6 @@ import numpy as np
 from cluster.recipes.context import RunContext
 from wmpo_ray.config.run import GateConfig
 from wmpo_ray.core.errors import UserError
-from wmpo_ray.core.interfaces import World
 from wmpo_ray.core.types import Episodes, Videos
 from wmpo_ray.registry import load_reward_model, load_world_model, make_environment
 from wmpo_ray.rollout.fidelity import binary_report, replay_videos, starts_of
@@ -25,20 +24,19 @@ def gate(context: RunContext) -> dict[str, Any]:
     config, held_out = context.config, context.episodes("held-out")
     plain_judge = VideoJudge(load_reward_model(config, str(context.model("reward-model"))), config.reward.min_steps)
     starts = starts_of(held_out)
-    world = load_world_model(config, str(context.model("world-model")))
 
-    def imagine(name: str, world: World, rows: np.ndarray) -> np.ndarray:
+    def imagine(name: str, rows: np.ndarray) -> np.ndarray:
+        world = load_world_model(config, str(context.model(name)))  # one at a time: two may not fit
         with context.reporter.bar(f"replaying in the {name}", len(rows)) as advance:
             actions = held_out.actions[rows]
             return replay_videos(world, [starts[i] for i in rows], actions, config.seed, progress=advance)
 
-    frames = imagine("world-model", world, np.arange(len(held_out)))
+    frames = imagine("world-model", np.arange(len(held_out)))
     videos = Videos(frames, held_out.instructions, held_out.actions, tuple(starts))
     scores = plain_judge.judge(videos)
     plain = binary_report(scores.success, held_out.success)
     if config.reward.verify.enabled:
-        verifier = load_world_model(config, str(context.model("verifier")))
-        scores = verify(scores, videos, plain_judge, lambda videos, rows: imagine("verifier", verifier, rows))
+        scores = verify(scores, videos, plain_judge, lambda videos, rows: imagine("verifier", rows))
     report = binary_report(scores.success, held_out.success)
     figures: dict[str, Any] = {
         "label_agreement": report["agreement"],

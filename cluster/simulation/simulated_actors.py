@@ -56,6 +56,13 @@ def outcomes_of(rollouts: Sequence[Rollout], keep_rate: float) -> np.ndarray:
     return np.arange(len(rollouts)) < 1 + rest % (len(rollouts) - 1)
 
 
+def scores_of(rollouts: Sequence[Rollout], group_size: int, keep_rate: float) -> Scores:
+    """The decisions about whole groups, one after the other."""
+    groups = [rollouts[first : first + group_size] for first in range(0, len(rollouts), group_size)]
+    success = np.concatenate([outcomes_of(group, keep_rate) for group in groups])
+    return Scores(success, np.where(success, 4, 8), success.astype(np.float32))
+
+
 def trained_digest(before: str, groups: Sequence[tuple[Sequence[Rollout], np.ndarray]]) -> str:
     """Digest of the weights after an update on (trajectories, success [G]) of groups in this order."""
     return digest_of(before, *(part for rows, success in groups for part in (rows, success.tolist())))
@@ -84,6 +91,7 @@ class SimulatedWorld:
 
     Args:
         keep_rate: share of groups with mixed outcomes
+        world_judges: rollouts come with their scores, and nobody scores videos
         spool: "none", "memory" (the learner can read trajectories back) or "file" (so can the driver)
         poison: groups that crash whoever imagines them
         damages_weights: whether weights that a replica loads just now arrive damaged
@@ -91,6 +99,7 @@ class SimulatedWorld:
     """
 
     keep_rate: float = 0.5
+    world_judges: bool = False
     spool: str = "none"
     poison: frozenset[Key] = frozenset()
     damages_weights: Callable[[], bool] = lambda: False
@@ -101,7 +110,7 @@ class SimulatedWorld:
 
     def stand_ins(self) -> dict[type, Callable[..., Any]]:
         return {
-            RolloutActor: partial(SimulatedImagination, self),
+            RolloutActor: partial(SimulatedRollouts, self),
             RewardActor: partial(SimulatedReward, self),
             PolicyLearner: partial(SimulatedLearner, self),
             EnvironmentActor: partial(SimulatedEnvironment, self),
@@ -112,7 +121,7 @@ class PoisonError(RuntimeError):
     """A start state that crashes whoever imagines it."""
 
 
-class SimulatedImagination:
+class SimulatedRollouts:
     def __init__(self, world: SimulatedWorld, config: Config, *paths: str):
         self.world = world
         self.num_beats = 0
@@ -126,14 +135,16 @@ class SimulatedImagination:
             self.version = payload.version._replace(digest="damaged")
         return self.version
 
-    def rollout(self, request: RolloutRequest, spool: str) -> tuple[Imagination, list[Rollout], list[Rollout]]:
+    def rollout(self, request: RolloutRequest, spool: str) -> tuple[Imagination, list[Rollout] | None, list[Rollout]]:
         assert self.version.digest == request.weights, f"request for {request.weights} at a replica of {self.version}"
         if any(group.key in self.world.poison for group in request.groups):
             raise PoisonError(f"request {request.request_id}")
         rollouts = [row for group in request.groups for row in rollouts_of(group, self.version.digest)]
         self.num_beats += 1
         self.world.num_trajectories += len(rollouts)
-        return Imagination(0.0, self._spool(spool, rollouts)), rollouts, rollouts
+        judged = self.world.world_judges
+        scores = scores_of(rollouts, request.groups[0].group_size, self.world.keep_rate) if judged else None
+        return Imagination(0.0, self._spool(spool, rollouts), scores), None if judged else rollouts, rollouts
 
     def _spool(self, path: str, rollouts: list[Rollout]) -> str:
         if self.world.spool == "none":
@@ -153,11 +164,9 @@ class SimulatedReward:
         self.num_beats = 0
 
     def score(self, videos: list[Rollout]) -> tuple[Scores, float]:
-        size = self.group_size
-        groups = [videos[first : first + size] for first in range(0, len(videos), size)]
-        success = np.concatenate([outcomes_of(group, self.world.keep_rate) for group in groups])
+        assert not self.world.world_judges, "the rollouts came with their scores"
         self.num_beats += 1
-        return Scores(success, np.where(success, 4, 8), success.astype(np.float32)), 0.0
+        return scores_of(videos, self.group_size, self.world.keep_rate), 0.0
 
 
 class SimulatedLearner:

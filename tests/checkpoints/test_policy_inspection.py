@@ -18,6 +18,7 @@ from tests.support.openvla import small_policy
 from wmpo_ray.checkpoints.conversion import convert_checkpoint
 from wmpo_ray.checkpoints.inspection import inspect_path
 from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.types import Observation
 from wmpo_ray.policies.openvla.oft import OpenVLAOFTPolicy
 
 NORM = "language_model.model.norm.weight"
@@ -146,7 +147,9 @@ def test_a_sentencepiece_model_alone_is_enough(folder):
     (folder / "tokenizer.json").unlink()
     found = inspect_path(folder)
     assert found.loadable and found.companions["tokenizer"] == "tokenizer.model (sentencepiece)"
-    ids = OpenVLAOFTPolicy.load(folder).inputs(torch.zeros(1, 28, 28, 3, dtype=torch.uint8).numpy(), ["push"])
+    ids = OpenVLAOFTPolicy.load(folder).inputs(
+        Observation.of(torch.zeros(1, 28, 28, 3, dtype=torch.uint8).numpy(), ["push"])
+    )
     assert ids["input_ids"][0, 0] == 1 and ids["input_ids"].shape[1] > 10
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.support.implementations import ENVIRONMENTS, random_actions
 from wmpo_ray.config.run import EnvironmentConfig
 from wmpo_ray.core.interfaces import Environment
-from wmpo_ray.core.starts import scene_starts
+from wmpo_ray.core.starts import seeded_starts
 from wmpo_ray.registry import make_environment
 
 ABILITIES = {"expert", "events", "restore", "render"}
@@ -22,7 +22,7 @@ def environment(request) -> Environment:
 
 
 def place(environment, seeds):
-    environment.restore(scene_starts(seeds))
+    environment.restore(seeded_starts(seeds))
     return environment.observe()
 
 
@@ -81,7 +81,7 @@ def test_looking_changes_nothing(environment):
 
 
 def test_a_start_without_a_scene_is_refused(environment):
-    start = replace(scene_starts([1])[0], seed=None)
+    start = replace(seeded_starts([1])[0], seed=None)
     with pytest.raises(ValueError, match="start 0"):
         environment.restore([start])
 
@@ -98,7 +98,7 @@ def test_a_saved_scene_goes_on_as_it_would_have(kind):
     expected = everything(environment)
     place(environment, [9, 10])
     starts = [
-        replace(start, seed=None, saved_state=state) for start, state in zip(scene_starts([0, 0]), saved, strict=True)
+        replace(start, seed=None, saved_state=state) for start, state in zip(seeded_starts([0, 0]), saved, strict=True)
     ]
     environment.restore(starts)
     assert same(everything(environment), then)

@@ -90,7 +90,7 @@ def test_transformers_reads_the_same_folder(folder):
     theirs = OpenVLAOFTPolicy.from_pretrained(folder, use_safetensors=True, local_files_only=True).eval()
     ours = OpenVLAOFTPolicy.load(folder).eval()
     assert_same_weights(theirs, ours)
-    inputs = ours.inputs(FRAMES, TEXTS)
+    inputs = ours.inputs(Observation.of(FRAMES, TEXTS))
     assert torch.equal(theirs(**inputs), ours(**inputs))
 
 
@@ -113,11 +113,13 @@ def test_weights_are_converted_on_their_way(folder):
 
 def test_the_image_processor_of_the_folder_counts(folder):
     loaded = OpenVLAOFTPolicy.load(folder)
-    pixels = loaded.inputs(np.full((1, 28, 28, 3), 255, np.uint8), TEXTS[:1])["pixel_values"]
+    pixels = loaded.inputs(Observation.of(np.full((1, 28, 28, 3), 255, np.uint8), TEXTS[:1]))["pixel_values"]
     expected = [(1 - 0.25) / 0.5, (1 - 0.5) / 0.25, (1 - 0.75) / 0.125, 1, 1, 1]
     torch.testing.assert_close(pixels[0, :, 3, 3], torch.tensor(expected))
     (folder / "preprocessor_config.json").unlink()
-    pixels = OpenVLAOFTPolicy.load(folder).inputs(np.full((1, 28, 28, 3), 255, np.uint8), TEXTS[:1])["pixel_values"]
+    pixels = OpenVLAOFTPolicy.load(folder).inputs(Observation.of(np.full((1, 28, 28, 3), 255, np.uint8), TEXTS[:1]))[
+        "pixel_values"
+    ]
     torch.testing.assert_close(pixels[0, 0, 3, 3], torch.tensor((1 - 0.485) / 0.229))
 
 

@@ -9,7 +9,7 @@ import torch
 from tests.support.implementations import make_starts, make_tiny
 from wmpo_ray.core.interfaces import Decision
 from wmpo_ray.core.seeding import seed_for
-from wmpo_ray.core.starts import scene_starts
+from wmpo_ray.core.starts import seeded_starts
 from wmpo_ray.core.types import GroupRequest, RolloutRequest
 from wmpo_ray.environments.environment_world import EnvironmentWorld
 from wmpo_ray.environments.pocket.env import PocketEnvironment
@@ -81,6 +81,11 @@ def test_replayed_actions_give_the_same_videos(policy, world):
     assert (replay(world, videos.starts, videos.actions, seeds).frames == videos.frames).all()
 
 
+def test_half_a_chunk_is_not_replayed(world):
+    with pytest.raises(ValueError, match="6 actions are no whole number of chunks of 4"):
+        replay(world, make_starts(1), np.zeros((1, 6, 3), np.float32), lambda purpose, chunk: [0])
+
+
 def test_real_episodes_do_not_depend_on_the_batch(policy):
     together = rollout_policy(policy, PocketEnvironment(8), [3, 4, 5], 1.0, (0, "x"))
     alone = rollout_policy(policy, PocketEnvironment(8), [4], 1.0, (0, "x"), keep_frames=False)
@@ -120,7 +125,7 @@ def expert_rollout(scenes: list[int], past_end: bool = False):
     def seeds_of(purpose: str, chunk: int) -> list[int]:
         return [1000 * scene + chunk for scene in scenes]
 
-    rollout = act(policy, world, scene_starts(scenes), LONG // 4, 1.0, seeds_of, past_end=past_end)
+    rollout = act(policy, world, seeded_starts(scenes), LONG // 4, 1.0, seeds_of, past_end=past_end)
     return rollout, policy
 
 
@@ -160,6 +165,13 @@ def test_past_the_end_every_decision_is_kept():
     assert (rollout.record["chunk"][:, :, 0] == np.arange(LONG // 4)).all()
     stopped, _ = expert_rollout(SCENES)
     assert np.array_equal(rollout.frames, stopped.frames) and np.array_equal(rollout.lengths, stopped.lengths)
+
+
+def test_without_an_expert_there_are_no_demonstrations():
+    environment = PocketEnvironment(8)
+    environment.abilities = frozenset()
+    with pytest.raises(ValueError, match="no scripted expert"):
+        rollout_expert(environment, [0], 0.0, (0,))
 
 
 def test_seeds_are_part_of_the_format():

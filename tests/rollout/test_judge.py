@@ -93,10 +93,13 @@ def test_the_video_judge_follows_the_rule_of_its_reward_model():
 
 
 def test_the_world_judge_believes_the_world():
-    videos = replace(make_videos([0, 0]), success=np.array([True, False]), lengths=np.array([5, 8]), frames=None)
+    videos = replace(
+        make_videos([0, 0, 0]), success=np.array([True, False, False]), lengths=np.array([5, 8, 3]), frames=None
+    )
     scores = WorldJudge().judge(videos)
-    assert scores.success.tolist() == [True, False] and scores.finish_step.tolist() == [5, 8]
-    assert scores.probability.tolist() == [1.0, 0.0] and scores.refuted is None
+    assert scores.success.tolist() == [True, False, False]
+    assert scores.finish_step.tolist() == [5, 8, 3], "a world may end a failure early"
+    assert scores.probability.tolist() == [1.0, 0.0, 0.0] and scores.refuted is None
 
 
 def test_a_judge_without_what_it_judges_by_says_so():

@@ -54,6 +54,7 @@ class History:
     disorder: float  # share of answers that are delayed, of calls that are doubled, ...
     is_elastic: bool
     num_driver_deaths: int
+    world_judges: bool  # no reward worker has anything to do
     max_crashes: int = 1000  # random deaths are not to be taken for the fault of a request
     poison: frozenset[tuple[int, int]] = frozenset()
     rng: random.Random = field(repr=False, default_factory=random.Random)
@@ -79,6 +80,7 @@ def draw(seed: int) -> History:
         disorder=rng.choice((0.0, 0.05, 0.2)),
         is_elastic=rng.random() < 0.5,
         num_driver_deaths=num_driver_deaths,
+        world_judges=rng.random() < 0.3,
         rng=rng,
     )
 
@@ -302,6 +304,7 @@ def run_history(history: History, folder: Path) -> Life:
     rng = history.rng
     world = SimulatedWorld(
         history.keep_rate,
+        history.world_judges,
         history.spool,
         history.poison,
         damages_weights=lambda: rng.random() < 0.1 * history.disorder,

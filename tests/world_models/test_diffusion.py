@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL
 from tests.support.small_world import EMBEDDED, random_chunk, scene_starts, small_world_model
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.interfaces import World
+from wmpo_ray.core.starts import seeded_starts
 from wmpo_ray.world_models.autoencoder import AutoencoderCodec
 from wmpo_ray.world_models.denoiser import Denoiser
 from wmpo_ray.world_models.diffusion import SETTINGS_FILE, DiffusionWorldModel
@@ -58,6 +59,11 @@ def test_the_seed_decides_the_noise(world):
     assert (state.latents[0] - state.latents[2]).abs().max() > 1e-3
 
 
+def test_a_start_without_frames_is_refused(world):
+    with pytest.raises(ValueError, match="start 1 has no frames"):
+        world.start([*scene_starts(1), *seeded_starts([3])])
+
+
 def test_the_state_given_is_left_as_it_was(world):
     state, _ = world.start(scene_starts(2))
     kept = state.latents.clone()
@@ -68,10 +74,10 @@ def test_the_state_given_is_left_as_it_was(world):
 
 def test_a_short_start_repeats_its_first_frame_and_a_long_one_keeps_its_last(world):
     start = scene_starts(1)[0]
-    short = world.start([start]).latents
+    short = world.start([start])[0].latents
     assert torch.equal(short[:, :, 0], short[:, :, 1])
     frames = torch.randint(0, 256, (5, 16, 16, 3), dtype=torch.uint8).numpy()
-    long = world.start([type(start)(frames, start.instruction)]).latents
+    long = world.start([type(start)(frames, start.instruction)])[0].latents
     assert torch.equal(long, world.codec.encode(torch.from_numpy(frames[-2:])[None]))
 
 

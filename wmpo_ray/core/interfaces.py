@@ -158,8 +158,14 @@ class Environment(Protocol):
         """Only the main camera's frames [N, H, W, 3] uint8, for the steps between two decisions."""
 
 
-class ExpertEnvironment(Environment, Protocol):
-    """An environment with the ability "expert"."""
+class AbleEnvironment(Environment, Protocol):
+    """What an environment also has, method by method, where it names the ability."""
 
     def expert_action(self, rng: np.random.Generator, noise: float = 0.0) -> np.ndarray:
-        """Next actions [N, D] of a script that sees the scenes, with noise; called once before every `advance`."""
+        """Ability "expert": next actions [N, D] of a script that sees the scenes; called before every `advance`."""
+
+    def save(self) -> list[bytes]:
+        """Ability "restore": each scene as it is now, for `StartState.saved_state`."""
+
+    def detect_events(self, videos: np.ndarray) -> dict[str, np.ndarray]:
+        """Ability "events": what pixels [M, T+1, H, W, 3] of real or imagined videos show, name -> [M] bool."""

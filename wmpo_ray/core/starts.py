@@ -30,6 +30,6 @@ def start_seeds(split: Split, count: int, run_seed: int) -> np.ndarray:
     return _FIRST[split] + own + np.arange(count, dtype=np.int64)
 
 
-def scene_starts(seeds: Iterable[int] | np.ndarray) -> list[StartState]:
+def seeded_starts(seeds: Iterable[int] | np.ndarray) -> list[StartState]:
     """Starts that an environment places by their seeds; nobody has seen them yet, so they have no frames."""
     return [StartState(np.zeros((0, 0, 0, 3), np.uint8), "", int(seed)) for seed in seeds]

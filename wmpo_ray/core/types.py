@@ -203,7 +203,7 @@ class Scores:
     """The one decision about each video; it drives reward, finish step and metric alike."""
 
     success: np.ndarray  # [M] bool
-    finish_step: np.ndarray  # [M] int64: actions executed until the decision, T for a failure that was never a success
+    finish_step: np.ndarray  # [M] int64: actions executed until the decision, T where none fell before
     probability: np.ndarray  # [M] float32: highest window probability
     refuted: np.ndarray | None = None  # [M] bool: a success that the second world model did not confirm
 

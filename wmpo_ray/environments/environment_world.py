@@ -6,15 +6,15 @@ is not the world model's fault.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from wmpo_ray.core.interfaces import Environment, FramesMode
+from wmpo_ray.core.interfaces import AbleEnvironment, Environment, FramesMode
 from wmpo_ray.core.timeline import span
 from wmpo_ray.core.types import Observation, StartState, Transition
 
@@ -73,14 +73,13 @@ class EnvironmentWorld:
         The script may remember what it did, so it can only go on from where it is.
         """
         assert state is self._present, "an expert acts from the start to the end, without a rollout in between"
-        environment: Any = self.environment
+        environment = cast(AbleEnvironment, self.environment)
         with span("simulate"):
             return self._advance(state, lambda step: environment.expert_action(rng, noise), frames)
 
     def detect_events(self, videos: np.ndarray) -> dict[str, np.ndarray]:
         """Events that frames [M, T+1, H, W, 3] show, name -> [M] bool. Needs the ability "events"."""
-        environment: Any = self.environment
-        return environment.detect_events(videos)
+        return cast(AbleEnvironment, self.environment).detect_events(videos)
 
     def _return_to(self, state: EnvironmentState) -> None:
         if state is self._present:
@@ -92,7 +91,9 @@ class EnvironmentWorld:
                 self.environment.advance(chunk[:, step])
         self._present = state
 
-    def _advance(self, state: EnvironmentState, choose: Any, mode: FramesMode) -> tuple[EnvironmentState, Transition]:
+    def _advance(
+        self, state: EnvironmentState, choose: Callable[[int], np.ndarray], mode: FramesMode
+    ) -> tuple[EnvironmentState, Transition]:
         """`choose`: step of the chunk -> actions [B, D]."""
         environment, shown, chosen = self.environment, [], []
         num_steps = np.zeros(len(state.starts), np.int64)

@@ -9,7 +9,7 @@ import numpy as np
 
 from wmpo_ray.core.interfaces import Environment, Policy
 from wmpo_ray.core.seeding import seed_for
-from wmpo_ray.core.starts import scene_starts
+from wmpo_ray.core.starts import seeded_starts
 from wmpo_ray.core.types import Episodes, Observation, Rollout
 from wmpo_ray.environments.environment_world import EnvironmentState, EnvironmentWorld
 from wmpo_ray.rollout.act import Move, SeedsOf, act, run
@@ -40,7 +40,7 @@ def rollout_policy(
         rollout = act(
             policy,
             world,
-            scene_starts(part),
+            seeded_starts(part),
             world.horizon // policy.chunk_length,
             temperature,
             _scene_seeds(part, run_key),
@@ -75,7 +75,7 @@ def rollout_expert(
         state, transition = world.step_expert(state, rng, noise)
         return Move(state, transition, state.chunks[-1])
 
-    return _episodes(run(world, scene_starts(seeds), world.horizon, follow_script), np.asarray(seeds))
+    return _episodes(run(world, seeded_starts(seeds), world.horizon, follow_script), np.asarray(seeds))
 
 
 def execute_actions(
@@ -83,7 +83,7 @@ def execute_actions(
 ) -> np.ndarray:
     """Real outcome [M] bool of given actions [M, T, D] from the given start states."""
     world = _world(environment, actions.shape[1])
-    rollout = replay(world, scene_starts(seeds), actions, lambda purpose, chunk: [0] * len(actions), frames="none")
+    rollout = replay(world, seeded_starts(seeds), actions, lambda purpose, chunk: [0] * len(actions), frames="none")
     assert rollout.success is not None
     return rollout.success
 

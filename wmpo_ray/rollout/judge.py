@@ -76,8 +76,8 @@ class WorldJudge:
                 "this world does not say what succeeded; judge its videos by a reward model, or roll out in an "
                 "environment"
             )
-        finish = np.where(videos.success, videos.lengths, videos.horizon).astype(np.int64)
-        return Scores(videos.success, finish, videos.success.astype(np.float32))
+        # What a world ended was decided there, a failure too; nothing after that was executed.
+        return Scores(videos.success, videos.lengths.astype(np.int64), videos.success.astype(np.float32))
 
 
 def _chosen(videos: Videos, rows: np.ndarray) -> Videos:

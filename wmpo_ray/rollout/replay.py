@@ -22,8 +22,16 @@ def replay(
     frames: FramesMode = "all",
     progress: Callable[[], None] = lambda: None,
 ) -> Rollout:
-    """Execute actions [M, T, D], open loop, T a multiple of the chunk length; without observations or a record."""
+    """Execute actions [M, T, D], open loop, without observations or a record.
+
+    Raises ValueError unless T is a multiple of the chunk length.
+    """
     size = world.chunk_length
+    if actions.shape[1] == 0 or actions.shape[1] % size:
+        raise ValueError(
+            f"{actions.shape[1]} actions are no whole number of chunks of {size}; make environment.horizon a multiple "
+            "of rollout.chunk_length"
+        )
 
     def follow(state: Any, _observation: Observation | None, chunk: int) -> Move:
         part = np.ascontiguousarray(actions[:, chunk * size : (chunk + 1) * size])

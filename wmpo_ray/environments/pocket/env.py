@@ -55,7 +55,7 @@ class PocketEnvironment:
     `reset` and `step` render as they go, for whoever plays with it by hand.
     """
 
-    abilities = frozenset({"expert", "events", "restore", "render"})
+    abilities: frozenset[str] = frozenset({"expert", "events", "restore", "render"})
     action_dim = 3
     frame_shape = (FRAME_SIZE, FRAME_SIZE, 3)
     instructions = INSTRUCTIONS
