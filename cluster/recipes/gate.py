@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from cluster.recipes.context import RunContext
+from cluster.recipes.stage import Stage
 from wmpo_ray.config.run import GateConfig
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.types import Episodes
@@ -100,9 +101,8 @@ def _save_side_by_side(context: RunContext, episodes: Episodes, videos: np.ndarr
             np.flatnonzero(~agree)[:2],
         ]
     )
-    context.folder.videos.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
-        context.folder.videos / "side_by_side.npz",
+        context.videos / "side_by_side.npz",
         real=episodes.frames[rows],
         imagined=videos[rows],
         real_success=episodes.success[rows],
@@ -110,3 +110,12 @@ def _save_side_by_side(context: RunContext, episodes: Episodes, videos: np.ndarr
         lengths=episodes.lengths[rows],
         instructions=np.array(json.dumps([episodes.instructions[i] for i in rows])),
     )
+
+
+GATE = Stage(
+    "gate",
+    gate,
+    needs=("collect", "world-model", "reward-model"),
+    makes=("videos/side_by_side.npz",),
+    settings=("gate", "reward.min_steps", "reward.verify", "rollout.chunk_length"),
+)

@@ -12,15 +12,19 @@ from cluster.loop.rollouts import Rollouts
 from cluster.loop.team import ModelPaths, Team
 from cluster.loop.train import TrainingLoop
 from cluster.recipes.context import RunContext
+from cluster.recipes.stage import Stage
+from cluster.workers.learner_group import check_ranks
 from cluster.workers.telemetry import Telemetry
 from cluster.workers.trace_log import FOLDER, TraceLog
+from learners.learner_checkpoint import IN_UPDATE
 from wmpo_ray.config.run import Config
 from wmpo_ray.rollout.fidelity import starts_of
+from wmpo_ray.runs.metrics_log import FILE_NAME as METRICS
 
 
 def optimize(context: RunContext) -> dict[str, Any]:
-    """Improve the base policy, from the newest checkpoint if there is one; leaves it in models/policy."""
-    config, folder = context.config, context.folder.path
+    """Improve the acting policy, from the newest checkpoint if there is one; leaves it in models/policy."""
+    config, folder = context.config, context.root
     starts = starts_of(context.episodes("collect"))
     with context.reporter.bar("GRPO in imagination", config.grpo.num_updates) as advance:
 
@@ -53,7 +57,7 @@ def optimize(context: RunContext) -> dict[str, Any]:
 
 def telemetry(context: RunContext) -> Telemetry:
     """Live figures through Ray or, without it, on a port of this process's own."""
-    settings, folder = context.config.monitoring, context.folder.path
+    settings, folder = context.config.monitoring, context.root
     meter = context.meter if settings.metrics else None
     if meter is not None:
         meter.set("wmpo_updates_planned", context.config.grpo.num_updates)
@@ -70,9 +74,40 @@ def rollout_folders(folder: Path) -> tuple[Path, Path]:
 
 def model_paths(context: RunContext, config: Config) -> ModelPaths:
     return ModelPaths(
-        policy=context.model("base-policy"),
+        policy=context.acting_policy,
         world_model=context.model("world-model"),
         verifier=context.model("verifier") if config.reward.verify.enabled else None,
         reward_model=context.model("reward-model"),
-        checkpoints=context.folder.checkpoints,
+        checkpoints=context.checkpoints,
     )
+
+
+OPTIMIZE = Stage(
+    "optimize",
+    optimize,
+    needs=("policy", "collect", "world-model", "reward-model"),
+    follows=("gate",),
+    makes=("models/policy",),
+    settings=(
+        "recipe.kind",
+        "rollout",
+        "filter",
+        "grpo",
+        "weights.dtype",
+        "reward.verify",
+        "reward.min_steps",
+    ),
+    extent="grpo.num_updates",
+    state=(
+        "checkpoints/step-*",
+        f"checkpoints/{IN_UPDATE}",
+        FILE_NAME,
+        METRICS,
+        "tensorboard",
+        "rollouts",
+        "quarantine",
+        FOLDER,
+    ),
+    keeps_state=True,
+    check=check_ranks,
+)

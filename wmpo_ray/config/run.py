@@ -55,6 +55,7 @@ __all__ = [
     "OpenVLAPolicyConfig",
     "PlacementConfig",
     "PolicyConfig",
+    "RecipeConfig",
     "RewardConfig",
     "RewardNetworkConfig",
     "RolloutConfig",
@@ -143,6 +144,13 @@ class GrpoConfig(Section):
     trained_parameters: str = ""  # regular expression on parameter names, such as "lora_"; "": all, or all adapters
 
 
+class RecipeConfig(Section):
+    """Which stages a run has; `cluster/recipes/recipe_table.py` lists them."""
+
+    kind: str = "wmpo"  # or "grpo-online", "dpo", "bc-real"
+    rounds: Annotated[int, Field(ge=1, le=1000)] = 1  # of collecting with the last policy and improving it
+
+
 class EvaluationConfig(Section):
     num_starts: Count = 512
     temperature: NonNegative = 1.0  # 0: the most likely action
@@ -155,6 +163,7 @@ class Config(Section):
 
     name: str = "run"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    recipe: RecipeConfig = RecipeConfig()
     environment: EnvironmentConfig = EnvironmentConfig()
     demos: DemosConfig = DemosConfig()
     policy: PolicyConfig = PolicyConfig()

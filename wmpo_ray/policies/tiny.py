@@ -13,9 +13,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.interfaces import ActionChunk
 from wmpo_ray.core.section import Count, Positive
-from wmpo_ray.core.seeding import keyed_noise
+from wmpo_ray.core.seeding import keyed_noise, seed_for
+from wmpo_ray.core.types import Episodes
 from wmpo_ray.core.untrusted import NetworkSettings, check_finite, check_network
 from wmpo_ray.policies.action_tokens import decode_tokens, encode_actions, sample_tokens
 from wmpo_ray.world_models.attention import attend
@@ -126,6 +129,28 @@ class TinyPolicy(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         """PyTorch's own initialisation is kept."""
+
+    @classmethod
+    def create(cls, config: Config, demos: Episodes) -> Self:
+        """A fresh network of the sizes in `policy.network`, for the frames, actions and words of the demonstrations.
+
+        Its weights follow from the run's seed. Raises ConfigError for a kind that has no fresh network.
+        """
+        if config.policy.kind != "tiny":
+            raise ConfigError(
+                f'policy.kind = "{config.policy.kind}" has no fresh network; set policy.pretrained to the folder of one'
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_for(config.seed, "policy"))
+            return cls(
+                TinyPolicyHFConfig(
+                    **config.policy.network.model_dump(),
+                    frame_size=demos.frames.shape[2],
+                    chunk_length=config.rollout.chunk_length,
+                    action_dim=demos.actions.shape[-1],
+                    vocabulary=vocabulary_of(demos.instructions),
+                )
+            )
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
