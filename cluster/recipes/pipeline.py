@@ -21,6 +21,7 @@ from cluster.host.preemption import is_leaving
 from cluster.recipes.context import RunContext
 from cluster.recipes.recipe_table import stage_labels, steps_of
 from cluster.recipes.run_plan import Action, Planned, check_resume, plan_run, source_of
+from cluster.recipes.stage import Step
 from cluster.runtimes.start import start_runtime
 from cluster.workers.placement import check_placement
 from wmpo_ray.config.run import Config
@@ -28,7 +29,7 @@ from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.runtime_settings import configure_process
 from wmpo_ray.registry import check_kinds
 from wmpo_ray.report.html import write_report
-from wmpo_ray.runs.folder import RunFolder, remove_all
+from wmpo_ray.runs.folder import CONFIG, RunFolder, remove_all
 
 
 def run_pipeline(
@@ -61,19 +62,23 @@ def run_pipeline(
     if not serial and not address:  # another cluster is asked once it is connected
         here = {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
         check_placement(config, here)
+    steps = steps_of(config)
+    if not (out / CONFIG).exists():  # before anything is made there
+        check_steps(config, serial, [step for step in steps if only in (None, step.label)], until)
     configure_process(config.cluster.threads_per_process)
     with open_folder(out, config) as folder:
-        plan = plan_run(folder, config, steps_of(config))
+        plan = plan_run(folder, config, steps)
         wanted = wanted_of(plan, only, until)
         check_resume(folder, wanted, resume, resume if redo is None else redo)
-        check_steps(config, serial, wanted, only)
+        again = only is not None
+        check_steps(config, serial, [each.step for each in wanted if again or each.action is not Action.KEEP])
         folder.accept(config, labels)
         with watched(folder, plan) as status, event_log(folder.path, console, level, status.fault):
             reporter = Reporter(console, level > logging.INFO, status.progress)
             context = RunContext(config, folder, reporter, lambda: start_runtime(serial, address), force, status)
             try:
                 for planned in wanted:
-                    run_step(context, planned, plan, again=only is not None)
+                    run_step(context, planned, plan, again)
             finally:
                 context.close()
             write_report(folder.path)
@@ -105,11 +110,12 @@ def wanted_of(plan: Sequence[Planned], only: str | None, until: str | None) -> l
     return [plan[index]]
 
 
-def check_steps(config: Config, serial: bool, wanted: Sequence[Planned], only: str | None) -> None:
+def check_steps(config: Config, serial: bool, steps: Sequence[Step], until: str | None = None) -> None:
     """Raises UserError or ConfigError for what a stage would reject, before the first one begins."""
-    for planned in wanted:
-        if planned.action is not Action.KEEP or only is not None:
-            planned.step.stage.check(config, serial)
+    for step in steps:
+        step.stage.check(config, serial)
+        if step.label == until:
+            return
 
 
 @contextmanager

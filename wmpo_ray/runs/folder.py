@@ -218,7 +218,9 @@ def _refuse_foreign(path: Path) -> None:
 
 
 def _prepare(path: Path, config: Config) -> None:
-    if not (path / CONFIG).exists():
+    if (path / CONFIG).exists():
+        read_config_json(path / CONFIG)  # a damaged one is named before anything is written
+    else:
         # First: from here on the folder is known as ours, and whatever a kill leaves out is made on the next opening.
         atomic_write(path / CONFIG, config_to_json(config))
     for name in ("", *SUB_FOLDERS):
