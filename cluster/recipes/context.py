@@ -56,6 +56,8 @@ class Services:
     def close(self) -> None:
         # A cluster that was started here ends with this process; taking it down in order takes longer than there is.
         if self._runtime is not None and not is_leaving():
+            if "meter" in self.__dict__:
+                self.meter.close()
             self._runtime.shutdown()
 
 

@@ -60,7 +60,8 @@ def gate(context: RunContext) -> dict[str, Any]:
             f"the imagined world is not true enough to learn in: {'; '.join(misses)} ({report['num']} held-out replays, "
             f"{report['false_positives']} false positives, {report['false_negatives']} false negatives). Align longer "
             "(world_model.alignment.steps), collect more (collect.num_trajectories), pretrain on more play "
-            "(make pretrain-embedded), or go on regardless with --force"
+            "(make pretrain-embedded), or go on regardless with --force; with --resume a run redoes only what depends on "
+            "what was changed"
         )
     return figures
 

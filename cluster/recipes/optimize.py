@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from cluster.workers.telemetry import Telemetry
 from cluster.workers.trace_log import FOLDER, TraceLog
 from learners.learner_checkpoint import IN_UPDATE
 from wmpo_ray.config.run import Config
+from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.rollout.fidelity import starts_of
 from wmpo_ray.runs.metrics_log import FILE_NAME as METRICS
 
@@ -40,7 +42,6 @@ def optimize(context: RunContext) -> dict[str, Any]:
             at_end.callback(ledger.close)
             log = FolderLog(folder, show)
             at_end.callback(log.close)
-            at_end.callback(told.meter.close)
             at_end.callback(told.meter.set, "wmpo_stage", 0, stage="optimize")
             rollouts = Rollouts(config, team, ledger, *rollout_folders(folder))
             loop = TrainingLoop(config, team, starts, ledger, log, rollouts)
@@ -97,9 +98,10 @@ OPTIMIZE = Stage(
         "reward.verify",
         "reward.min_steps",
     ),
-    extent="grpo.num_updates",
+    extent="*.num_updates",
     state=(
         "checkpoints/step-*",
+        "checkpoints/latest",
         f"checkpoints/{IN_UPDATE}",
         FILE_NAME,
         METRICS,
@@ -111,3 +113,15 @@ OPTIMIZE = Stage(
     keeps_state=True,
     check=check_ranks,
 )
+
+
+def check_online(config: Config, serial: bool) -> None:
+    """Raises ConfigError: the main loop needs a reward model to judge what was done in the environment."""
+    raise ConfigError(
+        f'recipe.kind = "{config.recipe.kind}": rollouts that the environment itself judges are not possible yet; set '
+        'recipe.kind = "wmpo"'
+    )
+
+
+# GRPO on rollouts in the environment, judged by the environment.
+OPTIMIZE_ONLINE = replace(OPTIMIZE, check=check_online)

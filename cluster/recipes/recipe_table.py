@@ -6,7 +6,6 @@ A new stage is one file beside this one and one word in a recipe.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from cluster.recipes.align import WORLD_MODEL
 from cluster.recipes.clone import POLICY
@@ -14,15 +13,13 @@ from cluster.recipes.collect import COLLECT
 from cluster.recipes.demos import DEMOS
 from cluster.recipes.evaluate import EVALUATE
 from cluster.recipes.gate import GATE
-from cluster.recipes.optimize import OPTIMIZE
+from cluster.recipes.optimize import OPTIMIZE, OPTIMIZE_ONLINE
+from cluster.recipes.optimize_on_episodes import OPTIMIZE_ON_EPISODES
 from cluster.recipes.rewards import REWARD_MODEL
 from cluster.recipes.stage import Stage, Step, label_of
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError
 
-Rollouts = Literal[
-    "imagination", "environment", "episodes"
-]  # what `optimize` learns from; the last: those of `collect`
 BASE, FINAL = POLICY.name, OPTIMIZE.name  # the stages that leave the first policy, and the policy of a round
 
 
@@ -30,21 +27,19 @@ BASE, FINAL = POLICY.name, OPTIMIZE.name  # the stages that leave the first poli
 class Recipe:
     """Stages before the rounds, in each round, and after the last one.
 
-    algorithms: kinds that can learn from its rollouts.
+    What the policy learns from follows from the last stage of a round, one of those called `optimize`.
     """
 
-    rollouts: Rollouts
-    algorithms: tuple[str, ...]
     once: tuple[Stage, ...]
     repeated: tuple[Stage, ...]
     at_end: tuple[Stage, ...] = (EVALUATE,)
 
 
 RECIPES = {
-    "wmpo": Recipe("imagination", ("grpo",), (DEMOS, POLICY), (COLLECT, WORLD_MODEL, REWARD_MODEL, GATE, OPTIMIZE)),
-    "grpo-online": Recipe("environment", ("grpo",), (DEMOS, POLICY), (COLLECT, OPTIMIZE)),
-    "dpo": Recipe("episodes", ("dpo",), (DEMOS, POLICY), (COLLECT, OPTIMIZE)),
-    "bc-real": Recipe("episodes", ("filtered_bc",), (DEMOS, POLICY), (COLLECT, OPTIMIZE)),
+    "wmpo": Recipe((DEMOS, POLICY), (COLLECT, WORLD_MODEL, REWARD_MODEL, GATE, OPTIMIZE)),
+    "grpo-online": Recipe((DEMOS, POLICY), (COLLECT, OPTIMIZE_ONLINE)),
+    "dpo": Recipe((DEMOS, POLICY), (COLLECT, OPTIMIZE_ON_EPISODES)),
+    "bc-real": Recipe((DEMOS, POLICY), (COLLECT, OPTIMIZE_ON_EPISODES)),
 }
 
 

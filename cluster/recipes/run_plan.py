@@ -127,8 +127,8 @@ def _is_within(course: MadeFrom, wanted: MadeFrom) -> bool:
 def difference(step: Step, old: MadeFrom, new: MadeFrom, changed: set[str]) -> str:
     """Why a result cannot be kept: settings with both values, or the steps it was made from."""
     reasons = []
-    if step.stage.extent and old.extent != new.extent:
-        reasons.append(f"{step.stage.extent}: {old.extent} -> {new.extent}")
+    if old.extent != new.extent:
+        reasons.append(f"{new.extent_key}: {old.extent} -> {new.extent}")
     for key in new.settings:
         if old.settings.get(key) != new.settings[key]:
             reasons.append(f"{key}: {shown(old.settings.get(key))} -> {shown(new.settings[key])}")

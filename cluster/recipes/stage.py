@@ -38,13 +38,11 @@ FREE = (
     "weights.timeout_s",
     "rollout.max_attempts",
     "rollout.speculation",
-    "grpo.max_skipped_steps",
-    "grpo.chunks_per_pass",
-    "policy.cloning.micro_batch_size",
+    "*.max_skipped_steps",
+    "*.chunks_per_pass",
+    "*.micro_batch_size",
     "policy.openvla.gradient_checkpointing",
-    "world_model.alignment.micro_batch_size",
     "world_model.max_decode_bytes",
-    "reward.micro_batch_size",
     "evaluation.every_updates",
     "evaluation.num_starts_on_the_way",
 )
@@ -105,7 +103,8 @@ def label_of(stage: str, round: int) -> str:
 class MadeFrom(NamedTuple):
     """What the result of a step follows from."""
 
-    key: str
+    key: str  # hash of all that follows, without the extent
+    extent_key: str  # the setting that says how far it goes, "" for most
     extent: int | None
     settings: dict[str, Any]
     needs: dict[str, str]  # label of a step -> hash of its result
@@ -120,11 +119,12 @@ def made_from(step: Step, config: Config, results: Mapping[str, str]) -> MadeFro
     """What the result of a step would follow from. results: of the steps before it, by label."""
     stage = step.stage
     settings = settings_of(stage, config)
-    extent = settings.pop(stage.extent) if stage.extent else None
+    (key,) = [key for key in settings if is_among(key, (stage.extent,))] if stage.extent else [""]
+    extent = settings.pop(key) if key else None
     needs = {label: results[label] for label in step.needs}
     facts = {"stage": stage.name, "format": stage.format, "round": step.round, "settings": settings, "needs": needs}
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
-    return MadeFrom(hashlib.sha256(text.encode()).hexdigest()[:16], extent, settings, needs)
+    return MadeFrom(hashlib.sha256(text.encode()).hexdigest()[:16], key, extent, settings, needs)
 
 
 def settings_of(stage: Stage, config: Config) -> dict[str, Any]:
@@ -132,9 +132,11 @@ def settings_of(stage: Stage, config: Config) -> dict[str, Any]:
     wanted = (*EVERYWHERE, *stage.settings)
     flat = flatten(config)
     chosen = {key: value for key, value in flat.items() if is_among(key, wanted) and not is_among(key, FREE)}
-    return json.loads(json.dumps(chosen, default=str))
+    return json.loads(json.dumps(chosen, default=str))  # as a summary gives them back
 
 
 def is_among(key: str, names: tuple[str, ...]) -> bool:
-    """Whether a dotted key is one of some names, or lies in a section that is."""
-    return any(key == name or key.startswith(f"{name}.") for name in names)
+    """Whether a dotted key is one of some names, or lies in a section that is; `*.name` is that name in any section."""
+    return any(
+        key.endswith(name[1:]) if name.startswith("*.") else key == name or key.startswith(f"{name}.") for name in names
+    )

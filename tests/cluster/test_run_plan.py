@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cluster.recipes.pipeline import run_pipeline
 from cluster.recipes.recipe_table import RECIPES, recipe_of, stage_labels, steps_of
 from cluster.recipes.run_plan import Action, Planned, check_resume, plan_run, source_of
 from cluster.recipes.stage import EVERYWHERE, FREE, is_among
@@ -81,6 +82,14 @@ def test_a_later_round_collects_and_improves_the_policy_of_the_round_before():
 def test_an_unknown_recipe_is_named_with_the_known_ones():
     with pytest.raises(ConfigError, match='recipe.kind = "wmppo": known are wmpo, .*bc-real'):
         recipe_of(config_of({"recipe": {"kind": "wmppo"}}))
+
+
+@pytest.mark.parametrize("wanted", [{"only": "gates"}, {"until": "optimize-2"}], ids=str)
+def test_an_unknown_stage_is_named_with_those_of_the_recipe_and_nothing_is_made(tmp_path, wanted):
+    (name,) = wanted.values()
+    with pytest.raises(UserError, match=f"unknown stage '{name}'; the stages are demos, policy, .*evaluate"):
+        run_pipeline(config_of(), tmp_path / "run", serial=True, **wanted)
+    assert not (tmp_path / "run").exists()
 
 
 # -- settings ------------------------------------------------------------------------------------------------------

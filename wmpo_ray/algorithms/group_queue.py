@@ -146,7 +146,8 @@ class GroupQueue:
             f"{attempts} groups were imagined for one update and only {issued.num_admitted} of the "
             f"{self._size} needed have mixed outcomes; successes in a group -> groups: "
             f"{histogram or 'none scored'}. If all are 0 the reward model never accepts: look at the gate's figures and "
-            "its threshold; else lower rollout.groups_per_update or raise rollout.max_attempts"
+            f"its threshold. Else go on with --resume and a higher rollout.max_attempts={limit}, or with fewer "
+            f"rollout.groups_per_update={self._size}, which begins this stage anew"
         )
 
 
