@@ -20,7 +20,7 @@ from cluster.host.job import cluster_address, job_id
 from cluster.host.preemption import is_leaving
 from cluster.recipes.context import RunContext
 from cluster.recipes.recipe_table import stage_labels, steps_of
-from cluster.recipes.run_plan import Action, Planned, check_resume, plan_run, source_of
+from cluster.recipes.run_plan import Action, Planned, check_resume, is_within, plan_run, source_of
 from cluster.recipes.stage import Step
 from cluster.runtimes.start import start_runtime
 from cluster.workers.placement import check_placement
@@ -174,22 +174,32 @@ def state_paths(context: RunContext, planned: Planned) -> list[Path]:
     return [path for pattern in planned.step.stage.state for path in sorted(context.root.glob(pattern))]
 
 
+def result_paths(context: RunContext, planned: Planned) -> list[Path]:
+    """What the step leaves for others, as far as it is there."""
+    return [path for name in planned.step.stage.makes if (path := context.root / name).exists()]
+
+
 def prepare(context: RunContext, planned: Planned) -> None:
-    """Note what is begun; state that belongs to other settings is set aside first."""
+    """Note what is begun. A result that will be replaced is set aside, with its state where that is not gone on with."""
     folder, label, source = context.folder, planned.label, planned.source._asdict()
     if planned.action.changes_results:
         emit("stage.redone", f"{label:<13} {planned.action.value}: {planned.reason}", stage=label)
+    results = result_paths(context, planned) if folder.record(label) is not None else []
     if planned.action is Action.REDO:
         folder.begin(label, source, is_clear=False)
-        folder.set_aside(label, state_paths(context, planned))
+        folder.set_aside(label, [*state_paths(context, planned), *results])
     folder.begin(label, source)
+    if planned.action in (Action.EXTEND, Action.RESUME) and not folder.has_aside(label):
+        folder.set_aside(label, results)
 
 
 def tidy(context: RunContext, planned: Planned) -> None:
-    """The end of what a kill cut short, beside a result that holds."""
+    """The end of what a kill cut short, beside a result that holds: what was begun in its place goes."""
     begun = source_of(context.folder.begun(planned.label))
-    if begun is not None and (begun.key != planned.source.key or context.folder.has_aside(planned.label)):
-        context.folder.bring_back(planned.label, state_paths(context, planned))
+    if begun is not None:
+        goes_further = begun.key == planned.source.key and is_within(planned.source, begun)
+        state = [] if goes_further else state_paths(context, planned)
+        context.folder.bring_back(planned.label, [*state, *result_paths(context, planned)])
     clear(context, planned)
 
 

@@ -101,9 +101,9 @@ def _planned(folder: RunFolder, step: Step, wanted: MadeFrom, changed: set[str])
     reason = difference(step, latest, wanted, changed)
     if begun is not None:
         is_clear = bool((folder.begun(step.label) or {}).get("is_clear"))
-        is_same = begun.key == wanted.key and _is_within(begun, wanted) and is_clear
+        is_same = begun.key == wanted.key and is_within(begun, wanted) and is_clear
         return Planned(step, Action.RESUME if is_same else Action.REDO, wanted, reason)
-    is_longer = latest.key == wanted.key and _is_within(latest, wanted)
+    is_longer = latest.key == wanted.key and is_within(latest, wanted)
     return Planned(step, Action.EXTEND if is_longer else Action.REDO, wanted, reason)
 
 
@@ -120,7 +120,8 @@ def source_of(entry: dict[str, Any] | None) -> MadeFrom | None:
         ) from error
 
 
-def _is_within(course: MadeFrom, wanted: MadeFrom) -> bool:
+def is_within(course: MadeFrom, wanted: MadeFrom) -> bool:
+    """Whether a course does not go further than is wanted."""
     return course.extent is None or (wanted.extent is not None and course.extent <= wanted.extent)
 
 

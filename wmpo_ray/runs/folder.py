@@ -142,9 +142,9 @@ class RunFolder:
         self._write({"stages": {**self._summary["stages"], stage: record}})
 
     def set_aside(self, stage: str, paths: Sequence[Path]) -> None:
-        """Move the state of a finished stage out of the way of the one that will replace its result."""
+        """Move the result of a finished stage, or its state, out of the way of what will replace it."""
         aside = self.path / REPLACED / stage
-        if aside.exists():  # the stage was being redone already: what it left goes, the finished one's state stays
+        if aside.exists():  # the stage was being redone already: what that left goes, the finished one's stays
             remove_all(paths)
             return
         partial = aside.with_name(f"{stage}{MOVING}")
@@ -161,17 +161,17 @@ class RunFolder:
         partial = aside.with_name(f"{stage}{MOVING}")
         if aside.exists():
             remove_all(paths)
-        for folder in (aside, partial):
-            for path in sorted(folder.rglob("*")) if folder.exists() else ():
-                target = self.path / path.relative_to(folder)
-                if path.exists() and not target.exists():
-                    path.rename(target)
+            aside.rename(partial)  # from here on, what stands in the place of `paths` has come back
+        for path in sorted(partial.rglob("*")) if partial.exists() else ():
+            target = self.path / path.relative_to(partial)
+            if path.exists() and not target.exists():
+                path.rename(target)
         self.drop_aside(stage)
         self._write({"begun": {name: note for name, note in self._summary.get("begun", {}).items() if name != stage}})
 
     def has_aside(self, stage: str) -> bool:
         """Whether `set_aside` keeps something of a stage."""
-        return any((self.path / REPLACED / f"{stage}{end}").exists() for end in ("", MOVING))
+        return (self.path / REPLACED / stage).exists()
 
     def drop_aside(self, stage: str) -> None:
         """Delete what `set_aside` kept of a stage."""
