@@ -41,17 +41,7 @@ def gate(context: RunContext) -> dict[str, Any]:
             lambda rows: score_videos(reward, imagine("verifier", rows), texts[rows].tolist(), config.reward.min_steps),
         )
     report = binary_report(scores.success, held_out.success)
-    figures: dict[str, Any] = {
-        "label_agreement": report["agreement"],
-        "f1": report["f1"],
-        "false_positives": report["false_positives"],
-        "false_negatives": report["false_negatives"],
-        "imagined_success": report["predicted_rate"],
-        "real_success": report["true_rate"],
-        "num": report["num"],
-        "unverified_label_agreement": plain["agreement"],
-        **_event_agreement(context, held_out, videos),
-    }
+    figures = _label_figures(report, plain) | _event_agreement(context, held_out, videos)
     misses = missed_bounds(figures, config.gate)
     figures |= {"passed": not misses, "bounds": config.gate.model_dump()}
     _save_side_by_side(context, held_out, videos, scores.success)
@@ -64,6 +54,20 @@ def gate(context: RunContext) -> dict[str, Any]:
             "what was changed"
         )
     return figures
+
+
+def _label_figures(report: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
+    """plain: the same before any success was verified."""
+    return {
+        "label_agreement": report["agreement"],
+        "f1": report["f1"],
+        "false_positives": report["false_positives"],
+        "false_negatives": report["false_negatives"],
+        "imagined_success": report["predicted_rate"],
+        "real_success": report["true_rate"],
+        "num": report["num"],
+        "unverified_label_agreement": plain["agreement"],
+    }
 
 
 def missed_bounds(figures: dict[str, Any], config: GateConfig) -> list[str]:

@@ -19,7 +19,7 @@ from cluster.events.status import Status
 from cluster.host.job import cluster_address, job_id
 from cluster.host.preemption import is_leaving
 from cluster.recipes.context import RunContext
-from cluster.recipes.recipe_table import stage_labels, steps_of
+from cluster.recipes.recipe_table import steps_of
 from cluster.recipes.run_plan import Action, Planned, check_resume, is_within, plan_run, source_of
 from cluster.recipes.stage import Step
 from cluster.runtimes.start import start_runtime
@@ -53,16 +53,9 @@ def run_pipeline(
     `console`: where to report progress, and events from `level` on. Raises UserError for anything the user can put
     right.
     """
-    labels = stage_labels(config)
-    for name in (only, until):
-        if name is not None and name not in labels:
-            raise UserError(f"unknown stage {name!r}; the stages are {', '.join(labels)}")
-    check_kinds(config)
-    address = "" if serial else cluster_address(config)
-    if not serial and not address:  # another cluster is asked once it is connected
-        here = {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
-        check_placement(config, here)
     steps = steps_of(config)
+    address = "" if serial else cluster_address(config)
+    check_run(config, serial, address, steps, only, until)
     if not (out / CONFIG).exists():  # before anything is made there
         check_steps(config, serial, [step for step in steps if only in (None, step.label)], until)
     configure_process(config.cluster.threads_per_process)
@@ -72,7 +65,7 @@ def run_pipeline(
         check_resume(folder, wanted, resume, resume if redo is None else redo)
         again = only is not None
         check_steps(config, serial, [each.step for each in wanted if again or each.action is not Action.KEEP])
-        folder.accept(config, labels)
+        folder.accept(config, [step.label for step in steps])
         with watched(folder, plan) as status, event_log(folder.path, console, level, status.fault):
             reporter = Reporter(console, level > logging.INFO, status.progress)
             context = RunContext(config, folder, reporter, lambda: start_runtime(serial, address), force, status)
@@ -83,6 +76,20 @@ def run_pipeline(
                 context.close()
             write_report(folder.path)
             return folder.summary
+
+
+def check_run(
+    config: Config, serial: bool, address: str, steps: Sequence[Step], only: str | None, until: str | None
+) -> None:
+    """Raises UserError or ConfigError for what is wrong whatever the folder holds."""
+    labels = [step.label for step in steps]
+    for name in (only, until):
+        if name is not None and name not in labels:
+            raise UserError(f"unknown stage {name!r}; the stages are {', '.join(labels)}")
+    check_kinds(config)
+    if not serial and not address:  # another cluster is asked once it is connected
+        here = {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
+        check_placement(config, here)
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.recipes import pipeline
 from cluster.recipes.pipeline import run_pipeline
+from cluster.recipes.recipe_table import stage_labels
 from wmpo_ray.config.loading import config_to_json, load_config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.data.store import load_episodes
@@ -146,4 +146,4 @@ def test_config_and_records_agree_after_a_refusal(whole_run, tmp_path):
         run(folder, "reward.steps=10", resume=False)
     assert (folder / "config.json").read_text() == config_to_json(load_config("smoke"))
     summary = run(folder, resume=False)
-    assert summary["stages"].keys() == set(pipeline.stage_labels(load_config("smoke")))
+    assert summary["stages"].keys() == set(stage_labels(load_config("smoke")))
