@@ -20,7 +20,7 @@ from wmpo_ray.algorithms.base import OfflineAlgorithm, OnlineAlgorithm, Recorded
 from wmpo_ray.algorithms.batching import Batch, GroupSlice
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError, UserError
-from wmpo_ray.core.files import json_clean
+from wmpo_ray.core.files import atomic_directory, json_clean
 from wmpo_ray.core.runtime_settings import configure_process
 from wmpo_ray.core.timeline import span
 from wmpo_ray.core.types import LearnerState, Trajectories, UpdateResult, WeightVersion
@@ -260,8 +260,9 @@ class PolicyLearner:
         if self.num_skipped >= settings.max_skipped_steps:
             raise UserError(
                 f"{self.num_skipped} optimizer steps had a loss or gradient that is not finite "
-                f"(update {self.num_updates + 1}); lower {section}.learning_rate={settings.learning_rate}, or "
-                f"raise {section}.max_skipped_steps={settings.max_skipped_steps}"
+                f"(update {self.num_updates + 1}); lower {section}.learning_rate={settings.learning_rate}, which begins "
+                f"the stage anew, or go on with --resume and a higher {section}.max_skipped_steps="
+                f"{settings.max_skipped_steps}"
             )
 
     def _count_beat(self) -> None:
@@ -270,7 +271,8 @@ class PolicyLearner:
     def save_policy(self, path: str) -> str:
         """Save the policy as its class does, from rank 0."""
         if self.ranks.size == 1:
-            self.policy.save_pretrained(path)
+            with atomic_directory(Path(path)) as folder:
+                self.policy.save_pretrained(folder)
             return path
         gathered = WholeWeights(self.policy)
         if not self.ranks.is_first:
@@ -280,7 +282,8 @@ class PolicyLearner:
         state = copy.state_dict()
         for name, tensor in gathered.items():
             state[name].copy_(tensor)
-        copy.save_pretrained(path)
+        with atomic_directory(Path(path)) as folder:
+            copy.save_pretrained(folder)
         return path
 
 

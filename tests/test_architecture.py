@@ -58,10 +58,21 @@ def source_files() -> list[Path]:
     return sorted(path for top in tops for path in (ROOT / top).rglob("*.py"))
 
 
-def library_room(module: str) -> str | None:
-    """The sub-folder of wmpo_ray, or the file directly in it, that a module belongs to."""
+def room_of(module: str, top: str) -> str | None:
+    """The sub-folder of a top folder, or the file directly in it, that a module belongs to."""
     parts = module.split(".")
-    return parts[1] if parts[0] == "wmpo_ray" and len(parts) > 1 else None
+    return parts[1] if parts[0] == top and len(parts) > 1 else None
+
+
+def room_edges(top: str) -> dict[str, set[str]]:
+    """Which rooms of a top folder import which."""
+    edges: dict[str, set[str]] = {}
+    for path in (ROOT / top).rglob("*.py"):
+        name = path.relative_to(ROOT).as_posix()
+        room = room_of(name.removesuffix(".py").replace("/", "."), top)
+        targets = {room_of(module, top) for module, _ in find_imports(path.read_text(), name)}
+        edges.setdefault(str(room), set()).update(target for target in targets if target and target != room)
+    return edges
 
 
 def find_cycle(edges: dict[str, set[str]]) -> list[str] | None:
@@ -89,14 +100,12 @@ def test_every_import_follows_the_arrows():
     assert not found, "\n".join(found)
 
 
-def test_the_rooms_of_the_library_form_no_cycle():
-    edges: dict[str, set[str]] = {}
-    for path in (ROOT / "wmpo_ray").rglob("*.py"):
-        name = path.relative_to(ROOT).as_posix()
-        room = library_room(name.removesuffix(".py").replace("/", "."))
-        targets = {library_room(module) for module, _ in find_imports(path.read_text(), name)}
-        edges.setdefault(str(room), set()).update(target for target in targets if target and target != room)
-    assert "policies" in edges["parity"], "the graph misses an import that is there"
+@pytest.mark.parametrize(
+    ("top", "room", "imported"), [("wmpo_ray", "parity", "policies"), ("cluster", "recipes", "loop")]
+)
+def test_the_rooms_form_no_cycle(top, room, imported):
+    edges = room_edges(top)
+    assert imported in edges[room], "the graph misses an import that is there"
     cycle = find_cycle(edges)
     assert cycle is None, " -> ".join(cycle or [])
 
@@ -146,6 +155,18 @@ def test_an_import_against_an_arrow_is_named_with_file_and_line(path, source, of
 )
 def test_imports_along_the_arrows_pass(path, source):
     assert violations(source, path) == []
+
+
+def test_private_names_of_ray_stand_in_one_file():
+    private = ("ray._", "ray.train.v2._internal", "ray.train.torch.config")
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for room in ("actors", "learners", "cluster", "wmpo_ray")
+        for path in (ROOT / room).rglob("*.py")
+        for module, _ in find_imports(path.read_text(), path.relative_to(ROOT).as_posix())
+        if module.startswith(private)
+    }
+    assert found == {"cluster/host/ray_private.py"}
 
 
 def test_relative_imports_are_resolved():

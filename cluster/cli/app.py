@@ -91,7 +91,8 @@ Resume = Annotated[
     bool | None,
     typer.Option(
         "--resume/--no-resume",
-        help="Go on with a run that was interrupted; a job does so by itself when it is submitted again.",
+        help="Go on with a run that was interrupted, or with other settings; after an interruption a job does so by "
+        "itself when it is submitted again.",
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Tell only of what goes wrong.")]
@@ -113,9 +114,10 @@ def run(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Run every stage in order; skip what is done.
+    """Run every stage of the recipe in order; skip what is done.
 
-    Stages: demos, policy, collect, world-model, reward-model, gate, optimize, evaluate. Ends with a table and a report.
+    Which stages there are, `recipe.kind` says; an unknown STAGE lists them. Ends with a table and a report. With
+    --resume and other settings, the stages that depend on them are redone and the others kept.
     """
     config = load_config(source, overrides or ())
     if restarts:
@@ -128,7 +130,7 @@ def run(
 
 @app.command()
 def stage(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="One of the stages that `wmpo run --help` lists.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A stage of the recipe; an unknown one lists them all.")],
     source: Source,
     out: Out = None,
     resume: Resume = None,
@@ -149,17 +151,18 @@ def _run(
     """Run stages of a config, `until` one or `only` one, and print what came of them."""
     if not serial:
         prepare_ray(cluster_address(config))
-    from cluster.recipes.pipeline import STAGES, run_pipeline
+    from cluster.recipes.pipeline import run_pipeline
 
-    for name in stages.values():
-        if name is not None and name not in STAGES:
-            raise UserError(f"unknown stage {name!r}: the stages are {', '.join(STAGES)}")
-    console = Console(stderr=True, highlight=False)
-    resume = bool(job_id()) if resume is None else resume
+    options: dict[str, Any] = {
+        "resume": bool(job_id()) if resume is None else resume,
+        "redo": bool(resume),  # a job goes on by itself, but it replaces no results unless somebody asked for that
+        "serial": serial,
+        "force": force,
+        "level": level,
+        **stages,
+    }
     with leave_on_sigterm():
-        summary = run_pipeline(
-            config, folder, resume=resume, serial=serial, force=force, console=console, level=level, **stages
-        )
+        summary = run_pipeline(config, folder, console=Console(stderr=True, highlight=False), **options)
     print_summary(_console(), summary)
     return summary
 
@@ -183,7 +186,7 @@ def evaluate(
     if disruption is not None:
         chosen.append(f"environment.disruption={disruption}")
     config = load_config(source, chosen)
-    from cluster.recipes.pipeline import evaluate_policy
+    from cluster.recipes.evaluate import evaluate_policy
 
     result = evaluate_policy(config, run_folder(out, config), policy, num_starts, Console(stderr=True))
     table = Table("", "value", title=f"disruption: {config.environment.disruption}")

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Self
 
 import ray
-from ray._private.utils import write_ray_address
 from ray.cluster_utils import Cluster
 
 from cluster.host.ports import LOCALHOST, free_port, require_free
+from cluster.host.ray_private import write_ray_address
 
 OBJECT_STORE_BYTES = 200 * 2**20  # a node; the embedded task's trajectories are kilobytes
 

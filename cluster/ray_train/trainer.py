@@ -20,20 +20,21 @@ import ray
 import torch.distributed as dist
 from ray import train
 from ray.train.torch import TorchTrainer, get_device, prepare_model
-from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import nn
 
 from cluster.events.event_log import emit
+from cluster.events.progress import Reporter
+from cluster.host.ray_private import raised_in_worker, train_record_name
 from cluster.ray_train.training_data import TrainingData
 from cluster.ray_train.training_group import OwnAddressConfig
-from cluster.recipes.context import RunContext
-from cluster.recipes.trainings import Job, Place
 from cluster.runtimes.ray_runtime import RayRuntime
 from cluster.runtimes.resources import Resources
+from cluster.runtimes.runtime import Runtime
 from cluster.workers.placement import resources_of
-from learners.supervised.loop import Progress, WorkerShare, check_batch
+from learners.supervised.jobs import Training
+from learners.supervised.loop import Progress, WorkerShare
+from learners.supervised.training_actor import Course
 from learners.supervised.training_state import Numbers, Parts, TrainingCheckpoints
 from wmpo_ray.config.cluster import bounds
 from wmpo_ray.config.run import Config
@@ -45,42 +46,45 @@ LEAST_CPUS = 0.01
 NO_WORKING_FOLDER = "RAY_CHDIR_TO_TRIAL_DIR"
 
 
-def data_for_workers(context: RunContext, place: Place) -> TrainingData:
-    """Where the data of a training is put.
+def check_room(config: Config, runtime: Runtime) -> None:
+    """Raises UserError where fewer workers have a place than the least number."""
+    if isinstance(runtime, RayRuntime) and runtime.can_grow:
+        return
+    low = bounds(config.cluster.training_workers)[0]
+    available = runtime.available
+    for kind, each in _resources(resources_of(config, "learner")).items():
+        there = available.get(kind, 0.0)
+        if low * each > there + 1e-6:
+            raise UserError(
+                f"{low} training workers ask for {low * each:g} {kind}s (placement.learner.{kind.lower()}s={each:g}) "
+                f"and there are {there:g}; lower cluster.training_workers={config.cluster.training_workers}"
+            )
 
-    Raises UserError where fewer workers have a place than the least number, and ConfigError for batches of fewer
-    samples than workers.
+
+def train_on_workers(
+    config: Config, training: Training, data: TrainingData, folder: Path, reporter: Reporter
+) -> dict[str, Any]:
+    """Run a training on `cluster.training_workers` workers, each of them placed as a learner is; returns its figures.
+
+    folder: of its checkpoints. A lost worker costs the steps since the last one. Raises RuntimeError once workers were
+    lost more than `faults.max_start_failures` times.
     """
-    config = context.config
-    check_batch(place.settings, place.section, bounds(config.cluster.training_workers)[1])
-    if not (isinstance(context.runtime, RayRuntime) and context.runtime.can_grow):
-        _check_room(config, context.runtime.available)
-    return TrainingData()
-
-
-def train_on_workers(context: RunContext, place: Place, job: Job, data: TrainingData) -> dict[str, Any]:
-    """Run a job on `cluster.training_workers` workers, each of them placed as a learner is; returns its figures.
-
-    A lost worker costs the steps since the last checkpoint. Raises RuntimeError once workers were lost more than
-    `faults.max_start_failures` times.
-    """
-    config = context.config
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
-    folder = context.folder.training_checkpoints(place.name).absolute()
+    folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault(NO_WORKING_FOLDER, "0")  # paths in the configuration are those of this process
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"config": config, "job": job, "board": board, "folder": folder},
+        train_loop_config={"config": config, "job": training.job, "board": board, "folder": folder},
         scaling_config=scaling_of(config),
         run_config=_run_config(config, folder),
         torch_config=OwnAddressConfig(timeout_s=int(config.faults.stall_timeout_s)),
         datasets=data.datasets,
         dataset_config=train.DataConfig(datasets_to_split=[]),
     )
-    with context.reporter.bar(place.description, job.num_steps) as advance:
-        return _fit(trainer, place, board, advance)
+    with reporter.bar(training.description, training.job.num_steps) as advance:
+        return _fit(trainer, training, board, advance)
 
 
 def scaling_of(config: Config) -> train.ScalingConfig:
@@ -98,7 +102,7 @@ def scaling_of(config: Config) -> train.ScalingConfig:
 
 def _run_config(config: Config, folder: Path) -> train.RunConfig:
     # Its record of an earlier course would be read and trusted; which checkpoints there are, the folder says.
-    (folder / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME).unlink(missing_ok=True)
+    (folder / train_record_name()).unlink(missing_ok=True)
     return train.RunConfig(
         name=folder.name,
         storage_path=str(folder.parent),
@@ -111,17 +115,6 @@ def _resources(asked: Resources) -> dict[str, float]:
     """Whole GPUs: NCCL refuses two workers on one. And not nothing at all: workers stand in a placement group."""
     cpus = {"CPU": max(asked.num_cpus, LEAST_CPUS)}
     return cpus | ({"GPU": float(math.ceil(asked.num_gpus))} if asked.num_gpus else {})
-
-
-def _check_room(config: Config, available: dict[str, float]) -> None:
-    low = bounds(config.cluster.training_workers)[0]
-    for kind, each in _resources(resources_of(config, "learner")).items():
-        there = available.get(kind, 0.0)
-        if low * each > there + 1e-6:
-            raise UserError(
-                f"{low} training workers ask for {low * each:g} {kind}s (placement.learner.{kind.lower()}s={each:g}) "
-                f"and there are {there:g}; lower cluster.training_workers={config.cluster.training_workers}"
-            )
 
 
 # -- on the driver -----------------------------------------------------------------------------------------------
@@ -146,7 +139,7 @@ class Board:
         return self._step, self._figures, messages
 
 
-def _fit(trainer: TorchTrainer, place: Place, board: Any, advance: Callable[..., None]) -> dict[str, Any]:
+def _fit(trainer: TorchTrainer, training: Training, board: Any, advance: Callable[..., None]) -> dict[str, Any]:
     """Wait for a training and show its progress. In a thread of its own it leaves Ctrl-C to this process."""
     outcome: list[Any] = []
 
@@ -156,12 +149,12 @@ def _fit(trainer: TorchTrainer, place: Place, board: Any, advance: Callable[...,
         except Exception as error:  # noqa: BLE001  raised again below, in the thread that waits for it
             outcome.append(error)
 
-    thread = threading.Thread(target=fit, name=f"training-{place.name}", daemon=True)
+    thread = threading.Thread(target=fit, name=f"training-{training.name}", daemon=True)
     thread.start()
     try:
         while thread.is_alive():
             thread.join(TOLD_EVERY_S)
-            _show(place, board, advance)
+            _show(training, board, advance)
     finally:
         ray.kill(board)
     (result,) = outcome
@@ -170,18 +163,18 @@ def _fit(trainer: TorchTrainer, place: Place, board: Any, advance: Callable[...,
     return result.return_value
 
 
-def _show(place: Place, board: Any, advance: Callable[..., None]) -> None:
+def _show(training: Training, board: Any, advance: Callable[..., None]) -> None:
     step, figures, messages = ray.get(board.read.remote())
     advance(step, figures)
     for message in messages:
-        emit("checkpoint.resumed", message, stage=place.name)
+        emit("checkpoint.resumed", message, stage=training.name)
 
 
 def _cause(error: Exception) -> Exception:
     """What a worker raised for a person to put right, rather than Ray Train's account of all workers."""
     failures = error.worker_failures.values() if isinstance(error, train.WorkerGroupError) else ()
     for failure in failures:
-        raised = failure._base_exc if isinstance(failure, UserExceptionWithTraceback) else failure
+        raised = raised_in_worker(failure)
         if isinstance(raised, UserError):
             return raised
     return RuntimeError(f"a training on workers failed; raise faults.max_start_failures if they were lost: {error}")
@@ -206,7 +199,9 @@ def _work(settings: dict[str, Any]) -> dict[str, Any]:
     share = WorkerShare(rank, here.get_world_size(), _exchanging)
     teller = Teller(board)
     progress: Progress = teller.tell if rank == 0 else lambda step, figures: None
-    figures = settings["job"](share, get_device(), progress, checkpoints)
+    course = Course(settings["job"], share, get_device(), checkpoints)
+    course.advance(progress)
+    figures = course.finish()
     teller.close()
     return figures
 

@@ -23,6 +23,7 @@ from ray import train
 from ray.data import DataContext
 from torch import Tensor
 
+from cluster.host.ray_private import block_sizes
 from wmpo_ray.core.types import Episodes
 from wmpo_ray.data.store import load_frames, load_index
 
@@ -32,10 +33,11 @@ BLOCK_BYTES = 128 * 2**20  # of frames that were in memory
 
 
 class TrainingData:
-    """The datasets of one training, by name. What the methods return goes to the workers, where it can be indexed."""
+    """The datasets of trainings, by name (implements `EpisodeSource`): the workers index what the methods return."""
 
     def __init__(self) -> None:
         self.datasets: dict[str, Any] = {}
+        self._episodes: dict[str, Episodes] = {}
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         DataContext.get_current().enable_progress_bars = False
 
@@ -45,6 +47,8 @@ class TrainingData:
         Raises `UserError` for a file that is missing or damaged.
         """
         path = path.absolute()
+        if name in self._episodes:
+            return self._episodes[name]
         episodes, group_sizes = load_index(path)
         groups = ray.data.range(len(group_sizes), override_num_blocks=max(1, len(group_sizes)))
         dataset = groups.map_batches(
@@ -66,8 +70,9 @@ class TrainingData:
 
     def _add(self, name: str, episodes: Episodes, dataset: Any) -> Episodes:
         self.datasets[name] = dataset
-        frames: Any = BlockFrames(name, _block_sizes(dataset), episodes.frames.shape[1:])
-        return replace(episodes, frames=frames)
+        frames: Any = BlockFrames(name, block_sizes(dataset), episodes.frames.shape[1:])
+        self._episodes[name] = replace(episodes, frames=frames)
+        return self._episodes[name]
 
 
 class BlockFrames:
@@ -112,20 +117,3 @@ class BlockFrames:
             shard: Any = train.get_dataset_shard(self._name)
             self._refs = shard.materialize().to_arrow_refs()
         return self._refs
-
-
-def first_episodes(episodes: Episodes, count: int) -> Episodes:
-    """The first ones of a dataset; the others stay where they are."""
-    return Episodes(
-        episodes.frames,
-        episodes.actions[:count],
-        episodes.lengths[:count],
-        episodes.success[:count],
-        episodes.instructions[:count],
-        episodes.seeds[:count],
-        {name: flags[:count] for name, flags in episodes.failures.items()},
-    )
-
-
-def _block_sizes(dataset: Any) -> list[int]:
-    return [entry.metadata.num_rows for bundle in dataset.iter_internal_ref_bundles() for entry in bundle.blocks]

@@ -10,9 +10,9 @@ from typing import Any
 import ray
 import torch.distributed as dist
 from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
 
 from actors.broadcast_group import open_store
+from cluster.host.ray_private import TorchBackend
 
 LOOPBACK = "127."
 
@@ -26,7 +26,7 @@ class OwnAddressConfig(TorchConfig):
         return _OwnAddressBackend
 
 
-class _OwnAddressBackend(_TorchBackend):
+class _OwnAddressBackend(TorchBackend):
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         host, port = worker_group.execute_single(0, _open_store)
         size = len(worker_group)

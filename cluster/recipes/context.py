@@ -10,6 +10,7 @@ from cluster.events.event_log import emit
 from cluster.events.progress import Reporter
 from cluster.events.status import Status
 from cluster.host.preemption import is_leaving
+from cluster.recipes.rounds import config_of_round, round_folder
 from cluster.runtimes.runtime import Runtime
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
@@ -19,34 +20,25 @@ from wmpo_ray.runs.folder import RunFolder
 from wmpo_ray.runs.live_metrics import Meter, NoMeter, PrometheusMeter
 
 
-class RunContext:
-    """Config, folder and the runtime, which is started when a stage first needs it."""
+class Services:
+    """What all stages of one process share: the runtime, started when a stage first needs it, and the live metrics."""
 
-    def __init__(
-        self,
-        config: Config,
-        folder: RunFolder,
-        reporter: Reporter,
-        start: Callable[[], Runtime],
-        force: bool,
-        status: Status | None = None,
-    ):
-        self.config, self.folder, self.reporter, self.force, self.status = config, folder, reporter, force, status
-        self._start = start
+    def __init__(self, start: Callable[[], Runtime], config: Config, run_name: str, status: Status | None = None):
+        self._start, self._config, self._run_name, self._status = start, config, run_name, status
         self._runtime: Runtime | None = None
 
     @property
     def runtime(self) -> Runtime:
         if self._runtime is None:
             self._runtime = self._start()
-            if self.status is not None:
-                self.status.update(**self._runtime.doors)
+            if self._status is not None:
+                self._status.update(**self._runtime.doors)
         return self._runtime
 
     @cached_property
     def meter(self) -> Meter:
-        """Where live figures go: to Ray's metrics, or to a port of this process's own if one is asked for."""
-        run, port = self.folder.path.name, self.config.monitoring.port
+        """Live metrics go to Ray's own or, without Ray, to a port of this process if one is asked for."""
+        run, port = self._run_name, self._config.monitoring.port
         if self.runtime.doors:
             from cluster.events.ray_metrics import RayMeter
 
@@ -64,18 +56,91 @@ class RunContext:
     def close(self) -> None:
         # A cluster that was started here ends with this process; taking it down in order takes longer than there is.
         if self._runtime is not None and not is_leaving():
+            if "meter" in self.__dict__:
+                self.meter.close()
             self._runtime.shutdown()
+
+
+class RunContext:
+    """Configuration, folders and runtime of one round; round 1 stands directly in the run's folder."""
+
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        reporter: Reporter,
+        start: Callable[[], Runtime],
+        force: bool,
+        status: Status | None = None,
+        round: int = 1,
+        services: Services | None = None,
+    ):
+        self.folder, self.reporter, self.force, self.status, self.round = folder, reporter, force, status, round
+        self.run_config = config
+        self.config = config_of_round(config, folder.path, round)
+        self.root = round_folder(folder.path, round)
+        self.services = services or Services(start, config, folder.path.name, status)
+
+    @property
+    def runtime(self) -> Runtime:
+        return self.services.runtime
+
+    @property
+    def meter(self) -> Meter:
+        return self.services.meter
+
+    def of_round(self, round: int) -> RunContext:
+        """The same for another round."""
+        start, status = lambda: self.services.runtime, self.status
+        return RunContext(self.run_config, self.folder, self.reporter, start, self.force, status, round, self.services)
+
+    def make_folders(self) -> None:
+        for name in ("checkpoints", "trajectories", "videos", "models"):
+            (self.root / name).mkdir(parents=True, exist_ok=True)
+
+    def close(self) -> None:
+        self.services.close()
 
     # -- what stages leave for each other ------------------------------------------------------------------------
 
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    def training_checkpoints(self, training: str) -> Path:
+        """Where a supervised training saves its state."""
+        return self.checkpoints / training
+
+    @property
+    def videos(self) -> Path:
+        return self.root / "videos"
+
     def model(self, name: str) -> Path:
-        return self.folder.models / name
+        """Where this round leaves a model."""
+        return self.root / "models" / name
+
+    @property
+    def acting_policy(self) -> Path:
+        """The policy that collects and is improved: the base policy or, from round 2 on, that of the round before."""
+        if self.round == 1:
+            return self.model("base-policy")
+        return round_folder(self.folder.path, self.round - 1) / "models" / "policy"
+
+    @property
+    def last_policy(self) -> Path:
+        """What the last round leaves."""
+        return round_folder(self.folder.path, self.run_config.recipe.rounds) / "models" / "policy"
+
+    def trajectory_file(self, name: str) -> Path:
+        """The episodes called so; demonstrations are made once, for all rounds."""
+        root = self.folder.path if name == "demos" else self.root
+        return (root / "trajectories" / f"{name}.parquet").absolute()
 
     def episodes(self, name: str) -> Episodes:
-        return load_episodes(self.folder.trajectories / f"{name}.parquet")
+        return load_episodes(self.trajectory_file(name))
 
     def collected(self) -> tuple[Episodes, Episodes]:
-        """The P real episodes of the base policy: (for training, for validation)."""
+        """The P real episodes of the acting policy: (for training, for validation)."""
         episodes = self.episodes("collect")
         first = len(episodes) - self.num_validation(len(episodes))
         return episodes.rows(slice(first)), episodes.rows(slice(first, None))

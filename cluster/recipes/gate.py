@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from cluster.recipes.context import RunContext
+from cluster.recipes.stage import Stage
 from wmpo_ray.config.run import GateConfig
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.types import Episodes, Videos
@@ -38,17 +39,7 @@ def gate(context: RunContext) -> dict[str, Any]:
     if config.reward.verify.enabled:
         scores = verify(scores, videos, plain_judge, lambda videos, rows: imagine("verifier", rows))
     report = binary_report(scores.success, held_out.success)
-    figures: dict[str, Any] = {
-        "label_agreement": report["agreement"],
-        "f1": report["f1"],
-        "false_positives": report["false_positives"],
-        "false_negatives": report["false_negatives"],
-        "imagined_success": report["predicted_rate"],
-        "real_success": report["true_rate"],
-        "num": report["num"],
-        "unverified_label_agreement": plain["agreement"],
-        **_event_agreement(context, held_out, frames),
-    }
+    figures = _label_figures(report, plain) | _event_agreement(context, held_out, frames)
     misses = missed_bounds(figures, config.gate)
     figures |= {"passed": not misses, "bounds": config.gate.model_dump()}
     _save_side_by_side(context, held_out, frames, scores.success)
@@ -57,9 +48,24 @@ def gate(context: RunContext) -> dict[str, Any]:
             f"the imagined world is not true enough to learn in: {'; '.join(misses)} ({report['num']} held-out replays, "
             f"{report['false_positives']} false positives, {report['false_negatives']} false negatives). Align longer "
             "(world_model.alignment.steps), collect more (collect.num_trajectories), pretrain on more play "
-            "(make pretrain-embedded), or go on regardless with --force"
+            "(make pretrain-embedded), or go on regardless with --force; with --resume a run redoes only what depends on "
+            "what was changed"
         )
     return figures
+
+
+def _label_figures(report: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
+    """plain: the same before any success was verified."""
+    return {
+        "label_agreement": report["agreement"],
+        "f1": report["f1"],
+        "false_positives": report["false_positives"],
+        "false_negatives": report["false_negatives"],
+        "imagined_success": report["predicted_rate"],
+        "real_success": report["true_rate"],
+        "num": report["num"],
+        "unverified_label_agreement": plain["agreement"],
+    }
 
 
 def missed_bounds(figures: dict[str, Any], config: GateConfig) -> list[str]:
@@ -99,9 +105,8 @@ def _save_side_by_side(context: RunContext, episodes: Episodes, videos: np.ndarr
             np.flatnonzero(~agree)[:2],
         ]
     )
-    context.folder.videos.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
-        context.folder.videos / "side_by_side.npz",
+        context.videos / "side_by_side.npz",
         real=episodes.frames[rows],
         imagined=videos[rows],
         real_success=episodes.success[rows],
@@ -109,3 +114,12 @@ def _save_side_by_side(context: RunContext, episodes: Episodes, videos: np.ndarr
         lengths=episodes.lengths[rows],
         instructions=np.array(json.dumps([episodes.instructions[i] for i in rows])),
     )
+
+
+GATE = Stage(
+    "gate",
+    gate,
+    needs=("collect", "world-model", "reward-model"),
+    makes=("videos/side_by_side.npz",),
+    settings=("gate", "reward.min_steps", "reward.verify", "rollout.chunk_length"),
+)

@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cluster.events.event_log import emit
 from cluster.events.run_log import FolderLog
 from cluster.loop.ledger import FILE_NAME, Ledger
-from cluster.loop.offline import train_offline
 from cluster.loop.rollouts import Rollouts
 from cluster.loop.team import ModelPaths, Team
 from cluster.loop.train import TrainingLoop
 from cluster.recipes.context import RunContext
+from cluster.recipes.stage import Stage
+from cluster.workers.learner_group import check_ranks
 from cluster.workers.telemetry import Telemetry
 from cluster.workers.trace_log import FOLDER, TraceLog
+from learners.learner_checkpoint import IN_UPDATE
+from wmpo_ray.algorithms.base import online_algorithm
+from wmpo_ray.config.algorithms import SECTIONS
 from wmpo_ray.config.run import Config
+from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.rollout.fidelity import starts_of
+from wmpo_ray.runs.trackers.jsonl import FILE_NAME as METRICS
 from wmpo_ray.runs.trackers.table import make_trackers
 
 
 def optimize(context: RunContext) -> dict[str, Any]:
-    """Improve the base policy, from the newest checkpoint if there is one; leaves it in models/policy."""
-    config, folder = context.config, context.folder.path
-    if config.training.source == "offline":
-        return _optimize_on_episodes(context)
+    """Improve the acting policy, from the newest checkpoint if there is one; leaves it in models/policy."""
+    config, folder = context.config, context.root
     starts = starts_of(context.episodes("collect"))
-    with context.reporter.bar("GRPO in imagination", config.training.num_updates) as advance:
+    with context.reporter.bar(title_of(config), config.training.num_updates) as advance:
 
         def show(update: int, values: dict[str, float]) -> None:
             shown = {"imagined": values["imagined/success_rate"]} if "imagined/success_rate" in values else {}
@@ -42,7 +47,6 @@ def optimize(context: RunContext) -> dict[str, Any]:
             at_end.callback(ledger.close)
             log = FolderLog(folder, make_trackers(config, folder, told.meter, warn_of_tracker), show)
             at_end.callback(log.close)
-            at_end.callback(told.meter.close)
             at_end.callback(told.meter.set, "wmpo_stage", 0, stage="optimize")
             rollouts = Rollouts(config, team, ledger, *rollout_folders(folder))
             loop = TrainingLoop(config, team, starts, ledger, log, rollouts)
@@ -57,36 +61,17 @@ def optimize(context: RunContext) -> dict[str, Any]:
     }
 
 
+def title_of(config: Config) -> str:
+    return f"{config.algorithm.kind} in {config.rollout.world}"
+
+
 def warn_of_tracker(message: str) -> None:
     emit("tracker.failed", message, logging.WARNING)
 
 
-def _optimize_on_episodes(context: RunContext) -> dict[str, Any]:
-    """Improve the base policy on the episodes that it has collected."""
-    config, folder = context.config, context.folder.path
-    episodes = context.folder.trajectories / "collect.parquet"
-    paths, policy = model_paths(context, config), context.model("policy")
-    title = f"{config.algorithm.kind} on recorded episodes"
-    with ExitStack() as at_end:
-        advance = at_end.enter_context(context.reporter.bar(title, config.training.num_updates))
-        told = telemetry(context)
-        at_end.callback(told.meter.close)
-        at_end.callback(told.meter.set, "wmpo_stage", 0, stage="optimize")
-        trackers = make_trackers(config, folder, told.meter, warn_of_tracker)
-        log = FolderLog(folder, trackers, lambda update, values: advance(update, {}))
-        at_end.callback(log.close)
-        done = train_offline(config, context.runtime, paths, episodes, policy, log, telemetry=told)
-    return {
-        "num_updates": done.version.num_updates,
-        "weights": done.version.digest,
-        "restarts": done.num_restarts,
-        "resumed_from": done.resumed_from,
-    }
-
-
 def telemetry(context: RunContext) -> Telemetry:
     """Live figures through Ray or, without it, on a port of this process's own."""
-    settings, folder = context.config.monitoring, context.folder.path
+    settings, folder = context.config.monitoring, context.root
     meter = context.meter if settings.metrics else None
     if meter is not None:
         meter.set("wmpo_updates_planned", context.config.training.num_updates)
@@ -103,9 +88,68 @@ def rollout_folders(folder: Path) -> tuple[Path, Path]:
 
 def model_paths(context: RunContext, config: Config) -> ModelPaths:
     return ModelPaths(
-        policy=context.model("base-policy"),
+        policy=context.acting_policy,
         world_model=context.model("world-model"),
         verifier=context.model("verifier") if config.reward.verify.enabled else None,
         reward_model=context.model("reward-model"),
-        checkpoints=context.folder.checkpoints,
+        checkpoints=context.checkpoints,
     )
+
+
+def check(config: Config, serial: bool) -> None:
+    """Raises ConfigError for an algorithm that does not learn from rollouts, or another place of them than the recipe's."""
+    online_algorithm(config)
+    check_world(config, "imagination")
+    check_ranks(config, serial)
+
+
+def check_world(config: Config, wanted: str) -> None:
+    """Raises ConfigError where rollouts are not made in the world that the recipe is about."""
+    if config.rollout.world != wanted:
+        raise ConfigError(
+            f'rollout.world = "{config.rollout.world}": the recipe "{config.recipe.kind}" makes its rollouts in '
+            f'"{wanted}"; remove rollout.world or choose another recipe.kind'
+        )
+
+
+def check_online(config: Config, serial: bool) -> None:
+    """The same for rollouts in the environment, which judges them itself."""
+    online_algorithm(config)
+    check_world(config, "environment")
+    check_ranks(config, serial)
+
+
+OPTIMIZE = Stage(
+    "optimize",
+    optimize,
+    needs=("policy", "collect", "world-model", "reward-model"),
+    follows=("gate",),
+    makes=("models/policy",),
+    settings=(
+        "recipe.kind",
+        "rollout",
+        "filter",
+        "algorithm",
+        *SECTIONS,
+        "weights.dtype",
+        "reward.verify",
+        "reward.min_steps",
+    ),
+    extent="*.num_updates",
+    state=(
+        "checkpoints/step-*",
+        "checkpoints/latest",
+        f"checkpoints/{IN_UPDATE}",
+        FILE_NAME,
+        METRICS,
+        "tensorboard",
+        "rollouts",
+        "quarantine",
+        FOLDER,
+    ),
+    keeps_state=True,
+    check=check,
+)
+
+# On rollouts in the environment, judged by the environment.
+OPTIMIZE_ONLINE = replace(OPTIMIZE, check=check_online)

@@ -1,11 +1,11 @@
-"""The stages of a run in their order: each reads what those before it left in the run's folder, and is skipped once done."""
+"""Runs a recipe: each step reads what those before it left in the run's folder, and is skipped while its result holds."""
 
 from __future__ import annotations
 
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,35 +18,18 @@ from cluster.events.progress import Reporter
 from cluster.events.status import Status
 from cluster.host.job import cluster_address, job_id
 from cluster.host.preemption import is_leaving
-from cluster.recipes import stages
 from cluster.recipes.context import RunContext
+from cluster.recipes.recipe_table import steps_of
+from cluster.recipes.run_plan import Action, Planned, check_resume, is_within, plan_run, source_of
+from cluster.recipes.stage import Step
 from cluster.runtimes.start import start_runtime
-from cluster.workers.learner_group import check_ranks
 from cluster.workers.placement import check_placement
-from learners.supervised.loop import check_batch
-from wmpo_ray.config.cluster import bounds
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.runtime_settings import configure_process
-from wmpo_ray.core.starts import start_seeds
-from wmpo_ray.core.statistics import wilson_interval
-from wmpo_ray.registry import check_kinds, load_policy, make_environment
+from wmpo_ray.registry import check_kinds
 from wmpo_ray.report.html import write_report
-from wmpo_ray.rollout.evaluation import rollout_policy
-from wmpo_ray.runs.folder import RunFolder
-from wmpo_ray.world_models.diffusion import PRETRAINED_DIR
-
-STAGE_FUNCTIONS: dict[str, Callable[[RunContext], dict[str, Any]]] = {
-    "demos": stages.demos,
-    "policy": stages.policy,
-    "collect": stages.collect,
-    "world-model": stages.world_model,
-    "reward-model": stages.reward_model,
-    "gate": stages.gate,
-    "optimize": stages.optimize,
-    "evaluate": stages.evaluate,
-}
-STAGES = tuple(STAGE_FUNCTIONS)
+from wmpo_ray.runs.folder import CONFIG, RunFolder, remove_all
 
 
 def run_pipeline(
@@ -54,6 +37,7 @@ def run_pipeline(
     out: Path,
     *,
     resume: bool = False,
+    redo: bool | None = None,
     serial: bool = False,
     force: bool = False,
     only: str | None = None,
@@ -61,77 +45,96 @@ def run_pipeline(
     console: Console | None = None,
     level: int = logging.INFO,
 ) -> dict[str, Any]:
-    """Run every stage that is not done yet and return the run's summary.
+    """Run every step whose result is not there, or is made from other settings; returns the run's summary.
 
-    `only` runs one stage (the ones before it must be done), `until` stops after one. `force` goes on past a gate that
-    is not met. `console`: where to tell of progress, and of events from `level` on. Raises UserError for anything the
-    user can put right.
+    `only` runs one step (the ones before it must be done), `until` stops after one. `resume`: go on with what stopped
+    in the middle. `redo`: replace results that depend on settings that were changed; None: as `resume`. `force` goes on
+    past a gate that is not met.
+    `console`: where to report progress, and events from `level` on. Raises UserError for anything the user can put
+    right.
     """
-    for name in (only, until):
-        if name is not None and name not in STAGES:
-            raise UserError(f"unknown stage {name!r}; the stages are {', '.join(STAGES)}")
-    check_kinds(config)
+    steps = steps_of(config)
     address = "" if serial else cluster_address(config)
+    check_run(config, serial, address, steps, only, until)
+    if not (out / CONFIG).exists():  # before anything is made there
+        check_steps(config, serial, [step for step in steps if only in (None, step.label)], until)
+    configure_process(config.cluster.threads_per_process)
+    with open_folder(out, config) as folder:
+        plan = plan_run(folder, config, steps)
+        wanted = wanted_of(plan, only, until)
+        check_resume(folder, wanted, resume, resume if redo is None else redo)
+        again = only is not None
+        check_steps(config, serial, [each.step for each in wanted if again or each.action is not Action.KEEP])
+        folder.accept(config, [step.label for step in steps])
+        with watched(folder, plan) as status, event_log(folder.path, console, level, status.fault):
+            reporter = Reporter(console, level > logging.INFO, status.progress)
+            context = RunContext(config, folder, reporter, lambda: start_runtime(serial, address), force, status)
+            try:
+                for planned in wanted:
+                    run_step(context, planned, plan, again)
+            finally:
+                context.close()
+            write_report(folder.path)
+            return folder.summary
+
+
+def check_run(
+    config: Config, serial: bool, address: str, steps: Sequence[Step], only: str | None, until: str | None
+) -> None:
+    """Raises UserError or ConfigError for what is wrong whatever the folder holds."""
+    labels = [step.label for step in steps]
+    for name in (only, until):
+        if name is not None and name not in labels:
+            raise UserError(f"unknown stage {name!r}; the stages are {', '.join(labels)}")
+    check_kinds(config)
     if not serial and not address:  # another cluster is asked once it is connected
         here = {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
         check_placement(config, here)
-    wanted = [stage for stage in STAGES[: STAGES.index(until) + 1 if until else None] if only in (None, stage)]
-    check_processes(config, serial, wanted)
-    configure_process(config.cluster.threads_per_process)
-    with (
-        open_folder(out, config, resume) as folder,
-        watched(folder) as status,
-        event_log(folder.path, console, level, status.fault),
-    ):
-        reporter = Reporter(console, level > logging.INFO, status.progress)
-        context = RunContext(config, folder, reporter, lambda: start_runtime(serial, address), force, status)
-        try:
-            check_pretrained(config, [stage for stage in wanted if not folder.is_done(stage)])
-            for stage in wanted:
-                _run_stage(context, stage, again=only is not None)
-        finally:
-            context.close()
-        write_report(folder.path)
-        return folder.summary
-
-
-def check_processes(config: Config, serial: bool, wanted: Sequence[str]) -> None:
-    """Raises UserError for numbers of processes that a stage would refuse, hours after the first one began."""
-    if "optimize" in wanted:
-        check_ranks(config, serial)
-    if serial:
-        return
-    for stage, section, settings in (
-        ("policy", "policy.cloning", config.policy.cloning),
-        ("world-model", "world_model.alignment", config.world_model.alignment),
-        ("reward-model", "reward", config.reward),
-    ):
-        if stage in wanted and settings.steps:
-            check_batch(settings, section, bounds(config.cluster.training_workers)[1])
-
-
-def check_pretrained(config: Config, wanted: Sequence[str]) -> None:
-    """Raises UserError for weights that a stage begins with and that are nowhere, before the stages in front of it."""
-    world, verify = config.world_model, config.reward.verify
-    for stage, key, path in (
-        ("policy", "policy.pretrained", config.policy.pretrained),
-        ("world-model", "world_model.pretrained", world.pretrained),
-        ("world-model", "reward.verify.pretrained", verify.pretrained if verify.enabled else ""),
-        ("reward-model", "reward.pretrained", config.reward.pretrained),
-    ):
-        if stage in wanted and path and not (Path(path).exists() or (PRETRAINED_DIR / path).exists()):
-            raise UserError(f"{key} = {path}: there is nothing; set {key} to the folder of a model")
 
 
 @contextmanager
-def watched(folder: RunFolder) -> Iterator[Status]:
+def open_folder(out: Path, config: Config) -> Iterator[RunFolder]:
+    folder = RunFolder.open(out, config)
+    try:
+        yield folder
+    finally:
+        folder.close()
+
+
+def wanted_of(plan: Sequence[Planned], only: str | None, until: str | None) -> list[Planned]:
+    """The steps to run. Raises UserError where `only` needs a step that is not done."""
+    labels = [planned.label for planned in plan]
+    if only is None:
+        return list(plan[: labels.index(until) + 1 if until else None])
+    index = labels.index(only)
+    missing = [
+        each.label + (f" ({each.reason})" if each.reason else "")
+        for each in plan[:index]
+        if each.action is not Action.KEEP
+    ]
+    if missing:
+        raise UserError(f"stage {only} needs {', '.join(missing)} first; run them, or `wmpo run` for all")
+    return [plan[index]]
+
+
+def check_steps(config: Config, serial: bool, steps: Sequence[Step], until: str | None = None) -> None:
+    """Raises UserError or ConfigError for what a stage would reject, before the first one begins."""
+    for step in steps:
+        step.stage.check(config, serial)
+        if step.label == until:
+            return
+
+
+@contextmanager
+def watched(folder: RunFolder, plan: Sequence[Planned]) -> Iterator[Status]:
     """Keep `status.json` up to date, and say how the run ended."""
-    status = Status(folder.path, job=job_id(), stages=list(STAGES))
+    status = Status(folder.path, job=job_id(), stages=[planned.label for planned in plan])
     state = "failed"
     try:
         yield status
-        state = "done" if all(map(folder.is_done, STAGES)) else "stopped"
-        status.update(stages_done=[stage for stage in STAGES if folder.is_done(stage)])
+        done = done_labels(folder, plan)
+        state = "done" if len(done) == len(plan) else "stopped"
+        status.update(stages_done=done)
     except KeyboardInterrupt:
         state = "preempted" if is_leaving() else "stopped"
         raise
@@ -139,63 +142,76 @@ def watched(folder: RunFolder) -> Iterator[Status]:
         status.close(state)
 
 
-@contextmanager
-def open_folder(out: Path, config: Config, resume: bool):
-    folder = RunFolder.open(out, config, resume)
-    try:
-        yield folder
-    finally:
-        folder.close()
+def done_labels(folder: RunFolder, plan: Sequence[Planned]) -> list[str]:
+    """The steps whose results are there and made from the present settings."""
+    sources = {planned.label: source_of(folder.record(planned.label)) for planned in plan}
+    return [each.label for each in plan if (made := sources[each.label]) and made.result == each.source.result]
 
 
-def _run_stage(context: RunContext, stage: str, again: bool) -> None:
-    folder = context.folder
-    if folder.is_done(stage) and not again:
-        emit("stage.skipped", f"{stage:<13} done before", stage=stage)
-        return
-    missing = [name for name in STAGES[: STAGES.index(stage)] if not folder.is_done(name)]
-    if missing:
-        raise UserError(f"stage {stage} needs {', '.join(missing)} first; run them, or `wmpo run` for all")
+def run_step(context: RunContext, planned: Planned, plan: Sequence[Planned], again: bool) -> None:
+    """Run one step, unless its result holds and nobody asked for it once more."""
+    folder, label, stage = context.folder, planned.label, planned.step.stage
+    own = context.of_round(planned.step.round)
+    own.make_folders()
+    if planned.action is Action.KEEP:
+        tidy(own, planned)
+        if not again:
+            emit("stage.skipped", f"{label:<13} done before", stage=label)
+            return
     if context.status is not None:
-        context.status.begin_stage(stage, [name for name in STAGES if folder.is_done(name)])
-    emit("stage.started", f"{stage:<13} ...", logging.DEBUG, stage=stage)
+        context.status.begin_stage(label, done_labels(folder, plan))
+    prepare(own, planned)
+    emit("stage.started", f"{label:<13} ...", logging.DEBUG, stage=label)
     started = time.monotonic()
-    figures = STAGE_FUNCTIONS[stage](context)
+    figures = stage.run(own)
     seconds = time.monotonic() - started
-    folder.finish(stage, seconds, figures)
+    folder.finish(label, seconds, figures, planned.source._asdict())
+    clear(own, planned)
     numbers = {key: round(value, 4) for key, value in figures.items() if isinstance(value, (int, float))}
-    told = ", ".join(f"{key} {value:.3g}" for key, value in numbers.items())
-    text = f"{stage:<13} {seconds:6.1f} s  {told}"
-    facts: dict[str, Any] = {**numbers, "stage": stage, "seconds": round(seconds, 3)}
-    emit("stage.done", text, **facts)
+    shown = ", ".join(f"{key} {value:.3g}" for key, value in numbers.items())
+    facts: dict[str, Any] = {**numbers, "stage": label, "seconds": round(seconds, 3)}
+    emit("stage.done", f"{label:<13} {seconds:6.1f} s  {shown}", **facts)
 
 
-def evaluate_policy(
-    config: Config,
-    out: Path,
-    policy_dir: Path | None = None,
-    num_starts: int | None = None,
-    console: Console | None = None,
-) -> dict[str, Any]:
-    """Success of a saved policy on held-out start states with its 95% interval; default: the run's final policy."""
-    configure_process(config.cluster.threads_per_process)
-    path = policy_dir or Path(out) / "models" / "policy"
-    if not path.is_dir():
-        raise UserError(f"there is no policy at {path}; name one with --policy, or run the stages first")
-    count = num_starts or config.evaluation.num_starts
-    policy = load_policy(config, str(path))
-    environment = make_environment(config.environment)
-    seeds = start_seeds("evaluate", count, config.seed)
-    with torch.no_grad(), Reporter(console).bar("real episodes", count) as advance:
-        episodes = rollout_policy(
-            policy,
-            environment,
-            seeds,
-            config.evaluation.temperature,
-            (config.seed, "evaluate"),
-            keep_frames=False,
-            progress=advance,
-        )
-    low, high = wilson_interval(int(episodes.success.sum()), count)
-    failures = {name: float((flags & ~episodes.success).mean()) for name, flags in episodes.failures.items()}
-    return {"value": float(episodes.success.mean()), "low": low, "high": high, "num": count, "failures": failures}
+# -- the state of a step -------------------------------------------------------------------------------------------
+
+
+def state_paths(context: RunContext, planned: Planned) -> list[Path]:
+    """What the step goes on from when it is interrupted, as far as it is there."""
+    return [path for pattern in planned.step.stage.state for path in sorted(context.root.glob(pattern))]
+
+
+def result_paths(context: RunContext, planned: Planned) -> list[Path]:
+    """What the step leaves for others, as far as it is there."""
+    return [path for name in planned.step.stage.makes if (path := context.root / name).exists()]
+
+
+def prepare(context: RunContext, planned: Planned) -> None:
+    """Note what is begun. A result that will be replaced is set aside, with its state where that is not gone on with."""
+    folder, label, source = context.folder, planned.label, planned.source._asdict()
+    if planned.action.changes_results:
+        emit("stage.redone", f"{label:<13} {planned.action.value}: {planned.reason}", stage=label)
+    results = result_paths(context, planned) if folder.record(label) is not None else []
+    if planned.action is Action.REDO:
+        folder.begin(label, source, is_clear=False)
+        folder.set_aside(label, [*state_paths(context, planned), *results])
+    folder.begin(label, source)
+    if planned.action in (Action.EXTEND, Action.RESUME) and not folder.has_aside(label):
+        folder.set_aside(label, results)
+
+
+def tidy(context: RunContext, planned: Planned) -> None:
+    """The end of what a kill cut short, beside a result that holds: what was begun in its place goes."""
+    begun = source_of(context.folder.begun(planned.label))
+    if begun is not None:
+        goes_further = begun.key == planned.source.key and is_within(planned.source, begun)
+        state = [] if goes_further else state_paths(context, planned)
+        context.folder.bring_back(planned.label, [*state, *result_paths(context, planned)])
+    clear(context, planned)
+
+
+def clear(context: RunContext, planned: Planned) -> None:
+    """Delete the state of a step that is done, unless the stage keeps it, and what was replaced."""
+    context.folder.drop_aside(planned.label)
+    if not planned.step.stage.keeps_state:
+        remove_all(state_paths(context, planned))

@@ -1,42 +1,29 @@
-"""The supervised trainings of a run: in one process, or on the workers that `cluster.training_workers` asks for."""
+"""The supervised trainings of a run: one description, on actors of the runtime or on the workers of Ray Train.
+
+Both take up the newest checkpoint in the same folder and leave the same weights; `cluster.training_workers` chooses.
+"""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
-
-import torch
+import logging
+import time
+from pathlib import Path
+from typing import Any
 
 from cluster.events.event_log import emit
 from cluster.recipes.context import RunContext
+from cluster.runtimes.runtime import ActorLostError, Ref
 from cluster.runtimes.serial_runtime import SerialRuntime
-from learners.supervised.jobs import AlignmentJob, CloningJob, RewardJob
-from learners.supervised.loop import WHOLE, Progress, TrainingConfig, WorkerShare
-from learners.supervised.reward_training import clips_to_learn
-from learners.supervised.training_state import TrainingCheckpoints
+from cluster.workers.placement import resources_of
+from learners.supervised.jobs import Describe, InMemory, Training
+from learners.supervised.loop import check_batch
+from learners.supervised.training_actor import TrainingActor
 from wmpo_ray.config.cluster import bounds
-from wmpo_ray.core.runtime_settings import process_device
-from wmpo_ray.core.types import Episodes
 
 
-class Job(Protocol):
-    """A training from its data to saved weights."""
-
-    @property
-    def num_steps(self) -> int: ...
-
-    def __call__(
-        self, share: WorkerShare, device: torch.device, progress: Progress, checkpoints: TrainingCheckpoints
-    ) -> dict[str, Any]:
-        """Returns the figures; on workers, those of rank 0."""
-
-
-class Place(NamedTuple):
-    """What a training is called, and which part of the configuration it follows."""
-
-    name: str  # of its folder among the checkpoints
-    description: str  # of its bar
-    section: str
-    settings: TrainingConfig
+def run_trainings(context: RunContext, describe: Describe) -> dict[str, dict[str, Any]]:
+    """Run the trainings that `describe` makes of its episodes; returns the figures of each by its name."""
+    return on_workers(context, describe) if has_workers(context) else on_actors(context, describe(InMemory()))
 
 
 def has_workers(context: RunContext) -> bool:
@@ -44,68 +31,115 @@ def has_workers(context: RunContext) -> bool:
     return bounds(context.config.cluster.training_workers)[1] > 1 and not isinstance(context.runtime, SerialRuntime)
 
 
-def clone(context: RunContext) -> dict[str, Any]:
-    """Leaves the base policy in `models`."""
-    config, out = context.config, context.model("base-policy").absolute()
-    place = Place("policy", "behaviour cloning", "policy.cloning", config.policy.cloning)
-    if not has_workers(context):
-        return train_here(context, place, CloningJob(config, context.episodes("demos"), out))
-    from cluster.ray_train.trainer import data_for_workers, train_on_workers
+def on_workers(context: RunContext, describe: Describe) -> dict[str, dict[str, Any]]:
+    """One training after the other, each on all workers."""
+    from cluster.ray_train.trainer import check_room, train_on_workers
+    from cluster.ray_train.training_data import TrainingData
 
-    data = data_for_workers(context, place)
-    demos = data.read("demos", context.folder.trajectories / "demos.parquet")
-    return train_on_workers(context, place, CloningJob(config, demos, out), data)
-
-
-def align_on_workers(context: RunContext, names: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """Align world models, name -> where its weights come from, one after the other; leaves them in `models`."""
-    from cluster.ray_train.trainer import data_for_workers, train_on_workers
-    from cluster.ray_train.training_data import first_episodes
-
-    config = context.config
-    places = [Place(name, f"aligning {name}", "world_model.alignment", config.world_model.alignment) for name in names]
-    data = data_for_workers(context, places[0])
-    demos = data.read("demos", context.folder.trajectories / "demos.parquet")
-    path = (context.folder.trajectories / "collect.parquet").absolute()
-    collected = data.read("collect", path)
-    num_held_out = context.num_validation(len(collected))
-    rollouts = first_episodes(collected, len(collected) - num_held_out)
-    figures = {}
-    for place, (name, pretrained) in zip(places, names.items(), strict=True):
-        out = context.model(name).absolute()
-        job = AlignmentJob(config, name, pretrained, rollouts, demos, path, num_held_out, out)
-        figures[name] = train_on_workers(context, place, job, data)
-    return figures
+    config, data = context.config, TrainingData()
+    check_room(config, context.runtime)
+    trainings = describe(data)
+    for training in trainings:
+        check_batch(training.settings, training.section, bounds(config.cluster.training_workers)[1])
+    return {
+        training.name: train_on_workers(
+            config, training, data, context.training_checkpoints(training.name), context.reporter
+        )
+        for training in trainings
+    }
 
 
-def train_rewards(context: RunContext, episodes: Episodes) -> dict[str, Any]:
-    """Leaves a reward model whose threshold is not chosen yet in `models`."""
-    config, out = context.config, context.model("reward-model").absolute()
-    texts = tuple(sorted(set(episodes.instructions)))
-    instructions = texts if len(texts) > 1 else ()
-    place = Place("reward-model", "reward model", "reward", config.reward)
-    if not has_workers(context):
-        return train_here(context, place, RewardJob(config, episodes, instructions, out))
-    from cluster.ray_train.trainer import data_for_workers, train_on_workers
-
-    clips_to_learn(config.reward, episodes)  # raises before any worker is asked for
-    data = data_for_workers(context, place)
-    return train_on_workers(context, place, RewardJob(config, data.put("episodes", episodes), instructions, out), data)
-
-
-def train_here(context: RunContext, place: Place, job: Job) -> dict[str, Any]:
-    """The whole of a training in this process."""
-    device = process_device(context.config.cluster.device)
-    with context.reporter.bar(place.description, job.num_steps) as advance:
-        return job(WHOLE, device, advance, training_checkpoints(context, place.name))
+def on_actors(context: RunContext, trainings: list[Training]) -> dict[str, dict[str, Any]]:
+    """All trainings side by side, each on an actor of its own."""
+    courses = [ActorCourse(context, training) for training in trainings]
+    description = " and ".join(training.description for training in trainings)
+    with context.reporter.bar(description, sum(training.job.num_steps for training in trainings)) as advance:
+        try:
+            calls = {course.start(): course for course in courses}
+            while calls:
+                for ref in context.runtime.wait(list(calls)):
+                    course = calls.pop(ref)
+                    if (following := course.proceed(ref)) is not None:
+                        calls[following] = course
+                    advance(sum(each.num_steps for each in courses), course.shown)
+        finally:
+            for course in courses:
+                course.stop()
+    return {course.training.name: course.figures for course in courses}
 
 
-def training_checkpoints(context: RunContext, name: str) -> TrainingCheckpoints:
-    """Where a training in this process saves its state; what is to be told about that goes to the person."""
-    settings = context.config.checkpoint
-    return TrainingCheckpoints(
-        context.folder.training_checkpoints(name),
-        settings.every_training_steps,
-        settings.keep,
-        lambda message: emit("checkpoint.resumed", message, stage=name),
-    )
+class ActorCourse:
+    """One training on an actor that may be lost: the next one goes on from its checkpoint."""
+
+    def __init__(self, context: RunContext, training: Training):
+        self._context, self._runtime, self.training = context, context.runtime, training
+        self._folder: Path = context.training_checkpoints(training.name)
+        self._job = context.runtime.put(training.job)
+        self.num_steps = 0
+        self.shown: dict[str, float] = {}
+        self.figures: dict[str, Any] = {}
+        self._actor: Any = None
+        self._method = ""  # of the actor, under way
+        self._resumed_from = 0
+        self._losses = 0  # in a row, none of which left a newer checkpoint than the one before
+
+    def start(self) -> Ref:
+        """Place the actor; returns its first call."""
+        config, name = self._context.config, self.training.name
+        resources = resources_of(config, self.training.role)
+        self._actor = self._runtime.spawn(
+            TrainingActor, config, str(self._folder.absolute()), resources=resources, name=f"training-{name}"
+        )
+        self._method = "build"
+        return self._runtime.build(self._actor)
+
+    def proceed(self, ref: Ref) -> Ref | None:
+        """Take the result of the call under way and make the next one; None once the weights are saved.
+
+        Raises what the call raised, and `RuntimeError` once the actor was lost `faults.max_start_failures` times
+        without getting further.
+        """
+        try:
+            value = self._runtime.get(ref)
+        except ActorLostError as error:
+            return self._start_again(error)
+        if self._method == "build":
+            return self._call("begin", self._job)
+        if self._method == "finish":
+            self.figures = value
+            return None
+        if self._method == "begin":
+            self._take_up(*value)
+        else:
+            self.num_steps, self.shown = value
+        return self._call("advance" if self.num_steps < self.training.job.num_steps else "finish")
+
+    def stop(self) -> None:
+        if self._actor is not None:
+            self._runtime.stop(self._actor)
+            self._actor = None
+
+    def _call(self, method: str, *args: Any) -> Ref:
+        self._method = method
+        return self._runtime.call(self._actor, method, *args)
+
+    def _take_up(self, num_steps: int, messages: list[str]) -> None:
+        for message in messages:
+            emit("checkpoint.resumed", message, training=self.training.name)
+        if num_steps > self._resumed_from:
+            self._losses = 0
+        self.num_steps = self._resumed_from = num_steps
+
+    def _start_again(self, error: ActorLostError) -> Ref:
+        faults, name = self._context.config.faults, self.training.name
+        self._losses += 1
+        if self._losses >= faults.max_start_failures:
+            raise RuntimeError(
+                f"{error}\nthe process that trains {name} was lost {self._losses} times without getting further than "
+                f"step {self._resumed_from}; raise faults.max_start_failures={faults.max_start_failures}"
+            ) from error
+        text = f"{error}; training {name} goes on in a new process"
+        emit("worker.lost", text, logging.WARNING, error=str(error), worker=f"training-{name}", step=self.num_steps)
+        self.stop()
+        time.sleep(min(faults.backoff_s * 2 ** (self._losses - 1), faults.max_backoff_s))
+        return self.start()

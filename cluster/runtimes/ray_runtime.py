@@ -18,8 +18,6 @@ from typing import Any
 
 import ray
 from ray import cloudpickle
-from ray._private import worker as ray_worker
-from ray._private.state import state as ray_state
 from ray.exceptions import (
     ActorPlacementGroupRemoved,
     ActorUnschedulableError,
@@ -32,6 +30,7 @@ from ray.exceptions import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.host.ray_private import autoscaler_config, dashboard_url, draining_nodes
 from cluster.host.security import prepare_ray
 from cluster.runtimes.resources import Resources, ray_options
 from cluster.runtimes.runtime import (
@@ -122,7 +121,7 @@ class RayRuntime:
 
     @property
     def doors(self) -> dict[str, Any]:
-        dashboard = ray_worker.get_dashboard_url()
+        dashboard = dashboard_url()
         nodes = [node for node in ray.nodes() if node["Alive"]]
         metrics = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in nodes]
         return {"dashboard": f"http://{dashboard}" if dashboard else "", "metrics": metrics}
@@ -130,7 +129,7 @@ class RayRuntime:
     @property
     def can_grow(self) -> bool:
         """Whether an autoscaler brings nodes on demand."""
-        config = ray_state.get_cluster_config()  # written by the autoscaler
+        config = autoscaler_config()
         return config is not None and len(config.node_group_configs) > 0
 
     def clock(self) -> float:
@@ -209,7 +208,7 @@ class RayRuntime:
 
     def draining_nodes(self) -> dict[str, float]:
         now = time.time()
-        return {node: deadline_ms / 1e3 - now for node, deadline_ms in ray_state.get_draining_nodes().items()}
+        return {node: deadline_ms / 1e3 - now for node, deadline_ms in draining_nodes().items()}
 
     def shutdown(self) -> None:
         if self._started_here:

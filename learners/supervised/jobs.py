@@ -1,28 +1,97 @@
-"""The supervised trainings as whole pieces of work: from configuration and data to saved weights and figures.
+"""The supervised trainings as jobs: from configuration and data to saved weights and figures.
 
-Each is called once, in the process of the run, or once on every worker with a share of every batch. Only the one with
-rank 0 saves.
+A job says how its training begins, what is measured before the first step, and what it leaves. Who runs its steps, an
+actor (`training_actor.py`) or every worker of Ray Train with a share of every batch, makes no difference to it. Only
+the worker with rank 0 saves.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from learners.supervised.alignment import WorldModelAligner
-from learners.supervised.cloning import clone_policy
-from learners.supervised.loop import Progress, WorkerShare, go_on
-from learners.supervised.reward_training import train_reward_model
-from learners.supervised.training_state import TrainingCheckpoints
+from learners.supervised.alignment import AlignmentTrainer
+from learners.supervised.cloning import PolicyCloner
+from learners.supervised.loop import SupervisedTraining, TrainingConfig, WorkerShare
+from learners.supervised.reward_training import RewardTrainer
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.files import atomic_directory
 from wmpo_ray.core.interfaces import Policy
 from wmpo_ray.core.types import Episodes
-from wmpo_ray.data.store import load_last_episodes
+from wmpo_ray.data.store import load_episodes, load_last_episodes
 from wmpo_ray.registry import create_policy, create_reward_model, load_policy, pretrained_reward_model
+
+
+class Job(Protocol):
+    """A supervised training. What it holds travels to the process that runs it."""
+
+    @property
+    def num_steps(self) -> int: ...
+
+    def begin(self, share: WorkerShare, device: torch.device) -> SupervisedTraining:
+        """The training before its first step, with its data."""
+
+    def measure_before(self, training: SupervisedTraining) -> None:
+        """Measure what must be known before the next step, once a checkpoint has been restored."""
+
+    def finish(self, training: SupervisedTraining, seconds: float) -> dict[str, Any]:
+        """Save the weights; returns the figures, on workers those of rank 0. `seconds`: that the steps took here."""
+
+
+class Training(NamedTuple):
+    """One description of a training, whatever runs it."""
+
+    name: str  # of its folder among the checkpoints
+    description: str  # of its progress bar
+    section: str  # of the configuration that its settings stand in
+    settings: TrainingConfig
+    role: str  # whose placement an actor asks for
+    job: Job
+
+
+class EpisodeSource(Protocol):
+    """Where a training gets its episodes from; what the methods return can be sent to whatever runs it."""
+
+    def read(self, name: str, path: Path) -> Episodes:
+        """The episodes of a file. Raises `UserError` for one that is missing or damaged."""
+
+    def put(self, name: str, episodes: Episodes) -> Episodes:
+        """Episodes that this process has in memory."""
+
+
+Describe = Callable[[EpisodeSource], list[Training]]
+
+
+class InMemory:
+    """Episodes as they are, for trainings on an actor (implements `EpisodeSource`); each file is read once."""
+
+    def __init__(self) -> None:
+        self._read: dict[Path, Episodes] = {}
+
+    def read(self, name: str, path: Path) -> Episodes:
+        if path not in self._read:
+            self._read[path] = load_episodes(path)
+        return self._read[path]
+
+    def put(self, name: str, episodes: Episodes) -> Episodes:
+        return episodes
+
+
+def first_episodes(episodes: Episodes, count: int) -> Episodes:
+    """The first ones; the frames of the others stay with them, wherever they are, and are not used."""
+    return Episodes(
+        episodes.frames,
+        episodes.actions[:count],
+        episodes.lengths[:count],
+        episodes.success[:count],
+        episodes.instructions[:count],
+        episodes.seeds[:count],
+        {name: flags[:count] for name, flags in episodes.failures.items()},
+    )
 
 
 @dataclass(frozen=True)
@@ -37,16 +106,23 @@ class CloningJob:
     def num_steps(self) -> int:
         return self.config.policy.cloning.steps
 
-    def __call__(
-        self, share: WorkerShare, device: torch.device, progress: Progress, checkpoints: TrainingCheckpoints
-    ) -> dict[str, Any]:
+    def begin(self, share: WorkerShare, device: torch.device) -> PolicyCloner:
         config = self.config
-        policy = begin_policy(config, self.demos, device)
-        figures = clone_policy(policy, self.demos, config.policy.cloning, config.seed, progress, checkpoints, share)
-        if share.rank == 0:
+        cloner = PolicyCloner(
+            begin_policy(config, self.demos, device), self.demos, config.policy.cloning, config.seed, share
+        )
+        cloner.network.train()
+        return cloner
+
+    def measure_before(self, training: SupervisedTraining) -> None:
+        """Nothing."""
+
+    def finish(self, training: SupervisedTraining, seconds: float) -> dict[str, Any]:
+        policy: Any = training.network.eval()
+        if training.share.rank == 0:
             with atomic_directory(self.out) as folder:
                 policy.save_pretrained(folder)
-        return figures
+        return {**training.numbers, "seconds": seconds}
 
 
 def begin_policy(config: Config, demos: Episodes, device: torch.device) -> Policy:
@@ -76,15 +152,20 @@ class AlignmentJob:
     def num_steps(self) -> int:
         return self.config.world_model.alignment.steps
 
-    def __call__(
-        self, share: WorkerShare, device: torch.device, progress: Progress, checkpoints: TrainingCheckpoints
-    ) -> dict[str, Any]:
-        aligner = WorldModelAligner(self.config, self.name, self.pretrained, share=share, device=device)
-        aligner.trainer.restore(checkpoints)
-        held_out = load_last_episodes(self.collected, self.num_held_out) if share.rank == 0 else None
-        aligner.use(self.rollouts, self.demos, held_out)
-        go_on(aligner.trainer, progress, checkpoints)
-        return aligner.finish(str(self.out)) if share.rank == 0 else {}
+    def begin(self, share: WorkerShare, device: torch.device) -> AlignmentTrainer:
+        return AlignmentTrainer(self.config, self.name, self.pretrained, self.rollouts, self.demos, device, share)
+
+    def measure_before(self, training: SupervisedTraining) -> None:
+        assert isinstance(training, AlignmentTrainer)
+        if training.share.rank == 0:
+            training.measure_before(self._held_out())
+
+    def finish(self, training: SupervisedTraining, seconds: float) -> dict[str, Any]:
+        assert isinstance(training, AlignmentTrainer)
+        return training.finish(self.out, self._held_out()) if training.share.rank == 0 else {}
+
+    def _held_out(self) -> Episodes:
+        return load_last_episodes(self.collected, self.num_held_out)
 
 
 @dataclass(frozen=True)
@@ -100,9 +181,7 @@ class RewardJob:
     def num_steps(self) -> int:
         return self.config.reward.steps
 
-    def __call__(
-        self, share: WorkerShare, device: torch.device, progress: Progress, checkpoints: TrainingCheckpoints
-    ) -> dict[str, Any]:
+    def begin(self, share: WorkerShare, device: torch.device) -> RewardTrainer:
         config = self.config
         if config.reward.pretrained:
             model: Any = pretrained_reward_model(config)
@@ -110,7 +189,17 @@ class RewardJob:
             frame_size = self.episodes.frames.shape[2]
             model = create_reward_model(config, frame_size, self.instructions)
         model.network.to(device)
-        figures = train_reward_model(model, config.reward, self.episodes, config.seed, progress, checkpoints, share)
-        if share.rank == 0:
+        trainer = RewardTrainer(model, config.reward, self.episodes, config.seed, share)
+        model.network.train()
+        return trainer
+
+    def measure_before(self, training: SupervisedTraining) -> None:
+        """Nothing."""
+
+    def finish(self, training: SupervisedTraining, seconds: float) -> dict[str, Any]:
+        assert isinstance(training, RewardTrainer)
+        model: Any = training.model
+        model.network.eval()
+        if training.share.rank == 0:
             model.save(self.out)
-        return figures
+        return {**training.figures(), "seconds": seconds}

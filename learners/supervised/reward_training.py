@@ -139,6 +139,14 @@ class RewardTrainer(SupervisedTraining):
         self.optimizer.step()
         return {"loss": self.smooth(loss)}
 
+    def figures(self) -> dict[str, float]:
+        """The last smoothed loss, and how many clips there were to learn from."""
+        return {
+            "loss": self.numbers["loss"],
+            "positive_clips": len(self.clips.positive),
+            "negative_clips": len(self.clips.negative),
+        }
+
     def _clip_loss(self, clips: Tensor, texts: Sequence[str], labels: Tensor) -> Tensor:
         device = self.device
         return F.binary_cross_entropy_with_logits(self.model.clip_logits(clips.to(device), texts), labels.to(device))
@@ -166,12 +174,7 @@ def train_reward_model(
     model.network.train()
     run_training(trainer, progress, checkpoints)
     model.network.eval()
-    return {
-        "loss": trainer.numbers["loss"],
-        "seconds": time.monotonic() - started,
-        "positive_clips": len(trainer.clips.positive),
-        "negative_clips": len(trainer.clips.negative),
-    }
+    return {**trainer.figures(), "seconds": time.monotonic() - started}
 
 
 def choose_threshold(best_probability: np.ndarray, success: np.ndarray) -> tuple[float, list[dict[str, float]]]:

@@ -14,7 +14,7 @@ from wmpo_ray.core.types import GroupRequest, RolloutRequest
 from wmpo_ray.data.spool import load_trajectories
 from wmpo_ray.environments.pocket.env import INSTRUCTIONS
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
-from wmpo_ray.policies.weight_payload import WeightEncoder
+from wmpo_ray.policies.weight_exchange import WeightEncoder
 from wmpo_ray.registry import load_policy
 
 

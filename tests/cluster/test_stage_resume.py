@@ -14,9 +14,13 @@ import pytest
 
 from cluster.events.event_log import LOGGER
 from cluster.events.progress import Reporter
-from cluster.recipes import stages
-from cluster.recipes.align import world_model
+from cluster.recipes.align import WORLD_MODEL
+from cluster.recipes.clone import POLICY
 from cluster.recipes.context import RunContext
+from cluster.recipes.pipeline import run_step
+from cluster.recipes.recipe_table import steps_of
+from cluster.recipes.rewards import REWARD_MODEL
+from cluster.recipes.run_plan import check_resume, plan_run
 from cluster.runtimes.runtime import ActorLostError, Ref
 from cluster.runtimes.serial_runtime import SerialRuntime
 from tests.support.small_run import SETTINGS
@@ -50,7 +54,7 @@ CONFIG = Config.model_validate(
     }
 )
 NEVER_SAVED = CONFIG.model_copy(update={"checkpoint": CONFIG.checkpoint.model_copy(update={"every_training_steps": 0})})
-TRAINED = {"policy": stages.policy, "reward-model": stages.reward_model}
+STAGES = {stage.name: stage for stage in (POLICY, WORLD_MODEL, REWARD_MODEL)}
 
 
 class Killed(BaseException):
@@ -116,14 +120,19 @@ def record(folder: RunFolder) -> None:
         )
 
 
-def do(path: Path, name: str, config: Config, listener: Listener, runtime: SerialRuntime | None = None) -> dict:
+def do(
+    path: Path, name: str, config: Config, listener: Listener, runtime: SerialRuntime | None = None, resume: bool = True
+) -> dict:
     """One stage of the run in `path`, up to its place in the summary."""
     configure_process(config.cluster.threads_per_process)
-    with RunFolder.open(path, config, resume=True) as folder, listener.listening():
+    with RunFolder.open(path, config) as folder, listener.listening():
         context = RunContext(config, folder, listener, lambda: runtime or SerialRuntime(), force=False)
-        figures = {**TRAINED, "world-model": world_model}[name](context)
-        folder.finish(name, 1.0, figures)
-        return {key: value for key, value in figures.items() if key != "seconds"}
+        plan = plan_run(folder, config, steps_of(config))
+        (planned,) = (each for each in plan if each.label == name)
+        check_resume(folder, [planned], resume, redo=False)
+        folder.accept(config)
+        run_step(context, planned, plan, again=False)
+        return {key: value for key, value in folder.figures(name).items() if key != "seconds"}
 
 
 def files(path: Path) -> dict[str, bytes]:
@@ -134,31 +143,32 @@ def files(path: Path) -> dict[str, bytes]:
 def straight(tmp_path_factory) -> tuple[Path, dict[str, dict]]:
     """A run without a break that never saved a training, and its figures."""
     path = tmp_path_factory.mktemp("runs") / "straight"
-    with RunFolder.open(path, NEVER_SAVED, resume=False) as folder:
+    with RunFolder.open(path, NEVER_SAVED) as folder:
         record(folder)
-    return path, {name: do(path, name, NEVER_SAVED, Listener()) for name in ("policy", "world-model", "reward-model")}
+    return path, {name: do(path, name, NEVER_SAVED, Listener()) for name in STAGES}
 
 
 def test_every_supervised_stage_is_gone_on_with_where_it_stopped(straight, tmp_path):
     path = tmp_path / "stopped"
-    with RunFolder.open(path, CONFIG, resume=False) as folder:
+    with RunFolder.open(path, CONFIG) as folder:
         record(folder)
-    # Of the two world models together 40 steps, 20 of each.
-    for name, stop, saved in (("policy", 13, 12), ("world-model", 40, 18), ("reward-model", 21, 18)):
+    # Progress is reported every ten steps. Of the two world models together 40 steps, 20 of each.
+    for name, stop, saved in (("policy", 20, 18), ("world-model", 40, 18), ("reward-model", 10, 6)):
         with pytest.raises(Killed):
             do(path, name, CONFIG, Listener(stop))
         with pytest.raises(UserError, match=f"{name} stopped in the middle"):
-            RunFolder.open(path, CONFIG, resume=False)
+            do(path, name, CONFIG, Listener(), resume=False)
         listener = Listener()
         assert do(path, name, CONFIG, listener) == straight[1][name]
-        assert listener.said and all(f"going on from step {saved}" in said for said in listener.said)
+        resumed = [said for said in listener.said if "going on" in said]
+        assert resumed and all(f"going on from step {saved}" in said for said in resumed)
     assert files(path / "models") == files(straight[0] / "models")
     assert list((path / "checkpoints").iterdir()) == []
 
 
 @pytest.mark.slow
 def test_alignment_survives_the_loss_of_its_actors(straight, tmp_path):
-    with RunFolder.open(tmp_path / "lossy", CONFIG, resume=False) as folder:
+    with RunFolder.open(tmp_path / "lossy", CONFIG) as folder:
         record(folder)
     lost = {("advance", 2), ("advance", 3), ("resume", 4), ("finish", 1)}
     listener = Listener()
@@ -171,7 +181,7 @@ def test_alignment_survives_the_loss_of_its_actors(straight, tmp_path):
 
 @pytest.mark.parametrize("config", [CONFIG, NEVER_SAVED], ids=["saved", "never saved"])
 def test_actors_lost_again_and_again_without_getting_further_end_the_run(tmp_path, config):
-    with RunFolder.open(tmp_path, config, resume=False) as folder:
+    with RunFolder.open(tmp_path, config) as folder:
         record(folder)
     always = {("advance", n) for n in range(100)}
     with pytest.raises(RuntimeError, match=r"worker \[17\] died[\s\S]*faults.max_start_failures=3"):

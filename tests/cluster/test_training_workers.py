@@ -15,17 +15,17 @@ import torch
 from safetensors.torch import load_file
 
 from cluster.events.progress import Reporter
-from cluster.recipes import stages
+from cluster.recipes.clone import POLICY
 from cluster.recipes.context import RunContext
-from cluster.recipes.trainings import Place, has_workers
+from cluster.recipes.trainings import has_workers
 from cluster.runtimes.ray_runtime import RayRuntime
 from cluster.runtimes.runtime import Runtime
 from cluster.runtimes.serial_runtime import SerialRuntime
 from cluster.simulation.doors import find_listeners
-from learners.supervised.jobs import CloningJob
-from learners.supervised.loop import Progress, WorkerShare
-from learners.supervised.training_state import TrainingCheckpoints
-from tests.cluster.test_stage_resume import record
+from learners.supervised.cloning import PolicyCloner
+from learners.supervised.jobs import CloningJob, Training
+from learners.supervised.loop import SupervisedTraining, WorkerShare
+from tests.cluster.test_stage_resume import STAGES, record
 from tests.support.small_run import SETTINGS, ListLog
 from wmpo_ray.config.cluster import Size
 from wmpo_ray.config.run import Config
@@ -47,7 +47,6 @@ SETTINGS_OF_STAGES = {
     "checkpoint": {"every_training_steps": EVERY},
     "faults": {"max_start_failures": 2},
 }
-STAGES = {"policy": stages.policy, "world-model": stages.world_model, "reward-model": stages.reward_model}
 SAVED = {
     "policy": "base-policy/model.safetensors",
     "world-model": "world-model/diffusion_pytorch_model.safetensors",
@@ -77,13 +76,13 @@ def recorded(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "one"
     with (
         pytest.MonkeyPatch.context() as patch,
-        RunFolder.open(path, config_for(1), resume=False) as folder,
+        RunFolder.open(path, config_for(1)) as folder,
     ):
         patch.setattr(trajectory_store, "ROW_GROUP_BYTES", BYTES_OF_FIVE)
         record(folder)
         context = RunContext(config_for(1), folder, Reporter(), SerialRuntime, force=False)
         for name, stage in STAGES.items():
-            folder.finish(name, 1.0, stage(context))
+            folder.finish(name, 1.0, stage.run(context))
     return path
 
 
@@ -107,7 +106,7 @@ def begin(recorded: Path, path: Path, config: Config, runtime: Runtime, without:
     shown: list[int] = []
     reporter = Reporter(on_progress=lambda done, total, figures: shown.append(done))
     (path / "config.json").write_text(config.model_dump_json())
-    folder = RunFolder.open(path, config, resume=True)
+    folder = RunFolder.open(path, config)
     return Course(folder, RunContext(config, folder, reporter, lambda: runtime, force=False), shown)
 
 
@@ -123,14 +122,14 @@ def test_two_workers_leave_the_model_of_one_process(runtime, recorded, tmp_path,
     course = begin(recorded, tmp_path, config_for(2), runtime, without=name)
     with course.folder:
         assert has_workers(course.context)
-        figures = STAGES[name](course.context)
+        figures = STAGES[name].run(course.context)
         assert_close(course.weights(name), load_file(recorded / "models" / SAVED[name]))
         assert figures.keys() == RunFolder(recorded).figures(name).keys()
-        saved = course.folder.training_checkpoints(name)
+        saved = course.context.training_checkpoints(name)
         assert sorted(path.name for path in saved.glob("step-*")) == ["step-000003", "step-000006"]
         assert course.shown[0] == 0 and course.shown[-1] == STEPS
-        course.folder.finish(name, 1.0, figures)
-        assert not saved.exists(), "what Ray Train keeps of a training goes with it"
+        kept = {path.name for path in course.context.checkpoints.iterdir()}
+        assert kept == {name}, "what Ray Train keeps of a training goes with its folder"
     assert not (Path.home() / "ray_results").exists()
 
 
@@ -146,19 +145,27 @@ class MortalJob:
     def num_steps(self) -> int:
         return self.job.num_steps
 
-    def __call__(
-        self, share: WorkerShare, device: torch.device, progress: Progress, checkpoints: TrainingCheckpoints
-    ) -> dict[str, Any]:
-        def tell(step: int, figures: dict[str, float]) -> None:
-            progress(step, figures)
+    def begin(self, share: WorkerShare, device: torch.device) -> PolicyCloner:
+        training = self.job.begin(share, device)
+        update = training.update
+
+        def report(loss: float) -> dict[str, float]:
             listeners = list(find_listeners({os.getpid()}))
             beyond = [listener for listener in listeners if not listener.is_loopback]
             self.marker.with_name(f"doors-{share.rank}").write_text(f"{len(listeners) > 0} {beyond}")
-            if step == self.step and share.rank == 1 and not self.marker.exists():
+            if training.num_steps + 1 == self.step and share.rank == 1 and not self.marker.exists():
                 self.marker.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
+            return update(loss)
 
-        return self.job(share, device, tell, checkpoints)
+        training.update = report
+        return training
+
+    def measure_before(self, training: SupervisedTraining) -> None:
+        self.job.measure_before(training)
+
+    def finish(self, training: SupervisedTraining, seconds: float) -> dict[str, Any]:
+        return self.job.finish(training, seconds)
 
 
 @pytest.mark.slow
@@ -171,10 +178,12 @@ def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(runtime, reco
     course = begin(recorded, tmp_path, config, runtime, without="policy")
     demos = data.read("demos", course.folder.trajectories / "demos.parquet")
     job = CloningJob(config, demos, course.folder.models / "base-policy")
-    place = Place("policy", "behaviour cloning", "policy.cloning", config.policy.cloning)
+    mortal = MortalJob(job, STEPS - 1, tmp_path / "killed")
+    training = Training("policy", "behaviour cloning", "policy.cloning", config.policy.cloning, "learner", mortal)
     log = ListLog()
     with course.folder:
-        train_on_workers(course.context, place, MortalJob(job, STEPS - 1, tmp_path / "killed"), data)
+        checkpoints = course.context.training_checkpoints("policy")
+        train_on_workers(config, training, data, checkpoints, course.context.reporter)
     log.close()
     assert (tmp_path / "killed").exists()
     assert any("going on from step 6" in text for text in log.told)
@@ -185,7 +194,7 @@ def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(runtime, reco
 def test_without_ray_and_with_one_worker_there_is_no_ray_train(recorded, tmp_path):
     course = begin(recorded, tmp_path, config_for(2), SerialRuntime(), without="policy")
     with course.folder:
-        stages.policy(course.context)
+        POLICY.run(course.context)
     weights, expected = course.weights("policy"), load_file(recorded / "models" / SAVED["policy"])
     assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
 
@@ -204,4 +213,4 @@ def test_workers_that_can_never_work_are_refused_before_any_is_started(runtime, 
     config = Config.model_validate({**SETTINGS_OF_STAGES, **settings})
     course = begin(recorded, tmp_path, config, runtime, without="policy")
     with course.folder, pytest.raises((ConfigError, UserError), match=problem):
-        stages.policy(course.context)
+        POLICY.run(course.context)

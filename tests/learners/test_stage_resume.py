@@ -5,8 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,13 +14,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from learners.supervised.alignment import WorldModelAligner
 from learners.supervised.cloning import clone_policy
+from learners.supervised.jobs import AlignmentJob
 from learners.supervised.reward_training import train_reward_model
+from learners.supervised.training_actor import TrainingActor
 from learners.supervised.training_state import NO_CHECKPOINTS, TrainingCheckpoints
 from learners.supervised.world_model_training import WorldModelTrainer, train_world_model
 from tests.support.small_world import small_world_model
 from wmpo_ray.config.run import CloningConfig, Config, WorldModelTrainingConfig
+from wmpo_ray.data.store import save_episodes
 from wmpo_ray.data.windows import WindowSampler
 from wmpo_ray.environments.pocket.env import PocketEnvironment
 from wmpo_ray.environments.pocket.play import collect_play
@@ -189,6 +190,7 @@ CHILD = """
 import sys
 from pathlib import Path
 import torch
+from learners.supervised.training_actor import TrainingActor
 from learners.supervised.training_state import TrainingCheckpoints
 from tests.learners.test_stage_resume import train_world
 
@@ -225,35 +227,33 @@ ALIGNMENT = {
         "sampler": {"num_steps": 1},
         "alignment": {"steps": 25, "batch_size": 4, "warmup_steps": 2},
     },
-    "checkpoint": {"every_training_steps": 7},
 }
 
 
-def align(folder: Path, *, checkpoint_dir: str, calls: int | None = None) -> tuple[dict, bytes, list[int], list[str]]:
-    """Advance to the end, or `calls` times: figures, file of weights, progress, what was told."""
+def align(folder: Path, *, checkpoint_dir: Path, every: int = 7, calls: int | None = None) -> tuple:
+    """Advance to the end, or `calls` times: figures, file of weights, progress, what was reported."""
     rollouts, expert, held_out = (
         rollout_expert(PocketEnvironment(8), np.arange(first, first + 4), 2.0, (0, "demos")) for first in (0, 10, 20)
     )
-    aligner = WorldModelAligner(Config.model_validate(ALIGNMENT), "world-model", "", checkpoint_dir)
-    done, told = aligner.resume()
-
-    def progress() -> Iterator[int]:
-        yield aligner.advance((rollouts, expert, held_out))[0]
-        while aligner.trainer.num_steps < 25:
-            yield aligner.advance((rollouts, expert, held_out))[0]
-
-    steps = [done, *islice(progress(), calls)]
+    config = Config.model_validate({**ALIGNMENT, "checkpoint": {"every_training_steps": every}})
+    collected = checkpoint_dir.with_name("held-out.parquet")
+    save_episodes(collected, held_out)
+    actor = TrainingActor(config, str(checkpoint_dir))
+    done, said = actor.begin(AlignmentJob(config, "world-model", "", rollouts, expert, collected, 4, folder))
+    steps = [done]
+    while steps[-1] < 25 and (calls is None or len(steps) <= calls):
+        steps.append(actor.advance()[0])
     if calls is not None:
-        return {}, b"", steps, told
-    figures = aligner.finish(str(folder))
-    return figures, (folder / "diffusion_pytorch_model.safetensors").read_bytes(), steps, told
+        return {}, b"", steps, said
+    figures = actor.finish()
+    return figures, (folder / "diffusion_pytorch_model.safetensors").read_bytes(), steps, said
 
 
 def test_alignment_goes_on_where_its_actor_was_lost(tmp_path):
-    straight = align(tmp_path / "straight", checkpoint_dir="")
+    straight = align(tmp_path / "straight", checkpoint_dir=tmp_path / "never", every=0)
     assert straight[2] == [0, 10, 20, 25]
     for calls, resumed in ((1, [7, 17, 25]), (3, [21, 25])):
-        checkpoints = str(tmp_path / f"checkpoints-{calls}")
+        checkpoints = tmp_path / f"checkpoints-{calls}"
         align(tmp_path / "lost", checkpoint_dir=checkpoints, calls=calls)
         figures, weights, steps, told = align(tmp_path / f"resumed-{calls}", checkpoint_dir=checkpoints)
         assert steps == resumed and f"step {resumed[0]}" in told[0]

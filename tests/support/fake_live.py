@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 
-STAGES = ("demos", "policy", "collect", "world-model", "reward-model", "gate", "optimize", "evaluate")
+from cluster.recipes.recipe_table import stage_labels
+from wmpo_ray.config.run import Config
+
+STAGES = stage_labels(Config())
 EPOCH = 1_732_250_000.0
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.support.fake_live import fake_trace, write_trace
+from tests.support.fake_live import STAGES, fake_trace, write_trace
 from wmpo_ray.environments.pocket.env import PocketEnvironment
 
 HORIZON = 32
@@ -61,6 +61,7 @@ def fake_summary() -> dict[str, Any]:
         "config_hash": "9f2c61d04be7a7310f6f2f0f9d7d3c85",
         "versions": {"wmpo-ray": "0.1.0", "torch": "2.13.0", "ray": "2.60.0", "python": "3.11.9"},
         "machine": "2 CPU cores, 16 GB, no GPU",
+        "recipe": {"kind": "wmpo", "stages": list(STAGES)},
         "stages": {stage: {"seconds": seconds[stage], "figures": figures[stage]} for stage in seconds},
         "result": {
             "base_success": {"value": 0.4102, "low": 0.3684, "high": 0.4533, "num": 512},

@@ -146,8 +146,9 @@ class GroupQueue:
         raise NothingAdmittedError(
             f"{attempts} groups were imagined for one update and only {issued.num_admitted} of the "
             f"{self._size} needed have mixed outcomes; successes in a group -> groups: "
-            f"{histogram or 'none scored'}. If all are 0 the reward model never accepts: check the gate's metrics and "
-            "its threshold; else lower rollout.groups_per_update or raise rollout.max_attempts"
+            f"{histogram or 'none scored'}. If all are 0 the reward model never accepts: check the gate's metrics and its "
+            f"threshold. Else go on with --resume and a higher rollout.max_attempts={limit}, or with fewer "
+            f"rollout.groups_per_update={self._size}, which begins this stage anew"
         )
 
 

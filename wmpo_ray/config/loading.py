@@ -25,7 +25,7 @@ from wmpo_ray.config.kind_sections import (
     settings_of,
     without_settings_of_other_kinds,
 )
-from wmpo_ray.config.run import Config, unchosen
+from wmpo_ray.config.run import IMPLIED_BY_RECIPE, Config, unchosen
 from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.core.section import shown
 from wmpo_ray.core.untrusted import MAX_SETTINGS_BYTES, read_bytes, read_json
@@ -46,6 +46,7 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         _merge(own, _parse_override(override))
     data = _with_variant(presets, own.pop(VARIANT_KEY, ""))
+    _merge(data, IMPLIED_BY_RECIPE.get(str(_table(own, "recipe").get("kind")), {}))
     _keep_chosen_algorithm(data, own)
     _lay_over(data, own)
     return validate(data)

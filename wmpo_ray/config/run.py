@@ -7,6 +7,7 @@ differs. Unknown keys are refused, and so are settings of a kind that was not ch
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
@@ -59,6 +60,7 @@ __all__ = [
     "MonitoringConfig",
     "PlacementConfig",
     "PolicyConfig",
+    "RecipeConfig",
     "RewardConfig",
     "RolloutConfig",
     "TrainingSection",
@@ -131,6 +133,21 @@ class FilterConfig(Section):
     max_mean: Share = 1.0
 
 
+# What a recipe is about, unless the user says otherwise: the settings that a preset made for another recipe has not.
+IMPLIED_BY_RECIPE: Mapping[str, Mapping[str, Mapping[str, str]]] = {
+    "grpo-online": {"rollout": {"world": "environment"}},
+    "dpo": {"algorithm": {"kind": "dpo"}},
+    "bc-real": {"algorithm": {"kind": "filtered_bc"}},
+}
+
+
+class RecipeConfig(Section):
+    """Which stages a run has; `cluster/recipes/recipe_table.py` lists them."""
+
+    kind: str = "wmpo"  # or "grpo-online", "dpo", "bc-real"
+    rounds: Annotated[int, Field(ge=1, le=1000)] = 1  # of collecting with the last policy and improving it
+
+
 class EvaluationConfig(Section):
     num_starts: Count = 512
     temperature: NonNegative = 1.0  # 0: the most likely action
@@ -143,6 +160,7 @@ class Config(Section):
 
     name: str = "run"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    recipe: RecipeConfig = RecipeConfig()
     environment: Annotated[SerializeAsAny[EnvironmentConfig], chosen_section(ENVIRONMENTS, EnvironmentConfig)] = (
         default_section(ENVIRONMENTS)
     )

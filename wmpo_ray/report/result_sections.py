@@ -6,7 +6,7 @@ from wmpo_ray.report.card import absent, card, missing
 from wmpo_ray.report.charts import Interval, interval_chart, meter
 from wmpo_ray.report.formats import compact, percent, points, seconds
 from wmpo_ray.report.markup import Markup, datum, join, table, tag
-from wmpo_ray.report.run_data import STAGES, RunData, mapping, number
+from wmpo_ray.report.run_data import RunData, mapping, number
 
 POLICIES = (("base_success", "Base policy", "base"), ("final_success", "WMPO policy", "final"))
 
@@ -89,7 +89,7 @@ def result_section(run: RunData) -> Markup:
 def time_section(run: RunData) -> Markup:
     """Seconds per stage, with a bar for its share."""
     stages = mapping(run.summary, "stages")
-    found = {name: number(stages, name, "seconds") for name in (*STAGES, *sorted(set(stages) - set(STAGES)))}
+    found = {name: number(stages, name, "seconds") for name in run.stages}
     times = {name: value for name, value in found.items() if value is not None}
     if not times:
         return card("Where the time went", missing("No stage has finished yet: summary.json has no times."))

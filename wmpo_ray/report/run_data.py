@@ -14,7 +14,6 @@ from wmpo_ray.core.untrusted import load_npz, parse_json, read_json, read_lines
 
 MAX_VIDEO_FILE_BYTES = 2 * 2**30  # of a video file, and of what it unpacks to
 LARGEST = 1e30  # what is beyond is no figure of a run and would break the arithmetic of an axis
-STAGES = ("demos", "policy", "collect", "world-model", "reward-model", "gate", "optimize", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,13 @@ class RunData:
     base: PolicyVideos | None = None
     final: PolicyVideos | None = None
     notes: list[str] = field(default_factory=list)  # one sentence for each file that is damaged
+
+    @property
+    def stages(self) -> list[str]:
+        """All stages of the run in order, as its recipe has them; those that are done where the summary has no recipe."""
+        planned = mapping(self.summary, "recipe").get("stages")
+        names = [name for name in planned if isinstance(name, str)] if isinstance(planned, list) else []
+        return [*names, *(name for name in mapping(self.summary, "stages") if name not in names)]
 
     def figures(self, stage: str) -> dict[str, Any]:
         """Figures of a stage; empty if it has not run."""

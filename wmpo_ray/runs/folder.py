@@ -6,12 +6,13 @@ import fcntl
 import json
 import os
 import platform
+from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
-from wmpo_ray.config.loading import config_differences, config_hash, config_to_json, read_config_json
+from wmpo_ray.config.loading import config_hash, config_to_json, read_config_json
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import atomic_write, is_leftover, json_clean, remove_directory, remove_leftovers
@@ -20,12 +21,8 @@ from wmpo_ray.core.untrusted import read_json
 
 CONFIG, SUMMARY, LOCK = "config.json", "summary.json", ".lock"
 SUB_FOLDERS = ("checkpoints", "trajectories", "videos", "models", "report")
-CHECKPOINTED_STAGE = "optimize"  # its checkpoints stand directly in `checkpoints` and stay when it is done
-TRAININGS = {  # supervised stage -> its trainings, each with a folder in `checkpoints` that goes when the stage is done
-    "policy": ("policy",),
-    "world-model": ("world-model", "verifier"),
-    "reward-model": ("reward-model",),
-}
+REPLACED = "replaced"  # holds the state of results that are being replaced, until the new ones are there
+MOVING = ".moving"  # ends the name of such a folder that is not complete
 PACKAGES = ("torch", "ray", "diffusers", "transformers", "numpy", "wmpo-ray")
 
 
@@ -43,13 +40,11 @@ class RunFolder:
             raise UserError(f"{path} is not the folder of a run: it holds no {CONFIG}")
 
     @classmethod
-    def open(cls, path: Path, config: Config, resume: bool) -> Self:
-        """Create the folder of a run, or go on with it, and lock it until `close`.
+    def open(cls, path: Path, config: Config) -> Self:
+        """Create the folder of a run, or look at one, and lock it until `close`.
 
-        Stages that are done stay done; a stage that stopped in the middle needs `resume`. Raises `UserError` for a
-        folder with another config (naming the keys), one that holds other things, one that another process has
-        locked, and an unfinished one without `resume`. Settings that do not change a run's result may differ; the
-        folder then takes over the new ones.
+        `config` is that of a new folder; one that is there keeps its own until `accept`. Raises `UserError` for a
+        folder that holds other things and one that another process has locked.
         """
         try:
             check_local(str(path), "--out")
@@ -68,14 +63,7 @@ class RunFolder:
                 raise UserError(f"{path} is in use by another process; wait for it or choose another --out") from error
             _prepare(path, config)
             run = cls(path)
-            stopped = run._stopped_in_the_middle()
-            if stopped and not resume:
-                raise UserError(
-                    f"{path}: its stage {stopped} stopped in the middle; "
-                    "add --resume to go on from its last checkpoint or choose another --out"
-                )
             run._lock = lock
-            run._take_over(config)
             on_failure.pop_all()
         return run
 
@@ -87,10 +75,6 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
-
-    def training_checkpoints(self, training: str) -> Path:
-        """Where a supervised training saves its state, one of those in `TRAININGS`."""
-        return self.checkpoints / training
 
     @property
     def trajectories(self) -> Path:
@@ -122,10 +106,78 @@ class RunFolder:
             raise UserError(f"{self.path}: the stage {stage} is not done yet; run it first")
         return dict(self._summary["stages"][stage]["figures"])
 
-    def finish(self, stage: str, seconds: float, figures: dict) -> None:
-        """Record a stage as done, on the disk when this returns; the state of its training is deleted."""
-        self._write({"stages": {**self._summary["stages"], stage: {"seconds": seconds, "figures": figures}}})
-        self._remove_training_checkpoints(stage)
+    def record(self, stage: str) -> dict | None:
+        """What `finish` recorded of a stage; None if it is not done."""
+        return self._summary.get("stages", {}).get(stage)
+
+    def begun(self, stage: str) -> dict | None:
+        """What `begin` noted of a stage that has not finished since."""
+        return self._summary.get("begun", {}).get(stage)
+
+    def accept(self, config: Config, stages: Sequence[str] = ()) -> None:
+        """Go on with this config from now on. stages: all of the run's, in order."""
+        if self.config != config:
+            atomic_write(self.path / CONFIG, config_to_json(config))
+        self._write(
+            {"config_hash": config_hash(config), "recipe": {"kind": config.recipe.kind, "stages": list(stages)}}
+        )
+
+    def begin(self, stage: str, made_from: dict[str, Any], is_clear: bool = True) -> None:
+        """Note that a stage is under way, and what its result is going to be made from.
+
+        is_clear: whether nothing of an earlier course stands where it keeps its state.
+        """
+        note = {"made_from": made_from, "is_clear": is_clear}
+        self._write({"begun": {**self._summary.get("begun", {}), stage: note}})
+
+    def finish(self, stage: str, seconds: float, figures: dict, made_from: dict[str, Any] | None = None) -> None:
+        """Record a stage as done, on the disk when this returns."""
+        record = {"seconds": seconds, "figures": figures} | ({} if made_from is None else {"made_from": made_from})
+        begun = {name: note for name, note in self._summary.get("begun", {}).items() if name != stage}
+        self._write({"stages": {**self._summary["stages"], stage: record}, "begun": begun})
+
+    def note_source(self, stage: str, made_from: dict[str, Any]) -> None:
+        """Add to the record of a stage what its result was made from."""
+        record = {**self._summary["stages"][stage], "made_from": made_from}
+        self._write({"stages": {**self._summary["stages"], stage: record}})
+
+    def set_aside(self, stage: str, paths: Sequence[Path]) -> None:
+        """Move the result of a finished stage, or its state, out of the way of what will replace it."""
+        aside = self.path / REPLACED / stage
+        if aside.exists():  # the stage was being redone already: what that left goes, the finished one's stays
+            remove_all(paths)
+            return
+        partial = aside.with_name(f"{stage}{MOVING}")
+        for path in paths:
+            target = partial / path.relative_to(self.path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
+        if partial.exists():
+            partial.rename(aside)
+
+    def bring_back(self, stage: str, paths: Sequence[Path]) -> None:
+        """Undo `set_aside`: the finished result is wanted after all. paths: what has been begun in its place."""
+        aside = self.path / REPLACED / stage
+        partial = aside.with_name(f"{stage}{MOVING}")
+        if aside.exists():
+            remove_all(paths)
+            aside.rename(partial)  # from here on, what stands in the place of `paths` has come back
+        for path in sorted(partial.rglob("*")) if partial.exists() else ():
+            target = self.path / path.relative_to(partial)
+            if path.exists() and not target.exists():
+                path.rename(target)
+        self.drop_aside(stage)
+        self._write({"begun": {name: note for name, note in self._summary.get("begun", {}).items() if name != stage}})
+
+    def has_aside(self, stage: str) -> bool:
+        """Whether `set_aside` keeps something of a stage."""
+        return (self.path / REPLACED / stage).exists()
+
+    def drop_aside(self, stage: str) -> None:
+        """Delete what `set_aside` kept of a stage."""
+        for path in (self.path / REPLACED / stage, self.path / REPLACED / f"{stage}{MOVING}"):
+            if path.exists():
+                remove_directory(path)
 
     def set_result(self, base: dict, final: dict) -> None:
         """Record the outcome: success of the base policy and of the final one, {"value", "low", "high", "num"} each."""
@@ -143,29 +195,6 @@ class RunFolder:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    def _stopped_in_the_middle(self) -> str | None:
-        folders = {stage: [self.training_checkpoints(name) for name in names] for stage, names in TRAININGS.items()}
-        folders[CHECKPOINTED_STAGE] = [self.checkpoints]
-        for stage, roots in folders.items():
-            if not self.is_done(stage) and any(any(root.glob("step-*")) for root in roots):
-                return stage
-        return None
-
-    def _take_over(self, config: Config) -> None:
-        """Settings that do not change the result, from this opening on; and the end of what a kill cut short."""
-        if self.config != config:
-            atomic_write(self.path / CONFIG, config_to_json(config))
-        if self._summary.get("config_hash") != config_hash(config):
-            self._write({"config_hash": config_hash(config)})
-        for stage in TRAININGS:
-            if self.is_done(stage):
-                self._remove_training_checkpoints(stage)
-
-    def _remove_training_checkpoints(self, stage: str) -> None:
-        for name in TRAININGS.get(stage, ()):
-            if self.training_checkpoints(name).exists():
-                remove_directory(self.training_checkpoints(name))
 
     def _write(self, changes: dict) -> None:
         assert self._lock is not None, "only a folder opened with RunFolder.open is written to"
@@ -190,7 +219,7 @@ def _refuse_foreign(path: Path) -> None:
 
 def _prepare(path: Path, config: Config) -> None:
     if (path / CONFIG).exists():
-        _refuse_other_config(path, config)
+        read_config_json(path / CONFIG)  # a damaged one is named before anything is written
     else:
         # First: from here on the folder is known as ours, and whatever a kill leaves out is made on the next opening.
         atomic_write(path / CONFIG, config_to_json(config))
@@ -201,43 +230,13 @@ def _prepare(path: Path, config: Config) -> None:
         atomic_write(path / SUMMARY, _to_json(_fresh_summary(config)))
 
 
-def _refuse_other_config(path: Path, config: Config) -> None:
-    made_with = read_config_json(path / CONFIG)
-    differences = config_differences(_with_free_settings_of(config, made_with), config)
-    if differences:
-        raise UserError(
-            f"{path} holds a run with another config: {'; '.join(differences)}; "
-            "use that config or choose another folder with --out"
-        )
-
-
-def _with_free_settings_of(other: Config, config: Config) -> Config:
-    """`config`, but where a run is placed and what it survives as in `other`: none of that changes its result.
-
-    How many processes share a training, and their devices, change it by rounding.
-    """
-    cluster, weights = other.cluster, other.weights
-    return config.model_copy(
-        update={
-            "placement": other.placement,
-            "faults": other.faults,
-            "checkpoint": other.checkpoint,
-            "monitoring": other.monitoring,
-            "cluster": config.cluster.model_copy(
-                update={
-                    "imagination_actors": cluster.imagination_actors,
-                    "reward_actors": cluster.reward_actors,
-                    "learner_ranks": cluster.learner_ranks,
-                    "training_workers": cluster.training_workers,
-                    "device": cluster.device,
-                    "address": cluster.address,
-                }
-            ),
-            "weights": config.weights.model_copy(
-                update={"transport": weights.transport, "timeout_s": weights.timeout_s}
-            ),
-        }
-    )
+def remove_all(paths: Sequence[Path]) -> None:
+    """Delete files and folders; a kill halfway never leaves half of a folder under its name."""
+    for path in paths:
+        if path.is_dir():
+            remove_directory(path)
+        else:
+            path.unlink()
 
 
 def _read_summary(path: Path) -> dict:
@@ -253,6 +252,9 @@ def _read_summary(path: Path) -> dict:
             raise UserError(
                 f"{path} is damaged: the stage {stage!r} has no figures; delete it to run every stage again"
             )
+    begun = summary.get("begun", {})
+    if not isinstance(begun, dict) or not all(isinstance(note, dict) for note in begun.values()):
+        raise UserError(f"{path} is damaged: what was begun is unreadable; delete it to run every stage again")
     return summary
 
 
@@ -263,6 +265,8 @@ def _fresh_summary(config: Config) -> dict:
         "config_hash": config_hash(config),
         "versions": _versions(),
         "machine": _machine(),
+        "recipe": {},
+        "begun": {},
         "stages": {},
         "result": {},
     }

@@ -13,7 +13,7 @@ from typing import Any
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import json_clean
 from wmpo_ray.core.untrusted import parse_json, read_json
-from wmpo_ray.report.run_data import STAGES, RunData, mapping, number, read_figures
+from wmpo_ray.report.run_data import RunData, mapping, number, read_figures
 
 STATUS, EVENTS, CONFIG, SUMMARY, LEDGER = "status.json", "events.jsonl", "config.json", "summary.json", "ledger.jsonl"
 FRESH_S = 4.0  # a running run writes once a second
@@ -60,7 +60,11 @@ class RunStatus:
     @property
     def stages(self) -> list[str]:
         stages = self.status.get("stages")
-        return [one_line(name) for name in stages] if isinstance(stages, list) and stages else list(STAGES)
+        return (
+            [one_line(name) for name in stages]
+            if isinstance(stages, list) and stages
+            else [one_line(name) for name in self.run.stages]
+        )
 
     @property
     def stage(self) -> str:
@@ -151,8 +155,10 @@ def _condition(folder: Path, run: RunData, status: dict[str, Any], now: float) -
         return told[state]
     if not run.summary and run.notes:
         return Condition.UNREADABLE
-    stages = mapping(run.summary, "stages")
-    return Condition.DONE if all(name in stages for name in STAGES) else Condition.STOPPED
+    done = mapping(run.summary, "stages")
+    # Without a recipe in its summary, a run is of an earlier version: it ended with a result.
+    is_over = all(name in done for name in run.stages) and bool(mapping(run.summary, "result"))
+    return Condition.DONE if is_over else Condition.STOPPED
 
 
 def _is_anyone_there(status: dict[str, Any], now: float) -> Condition:

@@ -1,0 +1,66 @@
+"""The names of Ray that are not part of its public interface, all in one place. Tested with Ray 2.60.
+
+After an upgrade of Ray this file, and no other, may have to change. Those of Ray Train are imported when they are first
+used: that takes seconds, and most processes never need them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray._private import worker as _worker
+from ray._private.state import state as _state
+from ray._private.utils import write_ray_address
+
+__all__ = [
+    "autoscaler_config",
+    "block_sizes",
+    "dashboard_url",
+    "draining_nodes",
+    "raised_in_worker",
+    "train_record_name",
+    "write_ray_address",
+]
+
+
+def dashboard_url() -> str | None:
+    """host:port of the cluster's dashboard; None where there is none."""
+    return _worker.get_dashboard_url()
+
+
+def autoscaler_config() -> Any:
+    """The cluster configuration that the autoscaler wrote; None without an autoscaler."""
+    return _state.get_cluster_config()
+
+
+def draining_nodes() -> dict[str, int]:
+    """Node -> time of its end, milliseconds since the epoch."""
+    return _state.get_draining_nodes()
+
+
+def train_record_name() -> str:
+    """The file in which Ray Train keeps a record of a training's checkpoints."""
+    from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+
+    return CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+
+
+def raised_in_worker(failure: Exception) -> Exception:
+    """What the training function raised, without what Ray Train wraps it in."""
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+
+    return failure._base_exc if isinstance(failure, UserExceptionWithTraceback) else failure
+
+
+def block_sizes(dataset: Any) -> list[int]:
+    """Rows of each block of a materialised dataset."""
+    return [entry.metadata.num_rows for bundle in dataset.iter_internal_ref_bundles() for entry in bundle.blocks]
+
+
+def __getattr__(name: str) -> Any:
+    """`TorchBackend`: how Ray Train starts the process group of its workers."""
+    if name == "TorchBackend":
+        from ray.train.torch.config import _TorchBackend
+
+        return _TorchBackend
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

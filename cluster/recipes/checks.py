@@ -1,0 +1,23 @@
+"""What several stages check before the first one begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from learners.supervised.loop import TrainingConfig, check_batch
+from wmpo_ray.config.cluster import bounds
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.world_models.diffusion import PRETRAINED_DIR
+
+
+def check_pretrained(key: str, path: str) -> None:
+    """Raises UserError for weights that a stage would begin with and that are nowhere."""
+    if path and not (Path(path).exists() or (PRETRAINED_DIR / path).exists()):
+        raise UserError(f"{key} = {path}: there is nothing; set {key} to the folder of a model")
+
+
+def check_workers(config: Config, section: str, settings: TrainingConfig, serial: bool) -> None:
+    """Raises ConfigError for more training workers than samples in a batch."""
+    if settings.steps and not serial:
+        check_batch(settings, section, bounds(config.cluster.training_workers)[1])

@@ -1,0 +1,53 @@
+"""The stage `collect`: real episodes of the policy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cluster.recipes.context import RunContext
+from cluster.recipes.stage import Stage
+from wmpo_ray.core.starts import Split, start_seeds
+from wmpo_ray.core.types import Episodes
+from wmpo_ray.data.store import save_episodes
+from wmpo_ray.registry import load_policy, make_environment
+from wmpo_ray.rollout.evaluation import rollout_policy
+
+
+def collect(context: RunContext) -> dict[str, Any]:
+    """P real episodes of the acting policy, and further ones on held-out starts that only judge, never train."""
+    config = context.config
+    network = load_policy(config, str(context.acting_policy))
+    environment = make_environment(config.environment)
+    figures: dict[str, Any] = {}
+    sources: tuple[tuple[Split, str, int], ...] = (
+        ("collect", "collect", config.collect.num_trajectories),
+        ("gate", "held-out", config.gate.num_trajectories),
+    )
+    for split, name, count in sources:
+        with context.reporter.bar(f"real episodes ({name})", count) as advance:
+            episodes = rollout_policy(
+                network,
+                environment,
+                start_seeds(split, count, config.seed),
+                config.collect.temperature,
+                (config.seed, split),
+                progress=advance,
+            )
+        save_episodes(context.trajectory_file(name), episodes)
+        figures |= {f"num_{split}": count, f"success_{split}": float(episodes.success.mean())}
+    figures["failures"] = failure_rates(episodes)
+    return figures
+
+
+def failure_rates(episodes: Episodes) -> dict[str, float]:
+    """Share of episodes that failed and showed each failure mode on the way."""
+    return {name: float((flags & ~episodes.success).mean()) for name, flags in episodes.failures.items()}
+
+
+COLLECT = Stage(
+    "collect",
+    collect,
+    needs=("policy",),
+    makes=("trajectories/collect.parquet", "trajectories/held-out.parquet"),
+    settings=("collect.num_trajectories", "collect.temperature", "gate.num_trajectories"),
+)

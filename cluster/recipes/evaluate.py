@@ -1,0 +1,103 @@
+"""The stage `evaluate`, and the success of any saved policy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from cluster.events.progress import Reporter
+from cluster.recipes.collect import failure_rates
+from cluster.recipes.context import RunContext
+from cluster.recipes.rounds import round_folder
+from cluster.recipes.stage import Stage
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.runtime_settings import configure_process
+from wmpo_ray.core.starts import start_seeds
+from wmpo_ray.core.statistics import wilson_interval
+from wmpo_ray.core.types import Episodes
+from wmpo_ray.registry import load_policy, make_environment
+from wmpo_ray.rollout.evaluation import rollout_policy
+
+
+def evaluate(context: RunContext) -> dict[str, Any]:
+    """The first base policy and the last policy in the real environment on held-out start states."""
+    config = context.config
+    environment = make_environment(config.environment)
+    seeds = start_seeds("evaluate", config.evaluation.num_starts, config.seed)
+    figures: dict[str, Any] = {}
+    results = {}
+    for label, path in (("base", context.model("base-policy")), ("final", context.last_policy)):
+        network = load_policy(config, str(path))
+        with context.reporter.bar(f"real episodes ({label})", len(seeds)) as advance:
+            episodes = rollout_policy(
+                network, environment, seeds, config.evaluation.temperature, (config.seed, "evaluate"), progress=advance
+            )
+        low, high = wilson_interval(int(episodes.success.sum()), len(episodes))
+        results[label] = {"value": float(episodes.success.mean()), "low": low, "high": high, "num": len(episodes)}
+        figures[f"success_{label}"] = results[label]["value"]
+        figures[f"failures_{label}"] = failure_rates(episodes)
+        figures[f"success_length_{label}"] = (
+            float(episodes.lengths[episodes.success].mean()) if episodes.success.any() else None
+        )
+        save_videos(context, label, episodes)
+    context.folder.set_result(results["base"], results["final"])
+    return figures
+
+
+def save_videos(context: RunContext, name: str, episodes: Episodes, each: int = 4) -> None:
+    """A few successes and failures for the report."""
+    rows = np.concatenate([np.flatnonzero(episodes.success)[:each], np.flatnonzero(~episodes.success)[:each]])
+    chosen = episodes.rows(rows)
+    np.savez_compressed(
+        context.videos / f"{name}.npz",
+        frames=chosen.frames,
+        success=chosen.success,
+        lengths=chosen.lengths,
+        instructions=np.array(json.dumps(chosen.instructions)),
+    )
+
+
+EVALUATE = Stage(
+    "evaluate",
+    evaluate,
+    needs=("policy", "optimize"),
+    makes=("videos/base.npz", "videos/final.npz"),
+    settings=("evaluation.num_starts", "evaluation.temperature"),
+)
+
+
+def evaluate_policy(
+    config: Config,
+    out: Path,
+    policy_dir: Path | None = None,
+    num_starts: int | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Success of a saved policy on held-out start states with its 95% interval; default: the run's final policy."""
+    configure_process(config.cluster.threads_per_process)
+    path = policy_dir or round_folder(Path(out), config.recipe.rounds) / "models" / "policy"
+    if not path.is_dir():
+        raise UserError(f"there is no policy at {path}; name one with --policy, or run the stages first")
+    count = num_starts or config.evaluation.num_starts
+    policy = load_policy(config, str(path))
+    environment = make_environment(config.environment)
+    seeds = start_seeds("evaluate", count, config.seed)
+    with torch.no_grad(), Reporter(console).bar("real episodes", count) as advance:
+        episodes = rollout_policy(
+            policy,
+            environment,
+            seeds,
+            config.evaluation.temperature,
+            (config.seed, "evaluate"),
+            keep_frames=False,
+            progress=advance,
+        )
+    low, high = wilson_interval(int(episodes.success.sum()), count)
+    failures = {name: float((flags & ~episodes.success).mean()) for name, flags in episodes.failures.items()}
+    return {"value": float(episodes.success.mean()), "low": low, "high": high, "num": count, "failures": failures}

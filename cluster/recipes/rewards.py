@@ -1,0 +1,99 @@
+"""The stage `reward-model`: a clip classifier and its threshold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cluster.recipes.checks import check_pretrained, check_workers
+from cluster.recipes.context import RunContext
+from cluster.recipes.stage import Stage
+from cluster.recipes.trainings import run_trainings
+from learners.supervised.jobs import EpisodeSource, RewardJob, Training
+from learners.supervised.reward_training import choose_threshold, clips_to_learn
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.types import Episodes
+from wmpo_ray.registry import load_reward_model, load_world_model, pretrained_reward_model
+from wmpo_ray.reward_models.decisions import best_probabilities
+from wmpo_ray.rollout.evaluation import concatenate_episodes
+from wmpo_ray.rollout.fidelity import binary_report, decode_one_chunk_ahead
+
+
+def reward_model(context: RunContext) -> dict[str, Any]:
+    """Clip classifier on demonstrations, P and P as the world model shows it; threshold on validation; F1 held out.
+
+    With `reward.steps` 0 the pretrained one as it is, but for its threshold.
+    """
+    config = context.config
+    train, validation = context.collected()
+    expert, held_out = context.episodes("demos"), context.episodes("held-out")
+    sources, judged = [expert, train], [validation]
+    world = load_world_model(config, str(context.model("world-model")))
+    if "imagines" in world.abilities:
+        if config.reward.steps:
+            sources.append(decode_one_chunk_ahead(world, train, config.seed))
+        judged.append(decode_one_chunk_ahead(world, validation, config.seed))
+    figures: dict[str, Any] = {"pretrained": config.reward.pretrained}
+    if config.reward.steps:
+        figures = train_classifier(context, concatenate_episodes(sources))
+    else:
+        pretrained_reward_model(config).save(context.model("reward-model"))
+    model = load_reward_model(config, str(context.model("reward-model")))
+
+    def best(episodes: Episodes) -> np.ndarray:
+        return best_probabilities(
+            model, episodes.frames, episodes.instructions, episodes.lengths, config.reward.min_steps
+        )
+
+    truth = np.concatenate([episodes.success for episodes in judged])
+    chosen, curve = choose_threshold(np.concatenate([best(episodes) for episodes in judged]), truth)
+    model.threshold = config.reward.threshold or chosen
+    report = binary_report(best(held_out) >= model.threshold, held_out.success)
+    model.save(context.model("reward-model"))
+    return {**figures, "threshold": model.threshold, "threshold_curve": curve, **report}
+
+
+def train_classifier(context: RunContext, episodes: Episodes) -> dict[str, Any]:
+    """Leaves a reward model whose threshold is not chosen yet in `models`."""
+    config, out = context.config, context.model("reward-model").absolute()
+    clips_to_learn(config.reward, episodes)  # raises before any process is asked for
+    texts = tuple(sorted(set(episodes.instructions)))
+    instructions = texts if len(texts) > 1 else ()
+
+    def describe(source: EpisodeSource) -> list[Training]:
+        job = RewardJob(config, source.put("episodes", episodes), instructions, out)
+        return [Training("reward-model", "reward model", "reward", config.reward, "learner", job)]
+
+    return run_trainings(context, describe)["reward-model"]
+
+
+def check(config: Config, serial: bool) -> None:
+    check_pretrained("reward.pretrained", config.reward.pretrained)
+    check_workers(config, "reward", config.reward, serial)
+
+
+REWARD_MODEL = Stage(
+    "reward-model",
+    reward_model,
+    needs=("demos", "collect", "world-model"),
+    makes=("models/reward-model",),
+    settings=(
+        "reward.kind",
+        "reward.pretrained",
+        "reward.threshold",
+        "reward.clip_length",
+        "reward.min_steps",
+        "reward.network",
+        "reward.steps",
+        "reward.batch_size",
+        "reward.learning_rate",
+        "reward.weight_decay",
+        "reward.pixel_noise",
+        "reward.success_margin",
+        "reward.swapped_share",
+        "collect.validation_share",
+    ),
+    state=("checkpoints/reward-model",),
+    check=check,
+)

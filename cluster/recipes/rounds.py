@@ -1,0 +1,34 @@
+"""Rounds of a recipe: each has a folder, a seed and a world model of its own to begin with.
+
+From round 2 on a run collects with the policy of the round before, and aligns that round's world models further. The
+seed differs, so that start states and random numbers are new; what is evaluated stays the same for every seed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from wmpo_ray.config.run import Config
+
+SEED_STEP = 3919  # start states repeat after 4000 seeds: with this step not before 4000 rounds
+MAX_SEED = 2**31
+
+
+def round_folder(run: Path, round: int) -> Path:
+    """Round 1 stands directly in the run's folder."""
+    return run if round == 1 else run / "rounds" / str(round)
+
+
+def config_of_round(config: Config, run: Path, round: int) -> Config:
+    """The configuration that the stages of a round see."""
+    if round == 1:
+        return config
+    models = round_folder(run, round - 1) / "models"
+    world, reward = config.world_model, config.reward
+    if world.is_learned:
+        world = world.model_copy(update={"pretrained": str(models / "world-model")})
+    if reward.verify.enabled:
+        verify = reward.verify.model_copy(update={"pretrained": str(models / "verifier")})
+        reward = reward.model_copy(update={"verify": verify})
+    seed = (config.seed + SEED_STEP * (round - 1)) % MAX_SEED
+    return config.model_copy(update={"seed": seed, "world_model": world, "reward": reward})

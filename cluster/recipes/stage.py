@@ -1,0 +1,142 @@
+"""What a stage is, and what its result is made from.
+
+A stage names the settings and the stages that its result depends on. `key_of` hashes both, so a run that goes on with
+other settings redoes the stages that depend on them and keeps the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from cluster.recipes.context import RunContext
+from wmpo_ray.config.loading import flatten
+from wmpo_ray.config.run import Config
+
+EVERYWHERE = ("seed", "environment", "cluster.threads_per_process")  # what the result of every stage depends on
+
+# Settings that no result depends on: what a run is called, where it runs, what it survives, what it reports, and bounds
+# after which it gives up. Also those that change a result by rounding only, as the number of workers does.
+FREE = (
+    "name",
+    "recipe.rounds",
+    "placement",
+    "faults",
+    "checkpoint",
+    "monitoring",
+    "cluster.imagination_actors",
+    "cluster.reward_actors",
+    "cluster.learner_ranks",
+    "cluster.training_workers",
+    "cluster.device",
+    "cluster.address",
+    "weights.transport",
+    "weights.payload",  # all of them lead to the same bits
+    "weights.timeout_s",
+    "rollout.max_attempts",
+    "rollout.speculation",
+    "*.max_skipped_steps",
+    "*.chunks_per_pass",
+    "*.micro_batch_size",
+    "policy.openvla.gradient_checkpointing",
+    "world_model.max_decode_bytes",
+    "evaluation.every_updates",
+    "evaluation.num_starts_on_the_way",
+)
+
+
+def no_check(config: Config, serial: bool) -> None:
+    """Nothing can be wrong before the stage begins."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a recipe. Patterns are relative to the folder of the round.
+
+    needs: stages whose results it reads; it is redone after them. Those that are not in the recipe do not count.
+    follows: stages that must be done before it, whose results it does not read.
+    builds_on: stages of the round before whose results it reads.
+    makes: what it leaves for other stages.
+    settings: sections or keys that its result depends on, besides `EVERYWHERE` and what it needs; `FREE` never counts.
+    extent: a setting that says how far it goes. With more of it the stage goes on from where it ended.
+    state: patterns of what it goes on from when it is interrupted.
+    keeps_state: whether that stays once the stage is done.
+    check: raises UserError or ConfigError for whatever can be known to fail before the first stage begins.
+    format: raised when what the stage leaves changes its meaning.
+    """
+
+    name: str
+    run: Callable[[RunContext], dict[str, Any]]
+    needs: tuple[str, ...] = ()
+    follows: tuple[str, ...] = ()
+    builds_on: tuple[str, ...] = ()
+    makes: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+    extent: str = ""
+    state: tuple[str, ...] = ()
+    keeps_state: bool = False
+    check: Callable[[Config, bool], None] = no_check
+    format: int = 1
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage in a round."""
+
+    stage: Stage
+    round: int
+    needs: tuple[str, ...] = ()  # labels of steps
+
+    @property
+    def label(self) -> str:
+        """Its name in the summary, on the command line and in messages."""
+        return label_of(self.stage.name, self.round)
+
+
+def label_of(stage: str, round: int) -> str:
+    return stage if round == 1 else f"{stage}-{round}"
+
+
+class MadeFrom(NamedTuple):
+    """What the result of a step follows from."""
+
+    key: str  # hash of all that follows, without the extent
+    extent_key: str  # the setting that says how far it goes, "" for most
+    extent: int | None
+    settings: dict[str, Any]
+    needs: dict[str, str]  # label of a step -> hash of its result
+
+    @property
+    def result(self) -> str:
+        """Hash of the result, for steps that need it."""
+        return self.key if self.extent is None else f"{self.key}:{self.extent}"
+
+
+def made_from(step: Step, config: Config, results: Mapping[str, str]) -> MadeFrom:
+    """What the result of a step would follow from. results: of the steps before it, by label."""
+    stage = step.stage
+    settings = settings_of(stage, config)
+    (key,) = [key for key in settings if is_among(key, (stage.extent,))] if stage.extent else [""]
+    extent = settings.pop(key) if key else None
+    needs = {label: results[label] for label in step.needs}
+    facts = {"stage": stage.name, "format": stage.format, "round": step.round, "settings": settings, "needs": needs}
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    return MadeFrom(hashlib.sha256(text.encode()).hexdigest()[:16], key, extent, settings, needs)
+
+
+def settings_of(stage: Stage, config: Config) -> dict[str, Any]:
+    """The settings that the result of a stage depends on, by their dotted keys, in JSON's types."""
+    wanted = (*EVERYWHERE, *stage.settings)
+    flat = flatten(config)
+    chosen = {key: value for key, value in flat.items() if is_among(key, wanted) and not is_among(key, FREE)}
+    return json.loads(json.dumps(chosen, default=str))  # as a summary gives them back
+
+
+def is_among(key: str, names: tuple[str, ...]) -> bool:
+    """Whether a dotted key is one of some names, or lies in a section that is; `*.name` is that name in any section."""
+    return any(
+        key.endswith(name[1:]) if name.startswith("*.") else key == name or key.startswith(f"{name}.") for name in names
+    )
