@@ -12,8 +12,14 @@ from wmpo_ray.world_models.diffusion import PRETRAINED_DIR
 
 
 def check_pretrained(key: str, path: str) -> None:
-    """Raises UserError for weights that a stage would begin with and that are nowhere."""
-    if path and not (Path(path).exists() or (PRETRAINED_DIR / path).exists()):
+    """Raises UserError for weights that a stage would begin with and could not load."""
+    if not path:
+        return
+    if Path(path).exists():
+        from wmpo_ray.checkpoints.inspection import check_loadable  # every kind of model is imported with it
+
+        check_loadable(path, key)
+    elif not (PRETRAINED_DIR / path).exists():
         raise UserError(f"{key} = {path}: there is nothing; set {key} to the folder of a model")
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from cluster.recipes.pipeline import run_pipeline
 from tests.support.published_set import CHUNK, HORIZON, published_settings, write_published_set
+from wmpo_ray.checkpoints.inspection import inspect_path
 from wmpo_ray.config.loading import validate
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
@@ -120,3 +122,19 @@ def test_weights_that_are_nowhere_are_named_before_the_first_stage(folders, tmp_
     with pytest.raises(UserError, match=rf"{section}\.pretrained = .*no-such-folder"):
         run_pipeline(config, tmp_path / "run", serial=True)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("num_labels", [1, 3, 400])
+def test_a_classifier_without_two_outputs_is_refused_before_the_first_stage(folders, tmp_path, num_labels):
+    reward = shutil.copytree(folders["reward"], tmp_path / "reward")
+    tensors = load_file(reward / "model.safetensors")
+    for name in ("classifier.weight", "classifier.bias"):
+        tensors[name] = tensors[name][:1].repeat(num_labels, *[1] * (tensors[name].ndim - 1))
+    save_file(tensors, reward / "model.safetensors")
+    config = config_of(folders, reward={"pretrained": str(reward)})
+    with pytest.raises(UserError, match=f"reward.pretrained: .*the classifier has {num_labels} outputs"):
+        run_pipeline(config, tmp_path / "run", serial=True)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match=f"{num_labels} outputs"):
+        PublishedRewardModel.load(reward)
+    assert f"{num_labels} outputs" in inspect_path(reward).problems[0]

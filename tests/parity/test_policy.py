@@ -79,7 +79,7 @@ def test_sizes_are_those_of_the_config(tmp_path):
     assert not all(case.passed for case in check(folder))
     config["tiny_timm_overrides"]["featurizer(dinov2)"]["depth"] = 4
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"lack 'vision_backbone.featurizer.blocks.3"):
+    with pytest.raises(UserError, match=r"lack vision_backbone.featurizer.blocks.3"):
         check(folder)
 
 

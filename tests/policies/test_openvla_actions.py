@@ -52,7 +52,18 @@ ACTION = {"q01": [0.0, 0.0], "q99": [1.0, 1.0], "mask": [True, True]}
         ({"a": 3}, None, "action"),
         ({"a": {"action": {**ACTION, "q99": [1.0, "x"]}}}, None, "q99"),
         ({"a": {"action": {**ACTION, "q99": [1.0, float("inf")]}}}, None, "q99"),
-        ({"a": {"action": {**ACTION, "mask": [True]}}}, None, "set action_dim"),
+        ({"a": {"action": {**ACTION, "mask": [True]}}}, None, "mask has 1"),
+        (
+            {"a": {"action": {**ACTION, "q01": [0.0, 2.0]}}},
+            None,
+            r"\"a\": action: .*dimension 1 has q01 = 2 above q99 = 1",
+        ),
+        ({"a": {"action": {**ACTION, "min": [3.0, 0.0], "max": [1.0, 1.0]}}}, None, "min = 3 above max = 1"),
+        ({"a": {"action": {**ACTION, "std": [0.5, -0.5]}}}, None, "std = -0.5 is negative"),
+        ({"a": {"action": {**ACTION, "q01": [float("nan"), 0.0]}}}, None, "q01.0 = nan|q01.0 = NaN"),
+        ({"a": {"action": {**ACTION, "mean": [0.0] * 3}}}, None, "mean has 3"),
+        ({"a": {"action": {**ACTION, "q01": [0.0]}}}, None, "q01 has 1, q99 has 2"),
+        ({"a": {"action": {"q01": [0.0] * 3, "q99": [0.0] * 3}}}, None, "set action_dim"),
     ],
 )
 def test_statistics_that_do_not_fit_are_named(statistics, key, message):
@@ -62,3 +73,8 @@ def test_statistics_that_do_not_fit_are_named(statistics, key, message):
 
 def test_the_only_data_set_needs_no_name():
     assert ActionStatistics.find({"a": {"action": ACTION}}, None, 2, "s.json").q99.tolist() == [1.0, 1.0]
+
+
+def test_a_dimension_that_never_moves_is_no_fault():
+    still = {"q01": [0.5, 0.0], "q99": [0.5, 1.0], "std": [0.0, 1.0], "min": [0.5, 0.0], "max": [0.5, 2.0]}
+    assert ActionStatistics.find({"a": {"action": still}}, None, 2, "s.json").q01.tolist() == [0.5, 0.0]

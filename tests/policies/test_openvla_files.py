@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -25,6 +26,22 @@ from wmpo_ray.registry import load_policy
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
 TEXTS = ["push the block", "pull the block slowly"]
+# As OpenVLA's own class writes it.
+PUBLISHED_PROCESSOR = {
+    "auto_map": {"AutoImageProcessor": "processing_prismatic.PrismaticImageProcessor"},
+    "image_processor_type": "PrismaticImageProcessor",
+    "image_resize_strategy": "resize-naive",
+    "interpolations": ["bicubic", "bicubic"],
+    "means": [entry["mean"] for entry in PROCESSOR["tvf_normalize_params"]],
+    "stds": [entry["std"] for entry in PROCESSOR["tvf_normalize_params"]],
+    "processor_class": "PrismaticProcessor",
+    "tvf_crop_params": [{"output_size": [28, 28]}] * 2,
+    "tvf_do_letterbox": False,
+    "tvf_letterbox_fill": None,
+    "tvf_resize_params": [{"antialias": True, "interpolation": 3, "max_size": None, "size": [28, 28]}] * 2,
+    "use_fused_vision_backbone": True,
+    **PROCESSOR,
+}
 
 
 @pytest.fixture
@@ -123,6 +140,54 @@ def test_the_image_processor_of_the_folder_counts(folder):
     torch.testing.assert_close(pixels[0, 0, 3, 3], torch.tensor((1 - 0.485) / 0.229))
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("processor_config.json", {"processor_class": "PrismaticProcessor", "image_processor": PROCESSOR}),
+        ("preprocessor_config.json", PUBLISHED_PROCESSOR),
+        ("preprocessor_config.json", {**PUBLISHED_PROCESSOR, "tvf_normalize_params": None}),
+    ],
+)
+def test_the_image_processor_is_read_in_every_version_of_its_file(folder, name, content):
+    expected = OpenVLAOFTPolicy.load(folder).inputs(FRAMES, TEXTS)["pixel_values"]
+    (folder / "preprocessor_config.json").unlink()
+    (folder / name).write_text(json.dumps(content))
+    loaded = OpenVLAOFTPolicy.load(folder)
+    assert torch.equal(loaded.inputs(FRAMES, TEXTS)["pixel_values"], expected)
+    loaded.save_pretrained(folder / "again")
+    assert torch.equal(OpenVLAOFTPolicy.load(folder / "again").inputs(FRAMES, TEXTS)["pixel_values"], expected)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_theta": 10000.0},
+        {"rope_theta": 10000.0, "rope_scaling": None},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}, "rope_theta": 10000.0},
+        {"rope_scaling": {"rope_type": "default", "rope_theta": 10000.0}},
+        {},
+    ],
+)
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_keys_of_older_and_newer_transformers_mean_the_same(folder, rope, key):
+    expected = act(OpenVLAOFTPolicy.load(folder, torch.bfloat16))
+    config = json.loads((folder / "config.json").read_text())
+    del config["text_config"]["rope_parameters"], config["dtype"]
+    config["text_config"] |= rope
+    (folder / "config.json").write_text(json.dumps({**config, key: "bfloat16"}))
+    loaded = OpenVLAOFTPolicy.load(folder)
+    assert loaded.dtype == torch.bfloat16
+    assert all(torch.equal(x, y) for x, y in zip(act(loaded), expected, strict=True))
+
+
+def test_a_prefix_of_all_weights_is_taken_off(folder):
+    save_file(
+        {f"module.{name}": t for name, t in load_file(folder / "model.safetensors").items()},
+        folder / "model.safetensors",
+    )
+    assert_same_weights(OpenVLAOFTPolicy.load(folder), small_policy())
+
+
 def test_the_statistics_file_counts_and_its_data_set_can_be_chosen(folder):
     assert OpenVLAOFTPolicy.load(folder, unnorm_key="square").statistics.q01.tolist() == [0, 0, 0]
     assert "set unnorm_key" in refusal(lambda: OpenVLAOFTPolicy.load(folder, unnorm_key=None).statistics)
@@ -161,6 +226,14 @@ BILLION = 10**9
         {"text_config": {"hidden_act": "evil"}},
         {"text_config": {"rope_parameters": {"rope_type": "yarn"}}},
         {"text_config": {"model_type": "mistral"}},
+        {"text_config": {"rope_theta": 5000.0}},
+        {"text_config": {"rope_scaling": {"type": "linear", "factor": 2.0}}},
+        {"text_config": {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}},
+        {"text_config": {"head_dim": 16}},
+        {"text_config": {"attention_dropout": 0.1}},
+        {"text_config": {"eos_token_id": 3}},
+        {"dtype": "float32", "torch_dtype": "bfloat16"},
+        {"dtype": "float8_e4m3fn"},
         {"text_config": 3},
         {"timm_overrides": {"featurizer": {"depth": BILLION}}},
         {"timm_overrides": {"featurizer": {"embed_dim": BILLION}}},
@@ -296,11 +369,31 @@ def test_a_header_that_claims_more_than_the_file_holds_is_refused(folder):
             "must be positive",
         ),
         ("preprocessor_config.json", json.dumps({"tvf_do_letterbox": True}), "letterbox"),
+        ("preprocessor_config.json", json.dumps({"image_resize_strategy": "letterbox"}), "image_resize_strategy"),
+        ("preprocessor_config.json", json.dumps({"do_flip": True}), "do_flip = .* is not read here"),
+        ("preprocessor_config.json", json.dumps({"tvf_crop_params": [{"output_size": [9, 9]}] * 2}), "tvf_crop_params"),
+        ("preprocessor_config.json", json.dumps({"tvf_resize_params": [{"size": 9}] * 2}), "tvf_resize_params"),
+        (
+            "processor_config.json",
+            json.dumps({"image_processor": {"means": 3}}),
+            "processor_config.json, image_processor",
+        ),
+        ("processor_config.json", json.dumps({"image_processor": {}}), "differ; keep the one"),
+        (
+            "dataset_statistics.json",
+            '{"coffee": {"action": {"q01": [2, 0, 0], "q99": [1, 1, 1]}}}',
+            "q01 = 2 above q99 = 1",
+        ),
     ],
 )
 def test_damaged_companions_are_named(folder, name, content, message):
     (folder / name).write_text(content)
-    assert message in refusal(lambda: OpenVLAOFTPolicy.load(folder).statistics)
+    assert re.search(message, refusal(lambda: OpenVLAOFTPolicy.load(folder).statistics))
+
+
+def test_statistics_that_contradict_themselves_are_refused_before_they_are_used(folder):
+    (folder / "dataset_statistics.json").write_text('{"coffee": {"action": {"q01": [2], "q99": [1]}}}')
+    assert "q01 = 2 above q99 = 1" in refusal(lambda: OpenVLAOFTPolicy.load(folder))
 
 
 def test_a_folder_that_is_none_is_named(tmp_path):

@@ -154,3 +154,39 @@ def test_the_rule_is_ours_but_for_the_last_window_and_the_first_ones():
     theirs = decide_as_published(probabilities, 0.97, 8, 0, 37)
     assert np.array_equal(ours.success, theirs.success) and np.array_equal(ours.finish_step, theirs.finish_step)
     assert 0 < ours.success.sum() < 50
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"image_size": [SIZE, SIZE + 8]}, "image_size"),
+        ({"id2label": {"0": "a", "1": "b", "2": "c"}}, "num_labels = 3, the weights are of 2"),
+        ({"qkv_bias": False}, "qv_bias = false"),
+        ({"patch_size": [8, 16]}, "patch_size"),
+        ({"surprise": 1}, "surprise = 1 is not read here"),
+        ({"dtype": "float32", "torch_dtype": "float16"}, "the two must be the same"),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_refused_by_name(tmp_path, settings, named):
+    folder = arrange(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | settings))
+    with pytest.raises(UserError, match=named):
+        PublishedRewardModel.load(folder)
+
+
+def test_sizes_by_height_and_width_and_either_name_of_the_dtype_are_read(tmp_path, model, videos):
+    for key in ("dtype", "torch_dtype"):
+        folder = arrange(tmp_path / key)
+        config = json.loads((folder / "config.json").read_text())
+        sides = {"image_size": [SIZE, SIZE], "patch_size": [config["patch_size"]] * 2, key: "bfloat16"}
+        (folder / "config.json").write_text(json.dumps(config | sides))
+        assert torch.equal(PublishedRewardModel.load(folder).logits(videos), model.logits(videos))
+
+
+def test_what_transformers_writes_scores_the_same(tmp_path, model, videos):
+    folder = arrange(tmp_path / "model")
+    (folder / "config.json").unlink()
+    model.network.config.save_pretrained(folder)
+    model.network.save_pretrained(folder)
+    assert torch.equal(PublishedRewardModel.load(folder).logits(videos), model.logits(videos))

@@ -106,6 +106,26 @@ def test_sizes_are_read_from_the_shapes_and_checked_against_the_config(tmp_path)
             load_published_network(tmp_path)
 
 
+def test_a_setting_that_nothing_reads_is_refused_by_name_and_one_of_training_is_not(tmp_path):
+    config = json.loads((GOLDEN / "config.json").read_text())
+    shutil.copy(WEIGHTS, tmp_path / "model.safetensors")
+    of_training = {
+        "enable_flash_attn": True,
+        "class_dropout_prob": 0.1,
+        "model_type": "STDiT3",
+        "torch_dtype": "bfloat16",
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config | of_training | {"unknown": None, "other": False}))
+    load_published_network(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"rope_scale": 2}))
+    with pytest.raises(UserError, match="rope_scale = 2 is not read here"):
+        load_published_network(tmp_path)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "scheduler_config.json").write_text('{"shift": 3.0}')
+    with pytest.raises(UserError, match=r"scheduler_config.json is not read.*world_model.sampler"):
+        load_published_network(tmp_path)
+
+
 @pytest.mark.parametrize("drop_dead", [False, True])
 def test_what_is_written_back_has_the_published_names_and_bits(tmp_path, drop_dead):
     network = load_published_network(GOLDEN, drop_dead=drop_dead)

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from wmpo_ray.core.errors import UserError
-from wmpo_ray.core.untrusted import read_json
 from wmpo_ray.model_files.weight_files import WeightFiles, published_as_is
-from wmpo_ray.policies.openvla.contents import companion_facts, policy_config
-from wmpo_ray.policies.openvla.published_files import is_stored_frequency, weight_shards
-from wmpo_ray.reward_models.published_videomae import published_config, published_names
+from wmpo_ray.model_files.weight_names import ADAPTER_PREFIX
+from wmpo_ray.policies.openvla.contents import companion_facts
+from wmpo_ray.policies.openvla.published_files import is_stored_frequency
+from wmpo_ray.policies.openvla.settings import read_config
+from wmpo_ray.reward_models.published_videomae import published_config, published_names, published_preprocessing
+from wmpo_ray.world_models.autoencoder import autoencoder_build
 from wmpo_ray.world_models.published_stdit import published_sizes
 from wmpo_ray.world_models.stdit import STDiT, is_dead
 
-ADAPTER_PREFIX = "base_model.model."
 # Folders that `wmpo run` writes say what they are.
 OUR_SETTINGS = {"world_model.json": "world model of wmpo", "reward_model.json": "reward model of wmpo"}
 
@@ -26,6 +26,10 @@ Build = Callable[[], nn.Module]
 
 def _no_tensor(name: str) -> bool:
     return False
+
+
+def _no_problems(files: WeightFiles) -> list[str]:
+    return []
 
 
 def _nothing_beside(files: WeightFiles) -> tuple[dict[str, str], list[str]]:
@@ -41,6 +45,7 @@ class CheckpointKind:
     network: Callable[[WeightFiles], tuple[Build, Names]] | None = None  # None: there is none here to compare with
     is_passed_over: Callable[[str], bool] = _no_tensor  # by loaders, where their network does not have the tensor
     has_no_effect: Callable[[str], bool] = _no_tensor  # on any result
+    problems: Callable[[WeightFiles], list[str]] = _no_problems  # with the files themselves
     # What the small files beside the weights say, and what is wrong with them.
     beside: Callable[[WeightFiles], tuple[dict[str, str], list[str]]] = _nothing_beside
 
@@ -55,44 +60,29 @@ def _reward_model(files: WeightFiles) -> tuple[Build, Names]:
     from transformers import VideoMAEForVideoClassification
 
     config = published_config(files)
+    published_preprocessing(files, config)
     return lambda: VideoMAEForVideoClassification(config), published_names
 
 
 def _autoencoder(files: WeightFiles) -> tuple[Build, Names]:
-    from diffusers import AutoencoderKL
-
-    path = files.parts[0].parent / "config.json"
-    settings = read_json(path) if path.is_file() else None
-    if not isinstance(settings, dict):
-        raise UserError(f"{path} is missing or holds no sizes: an autoencoder's weights do not tell them all")
-    blocks = settings.get("block_out_channels")
-    if not isinstance(blocks, list) or len(blocks) * int(settings.get("layers_per_block", 1)) > len(files.specs):
-        raise UserError(f"{path}: the weights are {len(files.specs)} tensors, too few for these settings")
-    return lambda: AutoencoderKL.from_config(settings), published_as_is
+    return autoencoder_build(files.parts[0].parent / "config.json", len(files.specs)), published_as_is
 
 
 def policy_network(files: WeightFiles) -> tuple[Build, Names]:
     from wmpo_ray.policies.openvla.oft import OpenVLAOFTPolicy
 
-    config = policy_config(files.parts[0].parent, len(files.specs))
+    config = read_config(files.parts[0].parent, num_tensors=len(files.specs))
     return lambda: OpenVLAOFTPolicy(config), published_as_is
 
 
 def _beside_policy(files: WeightFiles) -> tuple[dict[str, str], list[str]]:
-    facts, problems = companion_facts(files.parts[0].parent)
-    return facts, problems + _unloadable_parts(files)
+    return companion_facts(files.parts[0].parent)
 
 
 def _unloadable_parts(files: WeightFiles) -> list[str]:
-    """Policies are loaded from safetensors alone, and index and parts must agree."""
+    """Policies are loaded from safetensors alone."""
     if pickles := [part.name for part in files.parts if part.suffix != ".safetensors"]:
         return [f"{pickles[0]} is no safetensors file: `wmpo checkpoints convert --layout transformers` makes some"]
-    if not files.path.is_dir():
-        return []
-    try:
-        weight_shards(files.path)
-    except UserError as error:
-        return [str(error)]
     return []
 
 
@@ -108,6 +98,7 @@ POLICY = CheckpointKind(
     "language_model.model.embed_tokens.weight",
     policy_network,
     is_passed_over=is_stored_frequency,
+    problems=_unloadable_parts,
     beside=_beside_policy,
 )
 TINY_AUTOENCODER = CheckpointKind("tiny autoencoder (AutoencoderTiny)", "decoder.layers.0.weight")

@@ -16,8 +16,8 @@ from wmpo_ray.checkpoints.inspection import fit_of
 from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.core.files import atomic_directory
 from wmpo_ray.model_files.weight_files import WeightFiles, check_values, find_weights, read_tensors
-from wmpo_ray.policies.openvla.contents import policy_config
 from wmpo_ray.policies.openvla.published_files import read_companions
+from wmpo_ray.policies.openvla.settings import read_config
 from wmpo_ray.reward_models.published_videomae import PublishedRewardModel
 from wmpo_ray.world_models.autoencoder import AutoencoderCodec
 from wmpo_ray.world_models.published_stdit import load_published_network, published_world_model, save_published_network
@@ -100,7 +100,11 @@ def _save_policy(files: WeightFiles, folder: Path, wish: _Wish) -> None:
     build, names = policy_network(files)
     fit = fit_of(files, build, names)
     foreign = [name for name in fit.foreign if not POLICY.is_passed_over(name)]
-    for what, found in (("lack", fit.missing), ("have the wrong shape:", fit.wrong), ("hold in addition", foreign)):
+    for what, found in (
+        ("lack", fit.missing),
+        ("have the wrong shape or dtype:", fit.wrong),
+        ("hold in addition", foreign),
+    ):
         if found:
             raise UserError(f"{files.path}: the weights {what} {found[0]} and {len(found) - 1} more")
     with torch.device("meta"):
@@ -118,7 +122,7 @@ def _save_policy(files: WeightFiles, folder: Path, wish: _Wish) -> None:
         if parts.is_sharded:
             index = {"metadata": parts.metadata, "weight_map": parts.tensor_to_filename}
             (partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
-        config = policy_config(beside, len(files.specs))
+        config = read_config(beside, num_tensors=len(files.specs))
         config.dtype = wish.dtype
         config.save_pretrained(partial)
         for name, content in read_companions(beside).items():

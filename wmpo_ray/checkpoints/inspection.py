@@ -10,6 +10,7 @@ import torch
 
 from wmpo_ray.checkpoints.checkpoint_kinds import OUR_SETTINGS, Build, CheckpointKind, Names, kind_of
 from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.untrusted import all_finite
 from wmpo_ray.model_files.weight_files import Fit, WeightFiles, compare, find_weights, read_tensors
 
 
@@ -55,11 +56,11 @@ class Inspection:
         }
 
 
-def inspect_path(path: str | Path, read_values: bool = True) -> Inspection:
+def inspect_path(path: str | Path, read_values: bool = True, read_companions: bool = True) -> Inspection:
     """Look into a folder of a model or a file of weights; nothing in it is run.
 
-    `read_values` reads every tensor, one at a time, and looks for values that are not finite. Raises UserError for
-    what holds no weights, and for weights that are damaged.
+    `read_values` reads every tensor, one at a time, and looks for values that are not finite; `read_companions` reads
+    the small files beside a policy. Raises UserError for what holds no weights, and for weights that are damaged.
     """
     files = find_weights(path)
     kind = kind_of(files)
@@ -69,17 +70,40 @@ def inspect_path(path: str | Path, read_values: bool = True) -> Inspection:
     if network is not None:
         try:
             _compare(found, kind, *network(files))
-            found.companions, problems = kind.beside(files)
-            found.problems += problems
+            found.problems += kind.problems(files)
+            if read_companions:
+                found.companions, problems = kind.beside(files)
+                found.problems += problems
         except UserError as error:
             # What stands beside the weights is damaged; what they are is worth reporting all the same.
             found.compared = False
             found.problems.append(str(error))
     if read_values:
-        for name, tensor in read_tensors(files):
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                found.not_finite.append(name)
+        readable = {name: "" for name, spec in files.specs.items() if spec.is_floating}
+        found.not_finite += [name for name, tensor in read_tensors(files, readable) if not all_finite(tensor)]
     return found
+
+
+def check_loadable(path: str | Path, key: str) -> None:
+    """Raises UserError for weights that would not load, by all that can be said without reading them.
+
+    `key` is the setting that names them. What stands beside a policy depends on the run: its robot has the last word
+    on the dimensions of actions.
+    """
+    try:
+        found = inspect_path(path, read_values=False, read_companions=False)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error  # which names the path
+    wrong = [
+        *found.problems,
+        *(f"the weights lack {name}" for name in found.missing),
+        *(f"the weights do not fit: {line}" for line in found.wrong),
+        *(f"the weights hold {name} in addition" for name in found.foreign),
+    ]
+    if wrong:
+        more = f" (and {len(wrong) - 1} more: wmpo checkpoints inspect {path})" if len(wrong) > 1 else ""
+        where = "" if str(path) in wrong[0] else f" = {path}"
+        raise UserError(f"{key}{where}: {wrong[0]}{more}")
 
 
 def _compare(found: Inspection, kind: CheckpointKind, build: Build, names: Names) -> None:

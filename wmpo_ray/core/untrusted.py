@@ -7,12 +7,8 @@ functions raise `UserError`, which names the file, the value and the bound. Noth
 from __future__ import annotations
 
 import json
-import math
 import stat
-import tokenize
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeVar
 
@@ -22,18 +18,13 @@ from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.section import shown
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor, nn
 
 MAX_SETTINGS_BYTES = 2**20  # of a file that a person could have written
 MAX_JSON_BYTES = 256 * 2**20  # of one that a long run writes
 MAX_LINE_BYTES = 2**20
 
-PIECE_BYTES = 2**20
-# Of reading an array: RuntimeError if encrypted or packed in an unknown way; the second line is of numpy's own parser.
-BAD_ARCHIVE = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) + (
-    (MemoryError, SyntaxError, TypeError, tokenize.TokenError)
-)
+PIECE_ELEMENTS = 2**18  # of a tensor that is looked through
 # What a network's constructor raises over settings that make no sense.
 BAD_SETTINGS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 # With these in its config.json a model folder has its loader fetch or import something.
@@ -55,7 +46,7 @@ Model = TypeVar("Model", bound=BaseModel)
 def read_bytes(path: Path, max_bytes: int) -> bytes:
     """The whole content of a regular file of at most `max_bytes`."""
     try:
-        with open(_regular(path, max_bytes), "rb") as file:
+        with open(regular_file(path, max_bytes), "rb") as file:
             return file.read(max_bytes)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
@@ -63,7 +54,7 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
 
 def read_lines(path: Path, max_bytes: int = MAX_JSON_BYTES, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[bytes]:
     """The lines of a regular file with their ends, one at a time."""
-    with open(_regular(path, max_bytes), "rb") as file:
+    with open(regular_file(path, max_bytes), "rb") as file:
         for number in range(1, max_bytes):
             line = file.readline(max_line_bytes + 1)
             if not line:
@@ -98,6 +89,18 @@ def read_settings(path: Path, kind: type[Model]) -> Model:
         raise UserError(f"{path} is damaged: {what}") from None
 
 
+def refuse_unread(where: str, settings: Mapping[str, Any], known: Collection[str]) -> None:
+    """Refuse a setting that is not among the `known` ones: it may change what the model computes.
+
+    Names of libraries and files (`_class_name`), and what is off or empty, change nothing.
+    """
+    for key, value in settings.items():
+        if key not in known and not key.startswith("_") and value is not None and value is not False and value != {}:
+            raise UserError(
+                f"{where}: {key} = {shown(value)} is not read here; remove it if the model does not need it"
+            )
+
+
 def inside(folder: Path, name: str, where: str) -> Path:
     """The path of `name`, which `where` says, in a folder; refused if its text leads out of it."""
     parts = name.replace("\\", "/").split("/")
@@ -106,7 +109,7 @@ def inside(folder: Path, name: str, where: str) -> Path:
     return folder.joinpath(*parts)
 
 
-def _regular(path: Path, max_bytes: int | None) -> Path:
+def regular_file(path: Path, max_bytes: int | None) -> Path:
     """A pipe or a device would never end."""
     try:
         facts = path.stat()
@@ -121,60 +124,10 @@ def _regular(path: Path, max_bytes: int | None) -> Path:
     return path
 
 
-# -- arrays ------------------------------------------------------------------------------------------------------
-
-
-def load_npz(path: Path, names: Sequence[str], max_bytes: int) -> dict[str, np.ndarray]:
-    """The arrays of these names in an npz archive; `max_bytes` bounds the file and what it unpacks to."""
-    with _archive(path, max_bytes) as archive:
-        entries = {}
-        for name in names:
-            found = [entry for entry in archive.infolist() if entry.filename == f"{name}.npy"]
-            if len(found) != 1:
-                raise UserError(f"{path} holds {len(found)} arrays named {name!r} instead of 1")
-            entries[name] = found[0]
-        total = sum(entry.file_size for entry in entries.values())
-        if total > max_bytes:
-            raise UserError(f"{path} unpacks to {total} bytes, more than the {max_bytes} that are read of such a file")
-        try:
-            return {name: _read_array(archive, entry, f"{path}, array {name!r}") for name, entry in entries.items()}
-        except BAD_ARCHIVE as error:
-            raise UserError(f"{path} is not readable ({error})") from error
-
-
-def _archive(path: Path, max_bytes: int) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(_regular(path, max_bytes))
-    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is no npz archive, or only a part of one ({error})") from error
-
-
-def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, where: str) -> np.ndarray:
-    import numpy as np
-
-    with archive.open(entry) as file:
-        version = np.lib.format.read_magic(file)
-        if version not in ((1, 0), (2, 0)):
-            raise UserError(f"{where} has format {version}; known are 1.0 and 2.0")
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, is_fortran, dtype = read_header(file)
-        if dtype.kind not in "biufU":
-            raise UserError(f"{where} is of dtype {dtype}; only numbers, booleans and text are read")
-        claimed, held = math.prod(shape) * dtype.itemsize, entry.file_size - file.tell()
-        if claimed != held or any(size < 0 for size in shape):
-            raise UserError(f"{where} claims to be {dtype} {shape}, {claimed} bytes, and holds {held}")
-        array = np.empty(shape, dtype, order="F" if is_fortran else "C")
-        target = array.reshape(-1, order="A").view(np.uint8)
-        done = 0
-        while piece := file.read(PIECE_BYTES):  # the archive gives no more than held; its end compares the checksum
-            target[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
-            done += len(piece)
-        if done != held:
-            raise UserError(f"{where} ends after {done} of {held} bytes")
-        return array
-
-
 # -- tensors -----------------------------------------------------------------------------------------------------
+
+
+FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 class TensorSpec(NamedTuple):
@@ -183,7 +136,8 @@ class TensorSpec(NamedTuple):
 
     @property
     def is_floating(self) -> bool:
-        return self.dtype.startswith(("F", "BF"))
+        """Whether it is of a floating dtype that weights are computed with: float8 is none, and no complex one is."""
+        return self.dtype in FLOATS
 
 
 def tensor_specs(path: Path) -> dict[str, TensorSpec]:
@@ -191,12 +145,52 @@ def tensor_specs(path: Path) -> dict[str, TensorSpec]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(_regular(path, None), "numpy") as file:
+        with safe_open(regular_file(path, None), "numpy") as file:
             names = file.keys()
             slices = {name: file.get_slice(name) for name in names}
             return {name: TensorSpec(part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
+
+
+def indexed_specs(
+    index: Path,
+    specs_of: Callable[[Path], dict[str, TensorSpec]] = tensor_specs,
+    suffixes: tuple[str, ...] = (".safetensors",),
+) -> dict[Path, dict[str, TensorSpec]]:
+    """The files that an index of weights names, each with what it holds. Raises UserError where the two disagree."""
+    content = read_json(index, MAX_JSON_BYTES)
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(places, dict) or not places or not all(isinstance(part, str) for part in places.values()):
+        raise UserError(f"{index} is damaged: it lists no files")
+    paths = _parts(index, set(places.values()), suffixes)
+    parts = {path: specs_of(path) for path in paths.values()}
+    for name, part in places.items():
+        if name not in parts[paths[part]]:
+            raise UserError(f"{index} and {part} disagree about {shown(name)}: the index has it there, where it is not")
+    for part, path in paths.items():
+        if unlisted := next((name for name in parts[path] if places.get(name) != part), None):
+            raise UserError(f"{index} and {part} disagree about {shown(unlisted)}: the index does not list it there")
+    return parts
+
+
+def _parts(index: Path, names: set[str], suffixes: tuple[str, ...]) -> dict[str, Path]:
+    paths = {}
+    for part in sorted(names):
+        path = inside(index.parent, part, str(index))
+        if not part.endswith(suffixes):
+            raise UserError(f"{index} names {shown(part)}: only {'/'.join(suffixes).replace('.', '')} files are loaded")
+        if not path.is_file():
+            raise UserError(f"{index} names {shown(part)}: {path} is missing")
+        paths[part] = path
+    return paths
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether every value is a number: one that is none shows in both ends, and a piece at a time takes no memory."""
+    return not (tensor.numel() and tensor.is_floating_point()) or all(
+        bool(end.isfinite()) for piece in tensor.reshape(-1).split(PIECE_ELEMENTS) for end in piece.aminmax()
+    )
 
 
 def check_tensors(where: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -234,11 +228,25 @@ class NetworkSettings(BaseModel):
         raise NotImplementedError
 
     @model_validator(mode="after")
+    def _check_dtype(self) -> Self:
+        if None not in (self.dtype, self.torch_dtype) and self.dtype != self.torch_dtype:
+            raise ValueError(f"dtype = {self.dtype!r} and torch_dtype = {self.torch_dtype!r}: the two must be the same")
+        return self
+
+    @model_validator(mode="after")
     def _refuse_loading_elsewhere(self) -> Self:
         found = [key for key in FORBIDDEN_KEYS if (self.model_extra or {}).get(key)]
         if found:
             raise ValueError(f"the key {found[0]!r} is not allowed: a model folder holds weights, and runs nothing")
         return self
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse what is no folder, and an adapter, whose loader would fetch the model that it names."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder of a model")
+    if (folder / "adapter_config.json").exists():
+        raise UserError(f"{folder} holds an adapter_config.json, which names another model; give the merged model")
 
 
 def check_network(
@@ -254,13 +262,14 @@ def check_network(
     `build` makes the network from the settings; it is called where tensors take no memory. `renamed` gives the other
     name that a tensor of the network may have in the file.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no folder of a model")
-    if (folder / "adapter_config.json").exists():
-        raise UserError(f"{folder} holds an adapter_config.json, which names another model; give the merged model")
+    check_folder(folder)
     path = folder / "config.json"
     settings = read_settings(path, kind)
-    specs = {name: spec for part in _weight_files(folder, stem) for name, spec in tensor_specs(part).items()}
+    single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+    if single.exists() == index.exists():
+        raise UserError(f"{folder}: exactly one of {single.name} and {index.name} must be there")
+    held = [tensor_specs(single)] if single.exists() else indexed_specs(index).values()
+    specs = {name: spec for part in held for name, spec in part.items()}
     if settings.num_layers_in_all > len(specs):
         raise UserError(f"{path} tells of {settings.num_layers_in_all} layers; the weights are {len(specs)} tensors")
     for name, tensor in _sizes(path, build, read_json(path, MAX_SETTINGS_BYTES)).items():
@@ -276,28 +285,9 @@ def check_network(
 
 def check_finite(network: nn.Module, folder: Path) -> None:
     """Refuse weights that are not numbers: everything computed with them would be lost."""
-    import torch
-
     for name, tensor in network.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if not all_finite(tensor):
             raise UserError(f"{folder}: {name} holds values that are not finite; the training that wrote it went wrong")
-
-
-def _weight_files(folder: Path, stem: str) -> list[Path]:
-    single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
-    if single.exists() == index.exists():
-        raise UserError(f"{folder}: exactly one of {single.name} and {index.name} must be there")
-    if single.exists():
-        return [single]
-    content = read_json(index, MAX_JSON_BYTES)
-    parts = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
-        raise UserError(f"{index} is damaged: it lists no files")
-    names = sorted(set(parts.values()))
-    for name in names:
-        if not name.endswith(".safetensors"):
-            raise UserError(f"{index} names {shown(name)}: only safetensors files are loaded")
-    return [inside(folder, name, str(index)) for name in names]
 
 
 def _sizes(path: Path, build: Callable[[dict[str, Any]], nn.Module], settings: dict[str, Any]) -> dict[str, Tensor]:

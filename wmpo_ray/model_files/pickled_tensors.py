@@ -1,253 +1,221 @@
-"""Files that torch.save wrote, read without unpickling: published checkpoints come as `.pt`, `.pth` and `.bin`.
+"""Files that torch.save wrote: published checkpoints come as `.pt`, `.pth` and `.bin`.
 
-Such a file is a zip archive of raw storages and a pickle that says which tensors lie where in them. The few opcodes
-that this takes are read here as a list of facts; a file with any other opcode or name is refused, and so is one whose
-tensors claim more than the archive holds. The storages are then mapped from the disk. Nothing of the file is run.
+`torch.load` maps them from the disk and runs nothing of theirs. Done here is what it does not do: with weights_only=True
+it reads pickle protocols 2 and 3 alone, it takes whatever memory a list of tensors asks for, and it knows no wrappers.
 """
 
 from __future__ import annotations
 
-import math
+import pickle
 import pickletools
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.section import shown
-from wmpo_ray.core.untrusted import TensorSpec
+from wmpo_ray.core.untrusted import BAD_SETTINGS, TensorSpec
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 SUFFIXES = (".pt", ".pth", ".bin")
 MAX_LIST_BYTES = 64 * 2**20  # of names and shapes; the weights lie beside it
-WRAPPERS = ("state_dict", "model", "module", "ema")  # keys under which training scripts keep the weights
-LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip entry: the lengths of its name and of its extra field follow 26 bytes
-ORDERED_DICT, TENSOR, PARAMETER = (
-    "collections OrderedDict",
-    "torch._utils _rebuild_tensor_v2",
-    "torch._utils _rebuild_parameter",
+PROTOCOLS = (2, 3, 4, 5)
+PROTOCOLS_OF_TORCH = (2, 3)  # that it reads with weights_only=True
+MAX_WRAPPERS = 4  # one inside the other
+# Keys under which training scripts keep weights, most wanted first, if a file holds several sets.
+AVERAGED = ("ema", "ema_state_dict", "model_ema", "ema_model")
+RAW = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params")
+# Names that describe plain tensors. `torch.load` would also call bytearray(n) for any n, for example.
+REBUILDERS = ("_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_parameter")
+BUILDING = ("INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4")  # objects by ways that no tensor needs
+BAD_FILE = (*BAD_SETTINGS, AssertionError, EOFError, OSError, pickle.UnpicklingError, struct.error) + (
+    (zipfile.BadZipFile, zlib.error)
 )
-STORAGES = {  # safetensors' name, torch's name, bytes
-    "torch DoubleStorage": ("F64", "float64", 8),
-    "torch FloatStorage": ("F32", "float32", 4),
-    "torch HalfStorage": ("F16", "float16", 2),
-    "torch BFloat16Storage": ("BF16", "bfloat16", 2),
-    "torch LongStorage": ("I64", "int64", 8),
-    "torch IntStorage": ("I32", "int32", 4),
-    "torch ShortStorage": ("I16", "int16", 2),
-    "torch CharStorage": ("I8", "int8", 1),
-    "torch ByteStorage": ("U8", "uint8", 1),
-    "torch BoolStorage": ("BOOL", "bool", 1),
+DTYPES = {  # torch's name -> safetensors'
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+    "float8_e8m0fnu": "F8_E8M0",
+    "complex64": "C64",
+    "bool": "BOOL",
+    **{f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)},
+    **{f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)},
 }
-BAD_ARCHIVE = (OSError, EOFError, RuntimeError, NotImplementedError, struct.error, zipfile.BadZipFile, zlib.error)
-BAD_LIST = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
-class _Name(NamedTuple):
-    """A class or function that the list names."""
+class Pickled(NamedTuple):
+    """Tensors by name, mapped from the disk, and the keys that lead to them in the file, such as `("model",)`."""
 
-    text: str
-
-
-class _Storage(NamedTuple):
-    entry: str
-    kind: str
-    num_elements: int
+    tensors: dict[str, Tensor]
+    wrappers: tuple[str, ...]
 
 
-class _Tensor(NamedTuple):
-    storage: _Storage
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
+def open_pickled(path: Path, ema: bool = True) -> Pickled:
+    """The weights in a file of torch.save. `ema`: averaged weights are taken before raw ones where it holds both.
 
-    @property
-    def spec(self) -> TensorSpec:
-        return TensorSpec(STORAGES[self.storage.kind][0], self.shape)
-
-
-def pickled_specs(path: Path) -> dict[str, TensorSpec]:
-    """Names, dtypes and shapes in a file of torch.save. Raises UserError for anything else."""
-    return {name: tensor.spec for name, tensor in _read(path)[0].items()}
-
-
-def read_pickled(path: Path, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of such a file, each mapped from the disk for as long as it is used.
-
-    Raises UserError as `pickled_specs` does.
+    Raises UserError for anything else, and for tensors that are not plain or claim more than their storage holds.
     """
-    import numpy as np
     import torch
 
-    tensors, starts = _read(path)
-    for name in names:
-        tensor = tensors[name]
-        _, dtype, item_bytes = STORAGES[tensor.storage.kind]
-        num_bytes = tensor.storage.num_elements * item_bytes
-        if not num_bytes:
-            yield name, torch.zeros(tensor.shape, dtype=getattr(torch, dtype))
-            continue
-        start = starts[tensor.storage.entry]
-        raw = np.memmap(path, np.uint8, "c", start, (num_bytes,))
-        # torch.save aligns its storages; another writer may not.
-        typed = torch.from_numpy(raw if start % item_bytes == 0 else raw.copy()).view(getattr(torch, dtype))
-        yield name, typed.as_strided(tensor.shape, tensor.stride, tensor.offset)
-
-
-# -- the archive -------------------------------------------------------------------------------------------------
-
-
-def _read(path: Path) -> tuple[dict[str, _Tensor], dict[str, int]]:
-    """The tensors by name, and where in the file each entry of the archive begins."""
     if not path.is_file():
         raise UserError(f"{path} is missing, or no regular file")
     try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            lists = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
-            if len(lists) != 1 or lists[0].file_size > MAX_LIST_BYTES:
-                raise UserError(f"{path} holds no list of tensors, or one of more than {MAX_LIST_BYTES} bytes")
-            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-            if packed or len({entry.filename for entry in entries}) != len(entries):
-                raise UserError(f"{path} is damaged: torch.save writes every entry once and uncompressed")
-            starts = _starts(path, entries)
-            data = archive.read(lists[0])
-    except (*BAD_ARCHIVE, ValueError) as error:
+        data, sizes = _read_list(path)
+        protocol = _check_list(path, data)
+        # torch's own restricted unpickler wherever it can read the file.
+        how: dict[str, Any] = {"weights_only": True} if protocol in PROTOCOLS_OF_TORCH else _restricted(path)
+        content = torch.load(path, "cpu", mmap=True, **how)
+    except BAD_FILE as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{path} is no file of torch.save, or only a part of one ({error}); one older than torch 1.6 must be saved "
-            "again"
+            f"{path} is no file of torch.save, or is damaged ({reason[:200]}); one older than torch 1.6 must be saved again"
         ) from error
-    folder = lists[0].filename.removesuffix("data.pkl")
-    sizes = {entry.filename.removeprefix(f"{folder}data/"): entry.file_size for entry in entries}
-    try:
-        tensors = _state_dict(_Facts(path, sizes).read(data), path)
-    except BAD_LIST as error:
-        raise UserError(f"{path} is damaged: its list of tensors cannot be read ({error})") from error
-    return tensors, {entry.filename.removeprefix(f"{folder}data/"): starts[entry.filename] for entry in entries}
+    tensors, wrappers = _state_dict(content, path, ema)
+    for name, tensor in tensors.items():
+        _check_tensor(f"{path}: {name}", tensor)
+    _check_storages(path, tensors, sizes)
+    return Pickled({name: tensor.detach() for name, tensor in tensors.items()}, wrappers)
 
 
-def _starts(path: Path, entries: list[zipfile.ZipInfo]) -> dict[str, int]:
-    starts, file_bytes = {}, path.stat().st_size
-    with open(path, "rb") as file:
-        for entry in entries:
-            file.seek(entry.header_offset)
-            name_bytes, extra_bytes = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
-            start = entry.header_offset + LOCAL_HEADER.size + name_bytes + extra_bytes
-            if start + entry.file_size > file_bytes:
-                raise UserError(f"{path} is damaged: {shown(entry.filename)} goes beyond its end")
-            starts[entry.filename] = start
-    return starts
+def pickled_spec(tensor: Tensor) -> TensorSpec:
+    name = str(tensor.dtype).removeprefix("torch.")
+    return TensorSpec(DTYPES.get(name, name), tuple(tensor.shape))
 
 
 # -- the list of tensors -----------------------------------------------------------------------------------------
 
 
-class _Facts:
-    """Reads the opcodes of a dictionary of tensors; `sizes` are the bytes of the storages."""
+def _read_list(path: Path) -> tuple[bytes, Counter[int]]:
+    """The archive's pickle, and how many of its entries have each size in bytes.
 
-    def __init__(self, path: Path, sizes: Mapping[str, int]):
-        self.path, self.sizes = path, sizes
-        self.stack: list[Any] = []
-        self.marks: list[int] = []
-        self.memo: dict[int, Any] = {}
-
-    def read(self, data: bytes) -> Any:
-        for opcode, argument, _ in pickletools.genops(data):
-            if opcode.name == "STOP":
-                return self.stack.pop()
-            if not (self._plain(opcode.name, argument) or self._container(opcode.name)):
-                raise UserError(f"{self.path} holds code ({opcode.name}) besides tensors; it was not run")
-        raise ValueError("it has no end")
-
-    def _plain(self, opcode: str, argument: Any) -> bool:
-        match opcode:
-            case "PROTO":
-                pass
-            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE":
-                self.stack.append(argument)
-            case "NONE" | "NEWTRUE" | "NEWFALSE":
-                self.stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode])
-            case "BINPUT" | "LONG_BINPUT":
-                self.memo[argument] = self.stack[-1]
-            case "BINGET" | "LONG_BINGET":
-                self.stack.append(self.memo[argument])
-            case "GLOBAL":
-                if argument not in (ORDERED_DICT, TENSOR, PARAMETER, *STORAGES):
-                    raise UserError(f"{self.path} asks for {shown(argument)}, which is no tensor; it was not run")
-                self.stack.append(_Name(argument))
-            case "BINPERSID":
-                self.stack.append(self._storage(self.stack.pop()))
-            case _:
-                return False
-        return True
-
-    def _container(self, opcode: str) -> bool:
-        match opcode:
-            case "MARK":
-                self.marks.append(len(self.stack))
-            case "EMPTY_TUPLE" | "EMPTY_LIST" | "EMPTY_DICT":
-                self.stack.append({"EMPTY_TUPLE": (), "EMPTY_LIST": [], "EMPTY_DICT": {}}[opcode])
-            case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
-                self.stack.append(tuple(self._since(opcode, "TUPLE")))
-            case "APPEND" | "APPENDS":
-                items = self._since("1" if opcode == "APPEND" else "", "")
-                self.stack[-1].extend(items)
-            case "SETITEM" | "SETITEMS":
-                items = self._since("2" if opcode == "SETITEM" else "", "")
-                self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
-            case "REDUCE":
-                arguments = self.stack.pop()
-                self.stack.append(self._made(self.stack.pop(), arguments))
-            case "BUILD":
-                self.stack.pop()  # attributes beside the items, such as a state dict's version numbers
-            case _:
-                return False
-        return True
-
-    def _since(self, opcode: str, stem: str) -> list[Any]:
-        """Take as many items off the stack as the opcode's number says, or all since the last mark."""
-        number = opcode.removeprefix(stem)
-        start = len(self.stack) - int(number) if number else self.marks.pop()
-        items = self.stack[start:]
-        del self.stack[start:]
-        return items
-
-    def _storage(self, pid: Any) -> _Storage:
-        _, name, entry, _, num_elements = pid
-        claimed, held = num_elements * STORAGES[name.text][2], self.sizes[entry]
-        if claimed != held:
-            raise UserError(f"{self.path}: storage {shown(entry)} claims {claimed} bytes and holds {held}")
-        return _Storage(entry, name.text, num_elements)
-
-    def _made(self, name: _Name, arguments: tuple[Any, ...]) -> Any:
-        if name.text == ORDERED_DICT:
-            return dict(*arguments)
-        if name.text == PARAMETER:
-            return arguments[0]
-        if name.text != TENSOR:
-            raise ValueError(f"{name.text} is called")
-        storage, offset, shape, stride = arguments[:4]
-        sizes = [offset, *shape, *stride]
-        if len(shape) != len(stride) or any(type(size) is not int or size < 0 for size in sizes):
-            raise ValueError(f"a tensor of shape {shape} and stride {stride}")
-        elements = math.prod(shape)
-        last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
-        if elements and max(last, elements - 1) >= storage.num_elements:
-            raise ValueError(f"a tensor of shape {shape} in a storage of {storage.num_elements} elements")
-        return _Tensor(storage, offset, shape, stride)
+    Neither may be packed: torch would map a storage as it is, and unpack the pickle to any size.
+    """
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        # The names differ in any case, and stand in one folder: whoever looks one up finds the same entry.
+        folders = {entry.filename.partition("/")[0] for entry in entries}
+        lists = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
+        if len(lists) != 1 or lists[0].file_size > MAX_LIST_BYTES:
+            raise ValueError(f"it holds no list of tensors, or one of more than {MAX_LIST_BYTES} bytes")
+        packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+        if packed or len(folders) != 1 or len({entry.filename.casefold() for entry in entries}) != len(entries):
+            raise ValueError("torch.save writes every entry once and uncompressed")
+        return archive.read(lists[0]), Counter(entry.file_size for entry in entries)
 
 
-def _state_dict(content: Any, path: Path) -> dict[str, _Tensor]:
-    wrapper = next((key for key in WRAPPERS if isinstance(content, dict) and isinstance(content.get(key), dict)), None)
-    tensors = content[wrapper] if wrapper else content
-    if not isinstance(tensors, dict) or not tensors:
-        raise UserError(f"{path} holds no weights: a dictionary of names and tensors is needed")
-    for name, tensor in tensors.items():
-        if not isinstance(name, str) or not isinstance(tensor, _Tensor):
-            raise UserError(f"{path} holds something that is no tensor under {shown(name)}; save the weights alone")
-    return tensors
+def _check_list(path: Path, data: bytes) -> int:
+    """The protocol of a pickle that asks for tensors alone. Nothing is built yet."""
+    protocol = 0
+    argument: Any
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name == "PROTO":
+            protocol = argument
+        elif opcode.name == "GLOBAL":
+            _check_name(path, *argument.split(" ", 1))
+        elif opcode.name in BUILDING:
+            raise UserError(f"{path} holds code ({opcode.name}) besides tensors; it was not run")
+        elif opcode.name == "LONG_BINPUT" and argument > len(data):
+            raise ValueError(f"it remembers {argument} things")  # room is made for as many, whatever there are
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"pickle protocol {protocol}; known are {PROTOCOLS}")
+    return protocol
+
+
+def _check_name(path: Path, module: str, name: str) -> None:
+    import torch
+
+    known = (
+        (module, name) == ("collections", "OrderedDict")
+        or (module == "torch._utils" and name in REBUILDERS)
+        or (module in ("torch", "torch.storage") and name.endswith("Storage") and name.isalnum())
+        or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype))
+    )
+    if not known:
+        raise UserError(
+            f"{path} asks for {shown(f'{module}.{name}')}, which is no plain tensor; it was not run. Save the weights alone"
+        )
+
+
+def _restricted(path: Path) -> dict[str, Any]:
+    """Arguments of `torch.load` for the protocols of which its own restricted unpickler knows too few opcodes."""
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            _check_name(path, module, name)
+            if (module, name) == ("collections", "OrderedDict"):
+                return OrderedDict
+            found = super().find_class(module, name)
+            # A function of its own for each file: a pickle may set attributes of what it names.
+            return (lambda *arguments: found(*arguments)) if name in REBUILDERS else found
+
+    return {"weights_only": False, "pickle_module": SimpleNamespace(__name__="restricted", Unpickler=Unpickler)}
+
+
+# -- what it holds -----------------------------------------------------------------------------------------------
+
+
+def _state_dict(content: Any, path: Path, ema: bool) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The dictionary of names and tensors, and the keys that lead there."""
+    import torch
+
+    found = dict(_state_dicts(content))
+    if not found:
+        if not isinstance(content, dict) or not content:
+            raise UserError(f"{path} holds no weights: a dictionary of names and tensors is needed")
+        strange = next(key for key, value in content.items() if not isinstance(value, torch.Tensor))
+        raise UserError(f"{path} holds something that is no tensor under {shown(strange)}; save the weights alone")
+    if len(found) == 1:
+        return next((tensors, keys) for keys, tensors in found.items())
+    order = (*AVERAGED, *RAW) if ema else (*RAW, *AVERAGED)
+    ranked = sorted(found, key=lambda keys: [order.index(key) if key in order else len(order) for key in keys])
+    if not any(key in order for key in ranked[0]):
+        names = ", ".join(".".join(keys) for keys in ranked[:3])
+        raise UserError(f"{path} holds several sets of tensors, {names}: save the weights alone")
+    return found[ranked[0]], ranked[0]
+
+
+def _state_dicts(content: Any, keys: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], dict[str, Tensor]]]:
+    """Dictionaries of tensors alone in dictionaries of anything; an optimizer's state is numbered, not named."""
+    import torch
+
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        return []
+    if content and all(isinstance(value, torch.Tensor) for value in content.values()):
+        return [(keys, content)]
+    if len(keys) == MAX_WRAPPERS:
+        return []
+    return [found for key, value in content.items() for found in _state_dicts(value, (*keys, key))]
+
+
+def _check_tensor(where: str, tensor: torch.Tensor) -> None:
+    import torch
+
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        what = "quantised" if tensor.is_quantized else "without values" if tensor.is_meta else f"{tensor.layout}"
+        raise UserError(f"{where} is {what}: only plain tensors are read; save it as one")
+    # A stride of 0 shows one element any number of times.
+    held = tensor.untyped_storage().nbytes()
+    if tensor.numel() * tensor.element_size() > held:
+        raise UserError(f"{where} claims {tensor.numel()} elements of {tensor.dtype}, its storage holds {held} bytes")
+
+
+def _check_storages(path: Path, tensors: Mapping[str, Tensor], sizes: Counter[int]) -> None:
+    """Each storage has the size of an entry: torch maps what it claims, be it beyond the entry's end."""
+    storages = {storage.data_ptr(): storage.nbytes() for storage in map(_storage, tensors.values())}
+    if strange := Counter(storages.values()) - sizes:
+        raise UserError(f"{path} is damaged: a storage claims {next(iter(strange))} bytes, which no entry of it has")
+
+
+def _storage(tensor: Tensor) -> torch.UntypedStorage:
+    return tensor.untyped_storage()

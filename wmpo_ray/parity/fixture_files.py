@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from wmpo_ray.core.errors import UserError
-from wmpo_ray.core.untrusted import read_json
-from wmpo_ray.model_files.weight_files import find_weights, read_tensors
+from wmpo_ray.core.untrusted import read_json, tensor_specs
 from wmpo_ray.parity.case import ParityCase
 
 
@@ -23,11 +23,11 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def fixture_tensors(path: Path, *needed: str) -> dict[str, Tensor]:
     """The tensors of a fixture file. Raises UserError where `needed` ones are not among them."""
-    files = find_weights(path)
-    absent = [name for name in needed if name not in files.specs]
+    specs = tensor_specs(path)
+    absent = [name for name in needed if name not in specs]
     if absent:
         raise UserError(f"{path} lacks {absent[0]!r}")
-    return dict(read_tensors(files))
+    return load_file(path)
 
 
 def compared(case: str, tensor: str, ours: Tensor, published: Tensor, tolerance: float) -> ParityCase:

@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from wmpo_ray.core.errors import UserError
-from wmpo_ray.core.untrusted import load_npz
+from wmpo_ray.core.npz_files import load_npz
 from wmpo_ray.parity.case import ParityCase
 from wmpo_ray.policies.openvla.images import (
     SIGLIP_MEAN,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.untrusted import MAX_SETTINGS_BYTES, read_json, tensor_specs
+from wmpo_ray.model_files.weight_files import find_safetensors
 from wmpo_ray.parity.case import ParityCase
 from wmpo_ray.policies.openvla.actions import ActionStatistics, ActionTokenizer
 from wmpo_ray.policies.openvla.oft import OpenVLAOFTPolicy, token_loss
@@ -55,7 +56,7 @@ def check(folder: Path) -> list[ParityCase]:
 def load_fixture(folder: Path, settings: Mapping[str, Any]) -> OpenVLAOFTPolicy:
     """The policy of a fixture, whose config.json holds the published one and how its towers were shrunk."""
     config = fixture_config(settings, str(folder / "config.json"))
-    return OpenVLAOFTPolicy.from_weights(config, folder, torch.float32).eval()
+    return OpenVLAOFTPolicy.from_weights(config, find_safetensors(folder, "model"), torch.float32).eval()
 
 
 def fixture_config(settings: Mapping[str, Any], where: str) -> OpenVLAConfig:

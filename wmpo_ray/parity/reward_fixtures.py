@@ -10,7 +10,8 @@ import torch
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 from wmpo_ray.core.errors import UserError
-from wmpo_ray.core.untrusted import load_npz, read_json
+from wmpo_ray.core.npz_files import load_npz
+from wmpo_ray.core.untrusted import read_json
 from wmpo_ray.model_files.weight_files import find_weights, load_network
 from wmpo_ray.parity.case import ParityCase
 from wmpo_ray.parity.fixture_files import compared, differing, fixture_tensors, read_config

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from wmpo_ray.core.errors import UserError
-from wmpo_ray.core.untrusted import load_npz, parse_json, read_json, read_lines
+from wmpo_ray.core.npz_files import load_npz
+from wmpo_ray.core.untrusted import parse_json, read_json, read_lines
 
 MAX_VIDEO_FILE_BYTES = 2 * 2**30  # of a video file, and of what it unpacks to
 LARGEST = 1e30  # what is beyond is no figure of a run and would break the arithmetic of an axis

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 from torch import Tensor
 
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.section import Positive
-from wmpo_ray.core.untrusted import read_settings
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 BILINEAR = 2  # PIL's number for it
@@ -57,18 +55,6 @@ class FramePreprocessing(BaseModel):
         mean, std = (torch.tensor(values, device=frames.device).view(3, 1, 1) for values in (self.mean, self.std))
         return ((cropped.double() * self.rescale).float() - mean) / std
 
-    @classmethod
-    def read(cls, path: Path) -> FramePreprocessing:
-        """A transformers `preprocessor_config.json`. Raises UserError for steps that are none of the published ones."""
-        settings = read_settings(path, _PreprocessorFile)
-        return cls(
-            resize=settings.size.shortest_edge,
-            crop=settings.crop_size.height,
-            rescale=settings.rescale_factor,
-            mean=settings.image_mean,
-            std=settings.image_std,
-        )
-
     def to_file(self) -> dict[str, Any]:
         """The content of a `preprocessor_config.json`."""
         return {
@@ -84,35 +70,6 @@ class FramePreprocessing(BaseModel):
             "image_mean": list(self.mean),
             "image_std": list(self.std),
         }
-
-
-class _ShortestEdge(BaseModel):
-    shortest_edge: Side
-
-
-class _Crop(BaseModel):
-    height: Side
-    width: Side
-
-    @model_validator(mode="after")
-    def _square(self) -> Self:
-        if self.height != self.width:
-            raise ValueError(f"height {self.height} and width {self.width}: only square crops are known")
-        return self
-
-
-class _PreprocessorFile(BaseModel):
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
-    do_resize: Literal[True] = True
-    do_center_crop: Literal[True] = True
-    do_rescale: Literal[True] = True
-    do_normalize: Literal[True] = True
-    size: _ShortestEdge
-    resample: Literal[2] = 2
-    crop_size: _Crop
-    rescale_factor: Positive = 1 / 255
-    image_mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
-    image_std: tuple[Positive, Positive, Positive]
 
 
 def resize_like_pil(images: Tensor, size: tuple[int, int]) -> Tensor:

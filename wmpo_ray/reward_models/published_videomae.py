@@ -5,28 +5,31 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, FiniteFloat
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FiniteFloat
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import atomic_directory
-from wmpo_ray.core.section import Count
+from wmpo_ray.core.section import Count, shown
 from wmpo_ray.core.types import Scores
-from wmpo_ray.core.untrusted import NetworkSettings, TensorSpec, read_json, read_settings
+from wmpo_ray.core.untrusted import NetworkSettings, TensorSpec, read_json, read_settings, refuse_unread
 from wmpo_ray.model_files.weight_files import WeightFiles, find_weights, load_network
 from wmpo_ray.reward_models.decisions import decide
 from wmpo_ray.reward_models.preprocessing import PREPROCESSOR_FILE, FramePreprocessing
+from wmpo_ray.reward_models.preprocessor_files import find_preprocessing
 from wmpo_ray.reward_models.videomae import set_positions
 
 # VideoMAE-base as the reference trains it: what a bare file of weights does not tell.
 IMAGE_SIZE, NUM_FRAMES, HEAD_WIDTH = 224, 8, 64
 MAX_POSITION_VALUES = 2**24  # patches times width; positions are computed, so no weight bounds their number
+NUM_LABELS = 2
+NEUTRAL = ("dtype", "torch_dtype", "num_labels", "qkv_bias", "attn_implementation")  # compared elsewhere, or refused
 # The older names are the published ones.
 BIAS_NAMES = {"attention.query.bias": "attention.q_bias", "attention.value.bias": "attention.v_bias"}
 
@@ -40,9 +43,18 @@ class _SavedThreshold(BaseModel):
 
 
 class _Settings(NetworkSettings):
-    image_size: Count
+    image_size: Annotated[Count, BeforeValidator(lambda value: _one_side(value))]
     num_frames: Count
     num_attention_heads: Count
+
+
+def _one_side(value: Any) -> Any:
+    """Newer versions of transformers may have [height, width]."""
+    if not isinstance(value, list):
+        return value
+    if len(value) != 2 or value[0] != value[1]:
+        raise ValueError("only square frames are known")
+    return value[0]
 
 
 def published_names(name: str) -> tuple[str, ...]:
@@ -62,8 +74,7 @@ class PublishedRewardModel:
     def __init__(
         self, network: VideoMAEForVideoClassification, preprocessing: FramePreprocessing, threshold: float = 0.5
     ):
-        if network.config.image_size != preprocessing.crop:
-            raise UserError(f"crop = {preprocessing.crop}, the network sees {network.config.image_size} pixels a side")
+        _check_crop(preprocessing, network.config)
         self.network = network
         set_positions(network)
         self.preprocessing = preprocessing
@@ -93,13 +104,11 @@ class PublishedRewardModel:
             dtype=dtype,
             device=device,
         )
-        beside = files.parts[0].parent / PREPROCESSOR_FILE
-        size = config.image_size
-        preprocessing = FramePreprocessing(resize=size, crop=size)
+        preprocessing = published_preprocessing(files, config)
         if threshold is None:
             saved = files.parts[0].parent / THRESHOLD_FILE
             threshold = read_settings(saved, _SavedThreshold).threshold if saved.is_file() else 0.5
-        return cls(network, FramePreprocessing.read(beside) if beside.is_file() else preprocessing, threshold)
+        return cls(network, preprocessing, threshold)
 
     def pixels(self, videos: Tensor) -> Tensor:
         """videos [M, T, H, W, 3] uint8 -> [M, T, 3, S, S], normalised: each frame once, whatever windows it is in."""
@@ -165,12 +174,12 @@ def published_config(files: WeightFiles) -> VideoMAEConfig:
     sizes = _sizes_of(files.specs, files.path)
     path = files.parts[0].parent / "config.json"
     if path.is_file():
-        read_settings(path, _Settings)
-        settings = read_json(path)
-        for name, size in sizes.items():
-            if settings.get(name, size) != size:
-                raise UserError(f"{path}: {name} = {settings[name]}, the weights are of {size}")
-        settings = settings | sizes
+        checked, settings = read_settings(path, _Settings), read_json(path)
+        refuse_unread(str(path), settings, (*VideoMAEConfig().to_dict(), *NEUTRAL))
+        for name, size in _said(settings).items():
+            if name in sizes and size != sizes[name]:
+                raise UserError(f"{path}: {name} = {shown(size)}, the weights are of {sizes[name]}")
+        settings = settings | {"image_size": checked.image_size} | sizes
     else:
         heads = max(1, sizes["hidden_size"] // HEAD_WIDTH)
         settings = sizes | {"image_size": IMAGE_SIZE, "num_frames": NUM_FRAMES, "num_attention_heads": heads}
@@ -182,8 +191,42 @@ def published_config(files: WeightFiles) -> VideoMAEConfig:
     return config
 
 
+def published_preprocessing(files: WeightFiles, config: VideoMAEConfig) -> FramePreprocessing:
+    """What the processor's file beside the weights asks for; without one, frames as large as the network sees."""
+    folder, size = files.parts[0].parent, config.image_size
+    preprocessing = find_preprocessing(folder) or FramePreprocessing(resize=size, crop=size)
+    try:
+        _check_crop(preprocessing, config)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
+    return preprocessing
+
+
+def _check_crop(preprocessing: FramePreprocessing, config: VideoMAEConfig) -> None:
+    if config.image_size != preprocessing.crop:
+        raise UserError(f"crop = {preprocessing.crop}, the network sees {config.image_size} pixels a side")
+
+
+def _said(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config.json says of the sizes of the weights, under the names that we compare."""
+    said = dict(settings)
+    if isinstance(labels := said.get("id2label"), dict) and labels and said.get("num_labels", NUM_LABELS) == NUM_LABELS:
+        said["num_labels"] = len(labels)
+    if "qkv_bias" in said:  # the name in the reference's own code
+        said["qv_bias"] = said["qkv_bias"]
+    if isinstance(said.get("patch_size"), list) and len(set(said["patch_size"])) == 1:
+        said["patch_size"] = said["patch_size"][0]
+    return said
+
+
 def _sizes_of(specs: Mapping[str, TensorSpec], path: Path) -> dict[str, Any]:
     try:
+        num_labels = specs["classifier.bias"].shape[0]
+        if num_labels != NUM_LABELS:
+            raise UserError(
+                f"{path}: the classifier has {num_labels} outputs, the score is the second of {NUM_LABELS} (failure, "
+                "success); set reward.pretrained to a classifier with 2"
+            )
         width, channels, tubelet, patch, _ = specs["videomae.embeddings.patch_embeddings.projection.weight"].shape
         return {
             "hidden_size": width,
@@ -193,7 +236,8 @@ def _sizes_of(specs: Mapping[str, TensorSpec], path: Path) -> dict[str, Any]:
             "num_hidden_layers": sum(name.endswith(".layernorm_before.weight") for name in specs),
             "intermediate_size": specs["videomae.encoder.layer.0.intermediate.dense.weight"].shape[0],
             "use_mean_pooling": "fc_norm.weight" in specs,
-            "num_labels": specs["classifier.bias"].shape[0],
+            "num_labels": num_labels,
+            "qv_bias": any(name.endswith((".q_bias", ".query.bias")) for name in specs),
         }
-    except (KeyError, ValueError) as error:
+    except (KeyError, IndexError, ValueError) as error:
         raise UserError(f"{path} holds no VideoMAE classifier: {error} is not as in one") from error

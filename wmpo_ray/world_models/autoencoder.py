@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, nn
 
-from wmpo_ray.core.section import Count, Positive
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.section import Count, Positive, shown
 from wmpo_ray.core.seeding import keyed_noise
-from wmpo_ray.core.untrusted import NetworkSettings, check_finite, check_network
+from wmpo_ray.core.untrusted import (
+    MAX_SETTINGS_BYTES,
+    NetworkSettings,
+    check_finite,
+    check_network,
+    read_json,
+    read_settings,
+    refuse_unread,
+)
 from wmpo_ray.world_models.decoding_memory import bounded_decode, frames_within
 
 
@@ -45,6 +56,13 @@ class PixelCodec:
 
 
 class _FileSettings(NetworkSettings):
+    """Latents are scaled, and neither shifted nor normalised by channel, as those of newer autoencoders are."""
+
+    in_channels: Literal[3] = 3
+    out_channels: Literal[3] = 3
+    shift_factor: Annotated[float, Field(ge=0, le=0)] | None = None
+    latents_mean: None = None
+    latents_std: None = None
     block_out_channels: list[Count]
     layers_per_block: Count
     latent_channels: Count
@@ -56,6 +74,9 @@ class _FileSettings(NetworkSettings):
 
 
 class _TinyFileSettings(NetworkSettings):
+    in_channels: Literal[3] = 3
+    out_channels: Literal[3] = 3
+    shift_factor: Annotated[float, Field(ge=0, le=0)] | None = None
     num_decoder_blocks: list[Count]
     decoder_block_out_channels: list[Count]
     latent_channels: Count
@@ -165,12 +186,33 @@ class AutoencoderCodec:
 
 
 def _load(folder: Path, cls, settings: type[NetworkSettings], dtype: torch.dtype):
-    check_network(folder, "diffusion_pytorch_model", settings, cls.from_config, _older_name)
+    path = folder / "config.json"
+    check_network(folder, "diffusion_pytorch_model", settings, lambda content: _build(cls, content, path), _older_name)
     network = cls.from_pretrained(
         folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, torch_dtype=dtype
     )
     check_finite(network, folder)
     return network.eval()
+
+
+def autoencoder_build(path: Path, num_tensors: int) -> Callable[[], nn.Module]:
+    """What makes the `AutoencoderKL` of a config.json. Raises UserError for settings that are not read here."""
+    from diffusers import AutoencoderKL
+
+    layers = read_settings(path, _FileSettings).num_layers_in_all
+    if layers > num_tensors:
+        raise UserError(f"{path} has {layers} layers; the weights are {num_tensors} tensors")
+    content = read_json(path, MAX_SETTINGS_BYTES)
+    return lambda: _build(AutoencoderKL, content, path)
+
+
+def _build(cls, settings: dict[str, Any], path: Path):
+    if (said := settings.get("_class_name", cls.__name__)) != cls.__name__:
+        raise UserError(f"{path}: _class_name = {shown(said)}, where the folder of an {cls.__name__} is needed")
+    # An AutoencoderTiny writes block_out_channels, and never reads it.
+    known = (*inspect.signature(cls.__init__).parameters, "block_out_channels", "dtype", "torch_dtype")
+    refuse_unread(str(path), settings, known)
+    return cls.from_config(settings)
 
 
 def _older_name(name: str) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import atomic_directory
 from wmpo_ray.core.section import Count
-from wmpo_ray.core.untrusted import NetworkSettings, TensorSpec, read_settings
+from wmpo_ray.core.untrusted import NetworkSettings, TensorSpec, read_settings, refuse_unread
 from wmpo_ray.model_files.weight_files import WeightFiles, find_weights, load_network
 from wmpo_ray.world_models.attention import Backend
 from wmpo_ray.world_models.autoencoder import FrameCodec
@@ -33,6 +33,15 @@ logger = logging.getLogger(__name__)
 OUR_OPTIONS = ("mlp_activation", "gate", "per_block_modulation", "out_channels")
 # Sizes that no tensor tells.
 UNTOLD = ("pad_action_num", "input_sq_size", "conditioning_timestep")
+
+
+# Settings of the reference's that leave no trace in what trained weights compute.
+OF_TRAINING = (
+    *("architectures", "class_dropout_prob", "drop_path", "dtype", "enable_flash_attn", "enable_layernorm_kernel"),
+    *("enable_sequence_parallelism", "freeze_y_embedder", "input_size", "model_type", "note", "only_train_temporal"),
+    *("skip_y_embedder", "torch_dtype", "transformers_version"),
+)
+SCHEDULER_FILE = "scheduler_config.json"  # of diffusers
 
 
 class _Settings(NetworkSettings):
@@ -78,6 +87,11 @@ def published_sizes(files: WeightFiles) -> dict[str, Any]:
     """The arguments of `STDiT` for these weights, read from their shapes and from a config.json beside them."""
     sizes = _sizes_of(files.specs, files.path)
     for folder in dict.fromkeys((files.parts[0].parent, files.path)):
+        if (folder / SCHEDULER_FILE).is_file():
+            raise UserError(
+                f"{folder / SCHEDULER_FILE} is not read: a published world model is sampled as world_model.sampler says; "
+                "set that, and move the file away"
+            )
         path = folder / "config.json"
         if path.is_file():
             return sizes | _settings_beside(path, sizes)
@@ -115,6 +129,7 @@ def _ratio(hidden: int, width: int) -> float:
 
 def _settings_beside(path: Path, sizes: Mapping[str, Any]) -> dict[str, Any]:
     settings = read_settings(path, _Settings).model_dump()
+    refuse_unread(str(path), settings, (*inspect.signature(STDiT.__init__).parameters, *OF_TRAINING))
     defaults = {name: option.default for name, option in inspect.signature(STDiT.__init__).parameters.items()}
     for name in OUR_OPTIONS:
         if settings.get(name, defaults[name]) != defaults[name]:

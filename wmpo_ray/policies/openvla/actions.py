@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from wmpo_ray.core.errors import UserError
@@ -42,6 +42,25 @@ class _Action(BaseModel):
     q01: Annotated[list[float], Field(min_length=1)]
     q99: Annotated[list[float], Field(min_length=1)]
     mask: list[bool] | None = None
+    min: list[float] | None = None
+    max: list[float] | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        """Raises ValueError for statistics that no data set has."""
+        for low, high in (("q01", "q99"), ("min", "max")):
+            lows, highs = getattr(self, low) or [], getattr(self, high) or []
+            for dimension, (least, most) in enumerate(zip(lows, highs, strict=False)):
+                if least > most:
+                    raise ValueError(f"dimension {dimension} has {low} = {least:g} above {high} = {most:g}")
+        if negative := [value for value in self.std or () if value < 0]:
+            raise ValueError(f"std = {negative[0]:g} is negative")
+        lengths = {name: len(values) for name, values in self if values is not None}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"numbers of dimensions differ: {', '.join(f'{k} has {n}' for k, n in lengths.items())}")
+        return self
 
 
 class ActionStatistics:
@@ -61,17 +80,10 @@ class ActionStatistics:
         key = next(iter(statistics)) if key is None else key
         if key not in statistics:
             raise UserError(f"unnorm_key={shown(key)} is not in {where}, which has {sorted(statistics)}")
-        entry = statistics[key]
-        try:
-            action = _Action.model_validate(entry.get("action") if isinstance(entry, dict) else entry)
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in ("action", *first["loc"]))
-            raise UserError(f"{where}, data set {shown(key)}: {place}: {first['msg']}") from None
-        lengths = {len(values) for values in (action.q01, action.q99, action.mask) if values is not None}
-        if lengths != {action_dim}:
+        action = _read(statistics[key], f"{where}, data set {shown(key)}")
+        if len(action.q01) != action_dim:
             raise UserError(
-                f"{where}, data set {shown(key)}: q01, q99 and mask have {sorted(lengths)} values and the policy's "
+                f"{where}, data set {shown(key)}: q01 and q99 have {len(action.q01)} values and the policy's "
                 f"action_dim is {action_dim}; set action_dim"
             )
         return cls(action.q01, action.q99, action.mask)
@@ -87,3 +99,26 @@ class ActionStatistics:
         q01, q99, mask = (x.to(actions.device) for x in (self.q01, self.q99, self.mask))
         actions = actions.double()
         return torch.where(mask, (2 * (actions - q01) / (q99 - q01 + SPAN_EPS) - 1).clamp(-1, 1), actions)
+
+
+def check_statistics(statistics: Any, key: str | None, where: str) -> None:
+    """Refuse statistics of the data set `key`, or of the only one, that contradict themselves, whoever uses them.
+
+    Nothing is said of a data set that is not there: only those that ask for one need it.
+    """
+    if not isinstance(statistics, dict):
+        raise UserError(f"{where} is damaged: it holds no data sets")
+    if key is None and len(statistics) == 1:
+        key = next(iter(statistics))
+    if key in statistics:
+        _read(statistics[key], f"{where}, data set {shown(key)}")
+
+
+def _read(entry: Any, where: str) -> _Action:
+    try:
+        return _Action.model_validate(entry.get("action") if isinstance(entry, dict) else entry)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in ("action", *first["loc"]))
+        value = "" if isinstance(first["input"], dict) else f" = {shown(first['input'])}"
+        raise UserError(f"{where}: {place}{value}: {first['msg']}") from None

@@ -6,23 +6,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from wmpo_ray.core.errors import UserError
-from wmpo_ray.core.untrusted import parse_json, read_settings
+from wmpo_ray.core.untrusted import parse_json
 from wmpo_ray.policies.openvla.actions import ActionStatistics
 from wmpo_ray.policies.openvla.prompt import TOKENIZER, TOKENIZER_MODEL, PromptTokenizer
 from wmpo_ray.policies.openvla.published_files import PREPROCESSOR, STATISTICS, image_processor, read_companions
-from wmpo_ray.policies.openvla.settings import FileSettings, OpenVLAConfig, read_config
+from wmpo_ray.policies.openvla.settings import OpenVLAConfig, read_config
 
 MAX_NAMED = 4  # data sets named in a fact
 Told = Callable[[Mapping[str, bytes], OpenVLAConfig], str]
-
-
-def policy_config(folder: Path, num_tensors: int) -> OpenVLAConfig:
-    """The config of a folder, checked against the number of its weight tensors. Raises UserError."""
-    path = folder / "config.json"
-    settings = read_settings(path, FileSettings)
-    if settings.num_layers_in_all > num_tensors:
-        raise UserError(f"{path} tells of {settings.num_layers_in_all} layers; the weights are {num_tensors} tensors")
-    return read_config(folder, {})
 
 
 def companion_facts(folder: Path) -> tuple[dict[str, str], list[str]]:
@@ -30,8 +21,7 @@ def companion_facts(folder: Path) -> tuple[dict[str, str], list[str]]:
 
     Raises UserError where config.json is damaged.
     """
-    read_settings(folder / "config.json", FileSettings)
-    config = read_config(folder, {})
+    config = read_config(folder)
     try:
         companions = read_companions(folder)
     except UserError as error:

@@ -19,9 +19,10 @@ from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.interfaces import Decision
 from wmpo_ray.core.seeding import keyed_noise
 from wmpo_ray.core.types import Observation
-from wmpo_ray.core.untrusted import check_network, parse_json
+from wmpo_ray.core.untrusted import check_folder, parse_json
+from wmpo_ray.model_files.weight_files import WeightFiles, find_safetensors, load_network
 from wmpo_ray.policies.action_tokens import executed_tokens, sample_tokens
-from wmpo_ray.policies.openvla.actions import ActionStatistics, ActionTokenizer
+from wmpo_ray.policies.openvla.actions import ActionStatistics, ActionTokenizer, check_statistics
 from wmpo_ray.policies.openvla.chunk_attention import BIDIRECTIONAL, RotaryPositions, key_mask
 from wmpo_ray.policies.openvla.lora import merged_state
 from wmpo_ray.policies.openvla.prompt import TOKENIZER, TOKENIZER_MODEL, PromptTokenizer
@@ -29,10 +30,10 @@ from wmpo_ray.policies.openvla.published_files import (
     STATISTICS,
     STEM,
     image_processor,
-    load_weights,
+    is_stored_frequency,
     read_companions,
 )
-from wmpo_ray.policies.openvla.settings import FileSettings, OpenVLAConfig, build_config, read_config
+from wmpo_ray.policies.openvla.settings import OpenVLAConfig, read_config
 from wmpo_ray.policies.openvla.vision import Projector, VisionBackbone
 
 STOP = 2
@@ -83,20 +84,21 @@ class OpenVLAOFTPolicy(PreTrainedModel):
         is damaged, and ConfigError for a change that does not fit.
         """
         folder = Path(path)
-        check_network(folder, STEM, FileSettings, lambda settings: cls(build_config(settings, changes)))
-        config = read_config(folder, changes)
-        network = cls.from_weights(config, folder, dtype or config.dtype or torch.float32, device)
+        check_folder(folder)
+        files = find_safetensors(folder, STEM)
+        config = read_config(folder, changes, len(files.specs))
+        network = cls.from_weights(config, files, dtype or config.dtype or torch.float32, device)
         network.attach_files(read_companions(folder))
+        check_statistics(*network._statistics)
         return network
 
     @classmethod
     def from_weights(
-        cls, config: OpenVLAConfig, folder: Path, dtype: torch.dtype, device: torch.device | str = "cpu"
+        cls, config: OpenVLAConfig, files: WeightFiles, dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> Self:
-        """The network of a config with the weights of a folder. Raises UserError where they do not belong together."""
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            network = cls(config)
-        load_weights(network, folder, dtype, device)
+        """The network of a config with the weights of files. Raises UserError where they do not belong together."""
+        with torch.random.fork_rng(devices=[]):
+            network = load_network(files, lambda: cls(config), ignored=is_stored_frequency, dtype=dtype, device=device)
         # What stands beside the weights has no values on the meta device.
         network.attach_files({})
         return network
@@ -116,11 +118,16 @@ class OpenVLAOFTPolicy(PreTrainedModel):
     @property
     def statistics(self) -> ActionStatistics:
         """Of dataset_statistics.json, else of config.json. Raises UserError where neither has those asked for."""
+        content, key, where = self._statistics
+        return ActionStatistics.find(content, key, self.action_dim, where)
+
+    @property
+    def _statistics(self) -> tuple[Any, str | None, str]:
+        """Those of all data sets, the name of the one asked for, and what errors name."""
+        key = self.config.unnorm_key
         if STATISTICS in self._companions:
-            content, where = parse_json(self._companions[STATISTICS], STATISTICS), STATISTICS
-        else:
-            content, where = self.config.norm_stats, "norm_stats in config.json"
-        return ActionStatistics.find(content, self.config.unnorm_key, self.action_dim, where)
+            return parse_json(self._companions[STATISTICS], STATISTICS), key, STATISTICS
+        return self.config.norm_stats, key, "norm_stats in config.json"
 
     def train(self, mode: bool = True) -> Self:
         # Transformers checkpoints activations in training mode only, and a GRPO learner stays in evaluation mode.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from tokenizers import Tokenizer
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.untrusted import parse_json
-from wmpo_ray.policies.openvla.sentencepiece_tokenizer import sentencepiece_tokenizer
 
 TOKENIZER, TOKENIZER_MODEL = "tokenizer.json", "tokenizer.model"
 BOS = 1
@@ -24,11 +23,10 @@ class PromptTokenizer:
     None, or an id beyond the vocabulary, leaves it out. `source` is the file that errors name.
     """
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int, empty_token_id: int | None, source: str = TOKENIZER):
-        self._tokenizer, self._source = tokenizer, source
-        # Limits for other uses may be stored in the file.
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+    def __init__(
+        self, encode: Callable[[str], list[int]], vocab_size: int, empty_token_id: int | None, source: str = TOKENIZER
+    ):
+        self._encode, self._source = encode, source
         self._vocab_size = vocab_size
         self._end = empty_token_id if empty_token_id is not None and empty_token_id < vocab_size else None
         self._known: dict[str, list[int]] = {}
@@ -37,19 +35,18 @@ class PromptTokenizer:
     def of(cls, files: Mapping[str, bytes], vocab_size: int, empty_token_id: int | None) -> PromptTokenizer | None:
         """From the tokenizer.json or else the tokenizer.model among a folder's files; None where there is neither.
 
-        Raises UserError for one that is damaged.
+        Raises UserError for one that is damaged, and for a tokenizer.model without the sentencepiece package.
         """
         if TOKENIZER in files:
             return cls(_of_json(files[TOKENIZER]), vocab_size, empty_token_id)
         if TOKENIZER_MODEL in files:
-            tokenizer = sentencepiece_tokenizer(files[TOKENIZER_MODEL], TOKENIZER_MODEL)
-            return cls(tokenizer, vocab_size, empty_token_id, TOKENIZER_MODEL)
+            return cls(_of_sentencepiece(files[TOKENIZER_MODEL]), vocab_size, empty_token_id, TOKENIZER_MODEL)
         return None
 
     def ids(self, instruction: str) -> list[int]:
         """BOS, prompt and the empty token. Raises UserError for a prompt with an id beyond the vocabulary."""
         if instruction not in self._known:
-            ids = list(self._tokenizer.encode(PROMPT.format(instruction.lower())).ids)
+            ids = self._encode(PROMPT.format(instruction.lower()))
             if ids[:1] != [BOS]:
                 ids = [BOS, *ids]
             if self._end is not None and ids[-1] != self._end:
@@ -72,9 +69,29 @@ class PromptTokenizer:
         return ids, torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows]).bool()
 
 
-def _of_json(content: bytes) -> Tokenizer:
+def _of_json(content: bytes) -> Callable[[str], list[int]]:
     parse_json(content, TOKENIZER)
     try:
-        return Tokenizer.from_str(content.decode())
+        tokenizer = Tokenizer.from_str(content.decode())
     except Exception as error:  # the library raises nothing narrower
         raise UserError(f"{TOKENIZER} is damaged: {error}") from error
+    # Limits for other uses may be stored in the file.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return lambda text: list(tokenizer.encode(text).ids)
+
+
+def _of_sentencepiece(content: bytes) -> Callable[[str], list[int]]:
+    try:
+        from sentencepiece import SentencePieceProcessor
+    except ImportError:
+        raise UserError(
+            f"{TOKENIZER_MODEL} is read with the sentencepiece package: install wmpo-ray[openvla], or put the {TOKENIZER} "
+            "of the same model beside it"
+        ) from None
+    if not content:  # of which the library makes a model without any pieces
+        raise UserError(f"{TOKENIZER_MODEL} is damaged: it is empty")
+    try:
+        return SentencePieceProcessor(model_proto=content).encode
+    except (RuntimeError, OSError) as error:
+        raise UserError(f"{TOKENIZER_MODEL} is damaged: {str(error).splitlines()[0]}") from error

@@ -9,9 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from transformers import LlamaConfig, PretrainedConfig
 
-from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.core.section import Count, Positive, shown
-from wmpo_ray.core.untrusted import FORBIDDEN_KEYS, MAX_SETTINGS_BYTES, NetworkSettings, read_json
+from wmpo_ray.core.untrusted import FORBIDDEN_KEYS, MAX_SETTINGS_BYTES, NetworkSettings, read_json, read_settings
 from wmpo_ray.policies.openvla.images import ImageSteps
 from wmpo_ray.policies.openvla.vision import TowerSizes, tower_sizes
 
@@ -96,16 +96,34 @@ class _TextSettings(BaseModel):
     tie_word_embeddings: Literal[False] = False
     pad_token_id: Annotated[int, Field(ge=0)] | None = None
 
+    head_dim: Count | None = None
+    pretraining_tp: Literal[1] = 1
+    attention_dropout: Annotated[float, Field(ge=0, le=0)] = 0.0
+    bos_token_id: Literal[1] | None = 1
+    eos_token_id: Literal[2] | None = 2
+
     @model_validator(mode="before")
     @classmethod
-    def _read_newer_rope(cls, values: Any) -> Any:
-        """Newer versions of transformers write `rope_parameters`."""
-        newer = values.get("rope_parameters") if isinstance(values, dict) else None
-        if not isinstance(newer, dict):
+    def _read_rope(cls, values: Any) -> Any:
+        """`rope_parameters`, as newer versions of transformers write it, or `rope_theta` and `rope_scaling`."""
+        if not isinstance(values, dict):
             return values
-        if newer.get("rope_type", "default") != "default":
-            raise ValueError(f"rope_type {shown(newer['rope_type'])} is not OpenVLA's, which is 'default'")
-        return {**values, "rope_theta": newer.get("rope_theta", 10000.0)}
+        said = {key: values[key] for key in ("rope_parameters", "rope_scaling") if isinstance(values.get(key), dict)}
+        thetas = {"rope_theta": values["rope_theta"]} if values.get("rope_theta") is not None else {}
+        for key, settings in said.items():
+            kind = settings.get("rope_type", settings.get("type", "default"))
+            if kind != "default":
+                raise ValueError(f"{key} has the type {shown(kind)}; OpenVLA's is 'default'")
+            known = {"rope_type": kind, "type": kind, "partial_rotary_factor": 1.0}
+            for name, value in settings.items():
+                if name == "rope_theta":
+                    thetas[f"{key}.rope_theta"] = value
+                elif value is not None and known.get(name) != value:
+                    raise ValueError(f"{key} has {name} = {shown(value)}, which is not read here")
+        if len(set(map(str, map(float, thetas.values())))) > 1:
+            raise ValueError(f"{' and '.join(thetas)} differ: {list(thetas.values())}")
+        rest = {key: value for key, value in values.items() if key not in said}
+        return {**rest, "rope_theta": next(iter(thetas.values()), 10000.0)}
 
     @model_validator(mode="after")
     def _check_heads(self) -> Self:
@@ -115,11 +133,17 @@ class _TextSettings(BaseModel):
                 f"hidden_size={self.hidden_size}, num_attention_heads={self.num_attention_heads} and "
                 f"num_key_value_heads={key_heads}: each must be a multiple of the next"
             )
+        if self.head_dim not in (None, self.hidden_size // self.num_attention_heads):
+            raise ValueError(
+                f"head_dim={self.head_dim}: hidden_size={self.hidden_size} over "
+                f"num_attention_heads={self.num_attention_heads} is another"
+            )
         return self
 
 
 def _llama_config(values: Mapping[str, Any]) -> LlamaConfig:
-    settings = _TextSettings.model_validate(dict(values)).model_dump(exclude={"model_type", "rope_scaling"})
+    unused = {"model_type", "rope_scaling", "head_dim", "pretraining_tp", "bos_token_id", "eos_token_id"}
+    settings = _TextSettings.model_validate(dict(values)).model_dump(exclude=unused)
     theta = settings.pop("rope_theta")
     return LlamaConfig(rope_parameters={"rope_type": "default", "rope_theta": theta}, use_cache=False, **settings)
 
@@ -187,6 +211,15 @@ def build_config(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> Ope
     return OpenVLAConfig(**{**kept, **changes})
 
 
-def read_config(folder: Path, changes: Mapping[str, Any]) -> OpenVLAConfig:
-    """The config of a folder that was checked before."""
-    return build_config(read_json(folder / "config.json", MAX_SETTINGS_BYTES), changes)
+def read_config(
+    folder: Path, changes: Mapping[str, Any] | None = None, num_tensors: int | None = None
+) -> OpenVLAConfig:
+    """The config of a folder whose weights are `num_tensors` (None: not known).
+
+    Raises UserError for a damaged config.json and for more layers than that, ConfigError as `build_config` does.
+    """
+    path = folder / "config.json"
+    settings = read_settings(path, FileSettings)
+    if num_tensors is not None and settings.num_layers_in_all > num_tensors:
+        raise UserError(f"{path} has {settings.num_layers_in_all} layers; the weights are {num_tensors} tensors")
+    return build_config(read_json(path, MAX_SETTINGS_BYTES), changes or {})

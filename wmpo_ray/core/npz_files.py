@@ -1,0 +1,73 @@
+"""Arrays of npz archives from outside: what they claim is compared with what is there before memory is taken for it."""
+
+from __future__ import annotations
+
+import math
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.untrusted import regular_file
+
+if TYPE_CHECKING:
+    import numpy as np
+
+PIECE_BYTES = 2**20
+# Of reading an array: RuntimeError if encrypted or packed in an unknown way; the second line is of numpy's own parser.
+BAD_ARCHIVE = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) + (
+    (MemoryError, SyntaxError, TypeError, tokenize.TokenError)
+)
+
+
+def load_npz(path: Path, names: Sequence[str], max_bytes: int) -> dict[str, np.ndarray]:
+    """The arrays of these names in an npz archive; `max_bytes` bounds the file and what it unpacks to."""
+    with _archive(path, max_bytes) as archive:
+        entries = {}
+        for name in names:
+            found = [entry for entry in archive.infolist() if entry.filename == f"{name}.npy"]
+            if len(found) != 1:
+                raise UserError(f"{path} holds {len(found)} arrays named {name!r} instead of 1")
+            entries[name] = found[0]
+        total = sum(entry.file_size for entry in entries.values())
+        if total > max_bytes:
+            raise UserError(f"{path} unpacks to {total} bytes, more than the {max_bytes} that are read of such a file")
+        try:
+            return {name: _read_array(archive, entry, f"{path}, array {name!r}") for name, entry in entries.items()}
+        except BAD_ARCHIVE as error:
+            raise UserError(f"{path} is not readable ({error})") from error
+
+
+def _archive(path: Path, max_bytes: int) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(regular_file(path, max_bytes))
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is no npz archive, or only a part of one ({error})") from error
+
+
+def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, where: str) -> np.ndarray:
+    import numpy as np
+
+    with archive.open(entry) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise UserError(f"{where} has format {version}; known are 1.0 and 2.0")
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, is_fortran, dtype = read_header(file)
+        if dtype.kind not in "biufU":
+            raise UserError(f"{where} is of dtype {dtype}; only numbers, booleans and text are read")
+        claimed, held = math.prod(shape) * dtype.itemsize, entry.file_size - file.tell()
+        if claimed != held or any(size < 0 for size in shape):
+            raise UserError(f"{where} claims to be {dtype} {shape}, {claimed} bytes, and holds {held}")
+        array = np.empty(shape, dtype, order="F" if is_fortran else "C")
+        target = array.reshape(-1, order="A").view(np.uint8)
+        done = 0
+        while piece := file.read(PIECE_BYTES):  # the archive gives no more than held; its end compares the checksum
+            target[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
+            done += len(piece)
+        if done != held:
+            raise UserError(f"{where} ends after {done} of {held} bytes")
+        return array
