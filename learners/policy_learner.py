@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from learners.divergence import check_num_skipped, check_update, was_skipped
 from learners.learner_checkpoint import LearnerCheckpoints
 from learners.sharding import ALONE, Bystander, MetricMeans, Ranks, WholeWeights, whole
 from wmpo_ray.algorithms.base import OfflineAlgorithm, OnlineAlgorithm, Recorded, make_algorithm
 from wmpo_ray.algorithms.batching import Batch, GroupSlice
 from wmpo_ray.config.run import Config
-from wmpo_ray.core.errors import ConfigError, UserError
+from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.files import atomic_directory, json_clean
 from wmpo_ray.core.runtime_settings import configure_process
 from wmpo_ray.core.timeline import span
@@ -225,6 +226,9 @@ class PolicyLearner:
                     self.checkpoints.save_step(
                         len(steps), json_clean({**progress, "steps": steps, "num_skipped": self.num_skipped})
                     )
+        with span("policy"):
+            skipped, num_bad = [was_skipped(step) for step in steps], self._num_bad(batch)
+            check_update(skipped, num_bad, self.num_updates + 1, self._section, self.settings)
         # A metric that was not finite is null in a checkpoint.
         found = {key: [step[key] for step in steps if step.get(key) is not None] for key in steps[0]}
         metrics = {key: float(np.mean(values)) if values else math.nan for key, values in found.items()}
@@ -238,6 +242,16 @@ class PolicyLearner:
             means.add(measure.metrics, measure.weight)
         return means.over(self.ranks)
 
+    def _num_bad(self, batch: Batch) -> int:
+        """Log-probabilities that are not finite, of what the policy would do now where the batch begins."""
+        seen = batch.observed(slice(0, 1), torch.zeros(1, 2, dtype=torch.int64))
+        decision = self.policy.act(seen, self.config.rollout.temperature, [0])
+        return int((~decision.logprobs.isfinite()).sum())
+
+    @property
+    def _section(self) -> str:
+        return self.config.algorithm.section
+
     def _step(self, batch: Batch, rows: slice) -> dict[str, float]:
         """One optimizer step on a contiguous mini-batch of trajectories."""
         self.optimizer.zero_grad(set_to_none=True)
@@ -248,22 +262,13 @@ class PolicyLearner:
             means.add(part.metrics, part.weight)
         loss = float(self.ranks.total(torch.tensor([loss], dtype=torch.float64)))
         norm = float(whole(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.settings.max_grad_norm)))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            self._count_skip()
+        step = {"policy/loss": loss, "policy/grad_norm": norm}
+        if was_skipped(step):
+            self.num_skipped += 1
+            check_num_skipped(self.num_skipped, self.num_updates + 1, self._section, self.settings)
         else:
             self.optimizer.step()
-        return {"policy/loss": loss, "policy/grad_norm": norm, **means.over(self.ranks)}
-
-    def _count_skip(self) -> None:
-        self.num_skipped += 1
-        section, settings = self.config.algorithm.section, self.settings
-        if self.num_skipped >= settings.max_skipped_steps:
-            raise UserError(
-                f"{self.num_skipped} optimizer steps had a loss or gradient that is not finite "
-                f"(update {self.num_updates + 1}); lower {section}.learning_rate={settings.learning_rate}, which begins "
-                f"the stage anew, or go on with --resume and a higher {section}.max_skipped_steps="
-                f"{settings.max_skipped_steps}"
-            )
+        return {**step, **means.over(self.ranks)}
 
     def _count_beat(self) -> None:
         self.num_beats += 1

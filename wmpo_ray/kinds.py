@@ -13,8 +13,8 @@ ENVIRONMENTS = Kinds(
     "wmpo_ray.environments",
     {
         "pocket": "wmpo_ray.environments.pocket.pocket_kind:PocketKind",
-        "mimicgen": "wmpo_ray.environments.recorded:MimicGenKind",
-        "aloha": "wmpo_ray.environments.recorded:AlohaKind",
+        "mimicgen": "wmpo_ray.environments.without_simulator:MimicGenKind",
+        "aloha": "wmpo_ray.environments.without_simulator:AlohaKind",
     },
     members=("section", "facts", "make", "check"),
 )

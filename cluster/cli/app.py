@@ -15,33 +15,40 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
 from cluster.cli.inspect_commands import add_inspection
 from cluster.cli.job_commands import add_jobs
 from cluster.cli.model_commands import add_models
+from cluster.cli.monitor_commands import add_monitoring
+from cluster.cli.options import Folder, Out, Overrides, Source, user_path
 from cluster.cli.tables import is_rate, print_summary, success_text
 from cluster.cli.watch_commands import add_watching
 from cluster.host.job import cluster_address, job_id, run_folder
 from cluster.host.preemption import Preempted, end_now, leave_on_sigterm, restart_on_crash
+from cluster.host.proxies import reach_loopback_directly
 from cluster.host.security import prepare_ray
-from cluster.monitoring.commands import add_monitoring
 from wmpo_ray.config.loading import describe_errors, load_config
 from wmpo_ray.config.run import Config
+from wmpo_ray.core.console import make_console, replace_unencodable
 from wmpo_ray.core.errors import UserError
 
 USER_ERROR, INTERRUPTED = 2, 130
 RESUMABLE = ("run", "stage")
-MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)  # a full disk, a folder that is not ours
+MENDABLE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),  # a full disk, a folder that is not ours
+    *(errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),  # a path that cannot be one
+)
+MAX_SHOWN_PATH = 200
 
 
 class OneLineErrors(TyperGroup):
     """Turns what a user can mend into one line and an exit code; everything else keeps its traceback."""
 
     def invoke(self, ctx: Any) -> Any:
+        replace_unencodable()
+        reach_loopback_directly()
         try:
             return super().invoke(ctx)
         except UserError as error:
@@ -51,7 +58,8 @@ class OneLineErrors(TyperGroup):
         except OSError as error:
             if error.errno not in MENDABLE:
                 raise
-            _fail(f"{error.filename or 'while writing'}: {error.strerror}")
+            path = str(error.filename2 or error.filename or "while writing")
+            _fail(f"{path if len(path) <= MAX_SHOWN_PATH else '...' + path[-MAX_SHOWN_PATH:]}: {error.strerror}")
         except KeyboardInterrupt:
             resume = ": the same command with --resume goes on from here" if ctx.invoked_subcommand in RESUMABLE else ""
             typer.echo(f"interrupted{resume}", err=True)
@@ -75,18 +83,6 @@ app = typer.Typer(
     "Start with `wmpo run demo --out runs/demo`.",
 )
 
-Source = Annotated[str, typer.Argument(metavar="PRESET|FILE", help="A preset (see `wmpo presets`) or a TOML file.")]
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        file_okay=False,
-        help="Folder of the run; created where it is missing. Without it $WMPO_RUNS/NAME, or runs/NAME.",
-    ),
-]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated.")
-]
 Resume = Annotated[
     bool | None,
     typer.Option(
@@ -125,7 +121,7 @@ def run(
     folder = run_folder(out, config)
     summary = _run(config, folder, resume, serial, force, _level(quiet, verbose), until=until)
     if "result" in summary:
-        _console().print(f"report: {folder / 'report' / 'index.html'}", soft_wrap=True)
+        make_console().print(f"report: {folder / 'report' / 'index.html'}", soft_wrap=True)
 
 
 @app.command()
@@ -162,8 +158,8 @@ def _run(
         **stages,
     }
     with leave_on_sigterm():
-        summary = run_pipeline(config, folder, console=Console(stderr=True, highlight=False), **options)
-    print_summary(_console(), summary)
+        summary = run_pipeline(config, folder, console=make_console(stderr=True, highlight=False), **options)
+    print_summary(make_console(), summary)
     return summary
 
 
@@ -173,7 +169,7 @@ def evaluate(
     out: Out = None,
     policy: Annotated[
         Path | None,
-        typer.Option(exists=True, file_okay=False, help="Folder of a policy; the run's final one if absent."),
+        typer.Option(metavar="DIR", parser=user_path, help="Folder of a policy; the run's final one if absent."),
     ] = None,
     disruption: Annotated[
         str | None, typer.Option(help="none, position, background or texture: what is changed in the scene.")
@@ -188,30 +184,24 @@ def evaluate(
     config = load_config(source, chosen)
     from cluster.recipes.evaluate import evaluate_policy
 
-    result = evaluate_policy(config, run_folder(out, config), policy, num_starts, Console(stderr=True))
+    result = evaluate_policy(config, run_folder(out, config), policy, num_starts, make_console(stderr=True))
     table = Table("", "value", title=f"disruption: {config.environment.disruption}")
     for key, value in result.items():
-        table.add_row(key, success_text(value) if is_rate(value) else escape(str(value)))
-    _console().print(table)
+        table.add_row(key, success_text(value) if is_rate(value) else str(value))
+    make_console().print(table)
 
 
 @app.command()
-def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.")],
-) -> None:
+def report(folder: Folder) -> None:
     """Write the HTML report of a run again and print its path."""
     if not (folder / "summary.json").is_file():
         raise UserError(f"{folder} holds no run: there is no summary.json in it; name the folder given as --out")
     from wmpo_ray.report.html import write_report
 
-    _console().print(str(write_report(folder)), soft_wrap=True)
+    make_console().print(str(write_report(folder)), soft_wrap=True)
 
 
 # -- small things ------------------------------------------------------------------------------------------------
-
-
-def _console() -> Console:
-    return Console()
 
 
 def _tell(text: str) -> None:

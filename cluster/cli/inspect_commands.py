@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from cluster.cli.options import Folder, Overrides, Source
 from cluster.host.job import cluster_address
 from cluster.host.security import prepare_ray
 from wmpo_ray.config.loading import config_to_toml, list_presets, load_config
+from wmpo_ray.core.console import make_console
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.kinds import TABLES
-
-Source = Annotated[str, typer.Argument(metavar="PRESET|FILE", help="A preset (see `wmpo presets`) or a TOML file.")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated.")
-]
 
 
 def add_inspection(app: typer.Typer) -> None:
@@ -28,22 +23,22 @@ def add_inspection(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def ledger(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.")],
-) -> None:
+def ledger(folder: Folder) -> None:
     """Account for every group of a run: what was issued, and what became of it."""
     from cluster.loop.ledger import FILE_NAME, Ledger
 
     if not (folder / FILE_NAME).is_file():
         raise UserError(f"{folder} has no {FILE_NAME}: its stage optimize has not begun")
     book = Ledger.read(folder / FILE_NAME)
-    table = Table("groups", "number", title=f"Ledger of {folder}")
+    table = Table("groups", "number")
     table.columns[1].justify = "right"
     for name, number in book.account()._asdict().items():
         table.add_row(name.replace("_", " "), str(number))
     for verdict, number in sorted(book.verdicts().items()):
         table.add_row(f"  rejected: {verdict}", str(number))
-    Console().print(table)
+    console = make_console()
+    console.print(f"Ledger of {folder}", soft_wrap=True)  # as a title it would be broken at the table's width
+    console.print(table)
     if not book.account().balances:
         raise UserError(f"{folder}: the account does not balance")
 
@@ -72,9 +67,9 @@ def plan(
     prepare_ray(cluster)
     nodes = read_nodes(cluster) if cluster else []
     here = {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(_num_gpus())}
-    print_plan(Console(), make_plan(config), config, totals(nodes) if cluster else here, tflops)
+    print_plan(make_console(), make_plan(config), config, totals(nodes) if cluster else here, tflops)
     if cluster:
-        print_fit(Console(), config, nodes)
+        print_fit(make_console(), config, nodes)
     else:
         try:
             check_placement(config, here)
@@ -83,18 +78,25 @@ def plan(
 
 
 def doctor(
+    source: Annotated[
+        str | None, typer.Argument(metavar="[PRESET|FILE]", help="Check what this run asks for as well.")
+    ] = None,
+    overrides: Overrides = None,
     ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Start Ray and run one task.")] = True,
 ) -> None:
     """Check this machine: versions, devices, rendering, Ray; exit code 1 if something required is missing."""
+    if overrides and source is None:
+        raise UserError("--set changes the settings of a run: name its preset or file before it")
+    config = load_config(source, overrides or ()) if source is not None else None
     prepare_ray("")
     from cluster.host.doctor import VERDICT_STYLES, Verdict, examine
 
-    checks = examine(with_ray=ray)
+    checks = examine(with_ray=ray, config=config)
     table = Table("check", "verdict", "found", title="wmpo doctor")
     for check in checks:
         style = VERDICT_STYLES[check.verdict]
-        table.add_row(check.name, f"[{style}]{check.verdict.value}[/]", escape(check.detail))
-    Console().print(table)
+        table.add_row(check.name, Text(check.verdict.value, style), check.detail)
+    make_console().print(table)
     if any(check.verdict is Verdict.FAIL for check in checks):
         raise typer.Exit(1)
 

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from cluster.cli.options import Overrides, WorkingDir
 from cluster.host.job import RUNS
 from cluster.host.security import prepare_ray
 from wmpo_ray.config.loading import load_config
@@ -20,7 +21,6 @@ DASHBOARD = "http://127.0.0.1:8265"
 Source = Annotated[
     str, typer.Argument(metavar="PRESET|FILE", help="A preset, or a TOML file in the working directory.")
 ]
-WorkingDir = Annotated[Path, typer.Option(help="Folder that is sent along; what .gitignore and .rayignore name stays.")]
 
 
 def add_jobs(app: typer.Typer) -> None:
@@ -33,15 +33,16 @@ def submit(
     address: Annotated[str, typer.Option(help="The cluster's dashboard.", envvar="RAY_API_SERVER_ADDRESS")] = DASHBOARD,
     working_dir: WorkingDir = Path("."),
     out: Annotated[str | None, typer.Option("--out", help="Folder of the run on the cluster's shared storage.")] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")
-    ] = None,
+    overrides: Overrides = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Show the job's log until it ends.")] = True,
 ) -> None:
     """Submit `wmpo run` to a running cluster; submitted again after a stop it goes on where it was."""
-    load_config(source, overrides or ())  # a mistake is told here, not in the job's log
+    config = load_config(source, overrides or ())  # a mistake is reported here, not in the job's log
     prepare_ray(address)
+    from cluster.host.preflight import preflight_submission
     from cluster.host.submission import connect
+
+    preflight_submission(config)
 
     command = ["python", "-m", "wmpo_ray", "run", source, *(["--out", out] if out else [])]
     command += [part for override in overrides or () for part in ("--set", override)]
@@ -54,9 +55,7 @@ def cluster(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Of the dashboard; 0: any.")] = 8265,
     run: Annotated[str | None, typer.Option("--submit", metavar="PRESET", help="Submit this run, then end.")] = None,
     working_dir: WorkingDir = Path("."),
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")
-    ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Start a Ray cluster of processes on this machine, with a token and on 127.0.0.1 only, until Ctrl-C."""
     prepare_ray("")

@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from cluster.cli.options import user_path
+from wmpo_ray.core.console import make_console
 from wmpo_ray.core.errors import UserError
 
 SHOWN_NAMES = 8  # of tensors that do not fit
+ModelPath = Annotated[
+    Path, typer.Argument(metavar="PATH", parser=user_path, help="A folder of a model, or a file of weights.")
+]
 
 
 def add_models(app: typer.Typer) -> None:
@@ -25,7 +29,10 @@ def add_models(app: typer.Typer) -> None:
 
 def parity(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Fixtures: world_model/, vae/, policy/, reward/, grpo/, ...")
+        Path,
+        typer.Argument(
+            metavar="DIR", parser=user_path, help="Fixtures: world_model/, vae/, policy/, reward/, grpo/, ..."
+        ),
     ],
 ) -> None:
     """Compare our models with published inputs and outputs; exit code 1 if one is out of tolerance."""
@@ -37,18 +44,20 @@ def parity(
     for fixture, cases in run_fixtures(folder):
         if cases is None:
             unread.append(fixture)
-            table.add_row(fixture, "", "", "", "[yellow]not there yet[/]", end_section=True)
+            table.add_row(fixture, "", "", "", Text("not there yet", "yellow"), end_section=True)
             continue
         for case in cases:
-            verdict = "[green]ok[/]" if case.passed else "[red]FAILED[/]"
-            name = escape(case.case if case.case == fixture else f"{fixture}: {case.case}")
-            table.add_row(name, escape(case.tensor), f"{case.max_error:.3g}", f"{case.tolerance:.3g}", verdict)
+            verdict = Text("ok", "green") if case.passed else Text("FAILED", "red")
+            name = case.case if case.case == fixture else f"{fixture}: {case.case}"
+            table.add_row(name, case.tensor, f"{case.max_error:.3g}", f"{case.tolerance:.3g}", verdict)
         table.add_section()
         num_cases += len(cases)
         num_failed += sum(not case.passed for case in cases)
-    Console().print(table)
-    Console().print(f"{num_cases} cases, {num_failed} failed" + (f"; not compared: {', '.join(unread)}" * bool(unread)))
-    Console().print(f"compared on the CPU in float32; attention of the world model: {ATTENTION}")
+    make_console().print(table)
+    make_console().print(
+        f"{num_cases} cases, {num_failed} failed" + (f"; not compared: {', '.join(unread)}" * bool(unread))
+    )
+    make_console().print(f"compared on the CPU in float32; attention of the world model: {ATTENTION}")
     if not num_cases:
         raise UserError(f"{folder}: nothing in it can be compared yet")
     if num_failed:
@@ -56,7 +65,7 @@ def parity(
 
 
 def inspect_checkpoint(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder of a model, or a file of weights.")],
+    path: ModelPath,
     values: Annotated[
         bool, typer.Option("--values/--no-values", help="Read every tensor and look for values that are not finite.")
     ] = True,
@@ -65,24 +74,26 @@ def inspect_checkpoint(
     from wmpo_ray.checkpoints.inspection import inspect_path
 
     found = inspect_path(path, read_values=values)
-    table = Table("", "value", title=escape(str(path)))
+    table = Table("", "value")
     for name, text in found.facts().items():
-        table.add_row(name, escape(text))
+        table.add_row(name, text)
     lists = {"missing": found.missing, "foreign": found.foreign, "wrong": found.wrong, "problems": found.problems}
     for what, names in lists.items():
         more = f"\nand {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
         if names:
-            table.add_row(what, escape("\n".join(names[:SHOWN_NAMES]) + more))
+            table.add_row(what, "\n".join(names[:SHOWN_NAMES]) + more)
     if found.not_finite:
-        table.add_row("not finite", escape("\n".join(found.not_finite[:SHOWN_NAMES])))
-    Console().print(table)
+        table.add_row("not finite", "\n".join(found.not_finite[:SHOWN_NAMES]))
+    console = make_console()
+    console.print(str(path), soft_wrap=True)
+    console.print(table)
     if not found.loadable:
         raise typer.Exit(1)
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="PATH", help="A folder of a model, or a file of weights.")],
-    out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; must not exist.")],
+    source: ModelPath,
+    out: Annotated[Path, typer.Argument(metavar="DIR", parser=user_path, help="Folder to write; must not exist.")],
     layout: Annotated[
         str,
         typer.Option(help="reference (the published names), diffusers, transformers, or wmpo (what `wmpo run` loads)."),
@@ -93,7 +104,12 @@ def convert(
         bool, typer.Option("--drop-dead", help="Leave out the world model's parameters that take no part.")
     ] = False,
     autoencoder: Annotated[
-        Path | None, typer.Option(help="Folder of the AutoencoderKL; layout wmpo of a world model needs it.")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            parser=user_path,
+            help="Folder of the AutoencoderKL; layout wmpo of a world model needs it.",
+        ),
     ] = None,
     max_shard: Annotated[str, typer.Option(help="Largest file of weights, such as 5GB.")] = "5GB",
 ) -> None:
@@ -110,4 +126,4 @@ def convert(
         autoencoder=autoencoder,
         max_shard_size=max_shard,
     )
-    Console().print(f"{kind} written to {out}", soft_wrap=True)
+    make_console().print(f"{kind} written to {out}", soft_wrap=True)

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import AuthenticationError
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from cluster.host.connection import connect
 from cluster.workers.placement import Bundle, bundle_of, largest_bundles, placement_warnings, smallest_bundles
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.planning.packing import first_fit
 from wmpo_ray.planning.plan import GPU_TFLOPS, ActorPlan, Plan
 
-PROBE_TIMEOUT_S = 5.0
 MIB, GIB = 2**20, 2**30
 
 
@@ -64,7 +62,7 @@ def _placement_table(plan: Plan, config: Config, available: Mapping[str, float])
     table = Table("actor", "count", "CPUs each", "GPUs each", "node", "stands with", title="Who runs where")
     for actor in plan.actors:
         count = str(actor.count) if actor.min_count == actor.count else f"{actor.min_count} to {actor.count}"
-        place = (escape(_node_wish(actor)), _company(config, actor.name))
+        place = (_node_wish(actor), _company(config, actor.name))
         table.add_row(actor.name, count, f"{actor.cpus:g}", f"{actor.gpus:g}", *place)
     bundles = largest_bundles(config)
     table.add_section()
@@ -78,7 +76,7 @@ def _models_table(plan: Plan) -> Table:
     table = _right(Table("model", "parameters", "work", "of one", "sizes from", title="Models"), 1, 2)
     for model in plan.models:
         lines = ("\n".join(flop_text(tflop) for tflop, _ in model.costs), "\n".join(unit for _, unit in model.costs))
-        table.add_row(model.name, f"{model.num_parameters:,}", *lines, escape(_short(model.source)), end_section=True)
+        table.add_row(model.name, f"{model.num_parameters:,}", *lines, _short(model.source), end_section=True)
     return table
 
 
@@ -87,10 +85,10 @@ def _memory_table(plan: Plan) -> Table:
     for actor in plan.actors:
         for i, part in enumerate(actor.memory.parts):
             table.add_row(actor.name if not i else "", part.name, bytes_text(part.bytes))
-        table.add_row("", "[bold]all[/]", f"[bold]{bytes_text(actor.memory.bytes)}[/]", end_section=True)
+        table.add_row("", Text("all", "bold"), Text(bytes_text(actor.memory.bytes), "bold"), end_section=True)
     if plan.collocated:
         together = bytes_text(sum(actor.memory.bytes for actor in plan.actors))
-        table.add_row("together", "on each GPU, nobody giving anything back", f"[bold]{together}[/]")
+        table.add_row("together", "on each GPU, nobody giving anything back", Text(together, "bold"))
     return table
 
 
@@ -108,7 +106,7 @@ def _work_table(plan: Plan, tflops: float | None) -> Table:
     return table
 
 
-def _time_text(plan: Plan, tflops: float) -> str:
+def _time_text(plan: Plan, tflops: float) -> Text:
     """Role -> GPUs and time, and what an update takes."""
     seconds = plan.role_seconds(tflops)
     told = []
@@ -117,10 +115,9 @@ def _time_text(plan: Plan, tflops: float) -> str:
         told.append(f"{actor.name} {seconds_text(seconds[actor.name])} on {what}")
     update = plan.update_seconds(tflops)
     first, last = ("then", "then") if plan.collocated else ("beside", "beside" if plan.overlapping else "then")
-    return (
-        f"[bold]expected time of an update at {tflops:g} TFLOP/s each: {seconds_text(update)}[/], "
-        f"{plan.num_frames / update:,.0f} imagined frames/s\n"
-        f"({told[0]}, {first} {told[1]}, {last} {told[2]})"
+    return Text.assemble(
+        (f"expected time of an update at {tflops:g} TFLOP/s each: {seconds_text(update)}", "bold"),
+        f", {plan.num_frames / update:,.0f} imagined frames/s\n({told[0]}, {first} {told[1]}, {last} {told[2]})",
     )
 
 
@@ -150,19 +147,7 @@ def _company(config: Config, role: str) -> str:
 
 def read_nodes(address: str) -> list[dict[str, Any]]:
     """`ray.nodes()` of the cluster at `address`; connects and disconnects. Raises UserError where there is none."""
-    host, _, port = address.rpartition(":")
-    if host and port.isdigit():
-        try:  # Ray itself would try for minutes
-            socket.create_connection((host.strip("[]"), int(port)), PROBE_TIMEOUT_S).close()
-        except OSError as error:
-            raise UserError(f"nothing answers at {address} ({error}); set --address or cluster.address") from None
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, AuthenticationError) as error:
-        raise UserError(
-            f"no Ray cluster can be reached at {address}: {error}; set --address or cluster.address, and "
-            "RAY_AUTH_MODE=token with the cluster's token if it asks for one"
-        ) from error
+    connect(address, logging_level=logging.ERROR)
     try:
         return ray.nodes()
     finally:
@@ -184,14 +169,15 @@ def print_fit(console: Console, config: Config, nodes: Sequence[Mapping[str, Any
     found = first_fit(taken, nodes)
     table = Table("bundle", "CPUs", "GPUs", "node", title="Which node could take which bundle")
     for bundle in dict.fromkeys([*smallest, *largest_bundles(config)]):
-        node = found.get(bundle.name) or ("[bold red]none[/]" if bundle in smallest else "none now: needs a new node")
+        missing = Text("none", "bold red") if bundle in smallest else "none now: needs a new node"
+        node = found.get(bundle.name) or missing
         table.add_row(bundle.name, f"{bundle.num_cpus:g}", f"{bundle.num_gpus:g}", node)
     console.print(table)
     for warning in placement_warnings(config, nodes):
-        console.print(f"[yellow]{escape(warning)}[/]")
-    missing = [bundle for bundle in smallest if not found[bundle.name]]
-    if missing:
-        raise UserError(_how_to_mend(config, missing))
+        console.print(Text(warning, "yellow"))
+    homeless = [bundle for bundle in smallest if not found[bundle.name]]
+    if homeless:
+        raise UserError(_how_to_mend(config, homeless))
 
 
 def _further_fitting(config: Config, taken: list[Bundle], nodes: Sequence[Mapping[str, Any]]) -> list[Bundle]:

@@ -11,9 +11,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from cluster.cli.options import Folder, user_path
+from wmpo_ray.core.console import make_console
 from wmpo_ray.core.errors import UserError
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON, for programs.")]
 
 
@@ -35,7 +36,7 @@ def status(
     if as_json:
         _print_json(read_status(folder).to_json())
         return
-    console = Console()
+    console = make_console()
     if once or not console.is_terminal:
         console.print(frame(read_status(folder)))
     else:
@@ -47,7 +48,7 @@ def trace(
     update: Annotated[
         int | None, typer.Option(min=0, help="Counted from 0; the newest complete one if absent.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", dir_okay=False, help="File to write.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", parser=user_path, help="File to write.")] = None,
 ) -> None:
     """Write one update as a Chrome trace: who did what when."""
     from wmpo_ray.watch.trace import find_trace, trace_sentence, trace_tables, write_chrome_trace
@@ -55,7 +56,7 @@ def trace(
     found = find_trace(folder, update)
     path = out if out is not None else folder / f"trace-update-{found.update:06d}.json"
     write_chrome_trace(found, path)
-    console = Console()
+    console = make_console()
     console.print(trace_tables(found))
     console.print(trace_sentence(found), highlight=False)
     _print_path(console, f"{path}")
@@ -64,7 +65,8 @@ def trace(
 
 def runs(
     folder: Annotated[
-        Path | None, typer.Argument(metavar="[FOLDER]", help="Holds runs; $WMPO_RUNS or `runs` if absent.")
+        Path | None,
+        typer.Argument(metavar="[FOLDER]", parser=user_path, help="Holds runs; $WMPO_RUNS or `runs` if absent."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -77,15 +79,17 @@ def runs(
     if as_json:
         _print_json([row.to_json() for row in rows])
     elif rows:
-        Console().print(run_table(rows, time.time()))
+        make_console().print(run_table(rows, time.time()))
     else:
         typer.echo(f"{place} holds no runs; `wmpo run demo --out {place / 'demo'}` makes one")
 
 
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="A", help="Folder of a run.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Folder of another one.")],
-    out: Annotated[Path | None, typer.Option("--out", dir_okay=False, help="HTML file to write.")] = None,
+    first: Annotated[Path, typer.Argument(metavar="A", parser=user_path, help="Folder of a run.")],
+    second: Annotated[Path, typer.Argument(metavar="B", parser=user_path, help="Folder of another one.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", parser=user_path, help="HTML file to write.")
+    ] = None,
 ) -> None:
     """Put two runs side by side: figures with intervals, whether they differ, curves, settings."""
     from wmpo_ray.core.files import atomic_write
@@ -97,14 +101,14 @@ def compare(
     path = out if out is not None else Path(f"compare-{names[0]}-{names[1]}.html")
     if not path.parent.is_dir():
         raise UserError(f"--out {path}: the folder {path.parent} does not exist")
-    console = Console()
+    console = make_console()
     console.print(comparison_tables(comparison))
     atomic_write(path, render_comparison(comparison))
     _print_path(console, str(path))
 
 
 def _print_path(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
+    console.print(text, soft_wrap=True, highlight=False)
 
 
 def _print_json(data: Any) -> None:

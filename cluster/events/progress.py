@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from wmpo_ray.core.console import make_console
+
 
 class Reporter:
     """Where a run talks to a person. `is_quiet`: no bars; `on_progress` is told of (done, total, figures) as well."""
@@ -18,19 +20,19 @@ class Reporter:
         is_quiet: bool = False,
         on_progress: Callable[[int, int, dict[str, float]], None] = lambda done, total, figures: None,
     ):
-        self.console = console or Console(quiet=True)
+        self.console = console or make_console(quiet=True)
         self.is_quiet, self.on_progress = is_quiet, on_progress
 
     @contextmanager
     def bar(self, description: str, total: int) -> Iterator[Callable[..., None]]:
         """Yields `advance(done, figures=None)`: the absolute progress and a few figures to show beside it."""
         columns = (
-            TextColumn("  {task.description}"),
+            TextColumn("  {task.description}", markup=False),
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", markup=False),
         )
         # In a job's log a bar would be one line a refresh.
         is_hidden = self.is_quiet or not self.console.is_terminal

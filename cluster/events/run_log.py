@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from wmpo_ray.runs.trackers.base import OPTIMIZE, Trackers
 from wmpo_ray.runs.trackers.jsonl import JsonlTracker
+from wmpo_ray.runs.trackers.tracker import OPTIMIZE, Trackers
 
 
 class RunLog(Protocol):

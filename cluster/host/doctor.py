@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import importlib
 import logging
 import os
@@ -12,45 +11,36 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.host.preflight import Check, Verdict, machine_checks, setting_checks
 from cluster.host.security import MODE, require_token
+from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.kinds import TABLES
 
-GIB = 2**30
-MIN_FREE_DISK = 2 * GIB
-MIN_SHARED_MEMORY = GIB // 2
 RAY_TIMEOUT_S = 120
-SHARED_MEMORY = Path("/dev/shm")
 LIBRARIES = ("ray", "diffusers", "transformers", "pyarrow")
 SHIPPED_WORLD_MODELS = ("embedded-a", "embedded-b")
-
-
-class Verdict(enum.Enum):
-    OK = "ok"
-    WARN = "warning"
-    FAIL = "fails"
-
-
 VERDICT_STYLES = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "bold red"}
 
 
-@dataclass(frozen=True)
-class Check:
-    name: str
-    verdict: Verdict
-    detail: str
+def examine(with_ray: bool = True, folder: Path = Path("."), config: Config | None = None) -> list[Check]:
+    """Every check, in the order of the table.
 
-
-def examine(with_ray: bool = True, folder: Path = Path(".")) -> list[Check]:
-    """Every check, in the order of the table; `with_ray` starts a small Ray on this machine for one task."""
+    Args:
+        with_ray: start a small Ray on this machine for one task
+        folder: where runs will be
+        config: of a run, to see whether this machine has what its settings ask for
+    """
     checks = [check_python(), check_torch()]
     checks += [check_library(name) for name in LIBRARIES]
     checks += [check_flash_attention(), check_gpus(), check_rendering(), check_world_models()]
     checks += check_plugins()
-    checks += [check_disk(folder), check_shared_memory(), check_token(), check_prometheus()]
+    checks += [*machine_checks(folder), check_token(), check_prometheus()]
+    if config is not None:
+        fine = Check("settings", Verdict.OK, f"this machine has what {config.name} asks for")
+        checks += setting_checks(config) or [fine]
     if with_ray:
         checks.append(check_ray_task())
     return checks
@@ -141,21 +131,6 @@ def check_plugins() -> list[Check]:
         )
         for plugin in plugins
     ]
-
-
-def check_disk(folder: Path) -> Check:
-    free = shutil.disk_usage(folder).free
-    verdict = Verdict.OK if free >= MIN_FREE_DISK else Verdict.WARN
-    return Check("disk", verdict, f"{free / GIB:.1f} GiB free in {folder.resolve()}, {MIN_FREE_DISK / GIB:.0f} advised")
-
-
-def check_shared_memory() -> Check:
-    if not SHARED_MEMORY.is_dir():
-        return Check("shared memory", Verdict.WARN, f"no {SHARED_MEMORY}: Ray keeps its objects on disk, more slowly")
-    size = shutil.disk_usage(SHARED_MEMORY).total
-    verdict = Verdict.OK if size >= MIN_SHARED_MEMORY else Verdict.WARN
-    advice = "" if verdict is Verdict.OK else "; Ray will use the disk instead; in a container set --shm-size=2g"
-    return Check("shared memory", verdict, f"{size / GIB:.1f} GiB{advice}")
 
 
 def check_token() -> Check:

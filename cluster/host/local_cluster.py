@@ -16,8 +16,11 @@ import ray
 from ray.cluster_utils import Cluster
 
 from cluster.host.ports import LOCALHOST, free_port, require_free
+from cluster.host.preflight import check_temporary_folder, require, temporary_folder
 from cluster.host.ray_private import write_ray_address
 
+PREFIX = "wmpo-ray-"
+FOLDER_PATTERN = f"{PREFIX}12345678"  # what tempfile makes of it
 OBJECT_STORE_BYTES = 200 * 2**20  # a node; the embedded task's trajectories are kilobytes
 
 
@@ -36,7 +39,10 @@ class LocalCluster:
         require_free(port)
         logging.getLogger("ray").setLevel(logging.WARNING)
         # A folder of its own: it is by a file in it that jobs find their cluster.
-        self._folder = tempfile.TemporaryDirectory(prefix="wmpo-ray-", ignore_cleanup_errors=True)
+        base = temporary_folder().absolute()
+        require([check_temporary_folder(base / FOLDER_PATTERN)])
+        base.mkdir(parents=True, exist_ok=True)
+        self._folder = tempfile.TemporaryDirectory(prefix=PREFIX, dir=base, ignore_cleanup_errors=True)
         self.temp_dir = Path(self._folder.name) / "ray"
         head = {
             "temp_dir": str(self.temp_dir),

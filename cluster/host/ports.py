@@ -16,13 +16,13 @@ def free_port(host: str = LOCALHOST) -> int:
         return int(probe.getsockname()[1])
 
 
-def require_free(port: int) -> None:
-    """Raises UserError for a port that is taken, by whatever is listening on any interface."""
+def require_free(port: int, knob: str = "--port") -> None:
+    """Raises UserError for a port that is taken, by whatever is listening on any interface; `knob` sets another one."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((LOCALHOST, port))
         except OSError as error:
             raise UserError(
-                f"{LOCALHOST}:{port} is taken ({error.strerror}): choose another one with --port"
+                f"{LOCALHOST}:{port} is taken ({error.strerror}): choose another one with {knob}"
             ) from error

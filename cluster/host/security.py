@@ -10,6 +10,7 @@ import secrets
 import sys
 from pathlib import Path
 
+from cluster.host.proxies import reach_loopback_directly
 from wmpo_ray.core.errors import UserError
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
@@ -21,8 +22,9 @@ MIN_TOKEN_LENGTH = 16
 def prepare_ray(address: str) -> None:
     """Have the Ray that will be imported ask for a token and, if it is started here (`address` ""), stay on 127.0.0.1.
 
-    Raises UserError for a token that is no token.
+    No proxy stands between it and this process. Raises UserError for a token that is no token.
     """
+    reach_loopback_directly()
     if "ray" not in sys.modules:
         os.environ.setdefault(MODE, "token")
         if not address:

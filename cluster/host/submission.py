@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
+from requests import RequestException
 
 from cluster.host.security import TOKEN_PATH
 from wmpo_ray.core.errors import UserError
@@ -33,7 +34,7 @@ def connect(address: str) -> JobSubmissionClient:
             f"{address} does not accept the token: {_first_line(error)}; put the cluster's own into a file and name it "
             f"with {TOKEN_PATH}"
         ) from error
-    except ConnectionError as error:
+    except (ConnectionError, RequestException) as error:
         raise UserError(f"{address}: {_first_line(error)}; is the cluster there, and its port forwarded?") from error
     return client
 

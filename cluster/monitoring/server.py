@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Self
+from typing import NamedTuple, Self
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -21,6 +20,7 @@ from cluster.monitoring.check import ALERTS_FILE
 from cluster.monitoring.discovery import Clusters, is_address, ray_folder
 from cluster.monitoring.prometheus_api import call
 from wmpo_ray.core.errors import UserError
+from wmpo_ray.runs.folder_lock import FolderLock, LockedError
 
 CONFIG_FILE = FOLDER / "prometheus.yml"
 RETENTION = ("15d", "2GB")
@@ -48,7 +48,7 @@ class PrometheusServer:
         self._log = folder / "prometheus.log"
         self._ray: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
-        self._lock: BinaryIO | None = None
+        self._lock: FolderLock | None = None
 
     def set_ray_targets(self, addresses: list[str]) -> None:
         """Prometheus follows the file: nodes come and go while it runs."""
@@ -123,11 +123,9 @@ class PrometheusServer:
     def _take_folder(self) -> None:
         """Prometheus has a lock of its own, but by then our files in the folder would be those of another one."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock = (self._folder / "lock").open("wb")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self.stop()
+            self._lock = FolderLock(self._folder / "lock")
+        except LockedError as error:
             raise UserError(f"{self._folder} is in use by another Prometheus: choose another --folder") from error
 
     def _last_words(self) -> str:

@@ -18,6 +18,7 @@ from cluster.events.progress import Reporter
 from cluster.events.status import Status
 from cluster.host.job import cluster_address, job_id
 from cluster.host.preemption import is_leaving
+from cluster.host.preflight import preflight
 from cluster.recipes.context import RunContext
 from cluster.recipes.recipe_table import steps_of
 from cluster.recipes.run_plan import Action, Planned, check_resume, is_within, plan_run, source_of
@@ -58,6 +59,9 @@ def run_pipeline(
     check_run(config, serial, address, steps, only, until)
     if not (out / CONFIG).exists():  # before anything is made there
         check_steps(config, serial, [step for step in steps if only in (None, step.label)], until)
+    preflight(
+        config, out, serial=serial, address=address, stages={step.stage.name for step in steps_in(steps, only, until)}
+    )
     configure_process(config.cluster.threads_per_process)
     with open_folder(out, config) as folder:
         plan = plan_run(folder, config, steps)
@@ -76,6 +80,13 @@ def run_pipeline(
                 context.close()
             write_report(folder.path)
             return folder.summary
+
+
+def steps_in(steps: Sequence[Step], only: str | None, until: str | None) -> list[Step]:
+    """The steps that are asked for, whatever is done already."""
+    labels = [step.label for step in steps]
+    last = labels.index(until) + 1 if until else len(steps)
+    return [step for step in steps[:last] if only in (None, step.label)]
 
 
 def check_run(

@@ -30,6 +30,7 @@ from ray.exceptions import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.host.connection import connect
 from cluster.host.ray_private import autoscaler_config, dashboard_url, draining_nodes
 from cluster.host.security import prepare_ray
 from cluster.runtimes.resources import Resources, ray_options
@@ -108,9 +109,11 @@ class RayRuntime:
         self._started_here = not ray.is_initialized()
         if self._started_here:
             prepare_ray(address)
-            local = {"include_dashboard": False} if not address else {}
             before = signal.getsignal(signal.SIGTERM)
-            ray.init(address=address or "local", logging_level=logging.WARNING, log_to_driver=False, **local)
+            if address:
+                connect(address, logging_level=logging.WARNING)
+            else:
+                ray.init("local", logging_level=logging.WARNING, log_to_driver=False, include_dashboard=False)
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, before)  # Ray has put its own there: it would end with another exit code
         self._node = ray.get_runtime_context().get_node_id()

@@ -7,6 +7,7 @@ from how many ranks there are, and not from where a training was taken up again,
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from learners.divergence import check_skipped_in_a_row
 from learners.supervised.training_state import NO_CHECKPOINTS, Numbers, Parts, TrainingCheckpoints
 from wmpo_ray.core.errors import ConfigError
 
@@ -107,7 +109,8 @@ class SupervisedTraining(ABC):
         self.network, self.optimizer, self.generator, self.share = network, optimizer, generator, share
         self.num_steps = 0
         self.numbers: Numbers = {"loss": 0.0}  # saved beside the parts
-        self._config = config
+        self._config, self._section = config, section
+        self._num_skipped_in_a_row = 0
         self._loss = share.prepare(LossOf(network, loss))
 
     # -- what a training is --------------------------------------------------------------------------------------
@@ -148,12 +151,17 @@ class SupervisedTraining(ABC):
         return self.train_on(self.draw())
 
     def train_on(self, batch: Any) -> dict[str, float]:
-        """One optimizer step; returns the figures to show."""
+        """One optimizer step; returns the figures to show. Raises UserError where the training has diverged."""
         for group in self.optimizer.param_groups:
             group["lr"] = self._config.learning_rate * self.learning_rate_factor()
         self.optimizer.zero_grad(set_to_none=True)
-        figures = self.update(self._backward(*self.inputs(batch)))
+        loss = self._backward(*self.inputs(batch))
+        figures = self.update(loss)
         self.num_steps += 1
+        self._num_skipped_in_a_row = 0 if math.isfinite(loss) else self._num_skipped_in_a_row + 1
+        check_skipped_in_a_row(
+            self._num_skipped_in_a_row, self._config.steps, self._section, self._config.learning_rate
+        )
         return figures
 
     def _backward(self, inputs: tuple[Sequence | Tensor, ...], total: int) -> float:

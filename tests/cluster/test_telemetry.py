@@ -21,9 +21,9 @@ from cluster.workers.trace_log import FOLDER, TraceLog
 from tests.support.small_run import finish, model_paths, save_models, small_config, small_starts
 from wmpo_ray.config.cluster import FaultsConfig
 from wmpo_ray.runs.live_metrics import METRICS, PrometheusMeter
-from wmpo_ray.runs.trackers.base import Trackers
 from wmpo_ray.runs.trackers.jsonl import JsonlTracker
 from wmpo_ray.runs.trackers.prometheus import PrometheusTracker
+from wmpo_ray.runs.trackers.tracker import Trackers
 
 # A run on CPUs that nothing happens to has none of these; the board's test has a fault.
 FAULTS = {"wmpo_worker_losses_total", "wmpo_worker_restarts_total", "wmpo_recovery_seconds"}

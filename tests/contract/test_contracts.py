@@ -6,7 +6,7 @@ import pytest
 
 from tests.support import implementations
 from wmpo_ray.core.errors import ConfigError
-from wmpo_ray.environments.recorded import RecordedKind
+from wmpo_ray.environments.without_simulator import RecordedKind
 from wmpo_ray.kinds import ENVIRONMENTS, POLICIES, REWARD_MODELS, WORLD_MODELS
 
 

@@ -26,7 +26,7 @@ from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
 from wmpo_ray.reward_models.preprocessing import FramePreprocessing
 from wmpo_ray.reward_models.published_videomae import PublishedRewardModel
 from wmpo_ray.reward_models.videomae import VideoMAERewardModel
-from wmpo_ray.reward_models.videomae_kind import VideoMAERewardConfig
+from wmpo_ray.reward_models.videomae_settings import VideoMAERewardConfig
 from wmpo_ray.world_models.autoencoder import AutoencoderCodec
 
 OTHER = torch.device("meta")

@@ -26,7 +26,7 @@ from wmpo_ray.core.untrusted import inside, parse_json, read_bytes, read_json, r
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig
 from wmpo_ray.registry import load_policy
 from wmpo_ray.reward_models.videomae import VideoMAERewardModel
-from wmpo_ray.reward_models.videomae_kind import VideoMAERewardConfig
+from wmpo_ray.reward_models.videomae_settings import VideoMAERewardConfig
 from wmpo_ray.world_models.autoencoder import AutoencoderCodec
 from wmpo_ray.world_models.diffusion import DiffusionWorldModel
 

@@ -95,7 +95,8 @@ def test_equal_outcomes_leave_the_weights_alone(learner):
     assert learner.update(same, FACTS, sample(learner))[0].version.digest == version.digest
 
 
-def test_a_loss_that_is_not_finite_is_skipped_counted_and_ends_the_run_at_the_limit(learner):
+def test_a_loss_that_is_not_finite_is_skipped_counted_and_ends_the_run_at_the_limit(policy_dir, tmp_path):
+    learner = PolicyLearner(with_grpo(num_updates=9), policy_dir, str(tmp_path / "checkpoints"))
     version = learner.resume().version
     data = sample(learner)
     broken = replace(data, behavior_logprobs=np.full_like(data.behavior_logprobs, np.nan))
@@ -104,6 +105,34 @@ def test_a_loss_that_is_not_finite_is_skipped_counted_and_ends_the_run_at_the_li
     with pytest.raises(UserError, match=r"not finite.*grpo.learning_rate.*grpo.max_skipped_steps"):
         for _ in range(5):
             learner.update(groups(), FACTS, broken)
+
+
+def with_grpo(**settings) -> Config:
+    return Config.model_validate({**SETTINGS, "grpo": {**SETTINGS["grpo"], **settings}})
+
+
+@pytest.mark.parametrize("minibatch", [4, 8])
+def test_a_learning_rate_that_ruins_the_policy_ends_the_run_and_the_last_good_checkpoint_stays(
+    policy_dir, tmp_path, minibatch
+):
+    learner = PolicyLearner(with_grpo(minibatch_trajectories=minibatch), policy_dir, str(tmp_path / "checkpoints"))
+    data = sample(learner)
+    good = learner.update(groups(), FACTS, data)[0].version
+    for parameters in learner.optimizer.param_groups:
+        parameters["lr"] = 1e30
+    with pytest.raises(UserError, match="update 2 .*not finite; lower grpo.learning_rate"):
+        learner.update(groups(), FACTS, data)
+    assert (
+        PolicyLearner(small_config(), policy_dir, str(tmp_path / "checkpoints")).resume().version.digest == good.digest
+    )
+
+
+def test_a_run_whose_last_update_changed_nothing_is_no_success(policy_dir, tmp_path):
+    learner = PolicyLearner(with_grpo(num_updates=1), policy_dir, str(tmp_path / "checkpoints"))
+    data = sample(learner)
+    broken = replace(data, behavior_logprobs=np.full_like(data.behavior_logprobs, np.nan))
+    with pytest.raises(UserError, match="the last update, 1, changed nothing: each of its 1 optimizer steps"):
+        learner.update(groups(), FACTS, broken)
 
 
 def test_resumed_it_goes_on_bit_for_bit(policy_dir, tmp_path):

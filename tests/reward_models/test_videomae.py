@@ -9,7 +9,7 @@ import torch
 from learners.supervised.reward_training import RewardTrainer, choose_threshold, index_clips, train_reward_model
 from wmpo_ray.core.types import Episodes
 from wmpo_ray.reward_models.videomae import VideoMAERewardModel
-from wmpo_ray.reward_models.videomae_kind import VideoMAERewardConfig
+from wmpo_ray.reward_models.videomae_settings import VideoMAERewardConfig
 
 CONFIG = VideoMAERewardConfig.model_validate(
     {

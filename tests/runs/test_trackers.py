@@ -9,9 +9,9 @@ import pytest
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.runs.live_metrics import NoMeter
-from wmpo_ray.runs.trackers.base import OPTIMIZE, Trackers
 from wmpo_ray.runs.trackers.jsonl import JsonlTracker
 from wmpo_ray.runs.trackers.table import make_trackers
+from wmpo_ray.runs.trackers.tracker import OPTIMIZE, Trackers
 
 
 def test_what_is_logged_is_read_back_in_order(tmp_path):

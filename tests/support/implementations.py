@@ -15,7 +15,7 @@ from wmpo_ray.environments.environment_world import EnvironmentWorld
 from wmpo_ray.environments.pocket.env import INSTRUCTIONS, PocketEnvironment
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
 from wmpo_ray.reward_models.videomae import VideoMAERewardModel
-from wmpo_ray.reward_models.videomae_kind import VideoMAERewardConfig
+from wmpo_ray.reward_models.videomae_settings import VideoMAERewardConfig
 from wmpo_ray.world_models.diffusion import DiffusionWorldModel
 from wmpo_ray.world_models.diffusion_settings import DiffusionConfig
 

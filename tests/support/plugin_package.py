@@ -96,7 +96,8 @@ from wmpo_ray.core.section import Positive
 from wmpo_ray.environments.environment_kind import EnvironmentKind
 from wmpo_ray.environments.facts import EnvironmentFacts
 from wmpo_ray.environments.pocket.env import PocketEnvironment
-from wmpo_ray.reward_models.videomae_kind import NetworkRewardConfig, VideoMAEKind
+from wmpo_ray.reward_models.videomae_kind import VideoMAEKind
+from wmpo_ray.reward_models.videomae_settings import NetworkRewardConfig
 from wmpo_ray.world_models.simulator_kind import SimulatorConfig, SimulatorKind
 
 

@@ -19,7 +19,7 @@ from wmpo_ray.environments.pocket.env import PocketEnvironment
 from wmpo_ray.environments.pocket.play import collect_play
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
 from wmpo_ray.reward_models.videomae import VideoMAERewardModel
-from wmpo_ray.reward_models.videomae_kind import VideoMAERewardConfig
+from wmpo_ray.reward_models.videomae_settings import VideoMAERewardConfig
 from wmpo_ray.rollout.evaluation import rollout_expert
 
 STEPS = 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
 from wmpo_ray.config.models import PolicyConfig
@@ -47,3 +48,7 @@ class PolicyKind(ABC):
     def blueprint(self, config: Config, facts: EnvironmentFacts) -> Blueprint:
         """What a plan counts. Raises ConfigError where the kind has none."""
         raise ConfigError(f"policy.kind={config.policy.kind!r} has no blueprint, so that no plan can be made of it")
+
+    def problems(self, config: Config, device: torch.device) -> Iterator[str]:
+        """What the settings ask for and this machine has not: one line each, with the knob; checked before a run."""
+        return iter(())

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable
+
+from markupsafe import Markup, escape
+
+__all__ = ["Markup", "datum", "escape", "join", "table", "tag"]
 
 VOID_TAGS = frozenset({"img", "meta", "line", "circle", "rect", "polyline", "polygon"})
 
 
-class Markup(str):
-    """Text that is HTML already."""
-
-
-def escape(value: object) -> Markup:
-    """`value` as text of a page; `Markup` stays what it is."""
-    return value if isinstance(value, Markup) else Markup(html.escape(str(value), quote=True))
-
-
 def join(parts: Iterable[object], separator: str = "") -> Markup:
     """Parts one after the other; None is left out."""
-    return Markup(separator.join(escape(part) for part in parts if part is not None))
+    return Markup(separator).join(escape(part) for part in parts if part is not None)
 
 
 def tag(name: str, /, *children: object, **attributes: object) -> Markup:
     """One element. `class_` and `for_` lose their underscore, other underscores turn into hyphens; None is left out."""
-    pairs = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value), quote=True)}"'
+    pairs = join(
+        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), str(value))
         for key, value in attributes.items()
         if value is not None
     )

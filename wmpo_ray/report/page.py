@@ -10,7 +10,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def document(title: str, *content: Markup) -> str:
-    """A whole page that loads nothing."""
+    """A whole page that loads nothing. What is not Unicode, as in names of files that are not UTF-8, becomes "?"."""
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -20,7 +20,8 @@ def document(title: str, *content: Markup) -> str:
         tag("title", title),
         tag("style", Markup(STYLE)),
     )
-    return f"<!doctype html>\n{tag('html', head, tag('body', tag('main', *content)), lang='en')}\n"
+    page = f"<!doctype html>\n{tag('html', head, tag('body', tag('main', *content)), lang='en')}\n"
+    return page.encode(errors="replace").decode()
 
 
 def grid(title: str, *cards: Markup) -> Markup:

@@ -11,7 +11,8 @@ from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.plan_types import ASSUMED, is_there
 from wmpo_ray.environments.facts import EnvironmentFacts
-from wmpo_ray.reward_models.videomae_kind import NetworkRewardConfig, VideoMAEKind
+from wmpo_ray.reward_models.videomae_kind import VideoMAEKind
+from wmpo_ray.reward_models.videomae_settings import NetworkRewardConfig
 
 if TYPE_CHECKING:  # a configuration is read without torch
     from transformers import VideoMAEConfig

@@ -22,7 +22,7 @@ from wmpo_ray.core.section import Count, Positive
 from wmpo_ray.core.types import Scores
 from wmpo_ray.core.untrusted import NetworkSettings, check_finite, check_network, read_settings
 from wmpo_ray.reward_models.decisions import decide
-from wmpo_ray.reward_models.videomae_kind import NetworkRewardConfig
+from wmpo_ray.reward_models.videomae_settings import NetworkRewardConfig
 
 SETTINGS_FILE = "reward_model.json"
 MAX_POSITION_VALUES = 2**24  # of a clip: patches times width; they are computed, so no weight bounds their number

@@ -4,51 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import model_validator
-
-from wmpo_ray.config.models import RewardConfig
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.plan_types import Blueprint, Depths, is_there
-from wmpo_ray.core.section import Count, Positive, Section, refuse_ignored
+from wmpo_ray.core.section import refuse_ignored
 from wmpo_ray.core.untrusted import read_json
 from wmpo_ray.environments.facts import EnvironmentFacts
 from wmpo_ray.reward_models.reward_kind import RewardModelKind
+from wmpo_ray.reward_models.videomae_settings import NetworkRewardConfig, VideoMAERewardConfig
 
 if TYPE_CHECKING:  # a configuration is read without torch
     from torch import Tensor, nn
     from transformers import VideoMAEConfig
 
     from wmpo_ray.core.interfaces import RewardModel
-
-
-class RewardNetworkConfig(Section):
-    hidden_size: Count = 64
-    num_layers: Count = 2
-    num_heads: Count = 4
-    mlp_ratio: Positive = 2.0
-    patch_size: Count = 8
-    tubelet_size: Count = 2
-
-
-class NetworkRewardConfig(RewardConfig):
-    """Of reward models that are a VideoMAE: `network` belongs to the weights, and a pretrained model brings its own."""
-
-    network: RewardNetworkConfig = RewardNetworkConfig()
-
-    @model_validator(mode="after")
-    def _check_tubelets(self) -> Self:
-        if self.clip_length % self.network.tubelet_size:
-            raise ValueError(
-                f"reward.clip_length={self.clip_length} is not a multiple of reward.network.tubelet_size="
-                f"{self.network.tubelet_size}; set one of them"
-            )
-        return self
-
-
-class VideoMAERewardConfig(NetworkRewardConfig):
-    kind: Literal["videomae"] = "videomae"
 
 
 class VideoMAEKind(RewardModelKind):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +17,7 @@ from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import atomic_write, is_leftover, json_clean, remove_directory, remove_leftovers
 from wmpo_ray.core.section import check_local
 from wmpo_ray.core.untrusted import read_json
+from wmpo_ray.runs.folder_lock import FolderLock, LockedError
 
 CONFIG, SUMMARY, LOCK = "config.json", "summary.json", ".lock"
 SUB_FOLDERS = ("checkpoints", "trajectories", "videos", "models", "report")
@@ -34,7 +34,7 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = path
-        self._lock: Any = None
+        self._lock: FolderLock | None = None
         self._summary = _read_summary(path / SUMMARY) if (path / SUMMARY).exists() else {}
         if not (path / CONFIG).exists():
             raise UserError(f"{path} is not the folder of a run: it holds no {CONFIG}")
@@ -54,13 +54,11 @@ class RunFolder:
         with ExitStack() as on_failure:
             try:
                 path.mkdir(parents=True, exist_ok=True)
-                lock = on_failure.enter_context(open(path / LOCK, "a"))
+                lock = on_failure.enter_context(closing(FolderLock(path / LOCK)))
             except OSError as error:
                 raise UserError(f"{path}: cannot write there ({error.strerror}); choose another --out") from error
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(f"{path} is in use by another process; wait for it or choose another --out") from error
+            except LockedError as error:
+                raise UserError(f"{path} is in use by {error}; wait for it or choose another --out") from error
             _prepare(path, config)
             run = cls(path)
             run._lock = lock
@@ -198,6 +196,8 @@ class RunFolder:
 
     def _write(self, changes: dict) -> None:
         assert self._lock is not None, "only a folder opened with RunFolder.open is written to"
+        if not self._lock.is_held:
+            raise UserError(f"{self.path}: another process has taken the folder over, after this one stood still")
         summary = json_clean({**self._summary, **changes})
         atomic_write(self.path / SUMMARY, _to_json(summary))
         self._summary = summary
@@ -209,7 +209,9 @@ def _refuse_foreign(path: Path) -> None:
         return
     if not path.is_dir():
         raise UserError(f"{path} is a file; choose another folder with --out")
-    others = sorted(entry.name for entry in path.iterdir() if entry.name != LOCK and not is_leftover(entry.name))
+    others = sorted(
+        entry.name for entry in path.iterdir() if not entry.name.startswith(LOCK) and not is_leftover(entry.name)
+    )
     if others:
         raise UserError(
             f"{path} holds other things ({', '.join(others[:3])}{', ...' if len(others) > 3 else ''}) and no {CONFIG}; "

@@ -235,7 +235,8 @@ def _last_sign(folder: Path, status: dict[str, Any]) -> float | None:
 
 def one_line(value: Any) -> str:
     """The first line of a text from a file, "" for anything else; no control character of it reaches a terminal."""
-    lines = value.splitlines() if isinstance(value, str) else []
+    # "?" for the bytes of names that are not UTF-8
+    lines = value.encode(errors="replace").decode().splitlines() if isinstance(value, str) else []
     return "".join(letter for letter in lines[0] if letter.isprintable()) if lines else ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from wmpo_ray.config.models import WorldModelConfig
@@ -38,3 +39,7 @@ class WorldModelKind(ABC):
     def blueprint(self, config: Config, facts: EnvironmentFacts, pretrained: str) -> WorldBlueprint | None:
         """What a plan counts; None for a world model that costs nothing."""
         return None
+
+    def problems(self, config: Config, device: torch.device) -> Iterator[str]:
+        """What the settings ask for and this machine has not: one line each, with the knob; checked before a run."""
+        return iter(())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 
@@ -133,6 +135,14 @@ class OpenVLAKind(PolicyKind):
             }
 
         return Blueprint(folder if known else ASSUMED, depths, build, inputs)
+
+    def problems(self, config: Config, device: torch.device) -> Iterator[str]:
+        rank = _options(config).lora_rank
+        if rank and find_spec("peft") is None:
+            yield (
+                f"policy.openvla.lora_rank={rank} needs the package peft, which is not installed: pip install "
+                "'wmpo-ray[lora]', or set policy.openvla.lora_rank to 0"
+            )
 
 
 def _options(config: Config) -> OpenVLAOptions:

@@ -10,7 +10,7 @@ from pathlib import Path
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import atomic_write, explain_full_disk, json_clean, write_all
 from wmpo_ray.core.untrusted import parse_json, read_lines
-from wmpo_ray.runs.trackers.base import OPTIMIZE, step_name
+from wmpo_ray.runs.trackers.tracker import OPTIMIZE, step_name
 
 FILE_NAME = "metrics.jsonl"
 CURVES = "curves"  # folder of the supervised trainings' series

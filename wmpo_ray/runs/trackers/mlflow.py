@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from wmpo_ray.config.run import Config
-from wmpo_ray.runs.trackers.base import prefix
 from wmpo_ray.runs.trackers.identity import remembered
+from wmpo_ray.runs.trackers.tracker import prefix
 
 MAX_METRICS = 1000  # of one request, MLflow's own limit
 

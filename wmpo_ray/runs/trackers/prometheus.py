@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from wmpo_ray.runs.live_metrics import Meter
-from wmpo_ray.runs.trackers.base import OPTIMIZE
+from wmpo_ray.runs.trackers.tracker import OPTIMIZE
 
 # metric of an update -> live metric
 LAST_UPDATE = {

@@ -12,10 +12,10 @@ from types import MappingProxyType
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.runs.live_metrics import Meter
-from wmpo_ray.runs.trackers.base import Tracker, Trackers
 from wmpo_ray.runs.trackers.jsonl import JsonlTracker
 from wmpo_ray.runs.trackers.prometheus import PrometheusTracker
 from wmpo_ray.runs.trackers.tensorboard import TensorBoardTracker
+from wmpo_ray.runs.trackers.tracker import Tracker, Trackers
 
 GROUP = "wmpo_ray.trackers"
 Make = Callable[[Path, Config, Meter], Tracker]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wmpo_ray.core.files import explain_full_disk
-from wmpo_ray.runs.trackers.base import OPTIMIZE
+from wmpo_ray.runs.trackers.tracker import OPTIMIZE
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from wmpo_ray.config.run import Config
-from wmpo_ray.runs.trackers.base import prefix, step_name
 from wmpo_ray.runs.trackers.identity import remembered
+from wmpo_ray.runs.trackers.tracker import prefix, step_name
 
 
 class WandbTracker:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from cluster.cli.options import user_path
+
 DEFAULT_FOLDER = Path("~/.cache/wmpo/prometheus")
 
 
@@ -18,10 +20,12 @@ def add_monitoring(app: typer.Typer) -> None:
 
 def monitor(
     folder: Annotated[
-        Path, typer.Option(file_okay=False, help="Where Prometheus keeps its data and its log.")
+        Path, typer.Option(metavar="DIR", parser=user_path, help="Where Prometheus keeps its data and its log.")
     ] = DEFAULT_FOLDER,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Of Prometheus, on 127.0.0.1.")] = 9090,
-    prometheus: Annotated[Path | None, typer.Option(help="The program, if it is not on the PATH.")] = None,
+    prometheus: Annotated[
+        Path | None, typer.Option(metavar="FILE", parser=user_path, help="The program, if it is not on the PATH.")
+    ] = None,
     target: Annotated[
         list[str] | None,
         typer.Option(metavar="HOST:PORT", help="A node of another machine, or a run outside Ray; may be repeated."),

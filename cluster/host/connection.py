@@ -1,0 +1,57 @@
+"""Joining a Ray cluster: found and asked within seconds, where Ray itself would try for minutes."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import grpc
+import ray
+from ray._private.grpc_utils import init_grpc_channel
+from ray._private.services import get_ray_address_from_environment
+from ray.exceptions import AuthenticationError
+
+from wmpo_ray.core.errors import UserError
+
+PROBE_TIMEOUT_S = 5.0
+KNOBS = "set --address, cluster.address or RAY_ADDRESS"
+
+
+def require_cluster(address: str) -> str:
+    """The host:port of the cluster at `address`, which may be "auto". Raises UserError where no Ray cluster answers."""
+    try:
+        # Ray's function prefers RAY_ADDRESS to any address.
+        found = get_ray_address_from_environment(address, None) if address == "auto" else address
+    except ConnectionError:
+        raise UserError(
+            f'no Ray cluster runs on this machine, so "{address}" finds none; {KNOBS}, or "" to start one'
+        ) from None
+    host, _, port = found.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), PROBE_TIMEOUT_S).close()
+    except (OSError, ValueError) as error:
+        raise UserError(f"nothing answers at {found} ({error}); {KNOBS}, or start the cluster") from None
+    channel = init_grpc_channel(found)
+    try:
+        grpc.channel_ready_future(channel).result(PROBE_TIMEOUT_S)
+    except grpc.FutureTimeoutError:
+        raise UserError(
+            f"what answers at {found} is no Ray cluster: drivers need the port of its GCS, 6379 by default, and the same "
+            f"TLS settings; {KNOBS}"
+        ) from None
+    finally:
+        channel.close()
+    return found
+
+
+def connect(address: str, **options: Any) -> None:
+    """`ray.init` for a cluster that is running. Raises UserError where it cannot be joined, with Ray's reason."""
+    found = require_cluster(address)
+    try:
+        ray.init(address=found, log_to_driver=False, **options)
+    except (ConnectionError, ValueError, AuthenticationError, RuntimeError) as error:  # RuntimeError: other versions
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"the Ray cluster at {found} cannot be joined: {reason}; {KNOBS}, and RAY_AUTH_MODE=token with the cluster's "
+            "token if it asks for one"
+        ) from error

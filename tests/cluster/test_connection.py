@@ -1,0 +1,64 @@
+"""Clusters that cannot be joined: each is one line within seconds, where Ray itself tries for minutes."""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from ray._private import services
+
+from cluster.host import connection
+from cluster.host.connection import require_cluster
+from cluster.host.local_cluster import LocalCluster
+from wmpo_ray.core.errors import UserError
+
+
+def test_auto_where_no_cluster_runs(monkeypatch, tmp_path):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(services, "find_gcs_addresses", set)  # others may run one on this machine
+    with pytest.raises(UserError, match='no Ray cluster runs on this machine, so "auto" finds none; .*cluster.address'):
+        require_cluster("auto")
+
+
+def test_auto_where_the_last_cluster_has_ended(monkeypatch, tmp_path):
+    """Its address stays in Ray's temporary folder."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        ended = f"127.0.0.1:{probe.getsockname()[1]}"
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(services, "find_gcs_addresses", set)
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text(ended)
+    with pytest.raises(UserError, match=f"nothing answers at {ended}.*RAY_ADDRESS"):
+        require_cluster("auto")
+
+
+def test_something_else_behind_the_port(monkeypatch):
+    monkeypatch.setattr(connection, "PROBE_TIMEOUT_S", 0.5)
+    quiet = type("Quiet", (BaseHTTPRequestHandler,), {"log_message": lambda *_: None})
+    with HTTPServer(("127.0.0.1", 0), quiet) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.server_port}")
+        with pytest.raises(UserError, match=f":{server.server_port} is no Ray cluster.*6379"):
+            require_cluster("auto")
+        server.shutdown()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "no-such-host.invalid:6379", "[::1]:1"])
+def test_nobody_behind_the_address(address, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:2")  # yields to an address that is given
+    with pytest.raises(UserError, match=re.escape(f"nothing answers at {address} ")):
+        require_cluster(address)
+
+
+def test_a_cluster_of_this_machine_needs_room_for_its_sockets(monkeypatch, tmp_path):
+    folder = tmp_path / ("t" * 60)
+    monkeypatch.setenv("RAY_TMPDIR", str(folder))
+    with pytest.raises(UserError, match="107 at most; set RAY_TMPDIR"):
+        LocalCluster()
+    assert not folder.exists()
