@@ -8,11 +8,25 @@ import pytest
 import torch
 
 from cluster.host.security import TOKEN_PATH, prepare_ray
+from tests.support.leftovers import Leftovers
 
 # Before anything imports ray, which reads it then.
 os.environ[TOKEN_PATH] = str(Path(tempfile.mkdtemp(prefix="wmpo-tests-")) / "token")
 prepare_ray("")
 os.environ.setdefault("RAY_worker_niceness", "0")  # workers are what is tested: not after whatever else runs
+
+
+LEFTOVERS = Leftovers(grace_s=20)  # the daemons of a Ray that was shut down take some seconds
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(LEFTOVERS)
+
+
+@pytest.fixture(scope="session")
+def leftovers() -> Leftovers:
+    """The processes that tests have started and that still run."""
+    return LEFTOVERS
 
 
 @pytest.fixture(autouse=True, scope="session")

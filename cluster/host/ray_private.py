@@ -58,9 +58,13 @@ def block_sizes(dataset: Any) -> list[int]:
 
 
 def __getattr__(name: str) -> Any:
-    """`TorchBackend`: how Ray Train starts the process group of its workers."""
+    """`TorchBackend`: how Ray Train starts the process group of its workers; `ControllerCallback`: runs in its controller."""
     if name == "TorchBackend":
         from ray.train.torch.config import _TorchBackend
 
         return _TorchBackend
+    if name == "ControllerCallback":
+        from ray.train.v2._internal.execution.callback import ControllerCallback
+
+        return ControllerCallback
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

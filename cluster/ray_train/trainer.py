@@ -27,7 +27,7 @@ from cluster.events.event_log import emit
 from cluster.events.progress import Reporter
 from cluster.host.ray_private import raised_in_worker, train_record_name
 from cluster.ray_train.training_data import TrainingData
-from cluster.ray_train.training_group import OwnAddressConfig
+from cluster.ray_train.training_group import OwnAddressConfig, RegisterController, end_controller
 from cluster.runtimes.ray_runtime import RayRuntime
 from cluster.runtimes.resources import Resources
 from cluster.runtimes.runtime import Runtime
@@ -78,7 +78,7 @@ def train_on_workers(
         _work,
         train_loop_config={"config": config, "job": training.job, "board": board, "folder": folder},
         scaling_config=scaling_of(config),
-        run_config=_run_config(config, folder),
+        run_config=_run_config(config, folder, board),
         torch_config=OwnAddressConfig(timeout_s=int(config.faults.stall_timeout_s)),
         datasets=data.datasets,
         dataset_config=train.DataConfig(datasets_to_split=[]),
@@ -100,7 +100,7 @@ def scaling_of(config: Config) -> train.ScalingConfig:
     )
 
 
-def _run_config(config: Config, folder: Path) -> train.RunConfig:
+def _run_config(config: Config, folder: Path, board: Any) -> train.RunConfig:
     # Its record of an earlier course would be read and trusted; which checkpoints there are, the folder says.
     (folder / train_record_name()).unlink(missing_ok=True)
     return train.RunConfig(
@@ -108,6 +108,7 @@ def _run_config(config: Config, folder: Path) -> train.RunConfig:
         storage_path=str(folder.parent),
         failure_config=train.FailureConfig(max_failures=config.faults.max_start_failures),
         logging_config=train.LoggingConfig(log_level="ERROR"),
+        callbacks=[RegisterController(board)],
     )
 
 
@@ -127,6 +128,14 @@ class Board:
         self._step = 0
         self._figures: dict[str, float] = {}
         self._messages: list[str] = []
+        self._controller: tuple[Any, int] | None = None
+
+    def register_controller(self, handle: Any, pid: int) -> None:
+        self._controller = handle, pid
+
+    def registered_controller(self) -> tuple[Any, int] | None:
+        """Ray Train's controller and its process on this node; None: it has not started."""
+        return self._controller
 
     def tell(self, step: int, figures: dict[str, float]) -> None:
         self._step, self._figures = step, figures
@@ -156,6 +165,7 @@ def _fit(trainer: TorchTrainer, training: Training, board: Any, advance: Callabl
             thread.join(TOLD_EVERY_S)
             _show(training, board, advance)
     finally:
+        end_controller(board, thread.is_alive())
         ray.kill(board)
     (result,) = outcome
     if isinstance(result, Exception):

@@ -1,4 +1,7 @@
-"""How the workers of a training find each other: at a store that listens where its node is reached, and nowhere else."""
+"""The processes of a training on workers: how workers find each other, and that the controller ends with the training.
+
+Workers meet at a store that listens where its node is reached, and nowhere else.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,44 @@ from typing import Any
 
 import ray
 import torch.distributed as dist
+from ray.exceptions import RayError
 from ray.train.torch import TorchConfig
 
 from actors.broadcast_group import open_store
-from cluster.host.ray_private import TorchBackend
+from cluster.host.ray_private import ControllerCallback, TorchBackend
+from cluster.runtimes.ray_runtime import end_process
 
 LOOPBACK = "127."
+ABORT_WITHIN_S = 1.0
+
+
+class RegisterController(ControllerCallback):
+    """Runs in the controller of Ray Train: reports its handle and process to the board of the training."""
+
+    def __init__(self, board: Any):
+        self._board = board
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        ray.get(self._board.register_controller.remote(ray.get_runtime_context().current_actor, os.getpid()))
+
+
+def end_controller(board: Any, is_running: bool) -> None:
+    """End the controller, which runs on this node, before its handle goes out of scope.
+
+    Ray lets an actor out of scope leave by itself. A controller that waits for workers to give up its objects then
+    outlives the whole cluster. One that is still running is first asked to clean up.
+    """
+    try:
+        registered = ray.get(board.registered_controller.remote())
+        if registered is None:
+            return
+        controller, pid = registered
+        if is_running:
+            ray.wait([controller.abort.remote()], timeout=ABORT_WITHIN_S)
+        ray.kill(controller)
+    except RayError:  # with the board or the cluster gone there is nobody to ask
+        return
+    end_process(pid)
 
 
 @dataclass

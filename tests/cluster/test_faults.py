@@ -139,7 +139,7 @@ def test_a_start_state_that_crashes_its_worker_is_kept_and_left_out(
     assert (kept / "start.safetensors").exists()
 
 
-@pytest.mark.parametrize("staleness", [0, 1])
+@pytest.mark.parametrize("staleness", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("file", ["tensors.safetensors", "meta.json", "manifest.json", "../latest"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
 def test_any_damaged_checkpoint_file_leads_back_to_the_same_weights(

@@ -117,8 +117,9 @@ def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
     assert float(distances.max()) < 2e-3 and float(distances.mean()) < 2e-6
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_two_workers_leave_the_model_of_one_process(runtime, recorded, tmp_path, name):
+# How each training shares its batches is tested without Ray; here one is enough, the others come before a release.
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "world-model")) for n in STAGES])
+def test_two_workers_leave_the_model_of_one_process(runtime, recorded, tmp_path, leftovers, name):
     course = begin(recorded, tmp_path, config_for(2), runtime, without=name)
     with course.folder:
         assert has_workers(course.context)
@@ -131,6 +132,7 @@ def test_two_workers_leave_the_model_of_one_process(runtime, recorded, tmp_path,
         kept = {path.name for path in course.context.checkpoints.iterdir()}
         assert kept == {name}, "what Ray Train keeps of a training goes with its folder"
     assert not (Path.home() / "ray_results").exists()
+    assert not leftovers.remaining(5.0, "TrainController")
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,26 @@ class MortalJob:
 
     def finish(self, training: SupervisedTraining, seconds: float) -> dict[str, Any]:
         return self.job.finish(training, seconds)
+
+
+@dataclass(frozen=True)
+class RefusingJob:
+    num_steps: int = 1
+
+    def __call__(self, *_: Any) -> dict[str, Any]:
+        raise UserError("the demonstrations have no actions")
+
+
+def test_a_training_that_fails_says_why_and_ends_its_processes(runtime, recorded, tmp_path, leftovers):
+    from cluster.ray_train.trainer import train_on_workers
+    from cluster.ray_train.training_data import TrainingData
+
+    config = Config.model_validate({**SETTINGS_OF_STAGES, "faults": {"max_start_failures": 1}})
+    course = begin(recorded, tmp_path, config, runtime, without="policy")
+    place = Place("policy", "behaviour cloning", "policy.cloning", config.policy.cloning)
+    with course.folder, pytest.raises(UserError, match="the demonstrations have no actions"):
+        train_on_workers(course.context, place, RefusingJob(), TrainingData())
+    assert not leftovers.remaining(10.0, "TrainController") and not leftovers.remaining(10.0, "RayTrainWorker")
 
 
 @pytest.mark.slow

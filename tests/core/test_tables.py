@@ -12,6 +12,7 @@ import torch
 from mpmath import mpf
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
+from learners.supervised.cloning import _schedule
 from wmpo_ray.algorithms.grpo import advantages
 from wmpo_ray.core.rounding import cosine, sine
 from wmpo_ray.policies.action_tokens import bin_centres
@@ -49,10 +50,6 @@ def same(ours: torch.Tensor | np.ndarray, expected: list) -> bool:
     values = np.asarray(ours).ravel()
     assert values.dtype == np.float32
     return values.tolist() == [float(single(value)) for value in expected]
-
-
-def pick(count: int, step: int) -> range:
-    return range(0, count, step)
 
 
 # -- images ------------------------------------------------------------------------------------------------------
@@ -207,7 +204,7 @@ def test_positions_of_the_reward_model():
     set_positions(network)
     table = network.videomae.embeddings.position_embeddings
     assert table.shape == (1, 512, 96)
-    for place in pick(512, 73):
+    for place in range(0, 512, 73):
         angles = [place / mpf(10000) ** (mpf(2 * (j // 2)) / 96) for j in range(96)]
         assert same(table[0, place], [(mpmath.cos if j % 2 else mpmath.sin)(x) for j, x in enumerate(angles)])
 
@@ -290,3 +287,9 @@ def test_advantages_of_every_number_of_successes(size):
         mean = mpf(successes) / size
         deviation = mpmath.sqrt(mean * (1 - mean))
         assert same(advantages(rewards), [(mpf(float(reward)) - mean) / deviation for reward in rewards[0]])
+
+
+def test_learning_rates():
+    steps = range(0, 500, 17)
+    exact = [min(1, mpf(i + 1) / 50) * (mpf("0.475") * (1 + mpmath.cospi(mpf(i) / 500)) + mpf("0.05")) for i in steps]
+    assert same(np.array([_schedule(i, 500) for i in steps], np.float32), exact)
