@@ -7,10 +7,9 @@ from typing import Any
 
 import grpc
 import ray
-from ray._private.grpc_utils import init_grpc_channel
-from ray._private.services import get_ray_address_from_environment
 from ray.exceptions import AuthenticationError
 
+from cluster.host.ray_private import address_from_environment, grpc_channel
 from wmpo_ray.core.errors import UserError
 
 PROBE_TIMEOUT_S = 5.0
@@ -20,8 +19,7 @@ KNOBS = "set --address, cluster.address or RAY_ADDRESS"
 def require_cluster(address: str) -> str:
     """The host:port of the cluster at `address`, which may be "auto". Raises UserError where no Ray cluster answers."""
     try:
-        # Ray's function prefers RAY_ADDRESS to any address.
-        found = get_ray_address_from_environment(address, None) if address == "auto" else address
+        found = address_from_environment(address) if address == "auto" else address
     except ConnectionError:
         raise UserError(
             f'no Ray cluster runs on this machine, so "{address}" finds none; {KNOBS}, or "" to start one'
@@ -31,7 +29,7 @@ def require_cluster(address: str) -> str:
         socket.create_connection((host.strip("[]"), int(port)), PROBE_TIMEOUT_S).close()
     except (OSError, ValueError) as error:
         raise UserError(f"nothing answers at {found} ({error}); {KNOBS}, or start the cluster") from None
-    channel = init_grpc_channel(found)
+    channel = grpc_channel(found)
     try:
         grpc.channel_ready_future(channel).result(PROBE_TIMEOUT_S)
     except grpc.FutureTimeoutError:

@@ -8,19 +8,37 @@ from __future__ import annotations
 
 from typing import Any
 
+from ray._private import services as _services
 from ray._private import worker as _worker
 from ray._private.state import state as _state
 from ray._private.utils import write_ray_address
 
 __all__ = [
+    "address_from_environment",
     "autoscaler_config",
     "block_sizes",
     "dashboard_url",
     "draining_nodes",
+    "grpc_channel",
     "raised_in_worker",
     "train_record_name",
     "write_ray_address",
 ]
+
+
+def address_from_environment(address: str) -> str:
+    """host:port that "auto" stands for; RAY_ADDRESS, where it is set, wins over any address.
+
+    Raises ConnectionError where there is no cluster.
+    """
+    return _services.get_ray_address_from_environment(address, None)
+
+
+def grpc_channel(address: str) -> Any:
+    """A channel to a GCS, with TLS where Ray's settings ask for it."""
+    from ray._private.grpc_utils import init_grpc_channel
+
+    return init_grpc_channel(address)
 
 
 def dashboard_url() -> str | None:

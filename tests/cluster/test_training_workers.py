@@ -174,7 +174,7 @@ class MortalJob:
 class RefusingJob:
     num_steps: int = 1
 
-    def __call__(self, *_: Any) -> dict[str, Any]:
+    def begin(self, share: WorkerShare, device: torch.device) -> PolicyCloner:
         raise UserError("the demonstrations have no actions")
 
 
@@ -184,9 +184,11 @@ def test_a_training_that_fails_says_why_and_ends_its_processes(runtime, recorded
 
     config = Config.model_validate({**SETTINGS_OF_STAGES, "faults": {"max_start_failures": 1}})
     course = begin(recorded, tmp_path, config, runtime, without="policy")
-    place = Place("policy", "behaviour cloning", "policy.cloning", config.policy.cloning)
+    job: Any = RefusingJob()
+    training = Training("policy", "behaviour cloning", "policy.cloning", config.policy.cloning, "learner", job)
+    folder = course.context.training_checkpoints("policy")
     with course.folder, pytest.raises(UserError, match="the demonstrations have no actions"):
-        train_on_workers(course.context, place, RefusingJob(), TrainingData())
+        train_on_workers(config, training, TrainingData(), folder, Reporter())
     assert not leftovers.remaining(10.0, "TrainController") and not leftovers.remaining(10.0, "RayTrainWorker")
 
 
