@@ -28,7 +28,7 @@ from wmpo_ray.config.loading import load_config
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ADAPTERS = ["policy.kind=openvla_oft", "policy.pretrained=x", "policy.openvla.lora_rank=4"]
 ON_GPUS = [f"placement.{role}.gpus=1" for role in ("imagination", "reward", "learner")]
 

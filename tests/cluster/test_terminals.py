@@ -16,7 +16,7 @@ from tests.support.fake_live import fake_status
 from tests.watch.conftest import write_run
 from wmpo_ray.core.console import make_console
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ODD_NAMES = ("[bold]x[/bold]", "[/]", "a b :smile: é", os.fsdecode(b"not utf-8 \xff"), "\N{SNOWMAN}[red]")
 ASCII, UTF8 = "ascii", "utf-8"
 

@@ -19,7 +19,7 @@ from wmpo_ray.model_files.pickled_tensors import MAX_WRAPPERS, open_pickled
 from wmpo_ray.model_files.weight_files import find_weights, read_tensors
 from wmpo_ray.world_models.published_stdit import load_published_network
 
-WEIGHTS = load_file(Path(__file__).parent / "golden" / "world_model" / "model.safetensors")
+WEIGHTS = load_file(Path(__file__).parents[1] / "golden" / "world_model" / "model.safetensors")
 NAME = "t_block.1.bias"
 PREFIXES = ["module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module.", "a.network.", "model.module."]
 

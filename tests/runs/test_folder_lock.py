@@ -22,7 +22,7 @@ from wmpo_ray.runs import folder_lock
 from wmpo_ray.runs.folder import RunFolder
 from wmpo_ray.runs.folder_lock import STALE_S, FolderLock, LockedError, OwnerFile
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 OTHER_MACHINE = {"id": "other", "host": "node-7", "pid": 1, "machine": "another boot", "started": "5"}
 HOLDER = """
 import errno, fcntl, os, sys, time
