@@ -170,7 +170,7 @@ def test_every_supervised_stage_is_gone_on_with_where_it_stopped(straight, tmp_p
 def test_alignment_survives_the_loss_of_its_actors(straight, tmp_path):
     with RunFolder.open(tmp_path / "lossy", CONFIG) as folder:
         record(folder)
-    lost = {("advance", 2), ("advance", 3), ("resume", 4), ("finish", 1)}
+    lost = {("advance", 2), ("advance", 3), ("begin", 4), ("finish", 1)}
     listener = Listener()
     figures = do(tmp_path / "lossy", "world-model", CONFIG, listener, LossyRuntime(lost))
     assert sum("worker [17] died" in said for said in listener.said) == len(lost)
