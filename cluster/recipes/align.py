@@ -15,7 +15,7 @@ from learners.supervised.alignment import WorldModelAligner
 from wmpo_ray.core.files import atomic_directory
 from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.registry import load_world_model
-from wmpo_ray.rollout.fidelity import psnr_per_frame, replay, starts_of
+from wmpo_ray.rollout.fidelity import replay_error
 from wmpo_ray.world_models.loading import begin_world_model
 
 
@@ -41,8 +41,7 @@ def take_as_it_is(context: RunContext, name: str, pretrained: str) -> dict[str, 
         begin_world_model(config, pretrained, seed).save(folder)
     _, held_out = context.collected()
     world = load_world_model(config, str(context.model(name)))
-    videos = replay(world, starts_of(held_out), held_out.actions, seed)
-    errors = [float(value) for value in psnr_per_frame(held_out.frames, videos, held_out.lengths)]
+    errors = replay_error(world, held_out, seed).tolist()
     mean = sum(errors) / len(errors)
     # Before and after are one: nothing was trained.
     return {

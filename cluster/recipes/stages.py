@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,8 @@ from wmpo_ray.core.files import atomic_directory
 from wmpo_ray.core.starts import Split, start_seeds
 from wmpo_ray.core.statistics import wilson_interval
 from wmpo_ray.core.types import Episodes
-from wmpo_ray.data.store import save_episodes
+from wmpo_ray.data.episodes import concatenate_episodes, parts_of
+from wmpo_ray.data.store import episode_writer, load_episodes, save_episodes
 from wmpo_ray.registry import (
     load_policy,
     load_reward_model,
@@ -27,8 +30,8 @@ from wmpo_ray.registry import (
     pretrained_reward_model,
 )
 from wmpo_ray.reward_models.decisions import best_probabilities
-from wmpo_ray.rollout.evaluation import concatenate_episodes, rollout_expert, rollout_policy
-from wmpo_ray.rollout.fidelity import binary_report, decode_one_chunk_ahead
+from wmpo_ray.rollout.evaluation import rollout_batches, rollout_expert, rollout_outcomes
+from wmpo_ray.rollout.fidelity import binary_report, one_chunk_ahead
 from wmpo_ray.world_models.diffusion import DiffusionWorldModel
 
 __all__ = ["collect", "demos", "evaluate", "gate", "optimize", "policy", "reward_model", "world_model"]
@@ -69,16 +72,14 @@ def collect(context: RunContext) -> dict[str, Any]:
         ("gate", "held-out", config.gate.num_trajectories),
     )
     for split, name, count in sources:
-        with context.reporter.bar(f"real episodes ({name})", count) as advance:
-            episodes = rollout_policy(
-                network,
-                environment,
-                start_seeds(split, count, config.seed),
-                config.collect.temperature,
-                (config.seed, split),
-                progress=advance,
-            )
-        save_episodes(context.folder.trajectories / f"{name}.parquet", episodes)
+        path = context.folder.trajectories / f"{name}.parquet"
+        with context.reporter.bar(f"real episodes ({name})", count) as advance, episode_writer(path) as writer:
+            seeds = start_seeds(split, count, config.seed)
+            for part in rollout_batches(
+                network, environment, seeds, config.collect.temperature, (config.seed, split), progress=advance
+            ):
+                writer.append(part)
+        episodes = context.episodes(name)
         figures |= {f"num_{split}": count, f"success_{split}": float(episodes.success.mean())}
     figures["failures"] = failure_rates(episodes)
     return figures
@@ -97,31 +98,51 @@ def reward_model(context: RunContext) -> dict[str, Any]:
     config = context.config
     train, validation = context.collected()
     expert, held_out = context.episodes("demos"), context.episodes("held-out")
-    sources, judged = [expert, train], [validation]
+    world = None
     if config.world_model.kind != "simulator":
         world = load_world_model(config, str(context.model("world-model")))
         assert isinstance(world, DiffusionWorldModel)
-        if config.reward.steps:
-            sources.append(decode_one_chunk_ahead(world, train, config.seed))
-        judged.append(decode_one_chunk_ahead(world, validation, config.seed))
     figures: dict[str, Any] = {"pretrained": config.reward.pretrained}
     if config.reward.steps:
-        figures = train_rewards(context, concatenate_episodes(sources))
+        with imagined_episodes(context, world, train) as imagined:
+            figures = train_rewards(context, concatenate_episodes([expert, train, *imagined]))
     else:
         pretrained_reward_model(config).save(context.model("reward-model"))
     model = load_reward_model(config, str(context.model("reward-model")))
 
-    def best(episodes: Episodes) -> np.ndarray:
-        return best_probabilities(
-            model, episodes.frames, episodes.instructions, episodes.lengths, config.reward.min_steps
+    def best(parts: Iterable[Episodes]) -> np.ndarray:
+        """Highest probabilities [M], a batch of episodes in memory at a time."""
+        min_steps = config.reward.min_steps
+        return np.concatenate(
+            [best_probabilities(model, np.asarray(p.frames), p.instructions, p.lengths, min_steps) for p in parts]
         )
 
-    truth = np.concatenate([episodes.success for episodes in judged])
-    chosen, curve = choose_threshold(np.concatenate([best(episodes) for episodes in judged]), truth)
+    judged = [best(parts_of(validation))]
+    if world is not None:
+        judged.append(best(one_chunk_ahead(world, validation, config.seed)))
+    chosen, curve = choose_threshold(np.concatenate(judged), np.concatenate([validation.success] * len(judged)))
     model.threshold = config.reward.threshold or chosen
-    report = binary_report(best(held_out) >= model.threshold, held_out.success)
+    report = binary_report(best(parts_of(held_out)) >= model.threshold, held_out.success)
     model.save(context.model("reward-model"))
     return {**figures, "threshold": model.threshold, "threshold_curve": curve, **report}
+
+
+@contextmanager
+def imagined_episodes(
+    context: RunContext, world: DiffusionWorldModel | None, train: Episodes
+) -> Iterator[Sequence[Episodes]]:
+    """P as the world model shows it, in a file for as long as the block runs; nothing without a diffusion model."""
+    if world is None:
+        yield []
+        return
+    path = context.folder.trajectories / "one-chunk-ahead.parquet"
+    with episode_writer(path) as writer:
+        for part in one_chunk_ahead(world, train, context.config.seed):
+            writer.append(part)
+    try:
+        yield [load_episodes(path)]
+    finally:
+        path.unlink()
 
 
 def evaluate(context: RunContext) -> dict[str, Any]:
@@ -134,7 +155,7 @@ def evaluate(context: RunContext) -> dict[str, Any]:
     for label, name in (("base", "base-policy"), ("final", "policy")):
         network = load_policy(config, str(context.model(name)))
         with context.reporter.bar(f"real episodes ({label})", len(seeds)) as advance:
-            episodes = rollout_policy(
+            episodes, videos = rollout_outcomes(
                 network, environment, seeds, config.evaluation.temperature, (config.seed, "evaluate"), progress=advance
             )
         low, high = wilson_interval(int(episodes.success.sum()), len(episodes))
@@ -144,19 +165,17 @@ def evaluate(context: RunContext) -> dict[str, Any]:
         figures[f"success_length_{label}"] = (
             float(episodes.lengths[episodes.success].mean()) if episodes.success.any() else None
         )
-        save_videos(context, label, episodes)
+        save_videos(context, label, videos)
     context.folder.set_result(results["base"], results["final"])
     return figures
 
 
-def save_videos(context: RunContext, name: str, episodes: Episodes, each: int = 4) -> None:
+def save_videos(context: RunContext, name: str, chosen: Episodes) -> None:
     """A few successes and failures for the report."""
-    rows = np.concatenate([np.flatnonzero(episodes.success)[:each], np.flatnonzero(~episodes.success)[:each]])
-    chosen = episodes.rows(rows)
     context.folder.videos.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
         context.folder.videos / f"{name}.npz",
-        frames=chosen.frames,
+        frames=np.asarray(chosen.frames),
         success=chosen.success,
         lengths=chosen.lengths,
         instructions=np.array(json.dumps(chosen.instructions)),

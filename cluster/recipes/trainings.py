@@ -60,7 +60,6 @@ def clone(context: RunContext) -> dict[str, Any]:
 def align_on_workers(context: RunContext, names: dict[str, str]) -> dict[str, dict[str, Any]]:
     """Align world models, name -> where its weights come from, one after the other; leaves them in `models`."""
     from cluster.ray_train.trainer import data_for_workers, train_on_workers
-    from cluster.ray_train.training_data import first_episodes
 
     config = context.config
     places = [Place(name, f"aligning {name}", "world_model.alignment", config.world_model.alignment) for name in names]
@@ -69,7 +68,7 @@ def align_on_workers(context: RunContext, names: dict[str, str]) -> dict[str, di
     path = (context.folder.trajectories / "collect.parquet").absolute()
     collected = data.read("collect", path)
     num_held_out = context.num_validation(len(collected))
-    rollouts = first_episodes(collected, len(collected) - num_held_out)
+    rollouts = collected.rows(slice(len(collected) - num_held_out))
     figures = {}
     for place, (name, pretrained) in zip(places, names.items(), strict=True):
         out = context.model(name).absolute()

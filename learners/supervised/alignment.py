@@ -18,7 +18,7 @@ from wmpo_ray.core.runtime_settings import configure_process, process_device
 from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.core.types import Episodes
 from wmpo_ray.data.windows import WindowSampler
-from wmpo_ray.rollout.fidelity import psnr_per_frame, replay, starts_of
+from wmpo_ray.rollout.fidelity import replay_error
 from wmpo_ray.world_models.loading import begin_world_model, place_world_model
 
 STEPS_PER_CALL = 10  # between two reports of progress
@@ -105,8 +105,7 @@ class WorldModelAligner:
         )
 
     def _error(self, held_out: Episodes) -> list[float]:
-        videos = replay(self.world_model, starts_of(held_out), held_out.actions, self.seed)
-        return [float(value) for value in psnr_per_frame(held_out.frames, videos, held_out.lengths)]
+        return replay_error(self.world_model, held_out, self.seed).tolist()
 
 
 def grip_changes(actions: np.ndarray, chunk_length: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from wmpo_ray.core.files import atomic_directory
 from wmpo_ray.core.interfaces import Policy
 from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.core.types import Episodes
-from wmpo_ray.data.store import load_last_episodes
+from wmpo_ray.data.store import load_episodes
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
 from wmpo_ray.registry import load_policy, pretrained_reward_model
 from wmpo_ray.reward_models.videomae import VideoMAERewardModel
@@ -95,7 +95,7 @@ class AlignmentJob:
     ) -> dict[str, Any]:
         aligner = WorldModelAligner(self.config, self.name, self.pretrained, share=share, device=device)
         aligner.trainer.restore(checkpoints)
-        held_out = load_last_episodes(self.collected, self.num_held_out) if share.rank == 0 else None
+        held_out = load_episodes(self.collected).rows(slice(-self.num_held_out, None)) if share.rank == 0 else None
         aligner.use(self.rollouts, self.demos, held_out)
         go_on(aligner.trainer, progress, checkpoints)
         return aligner.finish(str(self.out)) if share.rank == 0 else {}

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from wmpo_ray.core.interfaces import Environment, Policy
 from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.core.types import Episodes
+from wmpo_ray.data.episodes import RaggedFrames, RecordedFrames, batch_within, concatenate_episodes
 
 Act = Callable[[np.ndarray, int], np.ndarray]
 Progress = Callable[[int], None]
+RECORDING_BYTES = 2 * 2**30  # of frames of the batch that is being recorded
 
 
 def rollout_policy(
@@ -20,21 +23,70 @@ def rollout_policy(
     seeds: Sequence[int] | np.ndarray,
     temperature: float,
     run_key: tuple,
-    batch_size: int = 64,
     keep_frames: bool = True,
     progress: Progress = lambda done: None,
 ) -> Episodes:
-    """Act in the real environment from the given start states.
+    """All episodes of `rollout_batches`. Without `keep_frames` they hold the first frame only."""
+    return concatenate_episodes(
+        list(rollout_batches(policy, environment, seeds, temperature, run_key, lambda: keep_frames, progress))
+    )
 
-    Sampling is keyed by (run_key, start seed, chunk), so a start gives the same episode in any batch. Without
-    `keep_frames` only the frames that the policy looks at are rendered, and the episodes hold the first one.
+
+def rollout_batches(
+    policy: Policy,
+    environment: Environment,
+    seeds: Sequence[int] | np.ndarray,
+    temperature: float,
+    run_key: tuple,
+    keep_frames: Callable[[], bool] = lambda: True,
+    progress: Progress = lambda done: None,
+) -> Iterator[Episodes]:
+    """Act in the real environment from the given start states, a batch of episodes at a time.
+
+    Sampling is keyed by (run_key, start seed, chunk), so a start gives the same episode in any batch. `keep_frames` is
+    asked before each batch: without, only the frames that the policy looks at are rendered, and the episodes hold the
+    first one. Batches are the same either way, so that outcomes are.
     """
-    parts = []
+    batch_size = batch_within((environment.horizon + 1, *environment.frame_shape), RECORDING_BYTES)
     for first in range(0, len(seeds), batch_size):
         part = np.asarray(seeds[first : first + batch_size])
-        parts.append(_rollout_batch(policy, environment, part, temperature, run_key, keep_frames))
+        episodes = _rollout_batch(policy, environment, part, temperature, run_key, keep_frames())
         progress(first + len(part))
-    return concatenate_episodes(parts)
+        yield episodes
+
+
+def rollout_outcomes(
+    policy: Policy,
+    environment: Environment,
+    seeds: Sequence[int] | np.ndarray,
+    temperature: float,
+    run_key: tuple,
+    num_videos: int = 4,
+    progress: Progress = lambda done: None,
+) -> tuple[Episodes, Episodes]:
+    """(all episodes with their first frame only, the first `num_videos` successes and failures with all frames).
+
+    Frames are kept of one batch at a time, and of none once there are enough of both.
+    """
+    missing = {True: num_videos, False: num_videos}
+    outcomes, videos = [], []
+    for episodes in rollout_batches(
+        policy, environment, seeds, temperature, run_key, lambda: any(missing.values()), progress
+    ):
+        for success in missing:
+            rows = np.flatnonzero(episodes.success == success)[: missing[success]]
+            missing[success] -= len(rows)
+            if len(rows):
+                videos.append(_in_memory(episodes.rows(rows)))
+        outcomes.append(replace(episodes, frames=episodes.frames[:, :1]))
+    chosen = concatenate_episodes(videos)
+    return concatenate_episodes(outcomes), chosen.rows(np.argsort(~chosen.success, kind="stable"))
+
+
+def _in_memory(episodes: Episodes) -> Episodes:
+    """Copies of the real frames, so that those of the batch around them can go."""
+    videos = [episodes.frames[i, : length + 1].copy() for i, length in enumerate(episodes.lengths)]
+    return replace(episodes, frames=RaggedFrames(videos, episodes.frames.shape[1] - 1, episodes.frames.shape[2:]))
 
 
 def _rollout_batch(policy, environment, seeds, temperature, run_key, keep_frames) -> Episodes:
@@ -83,23 +135,11 @@ def _episodes(environment, seeds, frames, actions, ended) -> Episodes:
     lengths = np.where(done.any(1), done.argmax(1) + 1, done.shape[1])
     failures = {name: flags.copy() for name, flags in getattr(environment, "failures", {}).items()}
     return Episodes(
-        np.stack(frames, 1),
+        RecordedFrames(frames, lengths),
         np.stack(actions, 1).astype(np.float32),
         lengths.astype(np.int64),
         environment.success.copy(),
         tuple(environment.instruction),
         np.asarray(seeds, np.int64),
         failures,
-    )
-
-
-def concatenate_episodes(parts: Sequence[Episodes]) -> Episodes:
-    return Episodes(
-        np.concatenate([p.frames for p in parts]),
-        np.concatenate([p.actions for p in parts]),
-        np.concatenate([p.lengths for p in parts]),
-        np.concatenate([p.success for p in parts]),
-        tuple(text for p in parts for text in p.instructions),
-        np.concatenate([p.seeds for p in parts]),
-        {name: np.concatenate([p.failures[name] for p in parts]) for name in parts[0].failures},
     )

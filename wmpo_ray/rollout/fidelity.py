@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +10,8 @@ import torch
 
 from wmpo_ray.core.interfaces import WorldModel
 from wmpo_ray.core.seeding import seed_for
-from wmpo_ray.core.types import Episodes, StartState
+from wmpo_ray.core.types import Episodes, Frames, StartState
+from wmpo_ray.data.episodes import batch_within, parts_of
 from wmpo_ray.world_models.diffusion import DiffusionWorldModel
 
 
@@ -23,8 +24,19 @@ def replay(
     progress: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
     """Imagine open loop: M starts, actions [M, T, D] -> videos [M, T+1, H, W, 3] uint8, the first frame real."""
+    return np.concatenate(list(replay_batches(world_model, starts, actions, seed, batch_size, progress)))
+
+
+def replay_batches(
+    world_model: WorldModel,
+    starts: Sequence[StartState],
+    actions: np.ndarray,
+    seed: int,
+    batch_size: int = 64,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Iterator[np.ndarray]:
+    """What `replay` gives, a batch of videos at a time."""
     horizon, chunk = actions.shape[1], world_model.chunk_length
-    videos = []
     for first in range(0, len(starts), batch_size):
         part = list(starts[first : first + batch_size])
         acted = torch.from_numpy(np.ascontiguousarray(actions[first : first + batch_size]))
@@ -34,16 +46,30 @@ def replay(
             seeds = [seed_for(seed, "replay", first + i, t) for i in range(len(part))]
             state, imagined = world_model.imagine_chunk(state, acted[:, t : t + chunk], seeds)
             frames.append(imagined.numpy())
-        videos.append(np.concatenate(frames, 1))
         progress(first + len(part))
-    return np.concatenate(videos)
+        yield np.concatenate(frames, 1)
 
 
-def psnr_per_frame(real: np.ndarray, imagined: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+def replay_error(world_model: WorldModel, episodes: Episodes, seed: int) -> np.ndarray:
+    """`psnr_per_frame` [T] of recorded actions replayed open loop; holds one batch of videos."""
+    starts, done, errors = starts_of(episodes), 0, []
+    for videos in replay_batches(world_model, starts, episodes.actions, seed, batch_within(episodes.frames.shape)):
+        errors += [_squared_error(episodes.frames[done + i], video) for i, video in enumerate(videos)]
+        done += len(videos)
+    return _mean_psnr(np.stack(errors), episodes.lengths)
+
+
+def psnr_per_frame(real: np.ndarray | Frames, imagined: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Mean peak signal-to-noise ratio [T] in dB of predicted frames 1..T, over the videos that last that long."""
-    error = np.stack(
-        [((r.astype(np.float32) - i) ** 2).mean((1, 2, 3)) for r, i in zip(real[:, 1:], imagined[:, 1:], strict=True)]
-    )
+    return _mean_psnr(np.stack([_squared_error(real[i], video) for i, video in enumerate(imagined)]), lengths)
+
+
+def _squared_error(real: np.ndarray, imagined: np.ndarray) -> np.ndarray:
+    """Mean over pixels of each predicted frame: two videos [T+1, H, W, 3] -> [T]."""
+    return ((real[1:].astype(np.float32) - imagined[1:]) ** 2).mean((1, 2, 3))
+
+
+def _mean_psnr(error: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     ratio = 10 * np.log10(255.0**2 / np.maximum(error, 0.05))
     valid = np.arange(ratio.shape[1])[None] < lengths[:, None]
     return (ratio * valid).sum(0) / np.maximum(valid.sum(0), 1)
@@ -68,28 +94,38 @@ def binary_report(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
 
 
 def starts_of(episodes: Episodes) -> list[StartState]:
-    """The start state of each episode: its first frame, instruction and seed."""
+    """The start state of each episode: its first frame, instruction and seed. No other frame is read."""
+    first = episodes.frames[:, :1]
     return [
-        StartState(frames[:1], text, int(seed))
-        for frames, text, seed in zip(episodes.frames, episodes.instructions, episodes.seeds, strict=True)
+        StartState(frames, text, int(seed))
+        for frames, text, seed in zip(first, episodes.instructions, episodes.seeds, strict=True)
     ]
 
 
-def decode_one_chunk_ahead(world_model: DiffusionWorldModel, episodes: Episodes, seed: int) -> Episodes:
-    """The episodes as the world model shows them, each chunk imagined from real context.
+def one_chunk_ahead(world_model: DiffusionWorldModel, episodes: Episodes, seed: int) -> Iterator[Episodes]:
+    """`decode_one_chunk_ahead` of any number of episodes, a batch in memory at a time."""
+    first = 0
+    for part in parts_of(episodes):
+        yield decode_one_chunk_ahead(world_model, part, seed, first)
+        first += len(part)
+
+
+def decode_one_chunk_ahead(world_model: DiffusionWorldModel, episodes: Episodes, seed: int, first: int = 0) -> Episodes:
+    """The episodes as the world model shows them, each chunk imagined from real context; all frames in memory.
 
     They look imagined and carry real labels: what a reward model that judges imagined videos should see. Frames after
-    the end stay real.
+    the end stay real. `first` is the place of the first episode where these are a batch of more: it keys the seeds.
     """
     c, k = world_model.context_frames, world_model.chunk_length
-    frames = torch.from_numpy(episodes.frames)
+    real = np.asarray(episodes.frames)
+    frames = torch.from_numpy(real)
     parts = [frames[:, :1]]
     for t in range(0, episodes.actions.shape[1], k):
         index = (torch.arange(t - c + 1, t + 1)).clamp_min(0)
         starts = [StartState(clip.numpy(), "") for clip in frames[:, index]]
         acted = torch.from_numpy(np.ascontiguousarray(episodes.actions[:, t : t + k]))
-        seeds = [seed_for(seed, "one-chunk", i, t) for i in range(len(episodes))]
+        seeds = [seed_for(seed, "one-chunk", first + i, t) for i in range(len(episodes))]
         parts.append(world_model.imagine_chunk(world_model.start(starts), acted, seeds)[1])
     imagined = torch.cat(parts, 1).numpy()
     shown = np.arange(frames.shape[1])[None] <= episodes.lengths[:, None]
-    return replace(episodes, frames=np.where(shown[..., None, None, None], imagined, episodes.frames))
+    return replace(episodes, frames=np.where(shown[..., None, None, None], imagined, real))
