@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from tests.contract.test_contracts import make_starts, make_tiny
+from wmpo_ray.core.interfaces import ActionChunk
 from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.core.types import GroupRequest, RolloutRequest
 from wmpo_ray.environments.pocket.env import PocketEnvironment
+from wmpo_ray.rollout import evaluation
 from wmpo_ray.rollout.act import imagine, imagine_actions
-from wmpo_ray.rollout.evaluation import execute_actions, rollout_policy
+from wmpo_ray.rollout.evaluation import execute_actions, rollout_outcomes, rollout_policy
 from wmpo_ray.world_models.simulator import SimulatorWorldModel
 
 
@@ -79,6 +82,53 @@ def test_real_episodes_do_not_depend_on_the_batch(policy):
     together = rollout_policy(policy, PocketEnvironment(8), [3, 4, 5], 1.0, (0, "x"))
     alone = rollout_policy(policy, PocketEnvironment(8), [4], 1.0, (0, "x"), keep_frames=False)
     assert (together.actions[1] == alone.actions[0]).all() and together.success[1] == alone.success[0]
+
+
+class HalfSkilled:
+    """Acts like the expert in every second scene and stands still in the others."""
+
+    chunk_length = 2
+    action_dim = 3
+
+    def __init__(self, environment: PocketEnvironment):
+        self.environment = environment
+
+    def act(self, frames, instructions, temperature, seeds) -> ActionChunk:
+        actions = self.environment.expert_action(np.random.default_rng(0), 0.0)
+        actions[::2] = 0.0
+        return ActionChunk(None, None, torch.from_numpy(actions)[:, None].repeat(1, 2, 1))
+
+
+class CountingEnvironment(PocketEnvironment):
+    num_unseen = 0  # steps without a picture
+
+    def step(self, actions, render=True):
+        self.num_unseen += not render
+        return super().step(actions, render)
+
+
+@pytest.mark.parametrize(("num_videos", "all_kept"), [(3, False), (100, True)])
+def test_outcomes_do_not_depend_on_which_frames_are_kept(monkeypatch, num_videos, all_kept):
+    environment, seeds, key = CountingEnvironment(48), np.arange(40), (0, "x")
+    monkeypatch.setattr(evaluation, "RECORDING_BYTES", 8 * 49 * 16 * 16 * 3)  # batches of 8
+    whole = rollout_policy(HalfSkilled(environment), environment, seeds, 1.0, key)
+    successes, failures = np.flatnonzero(whole.success), np.flatnonzero(~whole.success)
+    assert len(successes) > 8 and len(failures) > 8 and environment.num_unseen == 0
+    outcomes, videos = rollout_outcomes(HalfSkilled(environment), environment, seeds, 1.0, key, num_videos)
+    for name in ("actions", "lengths", "success", "seeds"):
+        assert np.array_equal(getattr(outcomes, name), getattr(whole, name))
+    assert np.array_equal(outcomes.frames[:, 0], whole.frames[:, 0]) and outcomes.frames.shape[1] == 1
+    expected = whole.rows(np.concatenate([successes[:num_videos], failures[:num_videos]]))
+    assert np.array_equal(videos.seeds, expected.seeds) and np.array_equal(videos.frames[:], expected.frames[:])
+    assert (environment.num_unseen == 0) == all_kept
+
+
+def test_the_last_real_frame_repeats_after_the_end():
+    environment = PocketEnvironment(48)
+    episodes = rollout_policy(HalfSkilled(environment), environment, np.arange(8), 1.0, (0,))
+    assert (episodes.lengths < 48).any()
+    for length, video in zip(episodes.lengths, np.asarray(episodes.frames), strict=True):
+        assert (video[length:] == video[length]).all()
 
 
 def test_seeds_are_part_of_the_format():

@@ -159,13 +159,16 @@ def concatenate_episodes(parts: Sequence[Episodes]) -> Episodes:
     )
 
 
-def batch_within(frames_shape: Sequence[int], max_bytes: int = BATCH_BYTES, max_size: int = 64) -> int:
-    """Episodes with frames [T+1, H, W, 3], after any axes before, that fit into `max_bytes`; from 1 to `max_size`."""
-    return min(max_size, max(1, max_bytes // math.prod(frames_shape[-4:])))
+def batch_within(frames_shape: Sequence[int], max_bytes: int | None = None, max_size: int = 64) -> int:
+    """How many episodes fit into `max_bytes` (default: `BATCH_BYTES`), from 1 to `max_size`.
+
+    `frames_shape` is [T+1, H, W, 3], or has other axes before these.
+    """
+    return min(max_size, max(1, (max_bytes or BATCH_BYTES) // math.prod(frames_shape[-4:])))
 
 
 def parts_of(episodes: Episodes, max_bytes: int | None = None) -> Iterator[Episodes]:
     """Episodes that can be in memory together, in order: as many as have `max_bytes` of padded frames, at least one."""
-    step = batch_within(episodes.frames.shape, max_bytes or BATCH_BYTES, max(1, len(episodes)))
+    step = batch_within(episodes.frames.shape, max_bytes, max(1, len(episodes)))
     for start in range(0, len(episodes), step):
         yield episodes.rows(slice(start, start + step))

@@ -14,7 +14,7 @@ from wmpo_ray.data.episodes import RaggedFrames, RecordedFrames, batch_within, c
 
 Act = Callable[[np.ndarray, int], np.ndarray]
 Progress = Callable[[int], None]
-RECORDING_BYTES = 2 * 2**30  # of frames of the batch that is being recorded
+RECORDING_BYTES = 2**30  # of frames of a batch; while one is recorded the one before may still be there
 
 
 def rollout_policy(
