@@ -24,7 +24,7 @@ from ray.data import DataContext
 from wmpo_ray.core.types import Episodes
 from wmpo_ray.data.episodes import LazyFrames, as_lazy, gather, parts_of
 from wmpo_ray.data.store import StoredFrames, load_episodes, load_frames
-from wmpo_ray.data.store_format import FRAMES
+from wmpo_ray.data.store_format import FRAMES, column_of, values_of
 
 BLOCKS_AT_ONCE = 4  # that a worker keeps from being spilled while it copies from them
 BLOCK_BYTES = 128 * 2**20  # of frames that this process reads
@@ -88,8 +88,7 @@ class BlockFrames(LazyFrames):
 
             def video(row: int, tables: dict[int, pa.Table] = tables) -> np.ndarray:
                 number = int(np.searchsorted(self._starts, row, "right")) - 1
-                value = tables[number][FRAMES][row - int(self._starts[number])].as_buffer()
-                return np.frombuffer(value, np.uint8).reshape(-1, *self.frame_shape)
+                return values_of(tables[number][FRAMES])[row - self._starts[number]].reshape(-1, *self.frame_shape)
 
             places = np.flatnonzero(np.isin(block, chosen))
             found = np.empty((len(places), *self.frame_shape), np.uint8)
@@ -106,8 +105,8 @@ class BlockFrames(LazyFrames):
 
 def _block(episodes: Episodes) -> pa.Table:
     """The real frames of each episode as one value, as a trajectory file holds them."""
-    videos = [episodes.frames[i, : length + 1].tobytes() for i, length in enumerate(episodes.lengths)]
-    return pa.table({FRAMES: pa.array(videos, pa.large_binary())})
+    frames = as_lazy(episodes)
+    return pa.table({FRAMES: column_of([np.ascontiguousarray(frames.video(i)) for i in range(len(frames))])})
 
 
 def _block_sizes(dataset: Any) -> list[int]:

@@ -133,6 +133,16 @@ def test_windows_are_the_same_bits_from_any_place(kinds):
         assert all(torch.equal(a, b) for a, b in zip(draw(frames), expected, strict=True)), name
 
 
+def test_what_was_appended_may_change_afterwards(tmp_path):
+    episodes = padded()
+    with store.episode_writer(tmp_path / "a") as writer:
+        given = Episodes(**{**vars(episodes), "frames": episodes.frames.copy(), "actions": episodes.actions.copy()})
+        writer.append(given)
+        given.frames[:], given.actions[:] = 0, 0
+    loaded = load_episodes(tmp_path / "a")
+    assert np.array_equal(loaded.frames[:], episodes.frames) and np.array_equal(loaded.actions, episodes.actions)
+
+
 def test_parts_hold_what_fits_and_at_least_one_episode(kinds):
     episodes = Episodes(**{**vars(padded()), "frames": kinds["stored"]})
     each = padded().frames[0].nbytes

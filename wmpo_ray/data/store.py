@@ -26,12 +26,14 @@ from wmpo_ray.data.store_format import (
     Header,
     array_of,
     check_lengths,
+    column_of,
     explained,
     header_of,
     open_checked,
     opened,
     read_frames,
     row_groups,
+    values_of,
 )
 
 ROW_GROUP_BYTES = 32 * 2**20  # of frames, uncompressed; an episode that has more gets a row group of its own
@@ -78,13 +80,13 @@ class EpisodeWriter:
         for i, length in enumerate(episodes.lengths):
             if self._rows and self._num_bytes + (length + 1) * header.frame_bytes > ROW_GROUP_BYTES:
                 self._flush()
-            video = frames[i, : length + 1]
+            video = frames.video(i).copy()  # rows wait here while the caller's batch may go or change
             self._num_bytes += video.nbytes
             self._rows.append(
                 (
-                    video.tobytes(),
-                    video[0].tobytes(),
-                    episodes.actions[i].astype("<f4", copy=False).tobytes(),
+                    video,
+                    video[0],
+                    np.array(episodes.actions[i], "<f4"),
                     length,
                     episodes.success[i],
                     episodes.instructions[i],
@@ -112,9 +114,12 @@ class EpisodeWriter:
         assert self._file is not None
         if self._rows:
             schema = self._file.schema
-            columns = zip(zip(*self._rows, strict=True), schema, strict=True)
+            columns = [
+                column_of(values) if pa.types.is_large_binary(kind) else pa.array(values, kind)
+                for values, kind in zip(zip(*self._rows, strict=True), schema.types, strict=True)
+            ]
+            self._file.write_table(pa.Table.from_arrays(columns, schema=schema))
             self._rows, self._num_bytes = [], 0
-            self._file.write_table(pa.Table.from_arrays([pa.array(c, f.type) for c, f in columns], schema=schema))
 
 
 def save_episodes(path: Path, episodes: Episodes) -> None:
@@ -170,7 +175,7 @@ def _read_facts(path: Path, file: pq.ParquetFile, header: Header) -> dict[str, A
     columns = ["actions", "instruction", *flat]
     for table in row_groups(path, file, range(file.metadata.num_row_groups), columns):
         start = len(instructions)
-        for row, value in enumerate(table["actions"], start):
+        for row, value in enumerate(values_of(table["actions"]), start):
             actions[row] = array_of(path, value, "<f4", header.actions_shape)
         for name, column in flat.items():
             column[start : start + len(table)] = table[name].to_numpy()
@@ -219,8 +224,9 @@ class StoredFrames(LazyFrames):
         group = np.searchsorted(self._starts, rows, "right") - 1
         for number in np.unique(group):
             (table,) = row_groups(self.path, self._open(), [number], [FIRST_FRAME])
+            values = values_of(table[FIRST_FRAME])
             for place in np.flatnonzero(group == number):
-                value = table[FIRST_FRAME][int(rows[place] - self._starts[number])]
+                value = values[rows[place] - self._starts[number]]
                 out[place] = array_of(self.path, value, "u1", self.header.frame_shape)
 
     def _video(self, row: int) -> np.ndarray:
@@ -232,8 +238,7 @@ class StoredFrames(LazyFrames):
 
     def _decode(self, group: int) -> list[np.ndarray]:
         table = read_frames(self.path, self._open(), self.header, group)
-        arrays = (np.frombuffer(value.as_buffer(), np.uint8) for value in table[FRAMES])
-        videos = [array.reshape(-1, *self.header.frame_shape) for array in arrays]
+        videos = [value.reshape(-1, *self.header.frame_shape) for value in values_of(table[FRAMES])]
         lengths = self.lengths[self._starts[group] : self._starts[group + 1]]
         if [len(video) for video in videos] != [self.header.num_frames(length) for length in lengths.tolist()]:
             raise self._changed()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -213,12 +214,31 @@ def check_lengths(path: Path, header: Header, lengths: np.ndarray) -> None:
         raise UserError(f"{path} is damaged: an episode's length lies outside [0, {header.horizon}]")
 
 
-def array_of(path: Path, value: pa.Scalar, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A view of the bytes of one value, which must have exactly the size of `shape`."""
-    buffer, expected = value.as_buffer(), np.dtype(dtype).itemsize * math.prod(shape)
-    if buffer.size != expected:
-        raise UserError(f"{path} is damaged: a value has {buffer.size} bytes instead of {expected}")
-    return np.frombuffer(buffer, dtype).reshape(shape)
+def values_of(column: pa.ChunkedArray) -> list[np.ndarray]:
+    """Views [n] uint8 of the values of a validated column of large binaries; Arrow's own scalars are copies."""
+    values = []
+    for chunk in column.chunks:
+        _, offsets, data = chunk.buffers()
+        ends = np.frombuffer(offsets, np.int64, len(chunk) + 1, 8 * chunk.offset) if len(chunk) else [0]
+        content = np.frombuffer(data, np.uint8) if data is not None and data.size else np.empty(0, np.uint8)
+        values += [content[start:end] for start, end in pairwise(ends)]
+    return values
+
+
+def column_of(values: Sequence[np.ndarray]) -> pa.Array:
+    """Large binaries of the bytes of contiguous arrays; a single one is not copied."""
+    flat = [value.reshape(-1).view(np.uint8) for value in values]
+    ends = np.cumsum([0, *map(len, flat)], dtype=np.int64)
+    content = flat[0] if len(flat) == 1 else np.concatenate([np.empty(0, np.uint8), *flat])
+    return pa.Array.from_buffers(pa.large_binary(), len(flat), [None, pa.py_buffer(ends), pa.py_buffer(content)])
+
+
+def array_of(path: Path, value: np.ndarray, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A view of a value of `values_of`, which must have exactly the size of `shape`."""
+    expected = np.dtype(dtype).itemsize * math.prod(shape)
+    if value.size != expected:
+        raise UserError(f"{path} is damaged: a value has {value.size} bytes instead of {expected}")
+    return value.view(dtype).reshape(shape)
 
 
 def read_frames(path: Path, file: pq.ParquetFile, header: Header, group: int) -> pa.Table:
@@ -226,10 +246,11 @@ def read_frames(path: Path, file: pq.ParquetFile, header: Header, group: int) ->
     columns = [FRAMES, "length"] + [FIRST_FRAME] * header.is_ragged
     (table,) = row_groups(path, file, [group], columns)
     check_lengths(path, header, table["length"].to_numpy())
-    for row, length in enumerate(table["length"].to_pylist()):
-        video = array_of(path, table[FRAMES][row], "u1", (header.num_frames(length), *header.frame_shape))
-        if header.is_ragged:
-            first = array_of(path, table[FIRST_FRAME][row], "u1", header.frame_shape)
-            if not np.array_equal(first, video[0]):
-                raise UserError(f"{path} is damaged: {FIRST_FRAME} of an episode is not the first of its {FRAMES}")
+    videos = [
+        array_of(path, value, "u1", (header.num_frames(length), *header.frame_shape))
+        for value, length in zip(values_of(table[FRAMES]), table["length"].to_pylist(), strict=True)
+    ]
+    for value, video in zip(values_of(table[FIRST_FRAME]) if header.is_ragged else [], videos, strict=header.is_ragged):
+        if not np.array_equal(array_of(path, value, "u1", header.frame_shape), video[0]):
+            raise UserError(f"{path} is damaged: {FIRST_FRAME} of an episode is not the first of its {FRAMES}")
     return table.select([FRAMES]).replace_schema_metadata()
