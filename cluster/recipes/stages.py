@@ -20,7 +20,7 @@ from wmpo_ray.core.starts import Split, start_seeds
 from wmpo_ray.core.statistics import wilson_interval
 from wmpo_ray.core.types import Episodes
 from wmpo_ray.data.episodes import concatenate_episodes, parts_of
-from wmpo_ray.data.store import episode_writer, load_episodes, save_episodes
+from wmpo_ray.data.store import episode_writer, load_episodes
 from wmpo_ray.registry import (
     load_policy,
     load_reward_model,
@@ -30,7 +30,7 @@ from wmpo_ray.registry import (
     pretrained_reward_model,
 )
 from wmpo_ray.reward_models.decisions import best_probabilities
-from wmpo_ray.rollout.evaluation import rollout_batches, rollout_expert, rollout_outcomes
+from wmpo_ray.rollout.evaluation import expert_batches, rollout_batches, rollout_outcomes
 from wmpo_ray.rollout.fidelity import binary_report, one_chunk_ahead
 from wmpo_ray.world_models.diffusion import DiffusionWorldModel
 
@@ -42,8 +42,10 @@ def demos(context: RunContext) -> dict[str, Any]:
     config = context.config
     environment = make_environment(config.environment)
     seeds = start_seeds("demos", config.demos.num_trajectories, config.seed)
-    episodes = rollout_expert(environment, seeds, config.demos.action_noise, (config.seed, "demos"))
-    save_episodes(context.folder.trajectories / "demos.parquet", episodes)
+    with episode_writer(context.folder.trajectories / "demos.parquet") as writer:
+        for part in expert_batches(environment, seeds, config.demos.action_noise, (config.seed, "demos")):
+            writer.append(part)
+    episodes = context.episodes("demos")
     return {
         "num": len(episodes),
         "success": float(episodes.success.mean()),
@@ -98,10 +100,11 @@ def reward_model(context: RunContext) -> dict[str, Any]:
     config = context.config
     train, validation = context.collected()
     expert, held_out = context.episodes("demos"), context.episodes("held-out")
-    world = None
+    world: DiffusionWorldModel | None = None
     if config.world_model.kind != "simulator":
-        world = load_world_model(config, str(context.model("world-model")))
-        assert isinstance(world, DiffusionWorldModel)
+        loaded = load_world_model(config, str(context.model("world-model")))
+        assert isinstance(loaded, DiffusionWorldModel)
+        world = loaded
     figures: dict[str, Any] = {"pretrained": config.reward.pretrained}
     if config.reward.steps:
         with imagined_episodes(context, world, train) as imagined:

@@ -13,7 +13,13 @@ from wmpo_ray.core.types import GroupRequest, RolloutRequest
 from wmpo_ray.environments.pocket.env import PocketEnvironment
 from wmpo_ray.rollout import evaluation
 from wmpo_ray.rollout.act import imagine, imagine_actions
-from wmpo_ray.rollout.evaluation import execute_actions, rollout_outcomes, rollout_policy
+from wmpo_ray.rollout.evaluation import (
+    execute_actions,
+    expert_batches,
+    rollout_expert,
+    rollout_outcomes,
+    rollout_policy,
+)
 from wmpo_ray.world_models.simulator import SimulatorWorldModel
 
 
@@ -121,6 +127,18 @@ def test_outcomes_do_not_depend_on_which_frames_are_kept(monkeypatch, num_videos
     expected = whole.rows(np.concatenate([successes[:num_videos], failures[:num_videos]]))
     assert np.array_equal(videos.seeds, expected.seeds) and np.array_equal(videos.frames[:], expected.frames[:])
     assert (environment.num_unseen == 0) == all_kept
+
+
+def test_demonstrations_come_in_batches_that_fit(monkeypatch):
+    environment, seeds = PocketEnvironment(8), np.arange(5)
+    first, rest = (
+        rollout_expert(environment, part, 0.1, (0, *key)) for part, key in ((seeds[:3], ()), (seeds[3:], (3,)))
+    )
+    monkeypatch.setattr(evaluation, "RECORDING_BYTES", 3 * 9 * 16 * 16 * 3)
+    parts = list(expert_batches(environment, seeds, 0.1, (0,)))
+    for part, alone in zip(parts, (first, rest), strict=True):
+        assert np.array_equal(part.actions, alone.actions) and np.array_equal(part.frames[:], alone.frames[:])
+    assert np.array_equal(rollout_expert(environment, seeds, 0.1, (0,)).seeds, seeds)
 
 
 def test_the_last_real_frame_repeats_after_the_end():

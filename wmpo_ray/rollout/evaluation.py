@@ -109,8 +109,22 @@ def _rollout_batch(policy, environment, seeds, temperature, run_key, keep_frames
 def rollout_expert(
     environment: Environment, seeds: Sequence[int] | np.ndarray, noise: float, run_key: tuple
 ) -> Episodes:
-    """Demonstrations by the environment's scripted expert with `noise` added to its targets."""
-    seeds = np.asarray(seeds)
+    """All demonstrations of `expert_batches`."""
+    return concatenate_episodes(list(expert_batches(environment, seeds, noise, run_key)))
+
+
+def expert_batches(
+    environment: Environment, seeds: Sequence[int] | np.ndarray, noise: float, run_key: tuple
+) -> Iterator[Episodes]:
+    """Demonstrations by the environment's scripted expert with `noise` added to its targets, in as few batches as
+    `RECORDING_BYTES` allows. The noise is drawn for a batch as a whole, so it depends on the batches."""
+    size = batch_within((environment.horizon + 1, *environment.frame_shape), RECORDING_BYTES, max(1, len(seeds)))
+    for first in range(0, max(1, len(seeds)), size):
+        key = (*run_key, first) if first else run_key
+        yield _expert_batch(environment, np.asarray(seeds[first : first + size]), noise, key)
+
+
+def _expert_batch(environment: Environment, seeds: np.ndarray, noise: float, run_key: tuple) -> Episodes:
     rng = np.random.default_rng(seed_for(*run_key))
     frames, actions, ended = [environment.reset(seeds)], [], []
     for _ in range(environment.horizon):
