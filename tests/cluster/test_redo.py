@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from wmpo_ray.runs.trackers.jsonl import JsonlTracker
 
 from cluster.recipes.pipeline import run_pipeline
 from cluster.recipes.recipe_table import stage_labels
@@ -14,6 +13,7 @@ from wmpo_ray.config.loading import config_to_json, load_config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.data.store import load_episodes
 from wmpo_ray.runs.folder import RunFolder
+from wmpo_ray.runs.trackers.jsonl import JsonlTracker
 
 THREE = ["grpo.num_updates=3", "filter.max_staleness=0"]
 
