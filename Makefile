@@ -10,7 +10,7 @@ FIXTURES ?= tests/golden
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help setup demo cluster-demo test test-slow lint soak bench-demo bench-cache bench-coordinator bench-autoscaling \
+.PHONY: help setup demo cluster-demo test test-slow lint soak bench-demo bench-cache bench-memory bench-coordinator bench-autoscaling \
 	bench-weights bench-operations bench-samplers bench-models bench-gpu pretrain-embedded clean
 .DEFAULT_GOAL := help
 
@@ -70,6 +70,9 @@ bench-operations: setup  ## submission, the Grafana board's queries, what metric
 
 bench-samplers: setup  ## fidelity of the demo's world model against solver and number of steps
 	$(BIN)/python -m benchmarks.sampler_steps
+
+bench-memory: setup  ## memory that 1,280 full-size episodes take in optimize, in an alignment and in evaluate
+	$(BIN)/python -m benchmarks.memory
 
 bench-models: setup  ## parity with published fixtures, memory of loading (FIXTURES=tests/golden)
 	$(BIN)/python -m benchmarks.models --fixtures $(FIXTURES)

@@ -18,18 +18,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-import torch
 from ray import train
 from ray.data import DataContext
-from torch import Tensor
 
 from cluster.host.ray_private import block_sizes
 from wmpo_ray.core.types import Episodes
-from wmpo_ray.data.store import load_frames, load_index
+from wmpo_ray.data.episodes import LazyFrames, as_lazy, gather, parts_of
+from wmpo_ray.data.store import StoredFrames, load_episodes, load_frames
+from wmpo_ray.data.store_format import FRAMES, column_of, values_of
 
-COLUMN = "frames"
 BLOCKS_AT_ONCE = 4  # that a worker keeps from being spilled while it copies from them
-BLOCK_BYTES = 128 * 2**20  # of frames that were in memory
+BLOCK_BYTES = 128 * 2**20  # of frames that this process reads
 
 
 class TrainingData:
@@ -49,8 +48,10 @@ class TrainingData:
         path = path.absolute()
         if name in self._episodes:
             return self._episodes[name]
-        episodes, group_sizes = load_index(path)
-        groups = ray.data.range(len(group_sizes), override_num_blocks=max(1, len(group_sizes)))
+        episodes = load_episodes(path)
+        assert isinstance(episodes.frames, StoredFrames)
+        num_groups = len(episodes.frames.group_sizes)
+        groups = ray.data.range(num_groups, override_num_blocks=max(1, num_groups))
         dataset = groups.map_batches(
             lambda batch: load_frames(path, int(batch["id"][0])), batch_size=1, batch_format="numpy"
         )
@@ -58,58 +59,46 @@ class TrainingData:
         return self._add(name, episodes, dataset.materialize())
 
     def put(self, name: str, episodes: Episodes) -> Episodes:
-        """Episodes that this process has in memory."""
-        rows = max(1, BLOCK_BYTES // episodes.frames[:1].nbytes)
-        blocks = [
-            pa.table(
-                {COLUMN: pa.array([video.tobytes() for video in episodes.frames[i : i + rows]], pa.large_binary())}
-            )
-            for i in range(0, len(episodes), rows)
-        ]
-        return self._add(name, episodes, ray.data.from_arrow(blocks).materialize())
+        """Episodes that this process reads, a block at a time."""
+        blocks = [ray.put(_block(part)) for part in parts_of(episodes, BLOCK_BYTES)]
+        return self._add(name, episodes, ray.data.from_arrow_refs(blocks).materialize())
 
     def _add(self, name: str, episodes: Episodes, dataset: Any) -> Episodes:
         self.datasets[name] = dataset
-        frames: Any = BlockFrames(name, block_sizes(dataset), episodes.frames.shape[1:])
-        self._episodes[name] = replace(episodes, frames=frames)
+        self._episodes[name] = replace(episodes, frames=BlockFrames(name, block_sizes(dataset), as_lazy(episodes)))
         return self._episodes[name]
 
 
-class BlockFrames:
-    """Frames [M, T+1, H, W, 3] uint8 of a dataset of this training (implements `wmpo_ray.data.windows.Frames`).
+class BlockFrames(LazyFrames):
+    """Frames of a dataset of this training.
 
     The blocks are looked up in the worker that first asks for one.
     """
 
-    def __init__(self, name: str, block_sizes: Sequence[int], shape: Sequence[int]):
-        self._name, self._shape = name, tuple(shape)
+    def __init__(self, name: str, block_sizes: Sequence[int], like: LazyFrames):
+        super().__init__(like.lengths, like.horizon, like.frame_shape)
+        self._name = name
         self._starts = np.cumsum([0, *block_sizes])
         self._refs: list[Any] | None = None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (len(self), *self._shape)
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_refs": None}
 
-    def __getitem__(self, index: tuple[Tensor, Tensor]) -> Tensor:
-        rows, steps = torch.broadcast_tensors(*index)
-        frames = torch.empty((*rows.shape, *self._shape[1:]), dtype=torch.uint8)
-        flat, row, step = frames.view(-1, *self._shape[1:]).numpy(), rows.flatten().numpy(), steps.flatten().numpy()
-        block = np.searchsorted(self._starts, row, "right") - 1
+    def read(self, rows: np.ndarray, steps: np.ndarray, out: np.ndarray) -> None:
+        block = np.searchsorted(self._starts, rows, "right") - 1
         needed = np.unique(block)
         for first in range(0, len(needed), BLOCKS_AT_ONCE):
             chosen = needed[first : first + BLOCKS_AT_ONCE]
-            for number, table in zip(chosen, ray.get([self._blocks[i] for i in chosen]), strict=True):
-                for i in np.unique(row[block == number]):
-                    places = np.flatnonzero(row == i)
-                    value = table[COLUMN][int(i - self._starts[number])].as_buffer()
-                    flat[places] = np.frombuffer(value, np.uint8).reshape(self._shape)[step[places]]
-        return frames
+            tables = dict(zip(chosen.tolist(), ray.get([self._blocks[i] for i in chosen]), strict=True))
+
+            def video(row: int, tables: dict[int, pa.Table] = tables) -> np.ndarray:
+                number = int(np.searchsorted(self._starts, row, "right")) - 1
+                return values_of(tables[number][FRAMES])[row - self._starts[number]].reshape(-1, *self.frame_shape)
+
+            places = np.flatnonzero(np.isin(block, chosen))
+            found = np.empty((len(places), *self.frame_shape), np.uint8)
+            gather(video, rows[places], steps[places], found)
+            out[places] = found
 
     @property
     def _blocks(self) -> list[Any]:
@@ -117,3 +106,9 @@ class BlockFrames:
             shard: Any = train.get_dataset_shard(self._name)
             self._refs = shard.materialize().to_arrow_refs()
         return self._refs
+
+
+def _block(episodes: Episodes) -> pa.Table:
+    """The real frames of each episode as one value, as a trajectory file holds them."""
+    frames = as_lazy(episodes)
+    return pa.table({FRAMES: column_of([np.ascontiguousarray(frames.video(i)) for i in range(len(frames))])})

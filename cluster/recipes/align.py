@@ -8,12 +8,12 @@ from cluster.recipes.checks import check_pretrained, check_workers
 from cluster.recipes.context import RunContext
 from cluster.recipes.stage import Stage
 from cluster.recipes.trainings import run_trainings
-from learners.supervised.jobs import AlignmentJob, EpisodeSource, Training, first_episodes
+from learners.supervised.jobs import AlignmentJob, EpisodeSource, Training
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.files import atomic_directory
 from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.registry import begin_world_model, load_world_model
-from wmpo_ray.rollout.fidelity import psnr_per_frame, replay_videos, starts_of
+from wmpo_ray.rollout.fidelity import replay_error
 
 
 def world_model(context: RunContext) -> dict[str, Any]:
@@ -38,8 +38,7 @@ def take_as_it_is(context: RunContext, name: str, pretrained: str) -> dict[str, 
         begin_world_model(config, pretrained, seed).save(folder)
     _, held_out = context.collected()
     world = load_world_model(config, str(context.model(name)))
-    videos = replay_videos(world, starts_of(held_out), held_out.actions, seed)
-    errors = [float(value) for value in psnr_per_frame(held_out.frames, videos, held_out.lengths)]
+    errors = replay_error(world, held_out, seed).tolist()
     mean = sum(errors) / len(errors)
     # Before and after are one: nothing was trained.
     return {
@@ -59,7 +58,7 @@ def align(context: RunContext, names: dict[str, str]) -> dict[str, dict[str, Any
         path = context.trajectory_file("collect")
         collected = source.read("collect", path)
         num_held_out = context.num_validation(len(collected))
-        rollouts = first_episodes(collected, len(collected) - num_held_out)
+        rollouts = collected.rows(slice(len(collected) - num_held_out))
         trainings = []
         for name, pretrained in names.items():
             out = context.model(name).absolute()

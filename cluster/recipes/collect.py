@@ -8,9 +8,9 @@ from cluster.recipes.context import RunContext
 from cluster.recipes.stage import Stage
 from wmpo_ray.core.starts import Split, start_seeds
 from wmpo_ray.core.types import Episodes
-from wmpo_ray.data.store import save_episodes
+from wmpo_ray.data.store import episode_writer
 from wmpo_ray.registry import load_policy, make_environment
-from wmpo_ray.rollout.evaluation import rollout_policy
+from wmpo_ray.rollout.evaluation import rollout_batches
 
 
 def collect(context: RunContext) -> dict[str, Any]:
@@ -24,16 +24,13 @@ def collect(context: RunContext) -> dict[str, Any]:
         ("gate", "held-out", config.gate.num_trajectories),
     )
     for split, name, count in sources:
-        with context.reporter.bar(f"real episodes ({name})", count) as advance:
-            episodes = rollout_policy(
-                network,
-                environment,
-                start_seeds(split, count, config.seed),
-                config.collect.temperature,
-                (config.seed, split),
-                progress=advance,
-            )
-        save_episodes(context.trajectory_file(name), episodes)
+        seeds, path = start_seeds(split, count, config.seed), context.trajectory_file(name)
+        with context.reporter.bar(f"real episodes ({name})", count) as advance, episode_writer(path) as writer:
+            for part in rollout_batches(
+                network, environment, seeds, config.collect.temperature, (config.seed, split), progress=advance
+            ):
+                writer.append(part)
+        episodes = context.episodes(name)
         figures |= {f"num_{split}": count, f"success_{split}": float(episodes.success.mean())}
     figures["failures"] = failure_rates(episodes)
     return figures

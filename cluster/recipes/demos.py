@@ -7,9 +7,9 @@ from typing import Any
 from cluster.recipes.context import RunContext
 from cluster.recipes.stage import Stage
 from wmpo_ray.core.starts import start_seeds
-from wmpo_ray.data.store import save_episodes
+from wmpo_ray.data.store import episode_writer
 from wmpo_ray.registry import make_environment
-from wmpo_ray.rollout.evaluation import rollout_expert
+from wmpo_ray.rollout.evaluation import expert_batches
 
 
 def demos(context: RunContext) -> dict[str, Any]:
@@ -17,8 +17,10 @@ def demos(context: RunContext) -> dict[str, Any]:
     config = context.config
     environment = make_environment(config.environment)
     seeds = start_seeds("demos", config.demos.num_trajectories, config.seed)
-    episodes = rollout_expert(environment, seeds, config.demos.action_noise, (config.seed, "demos"))
-    save_episodes(context.trajectory_file("demos"), episodes)
+    with episode_writer(context.trajectory_file("demos")) as writer:
+        for part in expert_batches(environment, seeds, config.demos.action_noise, (config.seed, "demos")):
+            writer.append(part)
+    episodes = context.episodes("demos")
     return {
         "num": len(episodes),
         "success": float(episodes.success.mean()),

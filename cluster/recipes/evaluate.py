@@ -22,7 +22,7 @@ from wmpo_ray.core.starts import start_seeds
 from wmpo_ray.core.statistics import wilson_interval
 from wmpo_ray.core.types import Episodes
 from wmpo_ray.registry import load_policy, make_environment
-from wmpo_ray.rollout.evaluation import rollout_policy
+from wmpo_ray.rollout.evaluation import rollout_outcomes, rollout_policy
 
 
 def evaluate(context: RunContext) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def evaluate(context: RunContext) -> dict[str, Any]:
     for label, path in (("base", context.model("base-policy")), ("final", context.last_policy)):
         network = load_policy(config, str(path))
         with context.reporter.bar(f"real episodes ({label})", len(seeds)) as advance:
-            episodes = rollout_policy(
+            episodes, videos = rollout_outcomes(
                 network, environment, seeds, config.evaluation.temperature, (config.seed, "evaluate"), progress=advance
             )
         low, high = wilson_interval(int(episodes.success.sum()), len(episodes))
@@ -45,18 +45,16 @@ def evaluate(context: RunContext) -> dict[str, Any]:
         figures[f"success_length_{label}"] = (
             float(episodes.lengths[episodes.success].mean()) if episodes.success.any() else None
         )
-        save_videos(context, label, episodes)
+        save_videos(context, label, videos)
     context.folder.set_result(results["base"], results["final"])
     return figures
 
 
-def save_videos(context: RunContext, name: str, episodes: Episodes, each: int = 4) -> None:
+def save_videos(context: RunContext, name: str, chosen: Episodes) -> None:
     """A few successes and failures for the report."""
-    rows = np.concatenate([np.flatnonzero(episodes.success)[:each], np.flatnonzero(~episodes.success)[:each]])
-    chosen = episodes.rows(rows)
     np.savez_compressed(
         context.videos / f"{name}.npz",
-        frames=chosen.frames,
+        frames=np.asarray(chosen.frames),
         success=chosen.success,
         lengths=chosen.lengths,
         instructions=np.array(json.dumps(chosen.instructions)),

@@ -91,7 +91,7 @@ def _event_agreement(context: RunContext, episodes: Episodes, videos: np.ndarray
     detect = environment.detect_events
     # After the real episode's end nothing can be compared: both videos hold still there.
     last = np.minimum(np.arange(videos.shape[1])[None], episodes.lengths[:, None])[..., None, None, None]
-    real, imagined = detect(episodes.frames), detect(np.take_along_axis(videos, last, 1))
+    real, imagined = detect(np.asarray(episodes.frames)), detect(np.take_along_axis(videos, last, 1))
     return {f"{event}_agreement": float((real[event] == imagined[event]).mean()) for event in real}
 
 

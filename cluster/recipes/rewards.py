@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,13 @@ from cluster.recipes.trainings import run_trainings
 from learners.supervised.jobs import EpisodeSource, RewardJob, Training
 from learners.supervised.reward_training import choose_threshold, clips_to_learn
 from wmpo_ray.config.run import Config
+from wmpo_ray.core.interfaces import World
 from wmpo_ray.core.types import Episodes
+from wmpo_ray.data.episodes import concatenate_episodes, parts_of
+from wmpo_ray.data.store import episode_writer, load_episodes
 from wmpo_ray.registry import load_reward_model, load_world_model, pretrained_reward_model
 from wmpo_ray.reward_models.decisions import best_probabilities
-from wmpo_ray.rollout.evaluation import concatenate_episodes
-from wmpo_ray.rollout.fidelity import binary_report, decode_one_chunk_ahead
+from wmpo_ray.rollout.fidelity import binary_report, one_chunk_ahead
 
 
 def reward_model(context: RunContext) -> dict[str, Any]:
@@ -28,30 +32,47 @@ def reward_model(context: RunContext) -> dict[str, Any]:
     config = context.config
     train, validation = context.collected()
     expert, held_out = context.episodes("demos"), context.episodes("held-out")
-    sources, judged = [expert, train], [validation]
-    world = load_world_model(config, str(context.model("world-model")))
-    if "imagines" in world.abilities:
-        if config.reward.steps:
-            sources.append(decode_one_chunk_ahead(world, train, config.seed))
-        judged.append(decode_one_chunk_ahead(world, validation, config.seed))
+    loaded = load_world_model(config, str(context.model("world-model")))
+    world = loaded if "imagines" in loaded.abilities else None
     figures: dict[str, Any] = {"pretrained": config.reward.pretrained}
     if config.reward.steps:
-        figures = train_classifier(context, concatenate_episodes(sources))
+        with imagined_episodes(context, world, train) as imagined:
+            figures = train_classifier(context, concatenate_episodes([expert, train, *imagined]))
     else:
         pretrained_reward_model(config).save(context.model("reward-model"))
     model = load_reward_model(config, str(context.model("reward-model")))
 
-    def best(episodes: Episodes) -> np.ndarray:
-        return best_probabilities(
-            model, episodes.frames, episodes.instructions, episodes.lengths, config.reward.min_steps
+    def best(parts: Iterable[Episodes]) -> np.ndarray:
+        """Highest probabilities [M], a batch of episodes in memory at a time."""
+        min_steps = config.reward.min_steps
+        return np.concatenate(
+            [best_probabilities(model, np.asarray(p.frames), p.instructions, p.lengths, min_steps) for p in parts]
         )
 
-    truth = np.concatenate([episodes.success for episodes in judged])
-    chosen, curve = choose_threshold(np.concatenate([best(episodes) for episodes in judged]), truth)
+    judged = [best(parts_of(validation))]
+    if world is not None:
+        judged.append(best(one_chunk_ahead(world, validation, config.seed)))
+    chosen, curve = choose_threshold(np.concatenate(judged), np.concatenate([validation.success] * len(judged)))
     model.threshold = config.reward.threshold or chosen
-    report = binary_report(best(held_out) >= model.threshold, held_out.success)
+    report = binary_report(best(parts_of(held_out)) >= model.threshold, held_out.success)
     model.save(context.model("reward-model"))
     return {**figures, "threshold": model.threshold, "threshold_curve": curve, **report}
+
+
+@contextmanager
+def imagined_episodes(context: RunContext, world: World | None, train: Episodes) -> Iterator[Sequence[Episodes]]:
+    """P as the world model shows it, in a file for as long as the block runs; nothing without one that imagines."""
+    if world is None:
+        yield []
+        return
+    path = context.trajectory_file("one-chunk-ahead")
+    with episode_writer(path) as writer:
+        for part in one_chunk_ahead(world, train, context.config.seed):
+            writer.append(part)
+    try:
+        yield [load_episodes(path)]
+    finally:
+        path.unlink()
 
 
 def train_classifier(context: RunContext, episodes: Episodes) -> dict[str, Any]:

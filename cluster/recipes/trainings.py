@@ -15,7 +15,7 @@ from cluster.recipes.context import RunContext
 from cluster.runtimes.runtime import ActorLostError, Ref
 from cluster.runtimes.serial_runtime import SerialRuntime
 from cluster.workers.placement import resources_of
-from learners.supervised.jobs import Describe, InMemory, Training
+from learners.supervised.jobs import Describe, FromFiles, Training
 from learners.supervised.loop import check_batch
 from learners.supervised.training_actor import TrainingActor
 from wmpo_ray.config.cluster import bounds
@@ -23,7 +23,7 @@ from wmpo_ray.config.cluster import bounds
 
 def run_trainings(context: RunContext, describe: Describe) -> dict[str, dict[str, Any]]:
     """Run the trainings that `describe` makes of its episodes; returns the figures of each by its name."""
-    return on_workers(context, describe) if has_workers(context) else on_actors(context, describe(InMemory()))
+    return on_workers(context, describe) if has_workers(context) else on_actors(context, describe(FromFiles()))
 
 
 def has_workers(context: RunContext) -> bool:

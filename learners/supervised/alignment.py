@@ -15,7 +15,7 @@ from wmpo_ray.core.files import atomic_directory
 from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.core.types import Episodes
 from wmpo_ray.data.windows import WindowSampler
-from wmpo_ray.rollout.fidelity import psnr_per_frame, replay_videos, starts_of
+from wmpo_ray.rollout.fidelity import replay_error
 from wmpo_ray.world_models.pretrained_world import begin_world_model, place_world_model
 
 BEFORE = "before"  # among the numbers of the trainer: the error before the first step
@@ -70,8 +70,7 @@ class AlignmentTrainer(WorldModelTrainer):
         )
 
     def _error(self, held_out: Episodes) -> list[float]:
-        videos = replay_videos(self.world_model, starts_of(held_out), held_out.actions, self.seed)
-        return [float(value) for value in psnr_per_frame(held_out.frames, videos, held_out.lengths)]
+        return replay_error(self.world_model, held_out, self.seed).tolist()
 
 
 def grip_changes(actions: np.ndarray, chunk_length: int) -> np.ndarray:

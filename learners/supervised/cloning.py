@@ -16,7 +16,6 @@ from wmpo_ray.config.run import CloningConfig
 from wmpo_ray.core.interfaces import Policy
 from wmpo_ray.core.seeding import generator_for
 from wmpo_ray.core.types import Episodes, Observation
-from wmpo_ray.data.windows import as_frames
 
 
 class PolicyCloner(SupervisedTraining):
@@ -41,7 +40,7 @@ class PolicyCloner(SupervisedTraining):
         self.config, self.chunk_length = config, policy.chunk_length
         self.rows, self.steps = _decisions(demos)
         self.actions = torch.from_numpy(_padded_actions(demos, policy.chunk_length))
-        self.frames, self.instructions = as_frames(demos.frames), demos.instructions
+        self.frames, self.instructions = demos.frames, demos.instructions
         self.numbers["skipped_steps"] = 0
 
     @property
@@ -60,7 +59,7 @@ class PolicyCloner(SupervisedTraining):
         row, t = self.rows[chosen], self.steps[chosen]
         actions = self.actions[row[:, None], t[:, None] + torch.arange(self.chunk_length)]
         texts = [self.instructions[i] for i in row.tolist()]
-        return (self.frames[row, t].numpy(), texts, actions), len(batch)
+        return (self.frames[row.numpy(), t.numpy()], texts, actions), len(batch)
 
     def update(self, loss: float) -> dict[str, float]:
         if math.isfinite(loss):

@@ -22,7 +22,7 @@ from wmpo_ray.config.run import Config
 from wmpo_ray.core.files import atomic_directory
 from wmpo_ray.core.interfaces import Policy
 from wmpo_ray.core.types import Episodes
-from wmpo_ray.data.store import load_episodes, load_last_episodes
+from wmpo_ray.data.store import load_episodes
 from wmpo_ray.registry import create_policy, create_reward_model, load_policy, pretrained_reward_model
 
 
@@ -60,14 +60,15 @@ class EpisodeSource(Protocol):
         """The episodes of a file. Raises `UserError` for one that is missing or damaged."""
 
     def put(self, name: str, episodes: Episodes) -> Episodes:
-        """Episodes that this process has in memory."""
+        """Episodes that this process can index."""
 
 
 Describe = Callable[[EpisodeSource], list[Training]]
 
 
-class InMemory:
-    """Episodes as they are, for trainings on an actor (implements `EpisodeSource`); each file is read once."""
+class FromFiles:
+    """Episodes as they are, for trainings on an actor (implements `EpisodeSource`): it reads the frames of its batches
+    from the file, on storage that all nodes see."""
 
     def __init__(self) -> None:
         self._read: dict[Path, Episodes] = {}
@@ -79,19 +80,6 @@ class InMemory:
 
     def put(self, name: str, episodes: Episodes) -> Episodes:
         return episodes
-
-
-def first_episodes(episodes: Episodes, count: int) -> Episodes:
-    """The first ones; the frames of the others stay with them, wherever they are, and are not used."""
-    return Episodes(
-        episodes.frames,
-        episodes.actions[:count],
-        episodes.lengths[:count],
-        episodes.success[:count],
-        episodes.instructions[:count],
-        episodes.seeds[:count],
-        {name: flags[:count] for name, flags in episodes.failures.items()},
-    )
 
 
 @dataclass(frozen=True)
@@ -165,7 +153,7 @@ class AlignmentJob:
         return training.finish(self.out, self._held_out()) if training.share.rank == 0 else {}
 
     def _held_out(self) -> Episodes:
-        return load_last_episodes(self.collected, self.num_held_out)
+        return load_episodes(self.collected).rows(slice(-self.num_held_out, None))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from learners.supervised.training_state import NO_CHECKPOINTS, Parts, TrainingCh
 from wmpo_ray.config.run import RewardConfig
 from wmpo_ray.core.seeding import generator_for
 from wmpo_ray.core.types import Episodes
-from wmpo_ray.data.windows import as_frames
+from wmpo_ray.data.windows import frames_at
 from wmpo_ray.rollout.fidelity import binary_report
 
 Index = Tensor  # [n, 2] int64: episode, last frame of the clip
@@ -95,7 +95,7 @@ class RewardTrainer(SupervisedTraining):
     ):
         self.model, self.config = model, config
         self.clips = clips_to_learn(config, episodes)
-        self.frames, self.instructions = as_frames(episodes.frames), episodes.instructions
+        self.frames, self.instructions = episodes.frames, episodes.instructions
         optimizer = torch.optim.AdamW(
             model.network.parameters(), config.learning_rate, weight_decay=config.weight_decay
         )
@@ -129,7 +129,8 @@ class RewardTrainer(SupervisedTraining):
         total, generator = len(batch.clips), self.generator
         own = self.share.of(total)
         index = batch.clips[own]
-        clips = self.frames[index[:, :1], index[:, 1:] + torch.arange(1 - self.model.clip_length, 1)].float()
+        steps = index[:, 1:] + torch.arange(1 - self.model.clip_length, 1)
+        clips = frames_at(self.frames, index[:, :1], steps).float()
         flip = torch.rand(total, generator=generator)[own] < 0.5
         clips = torch.where(flip.view(-1, 1, 1, 1, 1), clips.flip(2), clips)
         noise = torch.randn((total, *clips.shape[1:]), generator=generator)[own]

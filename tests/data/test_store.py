@@ -1,6 +1,6 @@
 import errno
-import json
 import os
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,13 +14,8 @@ from hypothesis import strategies as st
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.types import Episodes
 from wmpo_ray.data import store as trajectory_store
-from wmpo_ray.data.store import (
-    load_episodes,
-    load_frames,
-    load_index,
-    load_last_episodes,
-    save_episodes,
-)
+from wmpo_ray.data.store import StoredFrames, episode_writer, load_episodes, load_frames, save_episodes
+from wmpo_ray.data.store_format import METADATA_KEY, header_of
 
 
 def make(num=3, horizon=4, size=(5, 6), action_dims=2, failures=("drop", "jam"), seed=0, instructions=None) -> Episodes:
@@ -28,10 +23,12 @@ def make(num=3, horizon=4, size=(5, 6), action_dims=2, failures=("drop", "jam"),
     actions = random.standard_normal((num, horizon, action_dims)).astype(np.float32)
     if actions.size:
         actions.flat[0] = np.nan
+    lengths = random.integers(0, horizon + 1, num)
+    frames = random.integers(0, 256, (num, horizon + 1, *size, 3), np.uint8)
     return Episodes(
-        random.integers(0, 256, (num, horizon + 1, *size, 3), np.uint8),
+        frames[np.arange(num)[:, None], np.minimum(np.arange(horizon + 1), lengths[:, None])],
         actions,
-        random.integers(0, horizon + 1, num),
+        lengths,
         random.random(num) < 0.5,
         tuple(instructions or [f"put it in pocket {i}" for i in range(num)]),
         random.integers(-(2**63), 2**63 - 1, num),
@@ -42,7 +39,7 @@ def make(num=3, horizon=4, size=(5, 6), action_dims=2, failures=("drop", "jam"),
 def assert_same(a: Episodes, b: Episodes) -> None:
     assert a.instructions == b.instructions and list(a.failures) == list(b.failures)
     arrays = ("frames", "actions", "lengths", "success", "seeds")
-    pairs = [(getattr(a, name), getattr(b, name)) for name in arrays]
+    pairs = [(np.asarray(getattr(a, name)), np.asarray(getattr(b, name))) for name in arrays]
     for x, y in pairs + [(a.failures[name], b.failures[name]) for name in a.failures]:
         assert x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
 
@@ -67,11 +64,24 @@ def test_episodes_come_back_bit_for_bit(tmp_path_factory, data):
 
 
 def test_episodes_spread_over_several_row_groups(tmp_path, monkeypatch):
-    episodes = make(num=7)
-    monkeypatch.setattr(trajectory_store, "ROW_GROUP_BYTES", 2 * episodes.frames[0].nbytes)
+    """Each holds as many as fit; how the episodes came makes no difference to the file."""
+    episodes = replace(make(num=7), lengths=np.array([4, 0, 1, 2, 4, 4, 0]))
+    monkeypatch.setattr(trajectory_store, "ROW_GROUP_BYTES", 5 * episodes.frames[0, 0].nbytes)
     save_episodes(tmp_path / "a", episodes)
-    assert pq.ParquetFile(tmp_path / "a").metadata.num_row_groups == 4
-    assert_same(load_episodes(tmp_path / "a"), episodes)
+    assert group_sizes(tmp_path / "a") == [1, 2, 1, 1, 1, 1]
+    with episode_writer(tmp_path / "b") as writer:
+        for rows in (slice(0, 3), slice(3, 3), slice(3, 7)):
+            writer.append(episodes.rows(rows))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    loaded = load_episodes(tmp_path / "a")
+    for i, length in enumerate(episodes.lengths):
+        shown = np.minimum(np.arange(5), length)
+        assert np.array_equal(loaded.frames[i], episodes.frames[i, shown]), "the last real frame repeats"
+
+
+def group_sizes(path: Path) -> list[int]:
+    metadata = pq.ParquetFile(path).metadata
+    return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
 
 
 def test_any_parquet_reader_finds_one_row_per_episode_compressed_with_zstd(tmp_path):
@@ -80,7 +90,8 @@ def test_any_parquet_reader_finds_one_row_per_episode_compressed_with_zstd(tmp_p
     table = pq.read_table(tmp_path / "a")
     assert table["instruction"].to_pylist() == list(episodes.instructions)
     assert table["failure.jam"].to_pylist() == episodes.failures["jam"].tolist()
-    assert table["frames"][1].as_py() == episodes.frames[1].tobytes()
+    assert table["frames"][1].as_py() == episodes.frames[1, : episodes.lengths[1] + 1].tobytes()
+    assert table["first_frame"][1].as_py() == episodes.frames[1, 0].tobytes()
     assert pq.ParquetFile(tmp_path / "a").metadata.row_group(0).column(0).compression == "ZSTD"
 
 
@@ -92,6 +103,8 @@ def test_any_parquet_reader_finds_one_row_per_episode_compressed_with_zstd(tmp_p
         ("actions", np.zeros((3, 5, 2), np.float32), "actions"),
         ("actions", np.zeros((3, 4, 2), np.float64), "actions"),
         ("lengths", np.zeros(2, np.int64), "lengths"),
+        ("lengths", np.array([0, 5, 1]), "lengths are 0..5"),
+        ("lengths", np.array([0, -1, 1]), "lengths are -1..1"),
         ("success", np.zeros(3, np.int64), "success"),
         ("seeds", np.zeros(3, np.float64), "seeds"),
         ("instructions", ("a",), "1 instructions for 3"),
@@ -102,6 +115,26 @@ def test_arrays_that_do_not_fit_are_refused_and_nothing_is_written(tmp_path, fie
     with pytest.raises(ValueError, match=message):
         save_episodes(tmp_path / "a", Episodes(**{**vars(make()), field: value}))
     assert not list(tmp_path.iterdir())
+
+
+def test_episodes_of_another_shape_cannot_be_appended(tmp_path):
+    with pytest.raises(ValueError, match="do not fit those before"), episode_writer(tmp_path / "a") as writer:
+        writer.append(make())
+        writer.append(make(horizon=5))
+    with pytest.raises(ValueError, match="no episodes"), episode_writer(tmp_path / "a"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, RuntimeError])
+def test_writing_that_is_interrupted_leaves_the_old_episodes(tmp_path, monkeypatch, interruption):
+    monkeypatch.setattr(trajectory_store, "ROW_GROUP_BYTES", 1)
+    save_episodes(tmp_path / "a", make(seed=1))
+    with pytest.raises(interruption), episode_writer(tmp_path / "a") as writer:
+        writer.append(make(seed=2))
+        raise interruption
+    assert_same(load_episodes(tmp_path / "a"), make(seed=1))
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_full_disk_leaves_the_old_episodes(tmp_path, monkeypatch):
@@ -117,147 +150,110 @@ def test_a_full_disk_leaves_the_old_episodes(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-# -- damaged, foreign and hostile files ---------------------------------------------------------------------------
-
-
-def assert_refused(path: Path, match: str | None = None, **options) -> None:
-    with pytest.raises(UserError, match=match) as raised:
-        load_episodes(path, **options)
-    assert str(path) in str(raised.value)
-
-
-def test_a_truncated_file_is_named_wherever_it_ends(tmp_path):
-    save_episodes(tmp_path / "a", make())
-    content = (tmp_path / "a").read_bytes()
-    for stop in range(0, len(content), 97):
-        (tmp_path / "cut").write_bytes(content[:stop])
-        assert_refused(tmp_path / "cut")
-    assert_refused(tmp_path / "none", "is missing")
-
-
-def test_a_flipped_bit_in_the_data_is_noticed(tmp_path):
-    save_episodes(tmp_path / "a", make())
-    content = bytearray((tmp_path / "a").read_bytes())
-    column = pq.ParquetFile(tmp_path / "a").metadata.row_group(0).column(0)
-    end = column.data_page_offset + column.total_compressed_size
-    for at in range(end - 600, end, 50):
-        flipped = content.copy()
-        flipped[at] ^= 16
-        (tmp_path / "b").write_bytes(flipped)
-        assert_refused(tmp_path / "b")
-
-
-@pytest.mark.parametrize("content", [b"", b"PAR1", b"hello world, this is a text file", b"\x80\x04\x95pickle"])
-def test_a_file_of_another_kind_is_named(tmp_path, content):
-    (tmp_path / "a").write_bytes(content)
-    assert_refused(tmp_path / "a", "no trajectory file")
-
-
-def test_a_parquet_file_of_somebody_else_is_named(tmp_path):
-    pq.write_table(pa.table({"a": [1]}), tmp_path / "a")
-    assert_refused(tmp_path / "a", "no trajectory file of this program")
-
-
-def test_more_than_max_bytes_is_not_loaded(tmp_path):
-    episodes = make()
-    save_episodes(tmp_path / "a", episodes)
-    total = episodes.frames.nbytes + episodes.actions.nbytes
-    assert_refused(tmp_path / "a", f"max_bytes={total - 1}", max_bytes=total - 1)
-    assert_same(load_episodes(tmp_path / "a", max_bytes=total), episodes)
-
-
 @pytest.fixture
 def in_groups(tmp_path, monkeypatch) -> tuple[Path, Episodes]:
-    """A file of 7 episodes in row groups of 3."""
-    episodes = make(7)
-    monkeypatch.setattr(trajectory_store, "ROW_GROUP_BYTES", 3 * episodes.frames[0].nbytes)
+    """A file of 7 episodes in row groups of 3, and the same episodes in memory."""
+    episodes = replace(make(7), lengths=np.array([4, 4, 4, 2, 4, 4, 0]))
+    episodes = replace(episodes, frames=episodes.frames[np.arange(7)[:, None], padded_steps(episodes.lengths, 4)])
+    monkeypatch.setattr(trajectory_store, "ROW_GROUP_BYTES", 15 * episodes.frames[0, 0].nbytes)
     save_episodes(tmp_path / "a", episodes)
+    assert group_sizes(tmp_path / "a") == [3, 4] or group_sizes(tmp_path / "a") == [3, 3, 1]
     return tmp_path / "a", episodes
 
 
-def test_a_file_can_be_read_without_its_frames_and_they_a_group_at_a_time(in_groups):
+def padded_steps(lengths: np.ndarray, horizon: int) -> np.ndarray:
+    return np.minimum(np.arange(horizon + 1), lengths[:, None])
+
+
+def groups_read(monkeypatch) -> list[tuple[int, tuple[str, ...]]]:
+    """(row group, columns) of everything that is read from now on."""
+    read, real = [], pq.ParquetFile.read_row_group
+
+    def counted(file, i, columns):
+        read.append((int(i), tuple(columns)))
+        return real(file, i, columns=columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
+    return read
+
+
+def test_frames_are_read_when_they_are_indexed_and_first_frames_alone(in_groups, monkeypatch):
     path, episodes = in_groups
-    index, sizes = load_index(path)
-    assert sizes == (3, 3, 1) and index.frames.shape == episodes.frames.shape and index.frames.strides == (0,) * 5
-    assert_same(replace(index, frames=episodes.frames), episodes)
-    tables = [load_frames(path, group) for group in range(3)]
-    assert [len(table) for table in tables] == [3, 3, 1]
+    read = groups_read(monkeypatch)
+    loaded = load_episodes(path)
+    assert not any({"frames", "first_frame"} & set(columns) for _, columns in read)
+    read.clear()
+    last = loaded.rows(slice(-1, None))
+    assert not read and np.array_equal(last.frames[:, 0], episodes.frames[-1:, 0])
+    assert [columns for _, columns in read] == [("first_frame",)]
+    read.clear()
+    assert np.array_equal(loaded.frames[[0, 2, 0], [1, 3, 4]], episodes.frames[[0, 2, 0], [1, 3, 4]])
+    assert [group for group, _ in read] == [0], "each row group once"
+
+
+@pytest.mark.parametrize(("cache_bytes", "num_reads"), [(0, 4), (10**6, 2)])
+def test_row_groups_are_kept_up_to_a_number_of_bytes(in_groups, monkeypatch, cache_bytes, num_reads):
+    path, episodes = in_groups
+    frames = load_episodes(path, cache_bytes=cache_bytes).frames
+    read = groups_read(monkeypatch)
+    for row in (0, 5, 1, 4):
+        assert np.array_equal(frames[row], episodes.frames[row])
+    assert len(read) == num_reads
+
+
+def test_a_copy_in_another_process_reads_the_same_file_there(in_groups):
+    path, episodes = in_groups
+    loaded = load_episodes(path)
+    np.asarray(loaded.frames)
+    content = pickle.dumps(loaded.rows(slice(2, 5)))
+    assert episodes.frames[2, 0].tobytes() not in content
+    assert_same(pickle.loads(content), episodes.rows(slice(2, 5)))
+
+
+def test_another_file_in_the_place_of_the_one_that_was_opened(in_groups):
+    path, episodes = in_groups
+    begun, waiting = load_episodes(path), load_episodes(path)
+    first = begun.frames[0]
+    save_episodes(path, make(6, seed=9))
+    assert np.array_equal(begun.frames[0], first) and np.array_equal(begun.frames[4], episodes.frames[4])
+    with pytest.raises(UserError, match="another file than when it was opened"):
+        waiting.frames[0]
+
+
+def test_a_row_group_can_be_read_alone(in_groups):
+    path, episodes = in_groups
+    frames = load_episodes(path).frames
+    assert isinstance(frames, StoredFrames)
+    tables = [load_frames(path, group) for group in range(len(frames.group_sizes))]
+    assert tuple(map(len, tables)) == frames.group_sizes
     videos = [value.as_py() for table in tables for value in table["frames"]]
-    assert b"".join(videos) == episodes.frames.tobytes()
+    real = [video[: n + 1].tobytes() for video, n in zip(episodes.frames, episodes.lengths, strict=True)]
+    assert videos == real
 
 
-@pytest.mark.parametrize("count", [1, 2, 4, 7, 9])
-def test_the_last_episodes_are_read_alone(in_groups, count):
-    path, episodes = in_groups
-    last = load_last_episodes(path, count)
-    assert_same(last, episodes.rows(slice(max(0, 7 - count), None)))
-    groups = {1: 1, 2: 4, 4: 4}.get(count, 7)
-    read = groups * (episodes.frames[0].nbytes + episodes.actions[0].nbytes)
-    assert_same(load_last_episodes(path, count, max_bytes=read), last)
-    with pytest.raises(UserError, match=f"max_bytes={read - 1}"):
-        load_last_episodes(path, count, max_bytes=read - 1)
+def save_format_1(path: Path, episodes: Episodes) -> None:
+    """As versions before wrote it: padded frames, and no first frame beside them."""
+    header = header_of(episodes).model_copy(update={"format": 1})
+    columns = [
+        [frames.tobytes() for frames in episodes.frames],
+        [actions.tobytes() for actions in episodes.actions],
+        episodes.lengths,
+        episodes.success,
+        list(episodes.instructions),
+        episodes.seeds,
+        *episodes.failures.values(),
+    ]
+    schema = header.arrow_schema().with_metadata({METADATA_KEY: header.model_dump_json().encode()})
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), path, row_group_size=2)
 
 
-def test_every_way_to_read_refuses_what_is_damaged(in_groups):
-    path, _ = in_groups
-    content = bytearray(path.read_bytes())
-    content[len(content) // 3] ^= 1
-    path.write_bytes(bytes(content))
-    # The frames are most of a file, so it is in them.
-    with pytest.raises(UserError, match="damaged"):
-        [load_frames(path, group) for group in range(3)]
-    path.unlink()
-    for load in (load_index, lambda path: load_frames(path, 0), lambda path: load_last_episodes(path, 1)):
-        with pytest.raises(UserError, match="missing"):
-            load(path)
-
-
-def rewritten(path: Path, header: dict | None = None, columns: dict | None = None) -> Path:
-    """A copy of a good file with some header fields or columns replaced."""
-    save_episodes(path, make())
-    table = pq.read_table(path)
-    text = trajectory_store._Header.model_validate_json(table.schema.metadata[b"wmpo_ray"]).model_dump()
-    for name, values in (columns or {}).items():
-        at = table.schema.get_field_index(name)
-        table = table.set_column(at, table.schema.field(at), pa.array(values, table.schema.field(at).type))
-    metadata = {b"wmpo_ray": json.dumps({**text, **(header or {})}).encode()}
-    pq.write_table(table.replace_schema_metadata(metadata), path)
-    return path
-
-
-@pytest.mark.parametrize(
-    "header",
-    [
-        {"format": 2},
-        {"format": "1"},
-        {"horizon": -1},
-        {"horizon": 10**15},
-        {"height": 0},
-        {"height": 6, "width": 6},
-        {"channels": 4},
-        {"frames_dtype": "object"},
-        {"actions_dtype": "O"},
-        {"action_dims": 3},
-        {"failures": ["jam"]},
-        {"failures": None},
-        {"surprise": 1},
-    ],
-)
-def test_a_header_that_does_not_tell_of_the_rows_is_refused(tmp_path, header):
-    assert_refused(rewritten(tmp_path / "a", header))
-
-
-@pytest.mark.parametrize(
-    "columns",
-    [
-        {"length": [0, 5, 1]},
-        {"length": [0, -1, 1]},
-        {"frames": [b"", b"", b""]},
-        {"actions": [b"\0" * 32, b"\0" * 33, b"\0" * 32]},
-        {"frames": [b"\0" * 10**6] * 3},
-        {"actions": [b"\0" * 10**6] * 3},
-        {"instruction": ["a" * 10**6, "b", "c"]},
-    ],
-)
-def test_rows_of_the_wrong_size_are_refused(tmp_path, columns):
-    assert_refused(rewritten(tmp_path / "a", columns=columns), "damaged")
+def test_files_of_format_1_are_read_and_written_again_as_format_2(tmp_path):
+    episodes = make(5)
+    save_format_1(tmp_path / "old", episodes)
+    loaded = load_episodes(tmp_path / "old")
+    assert_same(loaded, episodes)
+    assert np.array_equal(loaded.frames[:, 0], episodes.frames[:, 0])
+    save_episodes(tmp_path / "new", loaded)
+    save_episodes(tmp_path / "expected", episodes)
+    assert (tmp_path / "new").read_bytes() == (tmp_path / "expected").read_bytes()

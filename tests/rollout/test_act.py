@@ -13,8 +13,15 @@ from wmpo_ray.core.starts import seeded_starts
 from wmpo_ray.core.types import GroupRequest, RolloutRequest
 from wmpo_ray.environments.environment_world import EnvironmentWorld
 from wmpo_ray.environments.pocket.env import PocketEnvironment
+from wmpo_ray.rollout import evaluation
 from wmpo_ray.rollout.act import act
-from wmpo_ray.rollout.evaluation import execute_actions, rollout_expert, rollout_policy
+from wmpo_ray.rollout.evaluation import (
+    execute_actions,
+    expert_batches,
+    rollout_expert,
+    rollout_outcomes,
+    rollout_policy,
+)
 from wmpo_ray.rollout.replay import replay
 from wmpo_ray.rollout.requests import member_seeds, members_of, rollout_request
 
@@ -90,6 +97,69 @@ def test_real_episodes_do_not_depend_on_the_batch(policy):
     together = rollout_policy(policy, PocketEnvironment(8), [3, 4, 5], 1.0, (0, "x"))
     alone = rollout_policy(policy, PocketEnvironment(8), [4], 1.0, (0, "x"), keep_frames=False)
     assert (together.actions[1] == alone.actions[0]).all() and together.success[1] == alone.success[0]
+
+
+# -- episodes in batches -----------------------------------------------------------------------------------------------
+
+
+class HalfSkilled:
+    """Acts like the expert in every second scene and stands still in the others."""
+
+    chunk_length = 2
+    action_dim = 3
+
+    def __init__(self, environment: PocketEnvironment):
+        self.environment = environment
+
+    def act(self, observation, temperature, seeds) -> Decision:
+        actions = self.environment.expert_action(np.random.default_rng(0), 0.0)
+        actions[::2] = 0.0
+        return Decision(torch.from_numpy(actions)[:, None].repeat(1, 2, 1), {}, torch.zeros(len(actions), 1))
+
+
+class CountingEnvironment(PocketEnvironment):
+    num_pictures = 0
+
+    def render(self):
+        self.num_pictures += 1
+        return super().render()
+
+
+@pytest.mark.parametrize(("num_videos", "all_kept"), [(3, False), (100, True)])
+def test_outcomes_do_not_depend_on_which_frames_are_kept(monkeypatch, num_videos, all_kept):
+    environment, seeds, key = CountingEnvironment(48), np.arange(40), (0, "x")
+    monkeypatch.setattr(evaluation, "RECORDING_BYTES", 8 * 49 * 16 * 16 * 3)  # batches of 8
+    whole = rollout_policy(HalfSkilled(environment), environment, seeds, 1.0, key)
+    successes, failures = np.flatnonzero(whole.success), np.flatnonzero(~whole.success)
+    assert len(successes) > 8 and len(failures) > 8
+    num_pictures, environment.num_pictures = environment.num_pictures, 0
+    outcomes, videos = rollout_outcomes(HalfSkilled(environment), environment, seeds, 1.0, key, num_videos)
+    for name in ("actions", "lengths", "success", "seeds"):
+        assert np.array_equal(getattr(outcomes, name), getattr(whole, name))
+    assert np.array_equal(outcomes.frames[:, 0], whole.frames[:, 0]) and outcomes.frames.shape[1] == 1
+    expected = whole.rows(np.concatenate([successes[:num_videos], failures[:num_videos]]))
+    assert np.array_equal(videos.seeds, expected.seeds) and np.array_equal(videos.frames[:], expected.frames[:])
+    assert environment.num_pictures == num_pictures if all_kept else environment.num_pictures < num_pictures
+
+
+def test_demonstrations_come_in_batches_that_fit(monkeypatch):
+    environment, seeds = PocketEnvironment(8), np.arange(5)
+    first, rest = (
+        rollout_expert(environment, part, 0.1, (0, *key)) for part, key in ((seeds[:3], ()), (seeds[3:], (3,)))
+    )
+    monkeypatch.setattr(evaluation, "RECORDING_BYTES", 3 * 9 * 16 * 16 * 3)
+    parts = list(expert_batches(environment, seeds, 0.1, (0,)))
+    for part, alone in zip(parts, (first, rest), strict=True):
+        assert np.array_equal(part.actions, alone.actions) and np.array_equal(part.frames[:], alone.frames[:])
+    assert np.array_equal(rollout_expert(environment, seeds, 0.1, (0,)).seeds, seeds)
+
+
+def test_the_last_real_frame_repeats_after_the_end():
+    environment = PocketEnvironment(48)
+    episodes = rollout_policy(HalfSkilled(environment), environment, np.arange(8), 1.0, (0,))
+    assert (episodes.lengths < 48).any()
+    for length, video in zip(episodes.lengths, np.asarray(episodes.frames), strict=True):
+        assert (video[length:] == video[length]).all()
 
 
 # -- early ends --------------------------------------------------------------------------------------------------------

@@ -1,13 +1,24 @@
 """Figures of how true an imagined world is, checked where the truth is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from tests.support.small_world import scene_starts, small_world_model
 from wmpo_ray.core.types import Episodes
+from wmpo_ray.data import episodes as data_episodes
 from wmpo_ray.environments.environment_world import EnvironmentWorld
 from wmpo_ray.environments.pocket.env import PocketEnvironment
-from wmpo_ray.rollout.fidelity import binary_report, decode_one_chunk_ahead, psnr_per_frame, replay_videos, starts_of
+from wmpo_ray.rollout.fidelity import (
+    binary_report,
+    decode_one_chunk_ahead,
+    one_chunk_ahead,
+    psnr_per_frame,
+    replay_error,
+    replay_videos,
+    starts_of,
+)
 from wmpo_ray.world_models.diffusion import initialise
 
 
@@ -36,6 +47,33 @@ def test_replay_does_not_depend_on_the_batch_size():
     assert np.abs(one.astype(int) - all_).max() <= 1
     assert np.array_equal(replay_videos(world, scene_starts(3), actions, seed=0, batch_size=3), all_)
     assert not np.array_equal(replay_videos(world, scene_starts(3), actions, seed=1, batch_size=3), all_)
+
+
+def test_the_error_of_a_replay_is_the_same_a_batch_at_a_time(monkeypatch):
+    actions, frames = recorded(5, 8)
+    lengths = np.array([8, 6, 8, 3, 8])
+    texts = tuple(start.instruction for start in scene_starts(5))
+    episodes = Episodes(frames, actions, lengths, lengths < 8, texts, np.arange(5))
+    world = EnvironmentWorld(PocketEnvironment(8), chunk_length=4)
+    broken = replace(episodes, actions=-actions)
+    whole = replay_error(world, broken, seed=0)
+    expected = psnr_per_frame(frames, replay_videos(world, scene_starts(5), -actions, seed=0), lengths)
+    assert np.array_equal(whole, expected) and len(np.unique(whole)) > 2
+    monkeypatch.setattr(data_episodes, "BATCH_BYTES", 2 * frames[0].nbytes)
+    assert np.array_equal(replay_error(world, broken, seed=0), expected)
+
+
+def test_one_chunk_ahead_is_the_same_a_batch_at_a_time(monkeypatch):
+    actions, frames = recorded(5, 8)
+    texts = tuple(start.instruction for start in scene_starts(5))
+    episodes = Episodes(frames, actions, np.full(5, 8), np.zeros(5, bool), texts, np.arange(5))
+    world = small_world_model()
+    whole = decode_one_chunk_ahead(world, episodes, seed=0).frames
+    monkeypatch.setattr(data_episodes, "BATCH_BYTES", 2 * frames[0].nbytes)
+    parts = list(one_chunk_ahead(world, episodes, seed=0))
+    assert [len(part) for part in parts] == [2, 2, 1]
+    # A value at a rounding edge may fall to either side.
+    assert np.abs(np.concatenate([part.frames for part in parts]).astype(int) - whole).max() <= 1
 
 
 def test_one_chunk_ahead_starts_every_chunk_from_the_real_frames():

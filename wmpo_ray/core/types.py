@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -252,11 +252,28 @@ class LearnerState:
     problems: list[str]  # what was wrong with newer checkpoints
 
 
+class Frames(Protocol):
+    """Frames [M, T+1, H, W, 3] uint8 of M episodes that are read as they are indexed (see `wmpo_ray.data.episodes`).
+
+    Indexed by episode, or by episode and step, as an array is; the last real frame repeats after an episode's end.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> np.ndarray: ...
+
+    def select(self, rows: np.ndarray) -> Frames:
+        """Those of the episodes `rows` [m] int64; reads nothing."""
+
+
 @dataclass(frozen=True)
 class Episodes:
     """M episodes recorded in a real environment; what the trajectory store keeps."""
 
-    frames: np.ndarray  # [M, T+1, H, W, 3] uint8; the last real frame repeats after the end
+    frames: np.ndarray | Frames  # [M, T+1, H, W, 3] uint8; the last real frame repeats after the end
     actions: np.ndarray  # [M, T, D] float32 in [-1, 1]
     lengths: np.ndarray  # [M] int64: steps until success, T otherwise
     success: np.ndarray  # [M] bool, decided by the environment
@@ -268,10 +285,10 @@ class Episodes:
         return len(self.frames)
 
     def rows(self, index) -> Episodes:
-        """The episodes at `index` (integers, a slice or a boolean mask)."""
+        """The episodes at `index` (integers, a slice or a boolean mask); frames that are not in memory stay unread."""
         chosen = np.arange(len(self))[index]
         return Episodes(
-            self.frames[chosen],
+            self.frames[chosen] if isinstance(self.frames, np.ndarray) else self.frames.select(chosen),
             self.actions[chosen],
             self.lengths[chosen],
             self.success[chosen],

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-
-class Frames(Protocol):
-    """Frames [M, T+1, H, W, 3] uint8 of episodes, wherever they are; only what is asked for is read."""
-
-    def __getitem__(self, index: tuple[Tensor, Tensor]) -> Tensor:
-        """Those at episodes and steps, two int64 tensors that broadcast: [..., H, W, 3]."""
+from wmpo_ray.core.types import Frames
 
 
-def as_frames(frames: Frames | np.ndarray | Tensor) -> Frames:
-    return torch.as_tensor(frames) if isinstance(frames, np.ndarray | Tensor) else frames
+def frames_at(frames: np.ndarray | Frames, row: Tensor, step: Tensor) -> Tensor:
+    """Frames [..., H, W, 3] uint8 at episodes and steps, two int64 tensors that broadcast; only these are read."""
+    return torch.from_numpy(frames[row.numpy(), step.numpy()])
 
 
 class WindowBatch(NamedTuple):
@@ -31,13 +27,13 @@ class WindowBatch(NamedTuple):
 class WindowSampler:
     """Draws windows at random with the given weights.
 
-    frames [M, T+1, H, W, 3] uint8, in memory or read as they are drawn, actions [M, T, D] float32, lengths [M] steps that are real; `weights` [M, T] is the
-    weight of a window whose first action is at that step (default: uniform). A window that starts before c frames
-    exist repeats the first frame.
+    frames [M, T+1, H, W, 3] uint8, in memory or read as they are drawn, actions [M, T, D] float32, lengths [M] steps
+    that are real; `weights` [M, T] is the weight of a window whose first action is at that step (default: uniform). A
+    window that starts before c frames exist repeats the first frame.
     """
 
     def __init__(self, frames, actions, lengths, context_frames: int, chunk_length: int, weights=None):
-        self.frames, self.actions = as_frames(frames), torch.as_tensor(actions)
+        self.frames, self.actions = frames, torch.as_tensor(actions)
         self.c, self.k = context_frames, chunk_length
         horizon = self.actions.shape[1]
         weight = np.ones((len(lengths), horizon)) if weights is None else np.array(weights, np.float64)
@@ -71,7 +67,7 @@ class WindowSampler:
 
     def _clip(self, row: Tensor, step: Tensor) -> Tensor:
         offsets = torch.arange(1 - self.c, self.k + 1)
-        return self.frames[row[:, None], (step[:, None] + offsets).clamp_min(0)]
+        return frames_at(self.frames, row[:, None], (step[:, None] + offsets).clamp_min(0))
 
     def _actions(self, row: Tensor, step: Tensor) -> Tensor:
         return self.actions[row[:, None], step[:, None] + torch.arange(self.k)]

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from wmpo_ray.core.interfaces import Environment, Policy
+from wmpo_ray.core.interfaces import Environment, FramesMode, Policy
 from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.core.starts import seeded_starts
 from wmpo_ray.core.types import Episodes, Observation, Rollout
+from wmpo_ray.data.episodes import RaggedFrames, batch_within, concatenate_episodes
 from wmpo_ray.environments.environment_world import EnvironmentState, EnvironmentWorld
 from wmpo_ray.rollout.act import Move, SeedsOf, act, run
 from wmpo_ray.rollout.replay import replay
 
 Progress = Callable[[int], None]
+RECORDING_BYTES = 2**30  # of frames of a batch; while one is recorded the one before may still be there
 
 
 def rollout_policy(
@@ -24,31 +26,79 @@ def rollout_policy(
     seeds: Sequence[int] | np.ndarray,
     temperature: float,
     run_key: tuple,
-    batch_size: int = 64,
     keep_frames: bool = True,
     progress: Progress = lambda done: None,
 ) -> Episodes:
-    """Act in the real environment from the given start states.
+    """All episodes of `rollout_batches`. Without `keep_frames` they hold the first frame only."""
+    return concatenate_episodes(
+        list(rollout_batches(policy, environment, seeds, temperature, run_key, lambda: keep_frames, progress))
+    )
 
-    Sampling is keyed by (run_key, start seed, chunk), so a start gives the same episode in any batch. Without
-    `keep_frames` only the frames that the policy looks at are rendered, and the episodes hold the first one.
+
+def rollout_batches(
+    policy: Policy,
+    environment: Environment | EnvironmentWorld,
+    seeds: Sequence[int] | np.ndarray,
+    temperature: float,
+    run_key: tuple,
+    keep_frames: Callable[[], bool] = lambda: True,
+    progress: Progress = lambda done: None,
+) -> Iterator[Episodes]:
+    """Act in the real environment from the given start states, a batch of episodes at a time.
+
+    Sampling is keyed by (run_key, start seed, chunk), so a start gives the same episode in any batch. `keep_frames` is
+    asked before each batch: without, only the frames that the policy looks at are rendered, and the episodes hold the
+    first one. Batches are the same either way, so that outcomes are.
     """
     world = _world(environment, policy.chunk_length)
-    parts = []
-    for first in range(0, len(seeds), batch_size):
-        part = np.asarray(seeds[first : first + batch_size])
-        rollout = act(
-            policy,
-            world,
-            seeded_starts(part),
-            world.horizon // policy.chunk_length,
-            temperature,
-            _scene_seeds(part, run_key),
-            frames="all" if keep_frames else "last",
-        )
-        parts.append(_episodes(rollout, part))
+    size = batch_within((world.horizon + 1, *world.environment.frame_shape), RECORDING_BYTES)
+    for first in range(0, len(seeds), size):
+        part = np.asarray(seeds[first : first + size])
+        episodes = _rollout_batch(policy, world, part, temperature, run_key, keep_frames())
         progress(first + len(part))
-    return concatenate_episodes(parts)
+        yield episodes
+
+
+def rollout_outcomes(
+    policy: Policy,
+    environment: Environment | EnvironmentWorld,
+    seeds: Sequence[int] | np.ndarray,
+    temperature: float,
+    run_key: tuple,
+    num_videos: int = 4,
+    progress: Progress = lambda done: None,
+) -> tuple[Episodes, Episodes]:
+    """(all episodes with their first frame only, the first `num_videos` successes and failures with all frames).
+
+    Frames are kept of one batch at a time, and of none once there are enough of both.
+    """
+    missing = {True: num_videos, False: num_videos}
+    outcomes, videos = [], []
+    for episodes in rollout_batches(
+        policy, environment, seeds, temperature, run_key, lambda: any(missing.values()), progress
+    ):
+        for success in missing:
+            rows = np.flatnonzero(episodes.success == success)[: missing[success]]
+            missing[success] -= len(rows)
+            if len(rows):
+                videos.append(_in_memory(episodes.rows(rows)))
+        outcomes.append(replace(episodes, frames=np.array(episodes.frames[:, :1])))  # a copy: the others can go
+    chosen = concatenate_episodes(videos)
+    return concatenate_episodes(outcomes), chosen.rows(np.argsort(~chosen.success, kind="stable"))
+
+
+def _rollout_batch(
+    policy: Policy, world: EnvironmentWorld, seeds: np.ndarray, temperature: float, run_key: tuple, keep_frames: bool
+) -> Episodes:
+    num_chunks, seeds_of = world.horizon // policy.chunk_length, _scene_seeds(seeds, run_key)
+    frames: FramesMode = "all" if keep_frames else "last"
+    return _episodes(act(policy, world, seeded_starts(seeds), num_chunks, temperature, seeds_of, frames=frames), seeds)
+
+
+def _in_memory(episodes: Episodes) -> Episodes:
+    """Copies of the real frames, so that those of the batch around them can go."""
+    videos = [episodes.frames[i, : length + 1].copy() for i, length in enumerate(episodes.lengths)]
+    return replace(episodes, frames=RaggedFrames(videos, episodes.frames.shape[1] - 1, episodes.frames.shape[2:]))
 
 
 def _scene_seeds(scenes: np.ndarray, run_key: tuple) -> SeedsOf:
@@ -62,12 +112,27 @@ def _scene_seeds(scenes: np.ndarray, run_key: tuple) -> SeedsOf:
 def rollout_expert(
     environment: Environment, seeds: Sequence[int] | np.ndarray, noise: float, run_key: tuple
 ) -> Episodes:
-    """Demonstrations by the environment's scripted expert with `noise` added to its targets.
+    """All demonstrations of `expert_batches`."""
+    return concatenate_episodes(list(expert_batches(environment, seeds, noise, run_key)))
 
-    Raises ValueError for an environment that has none.
+
+def expert_batches(
+    environment: Environment, seeds: Sequence[int] | np.ndarray, noise: float, run_key: tuple
+) -> Iterator[Episodes]:
+    """Demonstrations by the environment's scripted expert with `noise` added to its targets, in as few batches as
+    `RECORDING_BYTES` allows. The noise is drawn for a batch as a whole, so it depends on the batches.
+
+    Raises ValueError for an environment that has no expert.
     """
     if "expert" not in environment.abilities:
         raise ValueError("this environment has no scripted expert; bring recorded demonstrations instead")
+    size = batch_within((environment.horizon + 1, *environment.frame_shape), RECORDING_BYTES, max(1, len(seeds)))
+    for first in range(0, max(1, len(seeds)), size):
+        key = (*run_key, first) if first else run_key
+        yield _expert_batch(environment, np.asarray(seeds[first : first + size]), noise, key)
+
+
+def _expert_batch(environment: Environment, seeds: np.ndarray, noise: float, run_key: tuple) -> Episodes:
     world = EnvironmentWorld(environment, chunk_length=1)  # the script decides anew after every step
     rng = np.random.default_rng(seed_for(*run_key))
 
@@ -75,7 +140,7 @@ def rollout_expert(
         state, transition = world.step_expert(state, rng, noise)
         return Move(state, transition, state.chunks[-1])
 
-    return _episodes(run(world, seeded_starts(seeds), world.horizon, follow_script), np.asarray(seeds))
+    return _episodes(run(world, seeded_starts(seeds), world.horizon, follow_script), seeds)
 
 
 def execute_actions(
@@ -93,10 +158,10 @@ def _world(environment: Environment | EnvironmentWorld, chunk_length: int) -> En
 
 
 def _episodes(rollout: Rollout, seeds: np.ndarray) -> Episodes:
-    frames: Any = rollout.frames
+    frames = rollout.frames
     if frames is None:
         assert rollout.observations is not None
-        frames = rollout.observations.frames[:, :1]
+        frames = rollout.observations.frames[:, :1].copy()  # without the others
     assert rollout.success is not None
     return Episodes(
         frames,
@@ -106,16 +171,4 @@ def _episodes(rollout: Rollout, seeds: np.ndarray) -> Episodes:
         rollout.instructions,
         np.asarray(seeds, np.int64),
         rollout.failures,
-    )
-
-
-def concatenate_episodes(parts: Sequence[Episodes]) -> Episodes:
-    return Episodes(
-        np.concatenate([p.frames for p in parts]),
-        np.concatenate([p.actions for p in parts]),
-        np.concatenate([p.lengths for p in parts]),
-        np.concatenate([p.success for p in parts]),
-        tuple(text for p in parts for text in p.instructions),
-        np.concatenate([p.seeds for p in parts]),
-        {name: np.concatenate([p.failures[name] for p in parts]) for name in parts[0].failures},
     )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from wmpo_ray.core.interfaces import World
 from wmpo_ray.core.seeding import seed_for
-from wmpo_ray.core.types import Episodes, StartState
+from wmpo_ray.core.types import Episodes, Frames, StartState
+from wmpo_ray.data.episodes import batch_within, parts_of
 from wmpo_ray.rollout.replay import replay
 
 
@@ -22,7 +23,19 @@ def replay_videos(
     progress: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
     """Replay M starts with actions [M, T, D] -> videos [M, T+1, H, W, 3] uint8, the first frame real."""
-    chunk_length, videos = world.chunk_length, []
+    return np.concatenate(list(replay_batches(world, starts, actions, seed, batch_size, progress)))
+
+
+def replay_batches(
+    world: World,
+    starts: Sequence[StartState],
+    actions: np.ndarray,
+    seed: int,
+    batch_size: int = 64,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Iterator[np.ndarray]:
+    """The videos of `replay_videos`, a batch of them at a time."""
+    chunk_length = world.chunk_length
     for first in range(0, len(starts), batch_size):
         part = list(starts[first : first + batch_size])
         numbers = range(first, first + len(part))
@@ -32,16 +45,30 @@ def replay_videos(
 
         frames = replay(world, part, actions[first : first + batch_size], seeds_of).frames
         assert frames is not None
-        videos.append(frames)
         progress(first + len(part))
-    return np.concatenate(videos)
+        yield frames
 
 
-def psnr_per_frame(real: np.ndarray, imagined: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+def replay_error(world: World, episodes: Episodes, seed: int) -> np.ndarray:
+    """`psnr_per_frame` [T] of recorded actions replayed open loop; holds one batch of videos."""
+    starts, done, errors = starts_of(episodes), 0, []
+    for videos in replay_batches(world, starts, episodes.actions, seed, batch_within(episodes.frames.shape)):
+        errors += [_squared_error(episodes.frames[done + i], video) for i, video in enumerate(videos)]
+        done += len(videos)
+    return _mean_psnr(np.stack(errors), episodes.lengths)
+
+
+def psnr_per_frame(real: np.ndarray | Frames, imagined: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Mean peak signal-to-noise ratio [T] in dB of predicted frames 1..T, over the videos that last that long."""
-    error = np.stack(
-        [((r.astype(np.float32) - i) ** 2).mean((1, 2, 3)) for r, i in zip(real[:, 1:], imagined[:, 1:], strict=True)]
-    )
+    return _mean_psnr(np.stack([_squared_error(real[i], video) for i, video in enumerate(imagined)]), lengths)
+
+
+def _squared_error(real: np.ndarray, imagined: np.ndarray) -> np.ndarray:
+    """Mean over pixels of each predicted frame: two videos [T+1, H, W, 3] -> [T]."""
+    return ((real[1:].astype(np.float32) - imagined[1:]) ** 2).mean((1, 2, 3))
+
+
+def _mean_psnr(error: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     ratio = 10 * np.log10(255.0**2 / np.maximum(error, 0.05))
     valid = np.arange(ratio.shape[1])[None] < lengths[:, None]
     return (ratio * valid).sum(0) / np.maximum(valid.sum(0), 1)
@@ -66,27 +93,37 @@ def binary_report(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
 
 
 def starts_of(episodes: Episodes) -> list[StartState]:
-    """The start state of each episode: its first frame, instruction and seed."""
+    """The start state of each episode: its first frame, instruction and seed. No other frame is read."""
+    first = episodes.frames[:, :1]
     return [
-        StartState(frames[:1], text, int(seed))
-        for frames, text, seed in zip(episodes.frames, episodes.instructions, episodes.seeds, strict=True)
+        StartState(frames, text, int(seed))
+        for frames, text, seed in zip(first, episodes.instructions, episodes.seeds, strict=True)
     ]
 
 
-def decode_one_chunk_ahead(world: World, episodes: Episodes, seed: int) -> Episodes:
+def one_chunk_ahead(world: World, episodes: Episodes, seed: int) -> Iterator[Episodes]:
+    """`decode_one_chunk_ahead` of any number of episodes, a batch in memory at a time."""
+    first = 0
+    for part in parts_of(episodes):
+        yield decode_one_chunk_ahead(world, part, seed, first)
+        first += len(part)
+
+
+def decode_one_chunk_ahead(world: World, episodes: Episodes, seed: int, first: int = 0) -> Episodes:
     """The episodes as the world model shows them, each chunk imagined from real context; needs the ability "imagines".
 
     They look imagined and carry real labels: what a reward model that judges imagined videos should see. Frames after
-    the end stay real.
+    the end stay real. `first` is the place of the first episode where these are a batch of more: it keys the seeds.
     """
     c, k = world.context_frames, world.chunk_length
-    real, parts = episodes.frames, [episodes.frames[:, :1]]
+    real = np.asarray(episodes.frames)
+    parts = [real[:, :1]]
     for t in range(0, episodes.actions.shape[1], k):
         index = np.arange(t - c + 1, t + 1).clip(0)
         starts = [StartState(clip[index], "") for clip in real]
 
         def seeds_of(purpose: str, chunk: int, t: int = t) -> list[int]:
-            return [seed_for(seed, "one-chunk", i, t) for i in range(len(episodes))]
+            return [seed_for(seed, "one-chunk", first + i, t) for i in range(len(episodes))]
 
         ahead = replay(world, starts, episodes.actions[:, t : t + k], seeds_of)
         assert ahead.frames is not None
