@@ -15,6 +15,7 @@ from cluster.host.doctor import Verdict, check_plugins
 from learners.policy_learner import PolicyLearner, UpdateFacts
 from learners.supervised.jobs import CloningJob
 from learners.supervised.loop import WHOLE
+from learners.supervised.training_actor import Course
 from learners.supervised.training_state import NO_CHECKPOINTS
 from tests.support.plugin_package import OTHERS, POLICY, install_package
 from tests.support.sampling import sampled_trajectories
@@ -104,7 +105,9 @@ def test_an_installed_policy_is_cloned_and_updated(install, tmp_path):
     demos = rollout_expert(PocketEnvironment(16), np.arange(8), 0.1, (0, "demos"))
     job = CloningJob(config, demos, tmp_path / "policy")
     losses: list[float] = []
-    job(WHOLE, torch.device("cpu"), lambda step, figures: losses.append(figures["loss"]), NO_CHECKPOINTS)
+    course = Course(job, WHOLE, torch.device("cpu"), NO_CHECKPOINTS)
+    course.advance(lambda step, figures: losses.append(figures["loss"]))
+    course.finish()
     assert losses[-1] < losses[0]
     learner = PolicyLearner(config, str(tmp_path / "policy"), str(tmp_path / "checkpoints"))
     frames = np.random.default_rng(0).integers(0, 255, (8, 2, 16, 16, 3)).astype(np.uint8)

@@ -21,6 +21,7 @@ from wmpo_ray.core.types import LearnerState, UpdateResult, WeightVersion
 
 LOGGED = {  # metrics that are shown with an update, and their names there
     "imagined/success_rate": "imagined_success",
+    "rollout/success_rate": "rollout_success",
     "real/success_rate": "real_success",
     "real/label_agreement": "label_agreement",
     "preference/accuracy": "preference_accuracy",

@@ -27,7 +27,7 @@ from cluster.runtimes.runtime import Ref
 from cluster.workers.actor_pool import Worker
 from cluster.workers.tasks import Task
 from learners.policy_learner import UpdateFacts
-from wmpo_ray.algorithms.group_queue import GroupQueue, ReadyBatch
+from wmpo_ray.algorithms.group_queue import GroupQueue, ReadyBatch, metric_prefix
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.core.types import GroupRequest, LearnerState, RolloutRequest, StartState, WeightVersion
@@ -200,7 +200,7 @@ class TrainingLoop(LearnerDriver):
         self.rollouts.forget(event.result.oldest_checkpoint)
         self.telemetry.updated()
         self.log_metrics(version.num_updates, event.result.metrics)
-        num_groups = event.result.metrics["imagined/trajectories"] / self.config.rollout.group_size
+        num_groups = event.result.metrics[f"{metric_prefix(self.config)}/trajectories"] / self.config.rollout.group_size
         self.team.rates.updated(round(num_groups), event.result.metrics["time/update_s"])
         self.reality.evaluate(version.num_updates, event.full)
 

@@ -21,6 +21,7 @@ from cluster.workers.telemetry import Telemetry
 from cluster.workers.trace_log import FOLDER, TraceLog
 from learners.learner_checkpoint import IN_UPDATE
 from wmpo_ray.algorithms.base import online_algorithm
+from wmpo_ray.algorithms.group_queue import metric_prefix
 from wmpo_ray.config.algorithms import SECTIONS
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError
@@ -36,8 +37,8 @@ def optimize(context: RunContext) -> dict[str, Any]:
     with context.reporter.bar(title_of(config), config.training.num_updates) as advance:
 
         def show(update: int, values: dict[str, float]) -> None:
-            shown = {"imagined": values["imagined/success_rate"]} if "imagined/success_rate" in values else {}
-            advance(update, shown)
+            success = values.get(f"{metric_prefix(config)}/success_rate")
+            advance(update, {} if success is None else {metric_prefix(config): success})
 
         with ExitStack() as at_end:  # in reverse: whatever fails there, the workers and what was asked for them go
             told = telemetry(context)

@@ -22,6 +22,7 @@ LOOK_EVERY_S = 1.0
 RATE_WINDOW_S = 60.0
 SHOWN = {
     "imagined/success_rate": "imagined_success",
+    "rollout/success_rate": "rollout_success",
     "real/success_rate": "real_success",
     "real/success_low": "real_low",
     "real/success_high": "real_high",

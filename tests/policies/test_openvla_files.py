@@ -149,13 +149,15 @@ def test_the_image_processor_of_the_folder_counts(folder):
     ],
 )
 def test_the_image_processor_is_read_in_every_version_of_its_file(folder, name, content):
-    expected = OpenVLAOFTPolicy.load(folder).inputs(FRAMES, TEXTS)["pixel_values"]
+    expected = OpenVLAOFTPolicy.load(folder).inputs(Observation.of(FRAMES, TEXTS))["pixel_values"]
     (folder / "preprocessor_config.json").unlink()
     (folder / name).write_text(json.dumps(content))
     loaded = OpenVLAOFTPolicy.load(folder)
-    assert torch.equal(loaded.inputs(FRAMES, TEXTS)["pixel_values"], expected)
+    assert torch.equal(loaded.inputs(Observation.of(FRAMES, TEXTS))["pixel_values"], expected)
     loaded.save_pretrained(folder / "again")
-    assert torch.equal(OpenVLAOFTPolicy.load(folder / "again").inputs(FRAMES, TEXTS)["pixel_values"], expected)
+    assert torch.equal(
+        OpenVLAOFTPolicy.load(folder / "again").inputs(Observation.of(FRAMES, TEXTS))["pixel_values"], expected
+    )
 
 
 @pytest.mark.parametrize(

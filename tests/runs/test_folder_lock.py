@@ -76,11 +76,11 @@ def test_a_lock_holds_for_one_until_it_is_closed_and_leaves_one_file(any_file_sy
 
 
 def test_a_run_folder_in_use_is_one_line_and_free_afterwards(any_file_system, tmp_path):
-    with RunFolder.open(tmp_path, Config(), resume=False) as run:
+    with RunFolder.open(tmp_path, Config()) as run:
         run.finish("demos", 1.0, {})
         with pytest.raises(UserError, match="is in use by .*process.*choose another --out"):
-            RunFolder.open(tmp_path, Config(), resume=True)
-    with RunFolder.open(tmp_path, Config(), resume=False) as run:
+            RunFolder.open(tmp_path, Config())
+    with RunFolder.open(tmp_path, Config()) as run:
         assert run.is_done("demos")
 
 
@@ -133,7 +133,7 @@ def test_heartbeats_keep_a_lock_from_going_stale(no_flock, tmp_path, monkeypatch
 
 
 def test_whoever_was_taken_over_knows_and_leaves_the_new_owner_alone(no_flock, tmp_path):
-    with RunFolder.open(tmp_path, Config(), resume=False) as run:
+    with RunFolder.open(tmp_path, Config()) as run:
         (tmp_path / ".lock-owner").write_text(json.dumps(OTHER_MACHINE))
         with pytest.raises(UserError, match="another process has taken the folder over"):
             run.finish("demos", 1.0, {})

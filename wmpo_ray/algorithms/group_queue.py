@@ -118,7 +118,7 @@ class GroupQueue:
         verdicts = Counter(verdict for verdict, _ in taken)
         verdicts[Verdict.SURPLUS] = len(surplus)
         scored = [group for _, group in taken if group is not None]
-        return ReadyBatch(update, admitted, surplus, _metrics(scored, admitted, verdicts))
+        return ReadyBatch(update, admitted, surplus, _metrics(scored, admitted, verdicts, metric_prefix(self.config)))
 
     def _prefix(self, update: int) -> list[Key] | None:
         issued = self._updates.get(update)
@@ -152,15 +152,21 @@ class GroupQueue:
         )
 
 
-def _metrics(groups: list[Group], admitted: list[Group], verdicts: Counter[Verdict]) -> dict[str, float]:
+def metric_prefix(config: Config) -> str:
+    """What the metrics of rollouts are called: what happened in an environment was not imagined."""
+    return "imagined" if config.rollout.world == "imagination" else "rollout"
+
+
+def _metrics(groups: list[Group], admitted: list[Group], verdicts: Counter[Verdict], prefix: str) -> dict[str, float]:
     success = np.concatenate([group.success for group in groups])
     refuted = sum(group.num_refuted for group in groups)
     finish = np.concatenate([group.finish_step[group.success] for group in groups])
     metrics = {
-        "imagined/success_rate": float(success.mean() + refuted / len(success)),
-        "imagined/verified_success_rate": float(success.mean()),
-        "imagined/success_length_frames": float(finish.mean()) if len(finish) else float("nan"),
-        "imagined/trajectories": float(len(success)),
+        f"{prefix}/success_rate": float(success.mean() + refuted / len(success)),
+        f"{prefix}/success_length_frames": float(finish.mean()) if len(finish) else float("nan"),
+        f"{prefix}/trajectories": float(len(success)),
         "queue/admitted_success_rate": float(np.mean([group.success.mean() for group in admitted])),
     }
+    if prefix == "imagined":
+        metrics["imagined/verified_success_rate"] = float(success.mean())
     return metrics | {f"queue/{verdict.value}": float(verdicts[verdict]) for verdict in Verdict}

@@ -22,6 +22,7 @@ def imagination_section(run: RunData) -> Markup:
     """Imagined against real success, update by update."""
     title = "Imagined against real success"
     series = [Series("imagined", "imagined", run.curve("imagined/success_rate"), stroke="dashed")]
+    series.append(Series("rollouts in the environment", "imagined", run.curve("rollout/success_rate"), stroke="dashed"))
     series.append(Series("verified", "second", run.curve("imagined/verified_success_rate"), stroke="dotted"))
     points, intervals = real_curve(run)
     series.append(Series("real", "real", points, intervals))
