@@ -59,11 +59,17 @@ def config_of_run() -> Config:
     return load_config("coffee")
 
 
-def write_file(folder: RunFolder, num: int) -> dict[str, float]:
+def context_of(folder: RunFolder) -> RunContext:
+    context = RunContext(folder.config, folder, Reporter(), SerialRuntime, force=False)
+    context.make_folders()
+    return context
+
+
+def write_file(context: RunContext, num: int) -> dict[str, float]:
     """P of full length, one episode a batch: each frame is of one grey, which tells episode and step."""
-    horizon = folder.config.environment.horizon
+    horizon = context.config.environment.horizon
     random, started = np.random.default_rng(0), time.monotonic()
-    path = folder.trajectories / "collect.parquet"
+    path = context.trajectory_file("collect")
     with episode_writer(path) as writer:
         for i in range(num):
             frames = np.empty((1, horizon + 1, SIZE, SIZE, 3), np.uint8)
@@ -128,8 +134,8 @@ PARTS: dict[str, Callable[[RunContext], None]] = {
 
 def measure(out: Path, part: str) -> dict[str, float]:
     """Run one part here: peak resident memory of this process so far, and seconds."""
-    with RunFolder.open(out, config_of_run(), resume=True) as folder:
-        context = RunContext(folder.config, folder, Reporter(), SerialRuntime, force=False)
+    with RunFolder.open(out, config_of_run()) as folder:
+        context = context_of(folder)
         started = time.monotonic()
         PARTS[part](context)
         seconds = time.monotonic() - started
@@ -137,8 +143,8 @@ def measure(out: Path, part: str) -> dict[str, float]:
 
 
 def measure_all(out: Path, num: int) -> dict[str, dict[str, Any]]:
-    with RunFolder.open(out, config_of_run(), resume=False) as folder:
-        written = write_file(folder, num)
+    with RunFolder.open(out, config_of_run()) as folder:
+        written = write_file(context_of(folder), num)
     figures: dict[str, dict[str, Any]] = {
         "frames": {"value": written["frames_gb"], "unit": f"GB, uncompressed, of {num} episodes"},
         "file": {"value": written["file_mb"], "unit": "MB, frames of one grey each"},

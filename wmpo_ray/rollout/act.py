@@ -6,7 +6,7 @@ M trajectories side by side, N decisions each, K actions and frames per decision
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -73,7 +73,7 @@ def run(
     `progress` is called after each chunk.
     """
     state, first = world.start(starts)
-    track, observation = _Track(first), cast(Observation | None, first)
+    track, observation = _Track(first, num_chunks), cast(Observation | None, first)
     for chunk in range(num_chunks):
         made = move(state, observation, chunk)
         track.add(observation, made)
@@ -81,7 +81,7 @@ def run(
         progress()
         if made.transition.done.all() and not past_end:
             break
-    return track.rollout(num_chunks, past_end)
+    return track.rollout(past_end)
 
 
 @dataclass
@@ -89,16 +89,30 @@ class _Track:
     """What happened so far."""
 
     first: Observation
+    num_chunks: int
     seen: list[Observation] = field(default_factory=list)
-    moves: list[Move] = field(default_factory=list)
+    moves: list[Move] = field(default_factory=list)  # without states and pictures
+    frames: np.ndarray | None = None  # [M, T+1, H, W, 3], filled as they come: a batch of episodes may be gigabytes
 
     def add(self, observation: Observation | None, made: Move) -> None:
         if made.logprobs is not None and observation is not None:
             self.seen.append(observation)
-        self.moves.append(made._replace(state=None))
+        if made.transition.frames is not None:
+            self._show(made.transition.frames)
+        kept = replace(made.transition, observation=None, frames=None)
+        self.moves.append(made._replace(state=None, transition=kept))
 
-    def rollout(self, num_chunks: int, past_end: bool) -> Rollout:
-        moves, last = self.moves, self.moves[-1].transition
+    def _show(self, chunk: np.ndarray) -> None:
+        """Keep the frames [M, K, H, W, 3] of the chunk that is being added."""
+        if self.frames is None:
+            size = chunk.shape[1]
+            self.frames = np.empty((len(chunk), self.num_chunks * size + 1, *chunk.shape[2:]), chunk.dtype)
+            self.frames[:, 0] = self.first.frames
+        first = 1 + len(self.moves) * chunk.shape[1]
+        self.frames[:, first : first + chunk.shape[1]] = chunk
+
+    def rollout(self, past_end: bool) -> Rollout:
+        moves, num_chunks, last = self.moves, self.num_chunks, self.moves[-1].transition
         steps = np.stack([made.transition.num_steps for made in moves], 1)
         logprobs = [made.logprobs for made in moves if made.logprobs is not None]
         # The last chunk [M, N] of a trajectory that ended repeats.
@@ -116,7 +130,7 @@ class _Track:
             {name: stacked([made.record[name] for made in moves]) for name in moves[0].record},
             stacked(logprobs) if logprobs else None,
             stacked([made.actions for made in moves]),
-            self._frames(num_chunks),
+            self._whole_frames(),
             steps.sum(1),
             last.success,
             last.failures,
@@ -129,10 +143,8 @@ class _Track:
         states = [seen.state for seen in self.seen if seen.state is not None]
         return Observation(images, self.first.instructions, stacked(states) if states else None)
 
-    def _frames(self, num_chunks: int) -> np.ndarray | None:
-        shown = [made.transition.frames for made in self.moves if made.transition.frames is not None]
-        if not shown:
-            return None
-        frames = np.concatenate([self.first.frames[:, None], *shown], 1)
-        missing = (num_chunks - len(shown)) * shown[0].shape[1]
-        return np.concatenate([frames, frames[:, -1:].repeat(missing, 1)], 1) if missing else frames
+    def _whole_frames(self) -> np.ndarray | None:
+        if self.frames is not None:
+            shown = 1 + len(self.moves) * (self.frames.shape[1] - 1) // self.num_chunks
+            self.frames[:, shown:] = self.frames[:, shown - 1 : shown]
+        return self.frames
