@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import pytest
 
+from benchmarks.house import loops, survey
+
 ROOT = Path(__file__).parents[1]
 FORBIDDEN = {
     "wmpo_ray": {"actors", "learners", "cluster", "benchmarks", "tests", "ray"},
@@ -167,6 +169,33 @@ def test_private_names_of_ray_stand_in_one_file():
         if module.startswith(private)
     }
     assert found == {"cluster/host/ray_private.py"}
+
+
+def test_no_folders_and_no_files_import_each_other_in_a_loop():
+    house = survey()
+    assert house.folder_loops == [] and house.file_circles == []
+
+
+def test_floors_files_and_functions_stay_small_and_a_file_name_stands_once():
+    house = survey()
+    assert house.names_twice == []
+    assert house.largest_floor[0] <= 20, house.largest_floor
+    assert house.largest_file[0] <= 300, house.largest_file
+    assert house.longest_function[0] <= 40, house.longest_function
+
+
+def test_no_test_module_is_imported_by_another():
+    found = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in (ROOT / "tests").rglob("*.py")
+        for module, _ in find_imports(path.read_text(), path.relative_to(ROOT).as_posix())
+        if module.startswith("tests.") and any(part.startswith("test_") for part in module.split("."))
+    ]
+    assert found == []
+
+
+def test_a_loop_of_imports_is_found():
+    assert loops({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == ["b", "c"]
 
 
 def test_relative_imports_are_resolved():

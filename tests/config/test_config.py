@@ -364,9 +364,8 @@ def test_a_hostile_override_is_a_line():
 
 def test_every_mistake_has_its_own_line():
     lines = error_of("demo", "seed=-1", "grpo.learning_rat=1", 'demos.num_trajectories="x"').splitlines()
-    assert [line.split(" = ")[0].split(";")[0] for line in lines] == [
-        "seed", "demos.num_trajectories", "unknown key grpo.learning_rat"
-    ]  # fmt: skip
+    named = {line.split(" = ")[0].split(";")[0] for line in lines}
+    assert len(lines) == 3 and named == {"seed", "demos.num_trajectories", "unknown key grpo.learning_rat"}
 
 
 def test_a_damaged_config_of_a_run_folder_is_named(tmp_path):

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from wmpo_ray.algorithms.batching import Batch, GroupSlice, Shares
+from wmpo_ray.config.algorithms import SECTIONS
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.interfaces import Policy
@@ -27,11 +28,6 @@ from wmpo_ray.core.section import shown
 from wmpo_ray.core.types import Episodes, Group, Trajectories, Verdict
 
 ENTRY_POINTS = "wmpo_ray.algorithms"
-ALGORITHMS = {
-    "grpo": "wmpo_ray.algorithms.grpo:Grpo",
-    "filtered_bc": "wmpo_ray.algorithms.filtered_bc:FilteredBc",
-    "dpo": "wmpo_ray.algorithms.dpo:Dpo",
-}
 
 
 class PartLoss(NamedTuple):
@@ -101,12 +97,12 @@ class OfflineAlgorithm(Algorithm):
 
 def algorithm_class(kind: str) -> type[Algorithm]:
     """The class of a kind, ours or from an installed package's entry point. Raises ConfigError for any other."""
-    if kind in ALGORITHMS:
-        module, name = ALGORITHMS[kind].split(":")
+    if kind in SECTIONS:
+        module, name = SECTIONS[kind].implementation.split(":")
         return getattr(import_module(module), name)
     found = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
     if kind not in found:
-        raise ConfigError(f"algorithm.kind = {shown(kind)}: known are {', '.join(sorted({*ALGORITHMS, *found}))}")
+        raise ConfigError(f"algorithm.kind = {shown(kind)}: known are {', '.join(sorted({*SECTIONS, *found}))}")
     try:
         cls: Any = found[kind].load()
     except Exception as error:  # a package from outside may fail in any way

@@ -33,6 +33,7 @@ class AlgorithmConfig(Section):
 class TrainingSection(Section):
     """What every algorithm has to say about its optimizer steps."""
 
+    implementation: ClassVar[str] = ""  # "module:Class" of the algorithm that the section is named after
     source: ClassVar[Source]  # rollouts of the newest weights, or recorded episodes
     learns_every_step: ClassVar[bool] = False  # what to do is learned at every step, not only where a chunk begins
 
@@ -52,6 +53,7 @@ class TrainingSection(Section):
 class GrpoConfig(TrainingSection):
     """Group-relative policy optimization on rollouts of the newest weights."""
 
+    implementation: ClassVar[str] = "wmpo_ray.algorithms.grpo:Grpo"
     source: ClassVar[Source] = "online"
 
     clip_low: Share = 0.20
@@ -79,12 +81,14 @@ class OfflineSection(TrainingSection):
 class FilteredBcConfig(OfflineSection):
     """Behaviour cloning of the successes."""
 
+    implementation: ClassVar[str] = "wmpo_ray.algorithms.filtered_bc:FilteredBc"
     learns_every_step: ClassVar[bool] = True
 
 
 class DpoConfig(OfflineSection):
     """Direct preference optimization on pairs of a success and a failure; a pair counts as two trajectories."""
 
+    implementation: ClassVar[str] = "wmpo_ray.algorithms.dpo:Dpo"
     learning_rate: Positive = 1e-5
     beta: Positive = 0.1  # strength of the pull towards the base policy
 
@@ -97,4 +101,17 @@ class DpoConfig(OfflineSection):
                 )
 
 
-SECTIONS: dict[str, type[TrainingSection]] = {"grpo": GrpoConfig, "filtered_bc": FilteredBcConfig, "dpo": DpoConfig}
+class AlgorithmSections(Section):
+    """The table of algorithms: a kind is the name of its section, whose class names the implementation."""
+
+    algorithm: AlgorithmConfig = Field(default_factory=AlgorithmConfig)
+    grpo: GrpoConfig = GrpoConfig()
+    filtered_bc: FilteredBcConfig = FilteredBcConfig()
+    dpo: DpoConfig = DpoConfig()
+
+
+SECTIONS: dict[str, type[TrainingSection]] = {
+    name: type(field.default)
+    for name, field in AlgorithmSections.model_fields.items()
+    if isinstance(field.default, TrainingSection)
+}

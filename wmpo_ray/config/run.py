@@ -15,6 +15,7 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 from wmpo_ray.config.algorithms import (
     SECTIONS,
     AlgorithmConfig,
+    AlgorithmSections,
     DpoConfig,
     FilteredBcConfig,
     GrpoConfig,
@@ -155,7 +156,7 @@ class EvaluationConfig(Section):
     num_starts_on_the_way: Count = 128
 
 
-class Config(Section):
+class Config(AlgorithmSections):
     """A whole run."""
 
     name: str = "run"
@@ -176,10 +177,6 @@ class Config(Section):
     gate: GateConfig = GateConfig()
     rollout: RolloutConfig = RolloutConfig()
     filter: FilterConfig = FilterConfig()
-    algorithm: AlgorithmConfig = AlgorithmConfig()
-    grpo: GrpoConfig = GrpoConfig()
-    filtered_bc: FilteredBcConfig = FilteredBcConfig()
-    dpo: DpoConfig = DpoConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
     placement: PlacementConfig = PlacementConfig()
