@@ -12,28 +12,10 @@ import ray
 
 from cluster.runtimes.ray_runtime import RayRuntime
 from cluster.runtimes.serial_runtime import SerialRuntime
+from tests.support.faulty_config import faulty_config
 from tests.support.sabotage import Plan, sabotage
-from tests.support.small_run import finish, make_loop, run, save_models, small_config
-from wmpo_ray.config.run import Config
+from tests.support.small_run import finish, make_loop, run, save_models
 from wmpo_ray.core.errors import UserError
-
-FAULTS = {
-    "heartbeat_every_s": 0.5,
-    "heartbeat_timeout_s": 30.0,
-    "max_start_failures": 10,
-    "backoff_s": 0.1,
-    "max_crashes": 3,
-}
-
-
-def faulty_config(**changes) -> Config:
-    """Four chunks in a trajectory; patient with what is tormented."""
-    base = small_config(imagination_actors=2).model_dump()
-    base["environment"]["horizon"] = 16
-    base["faults"] |= FAULTS
-    for section, values in changes.items():
-        base[section] |= values
-    return Config.model_validate(base)
 
 
 @pytest.fixture(scope="module")

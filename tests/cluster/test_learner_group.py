@@ -17,7 +17,7 @@ from cluster.runtimes.serial_runtime import SerialRuntime
 from cluster.workers.learner_group import LearnerGroup
 from cluster.workers.placement import PlacementBook, bundle_of, bundles_for, check_placement, smallest_bundles
 from learners.policy_learner import PolicyLearner
-from tests.learners.test_policy_learner import FACTS, groups, sample
+from tests.support.learner_groups import FACTS, groups, sample
 from tests.support.rank_scenarios import run_on_ranks
 from tests.support.sabotage import recast
 from tests.support.small_run import SETTINGS, finish, make_loop, save_models, small_config

@@ -33,7 +33,7 @@ from cluster.runtimes.ray_runtime import RayRuntime
 from cluster.runtimes.serial_runtime import SerialRuntime
 from cluster.workers.actor_pool import Worker
 from learners.policy_learner import PolicyLearner
-from tests.cluster.test_faults import faulty_config
+from tests.support.faulty_config import faulty_config
 from tests.support.sabotage import recast
 from tests.support.small_run import finish, make_loop, save_models
 from wmpo_ray.config.run import Config

@@ -9,27 +9,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from cluster.events.event_log import LOGGER
 from cluster.events.progress import Reporter
-from cluster.recipes.align import WORLD_MODEL
-from cluster.recipes.clone import POLICY
 from cluster.recipes.context import RunContext
 from cluster.recipes.pipeline import run_step
 from cluster.recipes.recipe_table import steps_of
-from cluster.recipes.rewards import REWARD_MODEL
 from cluster.recipes.run_plan import check_resume, plan_run
 from cluster.runtimes.runtime import ActorLostError, Ref
 from cluster.runtimes.serial_runtime import SerialRuntime
+from tests.support.recorded_stages import STAGES, record
 from tests.support.small_run import SETTINGS
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.runtime_settings import configure_process
-from wmpo_ray.data.store import save_episodes
-from wmpo_ray.environments.pocket.env import PocketEnvironment
-from wmpo_ray.rollout.evaluation import rollout_expert
 from wmpo_ray.runs.folder import RunFolder
 
 STEPS = 22
@@ -54,7 +48,6 @@ CONFIG = Config.model_validate(
     }
 )
 NEVER_SAVED = CONFIG.model_copy(update={"checkpoint": CONFIG.checkpoint.model_copy(update={"every_training_steps": 0})})
-STAGES = {stage.name: stage for stage in (POLICY, WORLD_MODEL, REWARD_MODEL)}
 
 
 class Killed(BaseException):
@@ -110,14 +103,6 @@ class LossyRuntime(SerialRuntime):
             if (method, self.num_answers[method]) in self.lost:
                 raise ActorLostError("worker [17] died")
         return super().get(ref)
-
-
-def record(folder: RunFolder) -> None:
-    for name, first, noise in (("demos", 0, 0.2), ("collect", 20, 3.0), ("held-out", 40, 3.0)):
-        seeds = np.arange(first, first + 12)
-        save_episodes(
-            folder.trajectories / f"{name}.parquet", rollout_expert(PocketEnvironment(24), seeds, noise, (0,))
-        )
 
 
 def do(

@@ -25,7 +25,7 @@ from cluster.simulation.doors import find_listeners
 from learners.supervised.cloning import PolicyCloner
 from learners.supervised.jobs import CloningJob, Training
 from learners.supervised.loop import SupervisedTraining, WorkerShare
-from tests.cluster.test_stage_resume import STAGES, record
+from tests.support.recorded_stages import STAGES, record
 from tests.support.small_run import SETTINGS, ListLog
 from wmpo_ray.config.cluster import Size
 from wmpo_ray.config.run import Config

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.config.test_config import error_of
+from tests.support.config_errors import error_of
 from wmpo_ray.config.loading import (
     config_differences,
     config_to_json,

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.config_errors import error_of
 from wmpo_ray.config.loading import (
     config_differences,
     config_hash,
@@ -69,12 +70,6 @@ def write(tmp_path):
         return str(path)
 
     return write_config
-
-
-def error_of(source: str, *overrides: str) -> str:
-    with pytest.raises(ConfigError) as caught:
-        load_config(source, overrides)
-    return str(caught.value)
 
 
 # -- presets and files -------------------------------------------------------------------------------------------

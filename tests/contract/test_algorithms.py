@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from learners.sharding import ALONE
-from tests.learners.test_policy_learner import groups, sample
+from tests.support.learner_groups import groups, sample
 from tests.support.recorded import offline_config, recorded, tiny_policy
 from tests.support.small_run import SETTINGS
 from wmpo_ray.algorithms import base

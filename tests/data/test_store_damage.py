@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.data.test_store import assert_same, make
+from tests.support.stored_episodes import assert_same, make
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.data import store as trajectory_store
 from wmpo_ray.data.store import load_episodes, load_frames, save_episodes

@@ -3,19 +3,12 @@
 import numpy as np
 import pytest
 
+from tests.support.pocket_actions import random_actions
 from wmpo_ray.core.interfaces import Environment
 from wmpo_ray.environments.pocket.env import INSTRUCTIONS, PocketEnvironment
 from wmpo_ray.environments.pocket.geometry import BLOCK_HALF, MAX_SPEED, POCKET_END_X, POCKET_TOLERANCE, WALL_X
 
 STATE = ("gripper", "block", "closed", "held", "terminated", "success", "num_steps")
-
-
-def random_actions(num_scenes: int, num_steps: int, seed: int) -> np.ndarray:
-    """[T, N, 3]: targets that last three steps, mostly with a closed gripper."""
-    rng = np.random.default_rng(seed)
-    actions = rng.uniform(-1, 1, (num_steps // 3 + 1, num_scenes, 3)).repeat(3, 0)[:num_steps]
-    actions[..., 2] += 0.6
-    return actions.clip(-1, 1)
 
 
 def test_implements_the_protocol_before_and_after_a_reset():

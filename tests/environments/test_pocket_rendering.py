@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.environments.test_pocket import random_actions
+from tests.support.pocket_actions import random_actions
 from wmpo_ray.environments.pocket.env import PocketEnvironment
 from wmpo_ray.environments.pocket.geometry import BLOCK_HALF, WALL_X
 from wmpo_ray.environments.pocket.rendering import detect_events, locate_block, upscale

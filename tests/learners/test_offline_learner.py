@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from learners.policy_learner import PolicyLearner
-from tests.learners.test_policy_learner import Killed, interrupt
+from tests.support.learner_groups import Killed, interrupt
 from tests.support.recorded import offline_config, recorded, save_tiny_policy
 from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.data.store import save_episodes

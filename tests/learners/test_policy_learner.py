@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from learners.policy_learner import PolicyLearner, Spooled, UpdateFacts
-from tests.support.sampling import sampled_trajectories
+from learners.policy_learner import PolicyLearner, Spooled
+from tests.support.learner_groups import FACTS, GROUP, NUM_CHUNKS, Killed, groups, interrupt, sample
 from tests.support.small_run import SETTINGS, small_config
-from wmpo_ray.algorithms.batching import GroupSlice
 from wmpo_ray.algorithms.grpo import Grpo
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
@@ -19,9 +18,6 @@ from wmpo_ray.core.types import Observation, Trajectories
 from wmpo_ray.data.spool import save_trajectories
 from wmpo_ray.environments.pocket.env import INSTRUCTIONS
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
-
-NUM_CHUNKS, GROUP = 2, 4
-FACTS = UpdateFacts({}, [(0, 0), (0, 1)], 7)
 
 
 @pytest.fixture
@@ -37,19 +33,6 @@ def policy_dir(tmp_path) -> str:
 @pytest.fixture
 def learner(policy_dir, tmp_path) -> PolicyLearner:
     return PolicyLearner(small_config(), policy_dir, str(tmp_path / "checkpoints"))
-
-
-def sample(learner: PolicyLearner, num: int = 8, seed: int = 0) -> Trajectories:
-    """Trajectories as the learner's own policy would act, on random frames."""
-    rng = np.random.default_rng(seed)
-    frames = rng.integers(0, 255, (num, NUM_CHUNKS, 16, 16, 3)).astype(np.uint8)
-    texts = tuple(INSTRUCTIONS[i % 2] for i in range(num))
-    return sampled_trajectories(learner.policy, frames, texts, seed)
-
-
-def groups(finish: int = 8) -> list[GroupSlice]:
-    success = np.array([True, False, False, True])
-    return [GroupSlice(0, (i * GROUP, (i + 1) * GROUP), success, np.full(GROUP, finish)) for i in range(2)]
 
 
 def success_logprob(learner: PolicyLearner, data: Trajectories) -> float:
@@ -159,24 +142,6 @@ def test_an_altered_checkpoint_is_named_and_the_one_before_is_used(learner, poli
     state = fresh.resume()
     assert state.version.num_updates == 1 and len(state.history) == 1 and state.trained == FACTS.keys
     assert len(state.problems) == 1 and "step-000002" in state.problems[0]
-
-
-class Killed(Exception):
-    pass
-
-
-def interrupt(learner: PolicyLearner, after: int) -> list[int]:
-    """Let the learner die after so many optimizer steps; returns where each step that it made began."""
-    step, made = learner._step, []
-
-    def counted(batch, rows):
-        if len(made) == after:
-            raise Killed
-        made.append(rows.start)
-        return step(batch, rows)
-
-    learner._step = counted  # type: ignore[method-assign]
-    return made
 
 
 @pytest.mark.parametrize("after", [0, 1, 2, 3])

@@ -192,7 +192,7 @@ from pathlib import Path
 import torch
 from learners.supervised.training_actor import TrainingActor
 from learners.supervised.training_state import TrainingCheckpoints
-from tests.learners.test_stage_resume import train_world
+from tests.support.trainings import train_world
 
 def progress(step, metrics):
     print(step, flush=True)

@@ -8,7 +8,6 @@ import itertools
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.support.fake_run import NUM_VIDEOS, fake_metrics, fake_summary, write_videos
+from tests.support.report_page import HOSTILE, Page
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.report.html import write_report
 from wmpo_ray.report.result_sections import verdict
@@ -23,37 +23,6 @@ from wmpo_ray.report.run_data import PolicyVideos, RunData
 from wmpo_ray.report.video_sections import VideoBudget, enlarge, policy_section
 
 INPUTS = ("summary.json", "metrics.jsonl", "videos/side_by_side.npz", "videos/base.npz", "videos/final.npz")
-HOSTILE = '</title></style></svg><script>alert("1")</script><img src=x onerror=alert(2)>&"\'<'
-
-
-class Page(HTMLParser):
-    """Elements of a page, checked for balance while they are read."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self._open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert not self._open, f"never closed: {self._open}"
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        if tag not in ("img", "meta"):
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self._open and self._open.pop() == tag, f"</{tag}> closes nothing"
-
-    def handle_data(self, data):
-        self.text += data
-
-    def all(self, name: str) -> list[dict[str, str | None]]:
-        return [attributes for tag, attributes in self.elements if tag == name]
 
 
 def without(run_folder: Path, target: Path, names: tuple[str, ...]) -> Path:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.report.test_report import HOSTILE, Page
 from tests.support.fake_live import EPOCH, fake_trace, write_trace
+from tests.support.report_page import HOSTILE, Page
 from wmpo_ray.report.page import document
 from wmpo_ray.report.style import STYLE
 from wmpo_ray.report.timeline_section import MAX_RECTANGLES, MAX_ROWS, PHASES, pieces, timeline_section, tone

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tests.report.test_report import HOSTILE, Page
 from tests.support.fake_live import fake_status, write_live
 from tests.support.fake_run import fake_metrics, fake_summary
+from tests.support.report_page import HOSTILE, Page
 from tests.watch.conftest import write_run
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.watch.comparison import compare_runs, comparison_tables
