@@ -10,7 +10,6 @@ from typing import Protocol
 from wmpo_ray.runs.trackers.jsonl import JsonlTracker
 from wmpo_ray.runs.trackers.tracker import OPTIMIZE, Trackers
 
-
 MAX_POINTS = 200  # of one curve
 
 
@@ -61,7 +60,7 @@ class TrainingCurve:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Metrics as of a step. The last step is always logged."""
-        is_due = step >= min(self._last + self._spacing, self._num_steps)
+        is_due = step // self._spacing > self._last // self._spacing or step == self._num_steps
         if metrics and step > self._last and is_due:
             self._trackers.log(self._series, step, metrics)
             self._last = step

@@ -23,7 +23,9 @@ def training_section(run: RunData) -> Markup:
     title = "Losses of the supervised trainings"
     if not charts:
         return card(title, missing("No losses: no model has been trained yet, or none is trained."), kind="card wide")
-    how = "Loss by optimizer step. A curve that still falls at its end asks for more steps; one that rises has diverged."
+    how = (
+        "Loss by optimizer step. A curve that still falls at its end asks for more steps; one that rises has diverged."
+    )
     return card(title, tag("div", *charts, class_="thirds"), how=how, kind="card wide")
 
 
