@@ -49,6 +49,8 @@ from wmpo_ray.core.statistics import mean_interval
 from wmpo_ray.data.store import load_episodes
 from wmpo_ray.rollout.fidelity import starts_of
 from wmpo_ray.runs.live_metrics import NoMeter
+from wmpo_ray.runs.trackers.jsonl import JsonlTracker
+from wmpo_ray.runs.trackers.tracker import Trackers
 
 JOB_SETTINGS = ["grpo.num_updates=3", "evaluation.every_updates=1"]
 SCRAPE_S = 2
@@ -186,7 +188,7 @@ def measure_cost(prepared: Path, folder: Path, num_updates: int) -> Figures:
     ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         telemetry = SwitchedTelemetry(out / "traces")
-        ledger, log = Ledger(out / LEDGER), FolderLog(out, lambda update, values: None)
+        ledger, log = Ledger(out / LEDGER), FolderLog(out, Trackers(JsonlTracker(out)), lambda update, values: None)
         team = Team(config, SerialRuntime(), paths, telemetry)
         starts = starts_of(load_episodes(out / "trajectories" / "collect.parquet"))
         rollouts = Rollouts(config, team, ledger, *rollout_folders(out))

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from cluster.recipes.context import RunContext
 from wmpo_ray.config.loading import flatten
 from wmpo_ray.config.run import Config
+from wmpo_ray.runs.round_folders import label_of
 
 EVERYWHERE = ("seed", "environment", "cluster.threads_per_process")  # what the result of every stage depends on
 
@@ -29,6 +30,7 @@ FREE = (
     "monitoring",
     "cluster.imagination_actors",
     "cluster.reward_actors",
+    "cluster.environment_actors",
     "cluster.learner_ranks",
     "cluster.training_workers",
     "cluster.device",
@@ -94,10 +96,6 @@ class Step:
     def label(self) -> str:
         """Its name in the summary, on the command line and in messages."""
         return label_of(self.stage.name, self.round)
-
-
-def label_of(stage: str, round: int) -> str:
-    return stage if round == 1 else f"{stage}-{round}"
 
 
 class MadeFrom(NamedTuple):
