@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+import torch
 from packaging.requirements import Requirement
 
 from cluster.host.ports import require_free
@@ -85,10 +86,9 @@ def machine_checks(folder: Path, starts_ray: bool = True) -> list[Check]:
 def setting_checks(config: Config, *, serial: bool = False, stages: Collection[str] | None = None) -> list[Check]:
     """What the settings ask of this machine and of each other; `stages` None: of every stage."""
     found = [("device", problem) for problem in _device_problems(config)]
-    if not found:
-        found += [("kind", problem) for problem in _kind_problems(config, stages)]
     if not serial:
         found += [("placement", problem) for problem in _placement_problems(config)]
+    found += [("models", problem) for problem in _model_problems(config, stages)]
     if serial and config.monitoring.metrics and config.monitoring.port:
         try:
             require_free(config.monitoring.port, "monitoring.port")
@@ -181,9 +181,12 @@ def check_cluster(address: str) -> Check:
 # -- what settings ask for ---------------------------------------------------------------------------------------
 
 
-def _kind_problems(config: Config, stages: Collection[str] | None) -> Iterator[str]:
-    """What the chosen kinds of models miss here."""
-    device = process_device(config.cluster.device)
+def _model_problems(config: Config, stages: Collection[str] | None) -> Iterator[str]:
+    """What the chosen kinds of models lack on this machine."""
+    try:
+        device = process_device(config.cluster.device)
+    except UserError:  # reported already
+        device = torch.device("cpu")
     yield from POLICIES.find(config.policy.kind).problems(config, device)
     if stages is None or not set(stages).isdisjoint(WORLD_MODEL_STAGES):
         yield from WORLD_MODELS.find(config.world_model.kind).problems(config, device)

@@ -45,7 +45,9 @@ def problems(*overrides: str, **options) -> list[str]:
 
 
 def pretend_missing(monkeypatch, package: str) -> None:
-    monkeypatch.setattr(checks, "find_spec", lambda name: None if name == package else object())
+    for kind in ("policies.openvla.openvla_kind", "world_models.diffusion_kind"):
+        missing = lambda name: None if name == package else object()
+        monkeypatch.setattr(f"wmpo_ray.{kind}.find_spec", missing)
 
 
 def test_the_presets_that_run_here_ask_for_nothing_that_is_missing():
@@ -59,7 +61,6 @@ def test_a_missing_compiler_is_a_problem_only_of_runs_that_compile(monkeypatch, 
     (found,) = problems("world_model.compile=true")
     assert "no g++" in found and "CXX" in found and "world_model.compile" in found
     assert not problems() and not problems("world_model.compile=true", stages=["demos", "policy"])
-    assert not problems("world_model.compile=true", "world_model.kind=simulator", "reward.verify.enabled=false")
     compiler = tmp_path / "my-c++"
     compiler.touch(0o755)
     monkeypatch.setenv("CXX", "my-c++")
@@ -149,7 +150,7 @@ def test_every_problem_has_a_line_and_nothing_is_made(tmp_path, monkeypatch):
     with pytest.raises(UserError) as raised:
         preflight(config, tmp_path / "run", serial=False, address="", stages=["gate"])
     lines = str(raised.value).splitlines()
-    assert [line.partition(":")[0] for line in lines] == ["temporary folder", "device", "placement", "compiler"]
+    assert [line.partition(":")[0] for line in lines] == ["temporary folder", "device", "placement", "models"]
     assert not list(tmp_path.iterdir())
     preflight(Config(), tmp_path / "run", serial=True, address="", stages=["gate"])  # there are no sockets
 
@@ -176,7 +177,7 @@ def test_the_doctor_shows_the_same_checks(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_TMPDIR", "/tmp/" + "t" * 90)
     config = load_config("smoke", ["world_model.compile=true"])
     failed = {check.name for check in examine(False, tmp_path, config) if check.verdict is Verdict.FAIL}
-    assert failed == {"temporary folder", "compiler"}
+    assert failed == {"temporary folder", "models"}
     result = CliRunner().invoke(app, ["doctor", "smoke", "--no-ray", "--set=world_model.compile=true"])
     assert result.exit_code == 1 and "no-compiler" in result.output
     assert CliRunner().invoke(app, ["doctor", "--set=seed=1"]).exit_code == 2

@@ -12,7 +12,7 @@ from cluster.recipes.pipeline import run_pipeline
 from cluster.recipes.recipe_table import RECIPES, recipe_of, stage_labels, steps_of
 from cluster.recipes.run_plan import Action, Planned, check_resume, plan_run, source_of
 from cluster.recipes.stage import EVERYWHERE, FREE, is_among
-from wmpo_ray.config.loading import config_to_json, flatten, validate
+from wmpo_ray.config.loading import config_to_json, flatten, known_settings, validate
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.runs.checkpoint import save_checkpoint
@@ -99,7 +99,7 @@ def test_every_setting_is_free_or_belongs_to_a_stage():
     """A new setting must be entered somewhere: one that nobody names would be changed without any effect."""
     named = {name for recipe in RECIPES.values() for stage in (*recipe.once, *recipe.repeated, *recipe.at_end)
              for name in stage.settings}  # fmt: skip
-    keys = set(flatten(Config()))
+    keys = {*flatten(Config()), *known_settings()}  # of every kind and every algorithm
     assert {key for key in keys if not is_among(key, (*EVERYWHERE, *FREE, *named))} == set()
     for name in (*EVERYWHERE, *FREE, *named):
         assert any(is_among(key, (name,)) for key in keys), f"{name} is no setting"

@@ -94,7 +94,7 @@ def test_consoles_are_made_in_one_place():
     for path in [path for top in ("wmpo_ray", "cluster") for path in (ROOT / top).rglob("*.py")]:
         calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
         if any(ast.unparse(call.func).split(".")[-1] == "Console" for call in calls):
-            assert path == ROOT / "wmpo_ray" / "console.py"
+            assert path == ROOT / "wmpo_ray" / "core" / "console.py"
 
 
 def test_a_console_prints_text_of_the_users_as_it_is(capsys):
