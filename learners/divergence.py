@@ -22,7 +22,7 @@ def check_num_skipped(num_skipped: int, update: int, section: str, settings: Tra
 
 
 def was_skipped(step: Mapping[str, float | None]) -> bool:
-    """Whether an optimizer step with these figures is not taken; None stands for what was not finite in a checkpoint."""
+    """Whether an optimizer step with these metrics is not taken; None stands for what was not finite in a checkpoint."""
     return any(value is None or not math.isfinite(value) for value in (step["policy/loss"], step["policy/grad_norm"]))
 
 

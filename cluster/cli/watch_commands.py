@@ -91,7 +91,7 @@ def compare(
         Path | None, typer.Option("--out", metavar="FILE", parser=user_path, help="HTML file to write.")
     ] = None,
 ) -> None:
-    """Put two runs side by side: figures with intervals, whether they differ, curves, settings."""
+    """Put two runs side by side: metrics with intervals, whether they differ, curves, settings."""
     from wmpo_ray.core.files import atomic_write
     from wmpo_ray.watch.comparison import compare_runs, comparison_tables
     from wmpo_ray.watch.comparison_page import render_comparison

@@ -34,8 +34,8 @@ class Status:
         with self._lock:
             self._facts |= facts
 
-    def progress(self, done: int, total: int, figures: dict[str, float]) -> None:
-        self.update(progress={"done": done, "total": total, "figures": figures})
+    def progress(self, done: int, total: int, metrics: dict[str, float]) -> None:
+        self.update(progress={"done": done, "total": total, "figures": metrics})
 
     def fault(self, record: logging.LogRecord) -> None:
         """A warning or an error: the newest few are shown."""

@@ -41,7 +41,7 @@ from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.runtime_settings import configure_process
 
-TOLD_EVERY_S = 0.5  # progress, at most so often
+REPORT_EVERY_S = 0.5  # least time between two progress reports
 LEAST_CPUS = 0.01
 NO_WORKING_FOLDER = "RAY_CHDIR_TO_TRIAL_DIR"
 
@@ -64,7 +64,7 @@ def check_room(config: Config, runtime: Runtime) -> None:
 def train_on_workers(
     config: Config, training: Training, data: TrainingData, folder: Path, reporter: Reporter
 ) -> dict[str, Any]:
-    """Run a training on `cluster.training_workers` workers, each of them placed as a learner is; returns its figures.
+    """Run a training on `cluster.training_workers` workers, each of them placed as a learner is; returns its metrics.
 
     folder: of its checkpoints. A lost worker costs the steps since the last one. Raises RuntimeError once workers were
     lost more than `faults.max_start_failures` times.
@@ -162,7 +162,7 @@ def _fit(trainer: TorchTrainer, training: Training, board: Any, advance: Callabl
     thread.start()
     try:
         while thread.is_alive():
-            thread.join(TOLD_EVERY_S)
+            thread.join(REPORT_EVERY_S)
             _show(training, board, advance)
     finally:
         end_controller(board, thread.is_alive())
@@ -207,13 +207,13 @@ def _work(settings: dict[str, Any]) -> dict[str, Any]:
         rank,
     )
     share = WorkerShare(rank, here.get_world_size(), _exchanging)
-    teller = Teller(board)
-    progress: Progress = teller.tell if rank == 0 else lambda step, figures: None
+    reporter = ProgressReporter(board)
+    progress: Progress = reporter.report if rank == 0 else lambda step, metrics: None
     course = Course(settings["job"], share, get_device(), checkpoints)
     course.advance(progress)
-    figures = course.finish()
-    teller.close()
-    return figures
+    metrics = course.finish()
+    reporter.close()
+    return metrics
 
 
 def _exchanging(module: nn.Module) -> nn.Module:
@@ -221,18 +221,18 @@ def _exchanging(module: nn.Module) -> nn.Module:
     return prepare_model(module, parallel_strategy_kwargs={"find_unused_parameters": True})
 
 
-class Teller:
-    """Writes on the board, not more often than anybody looks."""
+class ProgressReporter:
+    """Sends progress to the board, at most once every `REPORT_EVERY_S`."""
 
     def __init__(self, board: Any):
-        self._board, self._told_at = board, 0.0
+        self._board, self._reported_at = board, 0.0
         self._latest: tuple[int, dict[str, float]] | None = None
 
-    def tell(self, step: int, figures: dict[str, float]) -> None:
-        self._latest = (step, figures)
-        if time.monotonic() - self._told_at >= TOLD_EVERY_S:
-            self._told_at = time.monotonic()
-            self._board.tell.remote(step, figures)
+    def report(self, step: int, metrics: dict[str, float]) -> None:
+        self._latest = (step, metrics)
+        if time.monotonic() - self._reported_at >= REPORT_EVERY_S:
+            self._reported_at = time.monotonic()
+            self._board.tell.remote(step, metrics)
 
     def close(self) -> None:
         if self._latest is not None:
@@ -241,7 +241,7 @@ class Teller:
 
 @dataclass(frozen=True)
 class ReportedCheckpoints(TrainingCheckpoints):
-    """Checkpoints that the first worker writes, all read, and Ray Train is told of."""
+    """Checkpoints that the first worker writes, all workers read and that are reported to Ray Train."""
 
     rank: int = 0
 
@@ -252,9 +252,9 @@ class ReportedCheckpoints(TrainingCheckpoints):
         if self.rank == 0:
             super().save(step, parts, numbers)
             checkpoint = train.Checkpoint(str(self.folder / f"step-{step:06d}"))
-        figures = {name: value for name, value in numbers.items() if isinstance(value, int | float)}
+        metrics = {name: value for name, value in numbers.items() if isinstance(value, int | float)}
         train.report(
-            {"step": step, **figures},
+            {"step": step, **metrics},
             checkpoint=checkpoint,
             checkpoint_upload_mode=train.CheckpointUploadMode.NO_UPLOAD,
         )

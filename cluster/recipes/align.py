@@ -25,10 +25,10 @@ def world_model(context: RunContext) -> dict[str, Any]:
     if config.reward.verify.enabled:
         names["verifier"] = config.reward.verify.pretrained
     if config.world_model.alignment.steps:
-        figures = align(context, names)
+        metrics = align(context, names)
     else:
-        figures = {name: take_as_it_is(context, name, pretrained) for name, pretrained in names.items()}
-    return {**figures.pop("world-model"), **figures}
+        metrics = {name: take_as_it_is(context, name, pretrained) for name, pretrained in names.items()}
+    return {**metrics.pop("world-model"), **metrics}
 
 
 def take_as_it_is(context: RunContext, name: str, pretrained: str) -> dict[str, Any]:

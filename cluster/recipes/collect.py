@@ -18,7 +18,7 @@ def collect(context: RunContext) -> dict[str, Any]:
     config = context.config
     network = load_policy(config, str(context.acting_policy))
     environment = make_environment(config.environment)
-    figures: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     sources: tuple[tuple[Split, str, int], ...] = (
         ("collect", "collect", config.collect.num_trajectories),
         ("gate", "held-out", config.gate.num_trajectories),
@@ -31,9 +31,9 @@ def collect(context: RunContext) -> dict[str, Any]:
             ):
                 writer.append(part)
         episodes = context.episodes(name)
-        figures |= {f"num_{split}": count, f"success_{split}": float(episodes.success.mean())}
-    figures["failures"] = failure_rates(episodes)
-    return figures
+        metrics |= {f"num_{split}": count, f"success_{split}": float(episodes.success.mean())}
+    metrics["failures"] = failure_rates(episodes)
+    return metrics
 
 
 def failure_rates(episodes: Episodes) -> dict[str, float]:

@@ -30,7 +30,7 @@ def evaluate(context: RunContext) -> dict[str, Any]:
     config = context.config
     environment = make_environment(config.environment)
     seeds = start_seeds("evaluate", config.evaluation.num_starts, config.seed)
-    figures: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     results = {}
     for label, path in (("base", context.model("base-policy")), ("final", context.last_policy)):
         network = load_policy(config, str(path))
@@ -40,14 +40,14 @@ def evaluate(context: RunContext) -> dict[str, Any]:
             )
         low, high = wilson_interval(int(episodes.success.sum()), len(episodes))
         results[label] = {"value": float(episodes.success.mean()), "low": low, "high": high, "num": len(episodes)}
-        figures[f"success_{label}"] = results[label]["value"]
-        figures[f"failures_{label}"] = failure_rates(episodes)
-        figures[f"success_length_{label}"] = (
+        metrics[f"success_{label}"] = results[label]["value"]
+        metrics[f"failures_{label}"] = failure_rates(episodes)
+        metrics[f"success_length_{label}"] = (
             float(episodes.lengths[episodes.success].mean()) if episodes.success.any() else None
         )
         save_videos(context, label, videos)
     context.folder.set_result(results["base"], results["final"])
-    return figures
+    return metrics
 
 
 def save_videos(context: RunContext, name: str, chosen: Episodes) -> None:

@@ -20,7 +20,7 @@ from wmpo_ray.rollout.judge import VideoJudge, verify
 def gate(context: RunContext) -> dict[str, Any]:
     """Replay held-out real actions in imagination and compare the labels and events with reality.
 
-    Raises UserError with the figures and what to do about them if a bound is missed, unless forced.
+    Raises UserError with the metrics and advice if a bound is missed, unless forced.
     """
     config, held_out = context.config, context.episodes("held-out")
     plain_judge = VideoJudge(load_reward_model(config, str(context.model("reward-model"))), config.reward.min_steps)
@@ -39,9 +39,9 @@ def gate(context: RunContext) -> dict[str, Any]:
     if config.reward.verify.enabled:
         scores = verify(scores, videos, plain_judge, lambda videos, rows: imagine("verifier", rows))
     report = binary_report(scores.success, held_out.success)
-    figures = _label_figures(report, plain) | _event_agreement(context, held_out, frames)
-    misses = missed_bounds(figures, config.gate)
-    figures |= {"passed": not misses, "bounds": config.gate.model_dump()}
+    metrics = _label_metrics(report, plain) | _event_agreement(context, held_out, frames)
+    misses = missed_bounds(metrics, config.gate)
+    metrics |= {"passed": not misses, "bounds": config.gate.model_dump()}
     _save_side_by_side(context, held_out, frames, scores.success)
     if misses and not context.force:
         raise UserError(
@@ -51,10 +51,10 @@ def gate(context: RunContext) -> dict[str, Any]:
             "(make pretrain-embedded), or go on regardless with --force; with --resume a run redoes only what depends on "
             "what was changed"
         )
-    return figures
+    return metrics
 
 
-def _label_figures(report: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
+def _label_metrics(report: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
     """plain: the same before any success was verified."""
     return {
         "label_agreement": report["agreement"],
@@ -68,16 +68,16 @@ def _label_figures(report: dict[str, Any], plain: dict[str, Any]) -> dict[str, A
     }
 
 
-def missed_bounds(figures: dict[str, Any], config: GateConfig) -> list[str]:
+def missed_bounds(metrics: dict[str, Any], config: GateConfig) -> list[str]:
     """Every bound that is not met, in words."""
     misses = []
     for key, bound in (("label_agreement", config.min_label_agreement), ("f1", config.min_f1)):
-        if figures[key] < bound:
-            misses.append(f"{key} {figures[key]:.3f} < gate.min_{key}={bound}")
+        if metrics[key] < bound:
+            misses.append(f"{key} {metrics[key]:.3f} < gate.min_{key}={bound}")
     for key in ("grasp_agreement", "placement_agreement"):
-        if figures.get(key, 1.0) < config.min_event_agreement:
-            misses.append(f"{key} {figures[key]:.3f} < gate.min_event_agreement={config.min_event_agreement}")
-    gap = abs(figures["imagined_success"] - figures["real_success"])
+        if metrics.get(key, 1.0) < config.min_event_agreement:
+            misses.append(f"{key} {metrics[key]:.3f} < gate.min_event_agreement={config.min_event_agreement}")
+    gap = abs(metrics["imagined_success"] - metrics["real_success"])
     if gap > config.max_success_gap:
         misses.append(f"imagined and real success differ by {gap:.3f} > gate.max_success_gap={config.max_success_gap}")
     return misses

@@ -71,7 +71,7 @@ def warn_of_tracker(message: str) -> None:
 
 
 def telemetry(context: RunContext) -> Telemetry:
-    """Live figures through Ray or, without it, on a port of this process's own."""
+    """Live metrics through Ray or, without it, on a port of this process's own."""
     settings, folder = context.config.monitoring, context.root
     meter = context.meter if settings.metrics else None
     if meter is not None:

@@ -174,11 +174,11 @@ def run_step(context: RunContext, planned: Planned, plan: Sequence[Planned], aga
     prepare(own, planned)
     emit("stage.started", f"{label:<13} ...", logging.DEBUG, stage=label)
     started = time.monotonic()
-    figures = stage.run(own)
+    metrics = stage.run(own)
     seconds = time.monotonic() - started
-    folder.finish(label, seconds, figures, planned.source._asdict())
+    folder.finish(label, seconds, metrics, planned.source._asdict())
     clear(own, planned)
-    numbers = {key: round(value, 4) for key, value in figures.items() if isinstance(value, (int, float))}
+    numbers = {key: round(value, 4) for key, value in metrics.items() if isinstance(value, (int, float))}
     shown = ", ".join(f"{key} {value:.3g}" for key, value in numbers.items())
     facts: dict[str, Any] = {**numbers, "stage": label, "seconds": round(seconds, 3)}
     emit("stage.done", f"{label:<13} {seconds:6.1f} s  {shown}", **facts)

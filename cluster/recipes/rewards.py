@@ -34,10 +34,10 @@ def reward_model(context: RunContext) -> dict[str, Any]:
     expert, held_out = context.episodes("demos"), context.episodes("held-out")
     loaded = load_world_model(config, str(context.model("world-model")))
     world = loaded if "imagines" in loaded.abilities else None
-    figures: dict[str, Any] = {"pretrained": config.reward.pretrained}
+    metrics: dict[str, Any] = {"pretrained": config.reward.pretrained}
     if config.reward.steps:
         with imagined_episodes(context, world, train) as imagined:
-            figures = train_classifier(context, concatenate_episodes([expert, train, *imagined]))
+            metrics = train_classifier(context, concatenate_episodes([expert, train, *imagined]))
     else:
         pretrained_reward_model(config).save(context.model("reward-model"))
     model = load_reward_model(config, str(context.model("reward-model")))
@@ -56,7 +56,7 @@ def reward_model(context: RunContext) -> dict[str, Any]:
     model.threshold = config.reward.threshold or chosen
     report = binary_report(best(parts_of(held_out)) >= model.threshold, held_out.success)
     model.save(context.model("reward-model"))
-    return {**figures, "threshold": model.threshold, "threshold_curve": curve, **report}
+    return {**metrics, "threshold": model.threshold, "threshold_curve": curve, **report}
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from wmpo_ray.config.cluster import bounds
 
 
 def run_trainings(context: RunContext, describe: Describe) -> dict[str, dict[str, Any]]:
-    """Run the trainings that `describe` makes of its episodes; returns the figures of each by its name."""
+    """Run the trainings that `describe` makes of its episodes; returns the metrics of each by its name."""
     return on_workers(context, describe) if has_workers(context) else on_actors(context, describe(FromFiles()))
 
 
@@ -65,7 +65,7 @@ def on_actors(context: RunContext, trainings: list[Training]) -> dict[str, dict[
         finally:
             for course in courses:
                 course.stop()
-    return {course.training.name: course.figures for course in courses}
+    return {course.training.name: course.metrics for course in courses}
 
 
 class ActorCourse:
@@ -77,7 +77,7 @@ class ActorCourse:
         self._job = context.runtime.put(training.job)
         self.num_steps = 0
         self.shown: dict[str, float] = {}
-        self.figures: dict[str, Any] = {}
+        self.metrics: dict[str, Any] = {}
         self._actor: Any = None
         self._method = ""  # of the actor, under way
         self._resumed_from = 0
@@ -106,7 +106,7 @@ class ActorCourse:
         if self._method == "build":
             return self._call("begin", self._job)
         if self._method == "finish":
-            self.figures = value
+            self.metrics = value
             return None
         if self._method == "begin":
             self._take_up(*value)

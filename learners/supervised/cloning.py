@@ -76,7 +76,7 @@ def clone_policy(
     demos: Episodes,
     config: CloningConfig,
     seed: int,
-    progress: Progress = lambda step, figures: None,
+    progress: Progress = lambda step, metrics: None,
     checkpoints: TrainingCheckpoints = NO_CHECKPOINTS,
     share: WorkerShare = WHOLE,
 ) -> dict[str, float]:

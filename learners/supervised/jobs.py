@@ -1,4 +1,4 @@
-"""The supervised trainings as jobs: from configuration and data to saved weights and figures.
+"""The supervised trainings as jobs: from configuration and data to saved weights and metrics.
 
 A job says how its training begins, what is measured before the first step, and what it leaves. Who runs its steps, an
 actor (`training_actor.py`) or every worker of Ray Train with a share of every batch, makes no difference to it. Only
@@ -39,7 +39,7 @@ class Job(Protocol):
         """Measure what must be known before the next step, once a checkpoint has been restored."""
 
     def finish(self, training: SupervisedTraining, seconds: float) -> dict[str, Any]:
-        """Save the weights; returns the figures, on workers those of rank 0. `seconds`: that the steps took here."""
+        """Save the weights; returns the metrics, on workers those of rank 0. `seconds`: that the steps took here."""
 
 
 class Training(NamedTuple):
@@ -190,4 +190,4 @@ class RewardJob:
         model.network.eval()
         if training.share.rank == 0:
             model.save(self.out)
-        return {**training.figures(), "seconds": seconds}
+        return {**training.metrics(), "seconds": seconds}

@@ -134,7 +134,7 @@ class SupervisedTraining(ABC):
 
     @abstractmethod
     def update(self, loss: float) -> dict[str, float]:
-        """Take the step, or skip it; gradients and `loss` are those of the whole batch. Returns the figures to show."""
+        """Take the step, or skip it; gradients and `loss` are those of the whole batch. Returns the metrics to show."""
 
     # -- a step --------------------------------------------------------------------------------------------------
 
@@ -151,18 +151,18 @@ class SupervisedTraining(ABC):
         return self.train_on(self.draw())
 
     def train_on(self, batch: Any) -> dict[str, float]:
-        """One optimizer step; returns the figures to show. Raises UserError where the training has diverged."""
+        """One optimizer step; returns the metrics to show. Raises UserError where the training has diverged."""
         for group in self.optimizer.param_groups:
             group["lr"] = self._config.learning_rate * self.learning_rate_factor()
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._backward(*self.inputs(batch))
-        figures = self.update(loss)
+        metrics = self.update(loss)
         self.num_steps += 1
         self._num_skipped_in_a_row = 0 if math.isfinite(loss) else self._num_skipped_in_a_row + 1
         check_skipped_in_a_row(
             self._num_skipped_in_a_row, self._config.steps, self._section, self._config.learning_rate
         )
-        return figures
+        return metrics
 
     def _backward(self, inputs: tuple[Sequence | Tensor, ...], total: int) -> float:
         """Gradients of the mean loss over all `total` samples of all ranks; returns that loss."""
@@ -208,7 +208,7 @@ class SupervisedTraining(ABC):
 
 def run_training(
     training: SupervisedTraining,
-    progress: Progress = lambda step, figures: None,
+    progress: Progress = lambda step, metrics: None,
     checkpoints: TrainingCheckpoints = NO_CHECKPOINTS,
 ) -> None:
     """All steps that are left, from the newest checkpoint if there is one."""
@@ -219,8 +219,8 @@ def run_training(
 def go_on(training: SupervisedTraining, progress: Progress, checkpoints: TrainingCheckpoints) -> None:
     """All steps that are left, from where the training stands."""
     for batch in training.batches():
-        figures = training.train_on(batch)
-        progress(training.num_steps, figures)
+        metrics = training.train_on(batch)
+        progress(training.num_steps, metrics)
         training.save(checkpoints)
 
 

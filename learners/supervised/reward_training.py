@@ -140,7 +140,7 @@ class RewardTrainer(SupervisedTraining):
         self.optimizer.step()
         return {"loss": self.smooth(loss)}
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """The last smoothed loss, and how many clips there were to learn from."""
         return {
             "loss": self.numbers["loss"],
@@ -165,7 +165,7 @@ def train_reward_model(
     config: RewardConfig,
     episodes: Episodes,
     seed: int,
-    progress: Progress = lambda step, figures: None,
+    progress: Progress = lambda step, metrics: None,
     checkpoints: TrainingCheckpoints = NO_CHECKPOINTS,
     share: WorkerShare = WHOLE,
 ) -> dict[str, float]:
@@ -175,7 +175,7 @@ def train_reward_model(
     model.network.train()
     run_training(trainer, progress, checkpoints)
     model.network.eval()
-    return {**trainer.figures(), "seconds": time.monotonic() - started}
+    return {**trainer.metrics(), "seconds": time.monotonic() - started}
 
 
 def choose_threshold(best_probability: np.ndarray, success: np.ndarray) -> tuple[float, list[dict[str, float]]]:

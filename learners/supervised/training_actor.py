@@ -36,8 +36,8 @@ class Course:
         """Train the steps that are left, at most so many. Raises `UserError` on a full disk."""
         started = time.monotonic()
         for batch in islice(self._training.batches(), max_steps):
-            figures = self._training.train_on(batch)
-            progress(self._training.num_steps, {"loss": figures["loss"]})
+            metrics = self._training.train_on(batch)
+            progress(self._training.num_steps, {"loss": metrics["loss"]})
             self._training.save(self._checkpoints)
         self._seconds += time.monotonic() - started
 
@@ -70,10 +70,10 @@ class TrainingActor:
         """Train a few steps; returns steps done and the loss."""
         assert self._course is not None, "`begin` comes first"
         shown: dict[str, float] = {}
-        self._course.advance(lambda step, figures: shown.update(figures), STEPS_PER_CALL)
+        self._course.advance(lambda step, metrics: shown.update(metrics), STEPS_PER_CALL)
         return self._course.num_steps, shown
 
     def finish(self) -> dict[str, Any]:
-        """Save the weights; returns the figures."""
+        """Save the weights; returns the metrics."""
         assert self._course is not None, "`begin` comes first"
         return self._course.finish()

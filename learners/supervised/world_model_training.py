@@ -189,16 +189,16 @@ def train_world_model(
     trainer: WorldModelTrainer,
     samplers: Sequence[WindowSampler],
     shares: Sequence[float],
-    progress: Progress = lambda step, figures: None,
+    progress: Progress = lambda step, metrics: None,
     checkpoints: TrainingCheckpoints = NO_CHECKPOINTS,
 ) -> dict[str, float]:
     """Run all configured steps, from the newest checkpoint if there is one, and leave the averaged weights in the model.
 
-    Returns the last figures.
+    Returns the last metrics.
     """
     started = time.monotonic()
     trainer.use(samplers, shares)
-    run_training(trainer, lambda step, figures: progress(step, {"loss": figures["loss"]}), checkpoints)
+    run_training(trainer, lambda step, metrics: progress(step, {"loss": metrics["loss"]}), checkpoints)
     trainer.average.swap()
     loss, seconds = trainer.numbers["loss"], time.monotonic() - started
     return {"loss": loss, "seconds": seconds, "skipped_steps": trainer.num_skipped}

@@ -104,7 +104,7 @@ def begin(recorded: Path, path: Path, config: Config, runtime: Runtime, without:
     if without == "reward-model":
         shutil.copytree(recorded / "models" / "world-model", path / "models" / "world-model")
     shown: list[int] = []
-    reporter = Reporter(on_progress=lambda done, total, figures: shown.append(done))
+    reporter = Reporter(on_progress=lambda done, total, metrics: shown.append(done))
     (path / "config.json").write_text(config.model_dump_json())
     folder = RunFolder.open(path, config)
     return Course(folder, RunContext(config, folder, reporter, lambda: runtime, force=False), shown)
@@ -123,9 +123,9 @@ def test_two_workers_leave_the_model_of_one_process(runtime, recorded, tmp_path,
     course = begin(recorded, tmp_path, config_for(2), runtime, without=name)
     with course.folder:
         assert has_workers(course.context)
-        figures = STAGES[name].run(course.context)
+        metrics = STAGES[name].run(course.context)
         assert_close(course.weights(name), load_file(recorded / "models" / SAVED[name]))
-        assert figures.keys() == RunFolder(recorded).figures(name).keys()
+        assert metrics.keys() == RunFolder(recorded).metrics(name).keys()
         saved = course.context.training_checkpoints(name)
         assert sorted(path.name for path in saved.glob("step-*")) == ["step-000003", "step-000006"]
         assert course.shown[0] == 0 and course.shown[-1] == STEPS

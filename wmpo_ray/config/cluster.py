@@ -178,6 +178,6 @@ class MonitoringConfig(Section):
     wandb: WandbConfig = WandbConfig()
     mlflow: MlflowConfig = MlflowConfig()
 
-    metrics: bool = True  # live figures for Prometheus
-    port: Annotated[int, Field(ge=0, le=65535)] = 0  # of the figures of a run without Ray, on 127.0.0.1; 0: none
+    metrics: bool = True  # live metrics for Prometheus
+    port: Annotated[int, Field(ge=0, le=65535)] = 0  # of the metrics of a run without Ray, on 127.0.0.1; 0: none
     keep_traces: Annotated[int, Field(ge=0)] = 4  # updates of which is kept what every worker did and when

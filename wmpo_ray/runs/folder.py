@@ -98,7 +98,7 @@ class RunFolder:
     def is_done(self, stage: str) -> bool:
         return stage in self._summary.get("stages", {})
 
-    def figures(self, stage: str) -> dict:
+    def metrics(self, stage: str) -> dict:
         """What `finish` recorded of a stage. Raises `UserError` if it is not done."""
         if not self.is_done(stage):
             raise UserError(f"{self.path}: the stage {stage} is not done yet; run it first")
@@ -128,9 +128,9 @@ class RunFolder:
         note = {"made_from": made_from, "is_clear": is_clear}
         self._write({"begun": {**self._summary.get("begun", {}), stage: note}})
 
-    def finish(self, stage: str, seconds: float, figures: dict, made_from: dict[str, Any] | None = None) -> None:
+    def finish(self, stage: str, seconds: float, metrics: dict, made_from: dict[str, Any] | None = None) -> None:
         """Record a stage as done, on the disk when this returns."""
-        record = {"seconds": seconds, "figures": figures} | ({} if made_from is None else {"made_from": made_from})
+        record = {"seconds": seconds, "figures": metrics} | ({} if made_from is None else {"made_from": made_from})
         begun = {name: note for name, note in self._summary.get("begun", {}).items() if name != stage}
         self._write({"stages": {**self._summary["stages"], stage: record}, "begun": begun})
 
@@ -252,7 +252,7 @@ def _read_summary(path: Path) -> dict:
     for stage, entry in stages.items():
         if not isinstance(entry, dict) or not isinstance(entry.get("figures"), dict):
             raise UserError(
-                f"{path} is damaged: the stage {stage!r} has no figures; delete it to run every stage again"
+                f"{path} is damaged: the stage {stage!r} has no metrics; delete it to run every stage again"
             )
     begun = summary.get("begun", {})
     if not isinstance(begun, dict) or not all(isinstance(note, dict) for note in begun.values()):
