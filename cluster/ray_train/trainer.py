@@ -1,8 +1,8 @@
-"""The supervised trainings on several workers, by Ray Train: the same loop as in one process, on a share of every batch.
+"""Supervised trainings on several workers with Ray Train: the same loop as in one process, on a share of every batch.
 
-Workers meet at a store of the first one and put their gradients together (`DistributedDataParallel`). Checkpoints are
-those of one process, in the same folder: whichever training finds them goes on from the newest whole one. So does Ray
-Train after a worker was lost, and when an elastic training gets more workers or fewer.
+Workers connect through a store of the first one and average their gradients (`DistributedDataParallel`). Checkpoints
+have the same format and folder as with one process: any training resumes from the newest valid one. Ray Train does so
+after a worker was lost, and when an elastic training gains or loses workers.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ NO_WORKING_FOLDER = "RAY_CHDIR_TO_TRIAL_DIR"
 
 
 def check_room(config: Config, runtime: Runtime) -> None:
-    """Raises UserError where fewer workers have a place than the least number."""
+    """Raises UserError if the cluster cannot hold the least number of workers."""
     if isinstance(runtime, RayRuntime) and runtime.can_grow:
         return
     low = bounds(config.cluster.training_workers)[0]
@@ -56,18 +56,18 @@ def check_room(config: Config, runtime: Runtime) -> None:
         there = available.get(kind, 0.0)
         if low * each > there + 1e-6:
             raise UserError(
-                f"{low} training workers ask for {low * each:g} {kind}s (placement.learner.{kind.lower()}s={each:g}) "
-                f"and there are {there:g}; lower cluster.training_workers={config.cluster.training_workers}"
+                f"{low} training workers need {low * each:g} {kind}s (placement.learner.{kind.lower()}s={each:g}) "
+                f"but the cluster has {there:g}; lower cluster.training_workers={config.cluster.training_workers}"
             )
 
 
 def train_on_workers(
     config: Config, training: Training, data: TrainingData, folder: Path, reporter: Reporter
 ) -> dict[str, Any]:
-    """Run a training on `cluster.training_workers` workers, each of them placed as a learner is; returns its metrics.
+    """Run a training on `cluster.training_workers` workers, each placed like a learner; returns its metrics.
 
-    folder: of its checkpoints. A lost worker costs the steps since the last one. Raises RuntimeError once workers were
-    lost more than `faults.max_start_failures` times.
+    folder: for its checkpoints. A lost worker costs the steps since the last one. Raises RuntimeError once workers
+    were lost more than `faults.max_start_failures` times.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
@@ -88,7 +88,7 @@ def train_on_workers(
 
 
 def scaling_of(config: Config) -> train.ScalingConfig:
-    """Workers that each ask for what the learner asks for; [min, max] of them where the number is elastic."""
+    """Each worker has the learner's resources; [min, max] workers if the number is elastic."""
     low, high = bounds(config.cluster.training_workers)
     asked = resources_of(config, "learner")
     return train.ScalingConfig(
@@ -101,7 +101,7 @@ def scaling_of(config: Config) -> train.ScalingConfig:
 
 
 def _run_config(config: Config, folder: Path, board: Any) -> train.RunConfig:
-    # Its record of an earlier course would be read and trusted; which checkpoints there are, the folder says.
+    # Ray Train would trust its record of an earlier training; the checkpoint folder is the source of truth.
     (folder / train_record_name()).unlink(missing_ok=True)
     return train.RunConfig(
         name=folder.name,
@@ -113,7 +113,7 @@ def _run_config(config: Config, folder: Path, board: Any) -> train.RunConfig:
 
 
 def _resources(asked: Resources) -> dict[str, float]:
-    """Whole GPUs: NCCL refuses two workers on one. And not nothing at all: workers stand in a placement group."""
+    """Whole GPUs, since NCCL rejects two workers on one; never zero CPUs, since workers need a placement group."""
     cpus = {"CPU": max(asked.num_cpus, LEAST_CPUS)}
     return cpus | ({"GPU": float(math.ceil(asked.num_gpus))} if asked.num_gpus else {})
 
@@ -181,7 +181,7 @@ def _show(training: Training, board: Any, advance: Callable[..., None]) -> None:
 
 
 def _cause(error: Exception) -> Exception:
-    """What a worker raised for a person to put right, rather than Ray Train's account of all workers."""
+    """The UserError that a worker raised, if any, instead of Ray Train's summary of all workers."""
     failures = error.worker_failures.values() if isinstance(error, train.WorkerGroupError) else ()
     for failure in failures:
         raised = raised_in_worker(failure)
@@ -217,7 +217,7 @@ def _work(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _exchanging(module: nn.Module) -> nn.Module:
-    # Published networks have layers that take no part; alone, they would get no gradient either.
+    # Published networks have unused layers; these get no gradient in one process either.
     return prepare_model(module, parallel_strategy_kwargs={"find_unused_parameters": True})
 
 

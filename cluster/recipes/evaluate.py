@@ -1,4 +1,4 @@
-"""The stage `evaluate`, and the success of any saved policy."""
+"""The stage `evaluate`, and the evaluation of any saved policy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from wmpo_ray.rollout.evaluation import rollout_outcomes, rollout_policy
 
 
 def evaluate(context: RunContext) -> dict[str, Any]:
-    """The first base policy and the last policy in the real environment on held-out start states."""
+    """Evaluate the base policy and the final policy in the real environment on held-out start states."""
     config = context.config
     environment = make_environment(config.environment)
     seeds = start_seeds("evaluate", config.evaluation.num_starts, config.seed)
@@ -81,7 +81,7 @@ def evaluate_policy(
     configure_process(config.cluster.threads_per_process)
     path = policy_dir or round_folder(Path(out), config.recipe.rounds) / "models" / "policy"
     if not path.is_dir():
-        raise UserError(f"there is no policy at {path}; name one with --policy, or run the stages first")
+        raise UserError(f"no policy at {path}; give one with --policy, or run the stages first")
     count = num_starts or config.evaluation.num_starts
     policy = load_policy(config, str(path))
     environment = make_environment(config.environment)

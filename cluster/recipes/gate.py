@@ -1,4 +1,4 @@
-"""The gate before `optimize`: is the imagined world true enough to learn in?"""
+"""The gate before `optimize`: checks that the world model is accurate enough to train in."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ def gate(context: RunContext) -> dict[str, Any]:
     _save_side_by_side(context, held_out, frames, scores.success)
     if misses and not context.force:
         raise UserError(
-            f"the imagined world is not true enough to learn in: {'; '.join(misses)} ({report['num']} held-out replays, "
-            f"{report['false_positives']} false positives, {report['false_negatives']} false negatives). Align longer "
-            "(world_model.alignment.steps), collect more (collect.num_trajectories), pretrain on more play "
-            "(make pretrain-embedded), or go on regardless with --force; with --resume a run redoes only what depends on "
-            "what was changed"
+            f"the imagined world is not accurate enough to learn in: {'; '.join(misses)} ({report['num']} held-out "
+            f"replays, {report['false_positives']} false positives, {report['false_negatives']} false negatives). "
+            "Align longer (world_model.alignment.steps), collect more (collect.num_trajectories), pretrain on more play "
+            "(make pretrain-embedded), or continue anyway with --force; --resume repeats only the stages that depend "
+            "on changed settings"
         )
     return metrics
 
 
 def _label_metrics(report: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
-    """plain: the same before any success was verified."""
+    """plain: the report before verification."""
     return {
         "label_agreement": report["agreement"],
         "f1": report["f1"],
@@ -69,7 +69,7 @@ def _label_metrics(report: dict[str, Any], plain: dict[str, Any]) -> dict[str, A
 
 
 def missed_bounds(metrics: dict[str, Any], config: GateConfig) -> list[str]:
-    """Every bound that is not met, in words."""
+    """A message for every bound that is missed."""
     misses = []
     for key, bound in (("label_agreement", config.min_label_agreement), ("f1", config.min_f1)):
         if metrics[key] < bound:
@@ -89,7 +89,7 @@ def _event_agreement(context: RunContext, episodes: Episodes, videos: np.ndarray
     if "events" not in environment.abilities:
         return {}
     detect = environment.detect_events
-    # After the real episode's end nothing can be compared: both videos hold still there.
+    # Frames after the real episode's end cannot be compared: repeat its last frame in both videos.
     last = np.minimum(np.arange(videos.shape[1])[None], episodes.lengths[:, None])[..., None, None, None]
     real, imagined = detect(np.asarray(episodes.frames)), detect(np.take_along_axis(videos, last, 1))
     return {f"{event}_agreement": float((real[event] == imagined[event]).mean()) for event in real}

@@ -1,4 +1,4 @@
-"""The stage `optimize`: GRPO in imagination, or what else the config chooses."""
+"""The stage `optimize`: reinforcement learning in imagination, by the configured algorithm."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from wmpo_ray.runs.trackers.table import make_trackers
 
 
 def optimize(context: RunContext) -> dict[str, Any]:
-    """Improve the acting policy, from the newest checkpoint if there is one; leaves it in models/policy."""
+    """Improve the acting policy, resuming from the newest checkpoint if any; saves it in models/policy."""
     config, folder = context.config, context.root
     starts = starts_of(context.episodes("collect"))
     with context.reporter.bar(title_of(config), config.training.num_updates) as advance:
@@ -40,7 +40,7 @@ def optimize(context: RunContext) -> dict[str, Any]:
             success = values.get(f"{metric_prefix(config)}/success_rate")
             advance(update, {} if success is None else {metric_prefix(config): success})
 
-        with ExitStack() as at_end:  # in reverse: whatever fails there, the workers and what was asked for them go
+        with ExitStack() as at_end:  # in reverse order: workers are stopped even if a callback fails
             told = telemetry(context)
             team = Team(config, context.runtime, model_paths(context, config), told)
             at_end.callback(team.stop)
@@ -98,14 +98,14 @@ def model_paths(context: RunContext, config: Config) -> ModelPaths:
 
 
 def check(config: Config, serial: bool) -> None:
-    """Raises ConfigError for an algorithm that does not learn from rollouts, or another place of them than the recipe's."""
+    """Raises ConfigError for an algorithm that does not learn from rollouts, or for another world than the recipe's."""
     online_algorithm(config)
     check_world(config, "imagination")
     check_ranks(config, serial)
 
 
 def check_world(config: Config, wanted: str) -> None:
-    """Raises ConfigError where rollouts are not made in the world that the recipe is about."""
+    """Raises ConfigError if `rollout.world` is not the recipe's world."""
     if config.rollout.world != wanted:
         raise ConfigError(
             f'rollout.world = "{config.rollout.world}": the recipe "{config.recipe.kind}" makes its rollouts in '
@@ -114,7 +114,7 @@ def check_world(config: Config, wanted: str) -> None:
 
 
 def check_online(config: Config, serial: bool) -> None:
-    """The same for rollouts in the environment, which judges them itself."""
+    """The same check for rollouts in the environment, which judges them itself."""
     online_algorithm(config)
     check_world(config, "environment")
     check_ranks(config, serial)

@@ -210,7 +210,7 @@ def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(runtime, reco
         train_on_workers(config, training, data, checkpoints, course.context.reporter)
     log.close()
     assert (tmp_path / "killed").exists()
-    assert any("going on from step 6" in text for text in log.told)
+    assert any("resuming from step 6" in text for text in log.told)
     assert [(tmp_path / f"doors-{rank}").read_text() for rank in range(2)] == ["True []", "True []"]
     assert_close(course.weights("policy"), load_file(recorded / "models" / SAVED["policy"]))
 
@@ -229,7 +229,7 @@ def test_without_ray_and_with_one_worker_there_is_no_ray_train(recorded, tmp_pat
         ({"cluster": {"training_workers": (1, 9)}}, "policy.cloning.batch_size=5 is less than the 9 workers"),
         (
             {"cluster": {"training_workers": 4}, "placement": {"learner": {"cpus": 1000.0}}},
-            "4 training workers ask for 4000 CPUs .placement.learner.cpus=1000.*lower cluster.training_workers=4",
+            "4 training workers need 4000 CPUs .placement.learner.cpus=1000.*lower cluster.training_workers=4",
         ),
     ],
 )
