@@ -1,7 +1,7 @@
 """The live metrics of a run: every metric with its unit, its labels and its help text, and the meters that take them.
 
-What is logged once per update for later is in `metrics.py`; this is for whoever watches. A meter is told by the driver
-only, which hears of everything; names are `wmpo_*`, as they appear in `METRICS`.
+Metrics that are logged once per update are in `metrics.jsonl`; these are for live dashboards. Only the driver
+updates a meter, since it sees every event; names are `wmpo_*`, as listed in `METRICS`.
 """
 
 from __future__ import annotations
@@ -127,11 +127,11 @@ class Meter(Protocol):
     def observe(self, name: str, value: float, **labels: str) -> None: ...
 
     def close(self) -> None:
-        """Nothing more will be told."""
+        """No more metrics will be set."""
 
 
 class NoMeter:
-    """For a run that nobody watches."""
+    """For a run without live metrics."""
 
     def add(self, name: str, value: float, **labels: str) -> None: ...
 

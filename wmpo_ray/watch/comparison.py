@@ -168,7 +168,7 @@ def _rate_row(label: str, a: Rate | None, b: Rate | None) -> MetricRow | None:
     if a is None or b is None:
         return MetricRow(label, _rate(a), _rate(b))
     verdict, difference = compare_rates(a, b), b.value - a.value
-    return MetricRow(label, _rate(a), _rate(b), points(100 * difference), *_told(verdict, difference))
+    return MetricRow(label, _rate(a), _rate(b), points(100 * difference), *_describe(verdict, difference))
 
 
 def _gain_row(gains: list[float | None], base: list[Rate | None], final: list[Rate | None]) -> MetricRow | None:
@@ -180,7 +180,7 @@ def _gain_row(gains: list[float | None], base: list[Rate | None], final: list[Ra
     difference = (gains[1] or 0.0) - (gains[0] or 0.0)
     rates = (base[0], final[0], base[1], final[1])
     verdict = gains_test(*(rate for rate in rates if rate is not None))
-    return MetricRow("gain", a, b, points(difference), *_told(verdict, difference))
+    return MetricRow("gain", a, b, points(difference), *_describe(verdict, difference))
 
 
 def _plain_row(label: str, values: Sequence[float | None], show: Format) -> MetricRow | None:
@@ -190,7 +190,7 @@ def _plain_row(label: str, values: Sequence[float | None], show: Format) -> Metr
     return MetricRow(label, a, b)
 
 
-def _told(verdict: Verdict, difference: float) -> tuple[str, bool]:
+def _describe(verdict: Verdict, difference: float) -> tuple[str, bool]:
     return verdict.sentence(difference), verdict.is_significant
 
 
