@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 import torch.distributed as dist
@@ -25,6 +25,7 @@ from torch import nn
 
 from cluster.events.event_log import emit
 from cluster.events.progress import Reporter
+from cluster.events.run_log import TrainingCurve
 from cluster.host.ray_private import raised_in_worker, train_record_name
 from cluster.ray_train.training_data import TrainingData
 from cluster.ray_train.training_group import OwnAddressConfig, RegisterController, end_controller
@@ -62,7 +63,7 @@ def check_room(config: Config, runtime: Runtime) -> None:
 
 
 def train_on_workers(
-    config: Config, training: Training, data: TrainingData, folder: Path, reporter: Reporter
+    config: Config, training: Training, data: TrainingData, folder: Path, reporter: Reporter, curve: TrainingCurve
 ) -> dict[str, Any]:
     """Run a training on `cluster.training_workers` workers, each placed like a learner; returns its metrics.
 
@@ -84,7 +85,7 @@ def train_on_workers(
         dataset_config=train.DataConfig(datasets_to_split=[]),
     )
     with reporter.bar(training.description, training.job.num_steps) as advance:
-        return _fit(trainer, training, board, advance)
+        return _fit(trainer, training, board, ProgressViews(advance, curve))
 
 
 def scaling_of(config: Config) -> train.ScalingConfig:
@@ -122,11 +123,12 @@ def _resources(asked: Resources) -> dict[str, float]:
 
 
 class Board:
-    """Where the first worker tells how far it is, and the driver looks."""
+    """Progress of the first worker, polled by the driver."""
 
     def __init__(self) -> None:
         self._step = 0
-        self._figures: dict[str, float] = {}
+        self._metrics: dict[str, float] = {}
+        self._begun: int | None = None
         self._messages: list[str] = []
         self._controller: tuple[Any, int] | None = None
 
@@ -137,18 +139,30 @@ class Board:
         """Ray Train's controller and its process on this node; None: it has not started."""
         return self._controller
 
-    def tell(self, step: int, figures: dict[str, float]) -> None:
-        self._step, self._figures = step, figures
+    def begin(self, step: int) -> None:
+        """The training goes on after this step; 0: it begins."""
+        self._step, self._metrics, self._begun = step, {}, step
 
-    def say(self, message: str) -> None:
+    def report(self, step: int, metrics: dict[str, float]) -> None:
+        self._step, self._metrics = step, metrics
+
+    def add_message(self, message: str) -> None:
         self._messages.append(message)
 
-    def read(self) -> tuple[int, dict[str, float], list[str]]:
-        messages, self._messages = self._messages, []
-        return self._step, self._figures, messages
+    def read(self) -> tuple[int | None, int, dict[str, float], list[str]]:
+        """(the step after which the training began, if it did since the last call; step; metrics; messages)."""
+        (messages, self._messages), (begun, self._begun) = (self._messages, []), (self._begun, None)
+        return begun, self._step, self._metrics, messages
 
 
-def _fit(trainer: TorchTrainer, training: Training, board: Any, advance: Callable[..., None]) -> dict[str, Any]:
+class ProgressViews(NamedTuple):
+    """Where the progress of a training is shown: its bar and the run's trackers."""
+
+    advance: Callable[..., None]
+    curve: TrainingCurve
+
+
+def _fit(trainer: TorchTrainer, training: Training, board: Any, shown: ProgressViews) -> dict[str, Any]:
     """Wait for a training and show its progress. In a thread of its own it leaves Ctrl-C to this process."""
     outcome: list[Any] = []
 
@@ -163,7 +177,7 @@ def _fit(trainer: TorchTrainer, training: Training, board: Any, advance: Callabl
     try:
         while thread.is_alive():
             thread.join(REPORT_EVERY_S)
-            _show(training, board, advance)
+            _show(training, board, shown)
     finally:
         end_controller(board, thread.is_alive())
         ray.kill(board)
@@ -173,9 +187,12 @@ def _fit(trainer: TorchTrainer, training: Training, board: Any, advance: Callabl
     return result.return_value
 
 
-def _show(training: Training, board: Any, advance: Callable[..., None]) -> None:
-    step, figures, messages = ray.get(board.read.remote())
-    advance(step, figures)
+def _show(training: Training, board: Any, shown: ProgressViews) -> None:
+    begun, step, metrics, messages = ray.get(board.read.remote())
+    shown.advance(step, metrics)
+    if begun is not None:
+        shown.curve.restart(begun)
+    shown.curve.log(step, metrics)
     for message in messages:
         emit("checkpoint.resumed", message, stage=training.name)
 
@@ -203,13 +220,15 @@ def _work(settings: dict[str, Any]) -> dict[str, Any]:
         settings["folder"],
         config.checkpoint.every_training_steps,
         config.checkpoint.keep,
-        (lambda message: board.say.remote(message)) if rank == 0 else (lambda message: None),
+        (lambda message: board.add_message.remote(message)) if rank == 0 else (lambda message: None),
         rank,
     )
     share = WorkerShare(rank, here.get_world_size(), _exchanging)
     reporter = ProgressReporter(board)
     progress: Progress = reporter.report if rank == 0 else lambda step, metrics: None
     course = Course(settings["job"], share, get_device(), checkpoints)
+    if rank == 0:
+        board.begin.remote(course.num_steps)
     course.advance(progress)
     metrics = course.finish()
     reporter.close()
@@ -232,11 +251,11 @@ class ProgressReporter:
         self._latest = (step, metrics)
         if time.monotonic() - self._reported_at >= REPORT_EVERY_S:
             self._reported_at = time.monotonic()
-            self._board.tell.remote(step, metrics)
+            self._board.report.remote(step, metrics)
 
     def close(self) -> None:
         if self._latest is not None:
-            ray.get(self._board.tell.remote(*self._latest))
+            ray.get(self._board.report.remote(*self._latest))
 
 
 @dataclass(frozen=True)

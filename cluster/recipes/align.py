@@ -85,7 +85,7 @@ WORLD_MODEL = Stage(
     world_model,
     needs=("demos", "collect"),
     builds_on=("world-model",),
-    makes=("models/world-model", "models/verifier"),
+    makes=("models/world-model", "models/verifier", "curves/world-model.jsonl", "curves/verifier.jsonl"),
     settings=("world_model", "reward.verify", "collect.validation_share", "rollout.chunk_length"),
     state=("checkpoints/world-model", "checkpoints/verifier"),
     check=check,

@@ -40,7 +40,7 @@ POLICY = Stage(
     "policy",
     policy,
     needs=("demos",),
-    makes=("models/base-policy",),
+    makes=("models/base-policy", "curves/policy.jsonl"),
     settings=("policy", "rollout.chunk_length"),
     state=("checkpoints/policy",),
     check=check,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 
 from cluster.events.event_log import emit
 from cluster.events.progress import Reporter
+from cluster.events.run_log import TrainingCurve
 from cluster.events.status import Status
 from cluster.host.preemption import is_leaving
 from cluster.recipes.rounds import config_of_round, round_folder
@@ -18,14 +21,17 @@ from wmpo_ray.core.types import Episodes
 from wmpo_ray.data.store import load_episodes
 from wmpo_ray.runs.folder import RunFolder
 from wmpo_ray.runs.live_metrics import Meter, NoMeter, PrometheusMeter
+from wmpo_ray.runs.trackers.table import make_trackers
+from wmpo_ray.runs.trackers.tracker import Trackers
 
 
 class Services:
-    """What all stages of one process share: the runtime, started when a stage first needs it, and the live metrics."""
+    """What all stages of one process share: the runtime, started when a stage first needs it, live metrics, trackers."""
 
     def __init__(self, start: Callable[[], Runtime], config: Config, run_name: str, status: Status | None = None):
         self._start, self._config, self._run_name, self._status = start, config, run_name, status
         self._runtime: Runtime | None = None
+        self._trackers: tuple[Path, Trackers] | None = None
 
     @property
     def runtime(self) -> Runtime:
@@ -53,12 +59,35 @@ class Services:
         emit("metrics.served", f"live figures on http://127.0.0.1:{port}/metrics", port=port)
         return meter
 
+    def trackers(self, root: Path) -> Trackers:
+        """The trackers of the round in `root`. Those of another round are closed: a tracker knows one run at a time.
+
+        Raises ConfigError for a tracker whose package is not installed.
+        """
+        if self._trackers is not None and self._trackers[0] != root:
+            self._close_trackers()
+        if self._trackers is None:
+            meter = self.meter if self._config.monitoring.metrics else NoMeter()
+            self._trackers = root, make_trackers(self._config, root, meter, _warn_of_tracker)
+        return self._trackers[1]
+
     def close(self) -> None:
-        # A cluster that was started here ends with this process; taking it down in order takes longer than there is.
-        if self._runtime is not None and not is_leaving():
-            if "meter" in self.__dict__:
-                self.meter.close()
-            self._runtime.shutdown()
+        with ExitStack() as at_end:  # in reverse, and each of them whatever fails before
+            # A cluster that was started here ends with this process; taking it down in order takes longer than there is.
+            if self._runtime is not None and not is_leaving():
+                at_end.callback(self._runtime.shutdown)
+                if "meter" in self.__dict__:
+                    at_end.callback(self.meter.close)
+            at_end.callback(self._close_trackers)
+
+    def _close_trackers(self) -> None:
+        if self._trackers is not None:
+            (_, trackers), self._trackers = self._trackers, None
+            trackers.close()
+
+
+def _warn_of_tracker(message: str) -> None:
+    emit("tracker.failed", message, logging.WARNING)
 
 
 class RunContext:
@@ -88,6 +117,15 @@ class RunContext:
     @property
     def meter(self) -> Meter:
         return self.services.meter
+
+    @property
+    def trackers(self) -> Trackers:
+        """Where this round's metrics go; made when they are first asked for."""
+        return self.services.trackers(self.root)
+
+    def curve(self, training: str, num_steps: int) -> TrainingCurve:
+        """Where a supervised training logs its loss."""
+        return TrainingCurve(self.trackers, training, num_steps)
 
     def of_round(self, round: int) -> RunContext:
         """The same for another round."""

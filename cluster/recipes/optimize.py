@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cluster.events.event_log import emit
 from cluster.events.run_log import FolderLog
 from cluster.loop.ledger import FILE_NAME, Ledger
 from cluster.loop.rollouts import Rollouts
@@ -27,7 +25,6 @@ from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.rollout.fidelity import starts_of
 from wmpo_ray.runs.trackers.jsonl import FILE_NAME as METRICS
-from wmpo_ray.runs.trackers.table import make_trackers
 
 
 def optimize(context: RunContext) -> dict[str, Any]:
@@ -46,8 +43,7 @@ def optimize(context: RunContext) -> dict[str, Any]:
             at_end.callback(team.stop)
             ledger = Ledger(folder / FILE_NAME)
             at_end.callback(ledger.close)
-            log = FolderLog(folder, make_trackers(config, folder, told.meter, warn_of_tracker), show)
-            at_end.callback(log.close)
+            log = FolderLog(folder, context.trackers, show)
             at_end.callback(told.meter.set, "wmpo_stage", 0, stage="optimize")
             rollouts = Rollouts(config, team, ledger, *rollout_folders(folder))
             loop = TrainingLoop(config, team, starts, ledger, log, rollouts)
@@ -64,10 +60,6 @@ def optimize(context: RunContext) -> dict[str, Any]:
 
 def title_of(config: Config) -> str:
     return f"{config.algorithm.kind} in {config.rollout.world}"
-
-
-def warn_of_tracker(message: str) -> None:
-    emit("tracker.failed", message, logging.WARNING)
 
 
 def telemetry(context: RunContext) -> Telemetry:
@@ -143,7 +135,7 @@ OPTIMIZE = Stage(
         f"checkpoints/{IN_UPDATE}",
         FILE_NAME,
         METRICS,
-        "tensorboard",
+        "tensorboard/events.*",  # the curves of supervised trainings are in folders beside them
         "rollouts",
         "quarantine",
         FOLDER,

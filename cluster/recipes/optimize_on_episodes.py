@@ -9,11 +9,10 @@ from typing import Any
 from cluster.events.run_log import FolderLog
 from cluster.loop.offline import train_offline
 from cluster.recipes.context import RunContext
-from cluster.recipes.optimize import OPTIMIZE, model_paths, telemetry, warn_of_tracker
+from cluster.recipes.optimize import OPTIMIZE, model_paths, telemetry
 from cluster.workers.learner_group import check_ranks
 from wmpo_ray.algorithms.base import offline_algorithm
 from wmpo_ray.config.run import Config
-from wmpo_ray.runs.trackers.table import make_trackers
 
 
 def optimize_on_episodes(context: RunContext) -> dict[str, Any]:
@@ -21,9 +20,7 @@ def optimize_on_episodes(context: RunContext) -> dict[str, Any]:
     config, title = context.config, f"{context.config.algorithm.kind} on recorded episodes"
     with context.reporter.bar(title, config.training.num_updates) as advance, ExitStack() as at_end:
         metrics = telemetry(context)
-        trackers = make_trackers(config, context.root, metrics.meter, warn_of_tracker)
-        log = FolderLog(context.root, trackers, lambda update, values: advance(update, {}))
-        at_end.callback(log.close)
+        log = FolderLog(context.root, context.trackers, lambda update, values: advance(update, {}))
         at_end.callback(metrics.meter.set, "wmpo_stage", 0, stage="optimize")
         trained = train_offline(
             config,

@@ -16,9 +16,10 @@ from cluster.recipes.gate import GATE
 from cluster.recipes.optimize import OPTIMIZE, OPTIMIZE_ONLINE
 from cluster.recipes.optimize_on_episodes import OPTIMIZE_ON_EPISODES
 from cluster.recipes.rewards import REWARD_MODEL
-from cluster.recipes.stage import Stage, Step, label_of
+from cluster.recipes.stage import Stage, Step
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.runs.round_folders import label_of
 
 BASE, FINAL = POLICY.name, OPTIMIZE.name  # the stages that leave the first policy, and the policy of a round
 

@@ -98,7 +98,7 @@ REWARD_MODEL = Stage(
     "reward-model",
     reward_model,
     needs=("demos", "collect", "world-model"),
-    makes=("models/reward-model",),
+    makes=("models/reward-model", "curves/reward-model.jsonl"),
     settings=(
         "reward.kind",
         "reward.pretrained",

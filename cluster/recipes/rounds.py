@@ -9,14 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from wmpo_ray.config.run import Config
+from wmpo_ray.runs.round_folders import round_folder
+
+__all__ = ["config_of_round", "round_folder"]
 
 SEED_STEP = 3919  # start states repeat after 4000 seeds; with this step, not before 4000 rounds
 MAX_SEED = 2**31
-
-
-def round_folder(run: Path, round: int) -> Path:
-    """Round 1 stands directly in the run's folder."""
-    return run if round == 1 else run / "rounds" / str(round)
 
 
 def config_of_round(config: Config, run: Path, round: int) -> Config:

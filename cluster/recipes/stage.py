@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from cluster.recipes.context import RunContext
 from wmpo_ray.config.loading import flatten
 from wmpo_ray.config.run import Config
+from wmpo_ray.runs.round_folders import label_of
 
 EVERYWHERE = ("seed", "environment", "cluster.threads_per_process")  # the result of every stage depends on these
 
@@ -94,10 +95,6 @@ class Step:
     def label(self) -> str:
         """Its name in the summary, on the command line and in messages."""
         return label_of(self.stage.name, self.round)
-
-
-def label_of(stage: str, round: int) -> str:
-    return stage if round == 1 else f"{stage}-{round}"
 
 
 class MadeFrom(NamedTuple):

@@ -43,7 +43,12 @@ def on_workers(context: RunContext, describe: Describe) -> dict[str, dict[str, A
         check_batch(training.settings, training.section, bounds(config.cluster.training_workers)[1])
     return {
         training.name: train_on_workers(
-            config, training, data, context.training_checkpoints(training.name), context.reporter
+            config,
+            training,
+            data,
+            context.training_checkpoints(training.name),
+            context.reporter,
+            context.curve(training.name, training.job.num_steps),
         )
         for training in trainings
     }
@@ -75,6 +80,7 @@ class ActorCourse:
         self._context, self._runtime, self.training = context, context.runtime, training
         self._folder: Path = context.training_checkpoints(training.name)
         self._job = context.runtime.put(training.job)
+        self._curve = context.curve(training.name, training.job.num_steps)
         self.num_steps = 0
         self.shown: dict[str, float] = {}
         self.metrics: dict[str, Any] = {}
@@ -112,6 +118,7 @@ class ActorCourse:
             self._take_up(*value)
         else:
             self.num_steps, self.shown = value
+            self._curve.log(self.num_steps, self.shown)
         return self._call("advance" if self.num_steps < self.training.job.num_steps else "finish")
 
     def stop(self) -> None:
@@ -129,6 +136,7 @@ class ActorCourse:
         if num_steps > self._resumed_from:
             self._losses = 0
         self.num_steps = self._resumed_from = num_steps
+        self._curve.restart(num_steps)
 
     def _start_again(self, error: ActorLostError) -> Ref:
         faults, name = self._context.config.faults, self.training.name

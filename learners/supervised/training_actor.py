@@ -67,10 +67,12 @@ class TrainingActor:
         return self._course.num_steps, self._messages
 
     def advance(self) -> tuple[int, dict[str, float]]:
-        """Train a few steps; returns steps done and the loss."""
+        """Train up to the next multiple of a few steps; returns steps done and the loss."""
         assert self._course is not None, "`begin` comes first"
         shown: dict[str, float] = {}
-        self._course.advance(lambda step, metrics: shown.update(metrics), STEPS_PER_CALL)
+        # Up to a multiple, so that a resumed training reports the same steps.
+        num_steps = STEPS_PER_CALL - self._course.num_steps % STEPS_PER_CALL
+        self._course.advance(lambda step, metrics: shown.update(metrics), num_steps)
         return self._course.num_steps, shown
 
     def finish(self) -> dict[str, Any]:

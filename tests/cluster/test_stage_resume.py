@@ -54,6 +54,7 @@ CONFIG = Config.model_validate(
     }
 )
 NEVER_SAVED = CONFIG.model_copy(update={"checkpoint": CONFIG.checkpoint.model_copy(update={"every_training_steps": 0})})
+TRAININGS = ("policy", "world-model", "verifier", "reward-model")
 STAGES = {stage.name: stage for stage in (POLICY, WORLD_MODEL, REWARD_MODEL)}
 
 
@@ -164,6 +165,8 @@ def test_every_supervised_stage_is_gone_on_with_where_it_stopped(straight, tmp_p
         assert resumed and all(f"resuming from step {saved}" in said for said in resumed)
     assert files(path / "models") == files(straight[0] / "models")
     assert list((path / "checkpoints").iterdir()) == []
+    curves = files(path / "curves")
+    assert curves == files(straight[0] / "curves") and curves.keys() == {f"{name}.jsonl" for name in TRAININGS}
 
 
 @pytest.mark.slow

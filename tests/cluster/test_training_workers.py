@@ -32,6 +32,7 @@ from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.data import store as trajectory_store
 from wmpo_ray.runs.folder import RunFolder
+from wmpo_ray.runs.trackers.jsonl import JsonlTracker
 
 STEPS, EVERY = 8, 3
 SETTINGS_OF_STAGES = {
@@ -129,6 +130,7 @@ def test_two_workers_leave_the_model_of_one_process(runtime, recorded, tmp_path,
         saved = course.context.training_checkpoints(name)
         assert sorted(path.name for path in saved.glob("step-*")) == ["step-000003", "step-000006"]
         assert course.shown[0] == 0 and course.shown[-1] == STEPS
+        assert JsonlTracker.read(tmp_path, name)[-1]["step"] == STEPS
         kept = {path.name for path in course.context.checkpoints.iterdir()}
         assert kept == {name}, "what Ray Train keeps of a training goes with its folder"
     assert not (Path.home() / "ray_results").exists()

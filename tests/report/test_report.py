@@ -22,7 +22,14 @@ from wmpo_ray.report.result_sections import verdict
 from wmpo_ray.report.run_data import PolicyVideos, RunData
 from wmpo_ray.report.video_sections import VideoBudget, enlarge, policy_section
 
-INPUTS = ("summary.json", "metrics.jsonl", "videos/side_by_side.npz", "videos/base.npz", "videos/final.npz")
+INPUTS = (
+    "summary.json",
+    "metrics.jsonl",
+    "curves/policy.jsonl",
+    "videos/side_by_side.npz",
+    "videos/base.npz",
+    "videos/final.npz",
+)
 HOSTILE = '</title></style></svg><script>alert("1")</script><img src=x onerror=alert(2)>&"\'<'
 
 
@@ -125,6 +132,18 @@ def test_what_is_missing_is_said_and_the_rest_is_shown(run_folder: Path, tmp_pat
     assert len(parsed.all("img")) == sum(NUM_VIDEOS[name] for name in videos)
     assert ("58.2%" in parsed.text) == ("summary.json" not in absent)
     assert ("Clipped share" in parsed.text) == ("metrics.jsonl" not in absent)
+
+
+def test_every_training_has_a_chart_whatever_it_is_called(run_folder: Path, tmp_path: Path):
+    folder = without(run_folder, tmp_path / "run", ())
+    lines = '{"step": 10, "loss": 2.5}\n{"step": 20, "loss": null}\n{"step": 30, "loss": 0.5}\nnot JSON\n'
+    (folder / "curves" / "reward-model.jsonl").write_text(lines)
+    (folder / "curves" / "<script>&.jsonl").write_text('{"step": 1, "loss": 7.0}\n')
+    (folder / "curves" / "empty.jsonl").write_text("")
+    parsed = Page(write_report(folder).read_text(encoding="utf-8"))
+    charts = [svg["aria-label"] for svg in parsed.all("svg") if (svg["aria-label"] or "").startswith("Loss")]
+    assert charts == ["Loss: Behaviour cloning", "Loss: Reward model", "Loss: <script>&"]
+    assert not parsed.all("script") and "reward-model.jsonl: 1 damaged line left out." in parsed.text
 
 
 def test_a_complete_run_misses_nothing(page: str):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-SHELLS = ("bash", "sh", "shell", "console")
+LANGUAGES = ("bash", "sh", "shell", "console", "python")
 PROGRAMS = [
     "bash",
     "cd",
@@ -64,7 +64,7 @@ def find_blocks(text: str, name: str) -> list[Block]:
         if opening is not None:
             if fence and not fence[2]:
                 commands = _commands(body)
-                if opening[1] in SHELLS or (not opening[1] and _looks_like_commands(commands)):
+                if opening[1] in LANGUAGES or (not opening[1] and _looks_like_commands(commands)):
                     found.append(Block(name, opening[0], markers, commands))
                 opening, markers = None, ()
             else:

@@ -139,10 +139,13 @@ def write_videos(folder: Path, num: dict[str, int], steps: int = 14, instruction
 
 
 def write_fake_run(folder: Path, num_videos: dict[str, int] = NUM_VIDEOS, steps: int = 14) -> Path:
-    """Write `summary.json`, `metrics.jsonl`, `videos/` and the trace of one update into `folder`."""
+    """Write `summary.json`, `metrics.jsonl`, a curve, `videos/` and the trace of one update into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "summary.json").write_text(json.dumps(fake_summary()))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in fake_metrics()))
+    (folder / "curves").mkdir()
+    losses = ({"step": step, "loss": 2.2 * math.exp(-step / 90) + 0.4} for step in range(10, 301, 10))
+    (folder / "curves" / "policy.jsonl").write_text("".join(json.dumps(line) + "\n" for line in losses))
     write_videos(folder / "videos", num_videos, steps)
     write_trace(folder, fake_trace())
     return folder

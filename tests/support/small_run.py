@@ -129,7 +129,8 @@ def finish(loop: TrainingLoop, folder: Path) -> str:
     try:
         version = loop.run(str(folder / "policy"))
     finally:
-        loop.log.close()
+        if isinstance(loop.log, ListLog):
+            loop.log.close()
         loop.ledger.close()
         loop.team.stop()
     assert loop.ledger.account().balances

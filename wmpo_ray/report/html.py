@@ -19,6 +19,7 @@ from wmpo_ray.report.result_sections import header, provenance_section, result_s
 from wmpo_ray.report.run_data import RunData, read_run
 from wmpo_ray.report.timeline_section import timeline_section
 from wmpo_ray.report.trace_data import Trace, newest_trace
+from wmpo_ray.report.training_section import training_section
 from wmpo_ray.report.video_sections import VideoBudget, featured_section, pairs_section, policy_section
 
 
@@ -45,7 +46,13 @@ def _sections(run: RunData, trace: Trace | None) -> Markup:
         ("", [result_section(run), featured_section(run, budget), imagination_section(run), time_section(run)]),
         (
             "Can imagination be trusted?",
-            [reward_section(run), world_model_section(run), gate_section(run), failures_section(run)],
+            [
+                reward_section(run),
+                world_model_section(run),
+                gate_section(run),
+                failures_section(run),
+                training_section(run),
+            ],
         ),
         (
             "How optimisation went",

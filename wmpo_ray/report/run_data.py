@@ -14,6 +14,7 @@ from wmpo_ray.core.npz_files import load_npz
 from wmpo_ray.core.untrusted import parse_json, read_json, read_lines
 
 MAX_VIDEO_FILE_BYTES = 2 * 2**30  # of a video file, and of what it unpacks to
+MAX_CURVES = 16  # a run trains a handful of models
 LARGEST = 1e30  # what is beyond is no figure of a run and would break the arithmetic of an axis
 
 
@@ -46,6 +47,7 @@ class RunData:
     name: str
     summary: dict[str, Any] = field(default_factory=dict)
     metrics: list[dict[str, Any]] = field(default_factory=list)  # in the order of updates, one entry for each
+    trainings: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # supervised ones: steps in order
     pairs: VideoPairs | None = None
     base: PolicyVideos | None = None
     final: PolicyVideos | None = None
@@ -94,7 +96,7 @@ def numbers(data: Any, *path: str) -> list[float]:
 
 
 def read_run(folder: Path) -> RunData:
-    """Read whatever of `summary.json`, `metrics.jsonl` and `videos/*.npz` is there.
+    """Read whatever of `summary.json`, `metrics.jsonl`, `curves/*.jsonl` and `videos/*.npz` is there.
 
     Raises UserError if `folder` is not a folder.
     """
@@ -111,14 +113,15 @@ def read_run(folder: Path) -> RunData:
 
 
 def read_figures(folder: Path) -> RunData:
-    """The same without the videos: what `summary.json` and `metrics.jsonl` hold."""
+    """The same without the videos: what `summary.json`, `metrics.jsonl` and `curves/*.jsonl` hold."""
     notes: list[str] = []
     summary = _read_summary(folder / "summary.json", notes)
     name = summary.get("name")
     return RunData(
         name=name if isinstance(name, str) and name else folder.resolve().name,
         summary=summary,
-        metrics=_read_metrics(folder / "metrics.jsonl", notes),
+        metrics=_read_metrics(folder / "metrics.jsonl", notes, "update"),
+        trainings=_read_trainings(folder / "curves", notes),
         notes=notes,
     )
 
@@ -137,27 +140,35 @@ def _read_summary(path: Path, notes: list[str]) -> dict[str, Any]:
     return summary
 
 
-def _read_metrics(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+def _read_trainings(folder: Path, notes: list[str]) -> dict[str, list[dict[str, Any]]]:
+    paths = sorted(folder.glob("*.jsonl"))
+    if len(paths) > MAX_CURVES:
+        notes.append(f"{folder.name}: only {MAX_CURVES} of {len(paths)} files are read.")
+    return {path.stem: _read_metrics(path, notes, "step") for path in paths[:MAX_CURVES]}
+
+
+def _read_metrics(path: Path, notes: list[str], key: str) -> list[dict[str, Any]]:
+    """The lines of a file by the number of their update or step, whose name is `key`."""
     if not path.exists():
         return []
-    by_update: dict[float, dict[str, Any]] = {}
+    by_number: dict[float, dict[str, Any]] = {}
     damaged = 0
     try:
         for text in read_lines(path):
             if not text.strip():
                 continue
             line = _parse_line(text)
-            update = number(line, "update")
-            if update is None:
+            place = number(line, key)
+            if place is None:
                 damaged += 1
             else:
                 # An update can have several lines; a resumed run repeats some, and then the later value counts.
-                by_update.setdefault(update, {}).update(line)
+                by_number.setdefault(place, {}).update(line)
     except UserError as error:
         notes.append(f"{error}.")
     if damaged:
         notes.append(f"{path.name}: {damaged} damaged line{'s' if damaged > 1 else ''} left out.")
-    return [by_update[update] for update in sorted(by_update)]
+    return [by_number[place] for place in sorted(by_number)]
 
 
 def _parse_line(text: bytes) -> Any:
