@@ -73,7 +73,7 @@ def _end_in_time(signals: socket.socket) -> None:
             os._exit(EXIT_PREEMPTED)
 
 
-def restart_on_crash(arguments: Sequence[str], restarts: int, tell: Callable[[str], None]) -> int:
+def restart_on_crash(arguments: Sequence[str], restarts: int, report: Callable[[str], None]) -> int:
     """Run `wmpo` with these arguments in a process of its own, and again with --resume when that dies.
 
     A mistake of the user's, an interruption and a preemption are no crashes. Returns the last exit code; a process
@@ -88,7 +88,7 @@ def restart_on_crash(arguments: Sequence[str], restarts: int, tell: Callable[[st
         if code in (0, 2, 130, EXIT_PREEMPTED) or not left:
             return code
         command += [] if "--resume" in command else ["--resume"]
-        tell(f"the run ended with exit code {code}; going on from its last checkpoint ({left - 1} more restarts)")
+        report(f"the run ended with exit code {code}; resuming from its last checkpoint ({left - 1} more restarts)")
     raise AssertionError("unreachable")
 
 

@@ -56,7 +56,7 @@ class Services:
             meter.serve(port)
         except OSError as error:
             raise UserError(f"monitoring.port={port}: {error.strerror}; set another port, or 0 for none") from error
-        emit("metrics.served", f"live figures on http://127.0.0.1:{port}/metrics", port=port)
+        emit("metrics.served", f"live metrics on http://127.0.0.1:{port}/metrics", port=port)
         return meter
 
     def trackers(self, root: Path) -> Trackers:

@@ -38,13 +38,13 @@ def optimize(context: RunContext) -> dict[str, Any]:
             advance(update, {} if success is None else {metric_prefix(config): success})
 
         with ExitStack() as at_end:  # in reverse order: workers are stopped even if a callback fails
-            told = telemetry(context)
-            team = Team(config, context.runtime, model_paths(context, config), told)
+            live = telemetry(context)
+            team = Team(config, context.runtime, model_paths(context, config), live)
             at_end.callback(team.stop)
             ledger = Ledger(folder / FILE_NAME)
             at_end.callback(ledger.close)
             log = FolderLog(folder, context.trackers, show)
-            at_end.callback(told.meter.set, "wmpo_stage", 0, stage="optimize")
+            at_end.callback(live.meter.set, "wmpo_stage", 0, stage="optimize")
             rollouts = Rollouts(config, team, ledger, *rollout_folders(folder))
             loop = TrainingLoop(config, team, starts, ledger, log, rollouts)
             version = loop.run(str(context.model("policy")))
