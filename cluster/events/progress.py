@@ -12,7 +12,7 @@ from wmpo_ray.core.console import make_console
 
 
 class Reporter:
-    """Where a run talks to a person. `is_quiet`: no bars; `on_progress` is called with (done, total, metrics) as well."""
+    """Shows progress to the user. `is_quiet`: no bars; `on_progress` is called with (done, total, metrics) as well."""
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ from wmpo_ray.runs.trackers.tracker import Trackers
 
 
 class Services:
-    """What all stages of one process share: the runtime, started when a stage first needs it, live metrics, trackers."""
+    """Shared by all stages of one process: the runtime, started when first needed, live metrics, trackers."""
 
     def __init__(self, start: Callable[[], Runtime], config: Config, run_name: str, status: Status | None = None):
         self._start, self._config, self._run_name, self._status = start, config, run_name, status

@@ -66,7 +66,7 @@ def _layout(fixture: _Fixture) -> Iterator[ParityCase]:
     yield differing("grpo", "response_mask", mask.flatten(1), data["response_mask"])
     yield from _counts(fixture, "valid_chunks", mask.any(-1).sum(1))
     yield from _counts(fixture, "group", torch.arange(len(mask)) // fixture.config["n"])
-    # The reward of a trajectory stands on its last executed token.
+    # The reward of a trajectory is assigned to its last executed token.
     flat = mask.flatten(1)
     is_last = flat & ~torch.nn.functional.pad(flat[:, 1:], (0, 1))
     rewards = fixture.reward * data["rewards"][:, None] * is_last

@@ -1,4 +1,4 @@
-"""The box that every section of the page stands in."""
+"""The box around every section of the page."""
 
 from __future__ import annotations
 
