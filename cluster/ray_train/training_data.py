@@ -3,8 +3,8 @@
 A step's samples are windows at random positions of all trajectories, chosen by a generator that every worker shares:
 this makes a step the same on one worker and on many. Streamed shards do not allow that. So Ray Data reads the row
 groups of the trajectory file in parallel, checked and decompressed once, and materialises their frames as blocks in the
-object store; Ray spills to disk what does not fit. A worker gets all blocks, unsplit, from `train.get_dataset_shard` and maps
-the few that contain its samples, without a copy: its own memory holds one batch.
+object store; Ray spills to disk what does not fit. A worker gets all blocks, unsplit, from `train.get_dataset_shard` and
+maps the few that contain its samples, without a copy: its own memory holds one batch.
 """
 
 from __future__ import annotations
