@@ -1,4 +1,4 @@
-"""A fixed group of processes in which one sends weights and the others receive them, over gloo or NCCL.
+"""A fixed group of processes in which one broadcasts weights to the others, over gloo or NCCL.
 
 The group is made by hand from a store, without `torch.distributed.init_process_group`: a process can then be in several
 of them, one after the other, and in one of its own besides.
@@ -28,18 +28,18 @@ PIECE_BYTES = 256 * 2**20  # of one broadcast; bounds the memory on a GPU
 
 @dataclass(frozen=True)
 class GroupSpec:
-    """All that a process needs to find the others; a new generation for every change of the members."""
+    """Everything that a process needs to join the group; every change of members creates a new generation."""
 
     generation: int
     host: str  # of the store
     port: int
     size: int  # the sender and the receivers
     backend: Literal["gloo", "nccl"]
-    timeout_s: float  # of finding each other, and of each piece of a broadcast
+    timeout_s: float  # for joining, and for each piece of a broadcast
 
 
 class BroadcastGroup:
-    """Membership of this process in a group. Raises BroadcastError if the others do not come within `timeout_s`."""
+    """Membership of this process in a group. Raises BroadcastError if the others do not join within `timeout_s`."""
 
     def __init__(self, spec: GroupSpec, rank: int):
         self.spec = spec
@@ -50,7 +50,7 @@ class BroadcastGroup:
             prefixed = dist.PrefixStore(f"weights/{spec.generation}", store)
             make = _make_nccl if spec.backend == "nccl" else _make_gloo
             self._group: Any = make(prefixed, rank, spec, timeout)
-        except RuntimeError as error:  # torch has no narrower class for a peer that does not come
+        except RuntimeError as error:  # torch has no narrower class for a missing peer
             raise BroadcastError(
                 f"group {spec.generation} of {spec.size} did not form within weights.timeout_s={spec.timeout_s:g}: "
                 f"{error}"
@@ -66,7 +66,7 @@ class BroadcastGroup:
             self._broadcast(np.concatenate([arrays[i] for i in members]).view(np.uint8))
 
     def receive(self) -> WeightPayload:
-        """What the sender sends. Raises BroadcastError if it, or one that passes it on, goes away or is too slow."""
+        """Receive from the sender. Raises BroadcastError if the sender or a relaying peer is lost or too slow."""
         length = int(self._broadcast(np.empty(8, np.uint8)).view(np.int64)[0])
         header = json.loads(self._broadcast(np.empty(length, np.uint8)).tobytes())
         specs = array_specs(header)
@@ -89,13 +89,13 @@ class BroadcastGroup:
                 self._group.broadcast([moved], _from_sender()).wait()
                 if not sends and moved is not piece:
                     piece.copy_(moved)
-        except RuntimeError as error:  # torch has no narrower class for a peer that went away
-            self.close()  # so that those who wait for this process learn of it at once
+        except RuntimeError as error:  # torch has no narrower class for a lost peer
+            self.close()  # so that peers waiting for this process fail at once
             raise BroadcastError(f"group {self.spec.generation}: a broadcast was cut off: {error}") from error
         return data
 
     def close(self) -> None:
-        """Cut the connections; whoever still waits for this process gets an error."""
+        """Close the connections; peers that still wait for this process get an error."""
         if self._group is not None:
             self._group.abort()  # NCCL
             self._group = None  # gloo closes its connections with the last reference
@@ -118,7 +118,7 @@ def _make_gloo(store: Any, rank: int, spec: GroupSpec, timeout: timedelta) -> An
 
 
 def _make_nccl(store: Any, rank: int, spec: GroupSpec, timeout: timedelta) -> Any:
-    # Without it a peer that goes away ends this process too, instead of raising.
+    # Without it a lost peer terminates this process too, instead of raising.
     os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"
     options = dist.ProcessGroupNCCL.Options()
     options._timeout = timeout

@@ -1,4 +1,4 @@
-"""One worker with a real environment: rollouts of the policy, and what imagined actions do in reality."""
+"""A worker with a real environment: policy rollouts, evaluations, and real execution of imagined actions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wmpo_ray.rollout.judge import WorldJudge
 
 
 class EnvironmentActor(RolloutActor):
-    """Rolls out requests in the environment too, and judges them by its word."""
+    """Rolls out requests in the environment, which also judges them."""
 
     world: EnvironmentWorld
     judge = WorldJudge()
@@ -34,7 +34,7 @@ class EnvironmentActor(RolloutActor):
         return episodes.success
 
     def compare_labels(self, trajectories: Trajectories, seeds: list[int], scores: tuple[Scores, float]) -> np.ndarray:
-        """Real outcome and imagined label [2, M] bool of imagined trajectories, by executing their actions for real.
+        """Real outcome and imagined label [2, M] bool of imagined trajectories, by executing their actions.
 
         Evaluation only: nothing of it reaches the learner.
         """

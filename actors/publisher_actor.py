@@ -1,4 +1,4 @@
-"""The process that sends weights to a group of replicas, so that the learner need not be one end of it.
+"""The process that broadcasts weights to a group of replicas, so that the learner need not join the group.
 
 A receiver that dies in the middle of a transfer can take the sender down. The learner only leaves its weights in the
 object store; this process reads them there and is replaced with its group.
@@ -12,7 +12,7 @@ from wmpo_ray.policies.weight_payload import BroadcastError, WeightPayload
 
 
 class WeightPublisherActor:
-    """Rank 0 of one group for its whole life."""
+    """Rank 0 of one group for its whole lifetime."""
 
     def __init__(self, group: GroupSpec, num_threads: int):
         configure_process(num_threads)
@@ -20,9 +20,9 @@ class WeightPublisherActor:
         self._group: BroadcastGroup | None = None
 
     def broadcast(self, payload: WeightPayload) -> str:
-        """Send a payload to every replica of the group; what went wrong, or "".
+        """Send a payload to every replica of the group; returns the error message, or "".
 
-        Nothing is raised: whoever did not get the weights says so itself, and this process is replaced.
+        Nothing is raised: a replica that did not get the weights reports it, and this process is replaced.
         """
         try:
             if self._group is None:

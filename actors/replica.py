@@ -1,4 +1,4 @@
-"""What every process with a replica of the policy offers: taking weights, and knowing which ones it holds."""
+"""Base class of processes with a policy replica: loads weights and reports their version."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Replica:
 
     @property
     def version(self) -> WeightVersion:
-        """The weights held now; (-1, "") before the first ones."""
+        """The version of the loaded weights; (-1, "") before the first ones."""
         return self._receiver.version
 
     def load_weights(self, payload: WeightPayload | None) -> WeightVersion:
-        """Take a payload; the digest returned is that of what the policy now holds.
+        """Load a payload; the returned digest is computed from the loaded weights.
 
         Raises WeightMismatchError where it does not fit, and for None, which stands for a compact payload that the
         learner could not make; the full one mends either.
@@ -42,7 +42,7 @@ class Replica:
 
     @contextmanager
     def borrowed(self, payload: WeightPayload) -> Iterator[None]:
-        """Act with the weights of a full payload for a while; afterwards those held before are back.
+        """Act with the weights of a full payload inside the block; restores the previous weights afterwards.
 
         A worker that makes rollouts also evaluates, and must not lose the weights that its next request asks for.
         """
@@ -57,7 +57,7 @@ class Replica:
                 self._receiver.version = held
 
     def receive_broadcast(self, group: GroupSpec, rank: int) -> WeightVersion:
-        """Take the payload that rank 0 sends to the group; joins the group first where it is a new one.
+        """Load the payload that rank 0 broadcasts to the group; joins the group first if it is new.
 
         Raises BroadcastError if a member goes away or does not come, and what `load_weights` raises.
         """
@@ -72,7 +72,7 @@ class Replica:
             return self._receiver.load(payload)
 
     def leave_group(self) -> None:
-        """Give up the connections of the broadcast group, if there is one."""
+        """Close the connections of the broadcast group, if there is one."""
         if self._group is not None:
             self._group.close()
             self._group = None

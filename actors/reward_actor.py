@@ -1,4 +1,4 @@
-"""One reward worker: the reward model and, where successes are verified, a second world model."""
+"""A reward worker: the reward model and, if successes are verified, a second world model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One rollout worker: a world and a replica of the policy that acts in it."""
+"""A rollout worker: a world and a replica of the policy that acts in it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from wmpo_ray.rollout.requests import rollout_request
 
 
 class Imagination(NamedTuple):
-    """What the driver hears of a request that was rolled out."""
+    """Summary of a finished request for the driver."""
 
     seconds: float
     sha256: str  # of the spooled trajectories
-    scores: Scores | None = None  # where the world judges: no reward worker is needed
+    scores: Scores | None = None  # set if the world judges: no reward worker is needed
 
 
 class RolloutActor(Replica):
@@ -70,5 +70,5 @@ class RolloutActor(Replica):
         return summary, None if judge is not None else videos, trajectories
 
     def count_beat(self) -> None:
-        """Called after every chunk: a worker that gets on is not hung, however long its request."""
+        """Count progress after every chunk: a worker that makes progress is not hung, however long its request."""
         self.num_beats += 1

@@ -165,7 +165,7 @@ class Soak:
 
 
 def digest_of(folder: Path) -> str:
-    return RunFolder(folder).figures(STAGE)["weights"]
+    return RunFolder(folder).metrics(STAGE)["weights"]
 
 
 # -- the figures -------------------------------------------------------------------------------------------------

@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=2, help="updates at each learning rate")
     args = parser.parse_args()
     if args.run is not None:
-        RunFolder(args.run).figures("gate")  # says what is missing
+        RunFolder(args.run).metrics("gate")  # says what is missing
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(args.run or make_run(Path(folder) / "demo"), args.updates)
     path = write_results("weight_delta", figures, " ".join(["python -m benchmarks.weight_delta", *sys.argv[1:]]))

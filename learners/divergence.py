@@ -1,4 +1,4 @@
-"""A training that has diverged ends with an error, not as a success: the last good checkpoint stays."""
+"""Detects diverged trainings, so that they end with an error and keep the last good checkpoint."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from collections.abc import Mapping, Sequence
 from wmpo_ray.config.algorithms import TrainingSection
 from wmpo_ray.core.errors import UserError
 
-MAX_SKIPPED_IN_A_ROW = 10  # steps of a supervised training; weights that give no finite loss never give one again
+MAX_SKIPPED_IN_A_ROW = 10  # in a supervised training: weights without a finite loss never recover
 
 
 def check_num_skipped(num_skipped: int, update: int, section: str, settings: TrainingSection) -> None:
-    """Raises UserError once as many optimizer steps were skipped as a run puts up with."""
+    """Raises UserError once `max_skipped_steps` optimizer steps were skipped."""
     if num_skipped >= settings.max_skipped_steps:
         raise UserError(
             f"{num_skipped} optimizer steps had a loss or gradient that is not finite (update {update}); lower "
-            f"{section}.learning_rate={settings.learning_rate}, which begins the stage anew, or go on with --resume and a "
-            f"higher {section}.max_skipped_steps={settings.max_skipped_steps}"
+            f"{section}.learning_rate={settings.learning_rate}, which starts the stage over, or continue with "
+            f"--resume and a higher {section}.max_skipped_steps={settings.max_skipped_steps}"
         )
 
 
 def was_skipped(step: Mapping[str, float | None]) -> bool:
-    """Whether an optimizer step with these figures is not taken; None stands for what was not finite in a checkpoint."""
+    """Whether an optimizer step with these metrics is skipped; None is a non-finite value read from a checkpoint."""
     return any(value is None or not math.isfinite(value) for value in (step["policy/loss"], step["policy/grad_norm"]))
 
 
 def check_update(
     are_skipped: Sequence[bool], num_bad: float, update: int, section: str, settings: TrainingSection
 ) -> None:
-    """Raises UserError for weights that no actor could use, and for a last update that changed nothing.
+    """Raises UserError for weights that no actor could use, and for a last update that had no effect.
 
     Args:
         are_skipped: for each optimizer step of the update

@@ -1,4 +1,4 @@
-"""What a learner keeps on the disk: a checkpoint for each update, and one inside the update under way."""
+"""A learner's checkpoints: one after each update, and one inside the update in progress."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MOMENT = re.compile(r"optimizer\.optimizer\.state\.(\d+)\.(\w+)")
 
 
 class _UpdateFacts(BaseModel):
-    """What a run goes on from, as far as it is read again."""
+    """The metadata of a checkpoint that a resumed run reads."""
 
     model_config = ConfigDict(strict=True)
     num_updates: _Number
@@ -47,7 +47,7 @@ class _StepFacts(BaseModel):
 
 
 class LearnerCheckpoints:
-    """Policy and optimizer with the facts around them; every save is whole or not there.
+    """Saves and restores policy, optimizer and metadata; every save is atomic.
 
     All ranks of a learner save and load together; what one rank saved several can load, and the reverse.
     """
@@ -72,7 +72,7 @@ class LearnerCheckpoints:
             remove_directory(self.root / IN_UPDATE)
 
     def load(self, problems: list[str]) -> tuple[dict[str, Any], dict[int, dict[str, Tensor]]] | None:
-        """Put the newest whole checkpoint into policy and optimizer; None if there has never been one.
+        """Load the newest valid checkpoint into policy and optimizer; None if there has never been one.
 
         Returns what was given to `save`. `problems` is filled on rank 0.
         """
@@ -88,7 +88,7 @@ class LearnerCheckpoints:
         save_parts(self.root / IN_UPDATE, num_steps, tensors, {**facts, "optimizer": meta}, 1, self.ranks)
 
     def load_step(self, update: int, signature: str) -> dict[str, Any] | None:
-        """Go on inside an update, if it was interrupted on the same batch: the facts of its last step."""
+        """Resume inside an update if it was interrupted on the same batch; returns the metadata of its last step."""
         found = self.ranks.from_first(self._find_step)
         if found is None or [found.meta.get(key) for key in ("update", "signature")] != [update, signature]:
             return None
@@ -104,9 +104,9 @@ class LearnerCheckpoints:
 
     @property
     def oldest(self) -> int:
-        """The earliest update that can be gone back to."""
+        """The earliest update that can be restored."""
         steps = [int(folder.name.removeprefix("step-")) for folder in self.root.glob("step-*[0-9]")]
-        # The first checkpoints do not exist yet: until there are `keep`, the beginning is one of them.
+        # Until there are `keep` checkpoints, the start of the training counts as one.
         return min(steps) if len(steps) >= self.config.keep else 0
 
     def _state(self) -> tuple[dict[str, Tensor], dict]:
@@ -120,8 +120,10 @@ class LearnerCheckpoints:
         targets = {f"policy.{name}": tensor for name, tensor in weights.items()} | self._moments(found.path, held)
         for version in found.meta.get("earlier", ()):
             names = {name: f"earlier-{version}.{name}" for name in weights}
-            if missing := sorted(names.values() - held.keys()):  # before there is room made for it
-                raise UserError(f"{found.path} lacks {missing[0]}; delete the folder to go on from the one before it")
+            if missing := sorted(names.values() - held.keys()):  # before allocating memory for it
+                raise UserError(
+                    f"{found.path} lacks {missing[0]}; delete the folder to resume from the previous checkpoint"
+                )
             earlier[version] = {name: torch.empty_like(tensor) for name, tensor in weights.items()}
             targets |= {names[name]: tensor for name, tensor in earlier[version].items()}
         read_parts(found.path, targets, self.ranks)
@@ -132,7 +134,7 @@ class LearnerCheckpoints:
         return earlier
 
     def _moments(self, path: Path, held: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Room for the optimizer's state: moments shaped like their parameters, numbers for the rest."""
+        """Allocate the optimizer's state: moments shaped like their parameters, scalars for the rest."""
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         room = {}
         for name, saved in held.items():
@@ -157,11 +159,11 @@ def _check_facts(checkpoint: CheckpointFolder, kind: type[BaseModel]) -> None:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise UserError(
-            f"{checkpoint.path / META} is no checkpoint of this program: {key}: {first['msg']}; "
+            f"{checkpoint.path / META} is not a checkpoint of this program: {key}: {first['msg']}; "
             "delete the folder to go on from the checkpoint before it"
         ) from error
 
 
 def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin so, without it."""
+    """The tensors whose names start with the prefix, which is removed."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""The learner: admitted groups, or a draw of recorded episodes, in; a new weight version out."""
+"""The learner: trains on admitted groups, or on sampled recorded episodes; each update gives a new weight version."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from wmpo_ray.registry import load_policy
 
 
 class Spooled(NamedTuple):
-    """Trajectories that the learner reads from the disk: whoever imagined them is gone."""
+    """Trajectories that the learner reads from disk because the actor that imagined them is gone."""
 
     path: str
     sha256: str
 
 
 class UpdateFacts(NamedTuple):
-    """What the driver knows of an update; kept with the checkpoint."""
+    """The driver's facts about an update; saved with the checkpoint."""
 
     metrics: dict[str, float]
     keys: list[tuple[int, int]]  # of the groups, in the order of the batch
@@ -51,7 +51,7 @@ NO_FACTS = UpdateFacts({}, [], 0)
 
 
 class PolicyLearner:
-    """Owns the policy that is trained and its optimizer, and follows the algorithm that the config chooses.
+    """Owns the trained policy and its optimizer; runs the configured algorithm.
 
     One `update` for each batch of groups; for an offline algorithm, one `update_recorded` for each draw of episodes.
 
@@ -79,17 +79,19 @@ class PolicyLearner:
         self.num_updates = 0
         self.num_skipped = 0
         self.num_beats = 0
-        self._history: list[dict] = []  # metrics of every update, kept with the checkpoint
+        self._history: list[dict] = []  # metrics of every update, saved with the checkpoint
         self._digests: dict[int, str] = {}
         self._last_keys: list[tuple[int, int]] = []
         self._payloads: dict[int, tuple[WeightVersion, WeightPayload | None]] = {}
-        num_earlier = config.filter.max_staleness if self.settings.source == "online" else 0  # that somebody may need
+        num_earlier = (
+            config.filter.max_staleness if self.settings.source == "online" else 0
+        )  # versions that replicas may still need
         self._earlier: deque[tuple[int, dict[str, Tensor]]] = deque(maxlen=num_earlier)
         self._recorded: Recorded | None = None
 
     def _choose_parameters(self) -> set[str]:
         pattern = re.compile(self.config.trained_parameters)
-        # With adapters, only they are open to training in the first place.
+        # With adapters, only these are trainable in the first place.
         chosen = {name for name, p in self.policy.named_parameters() if p.requires_grad and pattern.search(name)}
         if not chosen:
             section = self.config.algorithm.section
@@ -100,13 +102,13 @@ class PolicyLearner:
 
     @property
     def _compute_dtype(self) -> torch.dtype | None:
-        """What sharded weights are gathered in; alone, the policy itself computes in less than it keeps."""
+        """The dtype in which sharded weights are gathered; an unsharded policy casts by itself."""
         return torch.bfloat16 if self.config.policy.compute_dtype == "bfloat16" else None
 
     # -- weights -------------------------------------------------------------------------------------------------
 
     def resume(self, episodes: str = "") -> LearnerState:
-        """Load the newest valid checkpoint, if there is one, and say where that leaves the learner.
+        """Load the newest valid checkpoint, if there is one; returns the learner's state.
 
         `episodes`: the file that an offline algorithm learns from. Called once, while the policy is the base policy.
         """
@@ -136,7 +138,7 @@ class PolicyLearner:
         return self._payloads[num_updates]
 
     def _make_encoder(self, state: dict[str, Tensor] | None = None) -> WeightEncoder | Bystander:
-        """Of the weights as they are now, or of a state kept from before."""
+        """An encoder of the current weights, or of those in `state`."""
         weights: Any = WholeWeights(self.policy, state)
         if not self.ranks.is_first:
             return Bystander(weights)
@@ -165,7 +167,7 @@ class PolicyLearner:
         return self._learn(batch, facts, started)
 
     def update_recorded(self) -> UpdateResult:
-        """Train on the draw of recorded episodes whose turn it is; otherwise like `update`."""
+        """Train on the next sample of recorded episodes; otherwise like `update`."""
         assert self._recorded is not None
         started = time.monotonic()
         with span("batch"):
@@ -206,7 +208,7 @@ class PolicyLearner:
         self.checkpoints.save(self.num_updates, facts, dict(self._earlier))
 
     def _train(self, batch: Batch) -> dict[str, float]:
-        """All optimizer steps of an update, from where it was interrupted if it was; the mean of their metrics."""
+        """Take all optimizer steps of an update, resuming an interrupted one; returns the mean of their metrics."""
         size, every = self.settings.minibatch_trajectories, self.config.checkpoint.every_optimizer_steps
         minibatches = [slice(first, first + size) for first in range(0, len(batch), size)]
         minibatches *= self.settings.num_epochs
@@ -229,21 +231,21 @@ class PolicyLearner:
         with span("policy"):
             skipped, num_bad = [was_skipped(step) for step in steps], self._num_bad(batch)
             check_update(skipped, num_bad, self.num_updates + 1, self._section, self.settings)
-        # A metric that was not finite is null in a checkpoint.
+        # A non-finite metric is null in a checkpoint.
         found = {key: [step[key] for step in steps if step.get(key) is not None] for key in steps[0]}
         metrics = {key: float(np.mean(values)) if values else math.nan for key, values in found.items()}
         return metrics | {key: math.nan if value is None else value for key, value in measures.items()}
 
     @torch.no_grad()
     def _measure(self, batch: Batch, rows: slice) -> dict[str, float]:
-        """What the algorithm measures before the first step."""
+        """Metrics that the algorithm computes before the first step."""
         means = MetricMeans()
         for measure in self.algorithm.measures(self.policy, batch, rows, self.ranks):
             means.add(measure.metrics, measure.weight)
         return means.over(self.ranks)
 
     def _num_bad(self, batch: Batch) -> int:
-        """Log-probabilities that are not finite, of what the policy would do now where the batch begins."""
+        """Number of non-finite log-probabilities of the updated policy's actions at the batch's first observations."""
         seen = batch.observed(slice(0, 1), torch.zeros(1, 2, dtype=torch.int64))
         decision = self.policy.act(seen, self.config.rollout.temperature, [0])
         return int((~decision.logprobs.isfinite()).sum())

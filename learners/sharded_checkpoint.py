@@ -1,4 +1,4 @@
-"""Checkpoints of a learner in several processes: each writes the parts it holds, and any number of them reads these.
+"""Checkpoints of a learner in several processes: each rank writes its shards; any number of ranks can read them.
 
 torch.distributed.checkpoint lays the parts out anew. Its safetensors storage is used because its own one pickles.
 """
@@ -26,12 +26,12 @@ from wmpo_ray.core.files import sha256_of
 from wmpo_ray.core.untrusted import check_tensors
 from wmpo_ray.runs.checkpoint import new_checkpoint, save_checkpoint
 
-# What torch's reader raises over a header that is valid and yet makes no sense.
+# Errors of torch's reader for a header that is valid but inconsistent.
 _BAD_LAYOUT = (AssertionError, AttributeError, LookupError, OSError, TypeError, ValueError, SafetensorError)
 
 
 def save_parts(root: Path, step: int, tensors: dict[str, Tensor], meta: dict, keep: int, ranks: Ranks) -> None:
-    """`wmpo_ray.runs.checkpoint.save_checkpoint` where every rank has a part of each tensor; called by all of them.
+    """`wmpo_ray.runs.checkpoint.save_checkpoint` for sharded tensors; called by all ranks.
 
     `meta` is rank 0's. If one of them finds the disk full, rank 0 raises UserError, the others OSError.
     """
@@ -46,7 +46,7 @@ def save_parts(root: Path, step: int, tensors: dict[str, Tensor], meta: dict, ke
 
 
 def _write(folder: Path, tensors: dict[str, Tensor], ranks: Ranks) -> dict[str, str]:
-    """Write this rank's file into a folder; the SHA-256 of all ranks' files by name."""
+    """Write this rank's file into a folder; returns the SHA-256 of all ranks' files by name."""
     try:
         dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
     except CheckpointException as error:
@@ -56,7 +56,7 @@ def _write(folder: Path, tensors: dict[str, Tensor], ranks: Ranks) -> dict[str, 
 
 
 def _reason(error: CheckpointException) -> Exception:
-    """What went wrong on some rank; torch's exception is no `Exception`."""
+    """The cause of a failure on some rank; torch's own exception is not an `Exception`."""
     for cause, _ in error.failures.values():
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             return OSError(cause.errno, cause.strerror)
@@ -64,13 +64,13 @@ def _reason(error: CheckpointException) -> Exception:
 
 
 def layout(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint on the meta device, by name. Raises UserError where its files make no sense."""
+    """The tensors of a checkpoint on the meta device, by name. Raises UserError if its files are inconsistent."""
     try:
         found: dict[str, Any] = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
         for name, tensor in found.items():
             held = sum(math.prod(chunk.sizes) for chunk in tensor.chunks)
             if held != math.prod(tensor.size):
-                raise ValueError(f"{name} is {tuple(tensor.size)} and {held} elements of it are there")
+                raise ValueError(f"{name} is {tuple(tensor.size)} but the files hold {held} elements")
         return {
             name: torch.empty(tensor.size, dtype=tensor.properties.dtype, device="meta")
             for name, tensor in found.items()
@@ -80,14 +80,14 @@ def layout(folder: Path) -> dict[str, Tensor]:
 
 
 def read_parts(folder: Path, targets: Mapping[str, Tensor], ranks: Ranks) -> None:
-    """Fill tensors, or the parts of them that this rank holds, in place; called by all ranks.
+    """Load tensors, or this rank's shards of them, in place; called by all ranks.
 
     Raises UserError, before anything is filled in, where the checkpoint does not hold just these.
     """
     check_tensors(str(folder), layout(folder), targets)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # it is meant to be
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # intended
             dcp.load(dict(targets), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=ranks.size == 1)
     except CheckpointException as error:
         raise UserError(f"{folder} cannot be read: {_reason(error)}") from error

@@ -1,4 +1,4 @@
-"""One learner in several processes: each holds a part of every weight (FSDP2) and computes a part of every minibatch.
+"""One learner in several processes: each holds a shard of every weight (FSDP2) and computes a share of every minibatch.
 
 The parts of a minibatch are weighted so that the sum of the ranks' gradients is the gradient of one process.
 """
@@ -27,17 +27,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RankSpec:
-    """All that a process needs to find the other ranks of its learner."""
+    """Everything that a process needs to connect to the other ranks of its learner."""
 
     rank: int
     size: int
-    host: str  # of the store where they meet
+    host: str  # of the rendezvous store
     port: int
     timeout_s: float  # of each collective operation
 
 
 class Ranks:
-    """This process among those of a learner. Alone, it is rank 0 of 1 and nothing here communicates.
+    """This process's rank in its learner. A single process is rank 0 of 1 and does not communicate.
 
     Everything but `shard`, `is_first` and `parts` must be called by all ranks, in the same order.
     """
@@ -48,7 +48,7 @@ class Ranks:
 
     @classmethod
     def join(cls, spec: RankSpec, device: torch.device) -> Self:
-        """Meet the others. Raises RuntimeError where they do not come within the timeout."""
+        """Connect to the other ranks. Raises RuntimeError if they do not join within the timeout."""
         timeout = timedelta(seconds=spec.timeout_s)
         if spec.host.startswith("127."):
             _stay_on_loopback()
@@ -73,7 +73,7 @@ class Ranks:
     # -- weights -------------------------------------------------------------------------------------------------
 
     def shard(self, policy: Any, compute_dtype: torch.dtype | None = None) -> None:
-        """Keep only this rank's rows of every parameter of a policy, of which all ranks hold the same.
+        """Keep only this rank's rows of every parameter of a policy that is the same on all ranks.
 
         The blocks named in `_no_split_modules` are gathered one at a time while they compute, in `compute_dtype` (None:
         the weights' own); gradients are summed in float32. A single rank is left as it is.
@@ -87,7 +87,7 @@ class Ranks:
             fully_shard(module, mesh=self._mesh, mp_policy=precision)
         for module in policy.modules():
             if isinstance(module, FSDPModule):
-                # A sum: the loss is weighted already. The factor alone needs an operation that gloo does not have.
+                # Sum, since the loss is weighted already. Setting only the factor needs an operation that gloo lacks.
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
 
@@ -114,7 +114,7 @@ class Ranks:
         return values
 
     def all(self, value: T) -> list[T]:
-        """What each rank has, by rank."""
+        """The values of all ranks, by rank."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -122,14 +122,14 @@ class Ranks:
         return values
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What rank 0 makes; what it raises is raised everywhere."""
+        """The value that rank 0 computes; its errors are raised on every rank."""
         if self.size == 1:
             return make()
         answer: list[Any] = [None, None]
         if self.is_first:
             try:
                 answer[0] = make()
-            except Exception as error:  # noqa: BLE001  the others would wait for ever
+            except Exception as error:  # noqa: BLE001  the other ranks would wait forever
                 answer[1] = error
         dist.broadcast_object_list(answer)
         if answer[1] is not None:
@@ -141,19 +141,19 @@ ALONE = Ranks()
 
 
 def _stay_on_loopback() -> None:
-    """Gloo and NCCL listen on the interface of the host's name unless they are told otherwise."""
+    """By default gloo and NCCL listen on the interface of the host name; choose loopback for a local store."""
     name = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
     os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
     os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor of which every rank holds a part; another one as it is."""
+    """Gather a sharded tensor; other tensors are returned unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 class WholeWeights:
-    """A policy as `WeightEncoder` looks at it, its tensors gathered one at a time; all ranks must go through `items`.
+    """A policy for `WeightEncoder` that gathers its tensors one at a time; all ranks must iterate over `items`.
 
     `state`: a state dict kept from before, instead of the present one.
     """
@@ -178,7 +178,7 @@ class WholeWeights:
 
 
 class Bystander:
-    """What the other ranks have instead of rank 0's `WeightEncoder`."""
+    """Replaces `WeightEncoder` on ranks other than 0."""
 
     def __init__(self, weights: WholeWeights):
         self._weights = weights
@@ -189,14 +189,14 @@ class Bystander:
 
 
 class MetricMeans:
-    """Means and maxima over parts and ranks, as if they had been taken over everything at once."""
+    """Means and maxima over parts and ranks, equal to those over the whole batch."""
 
     def __init__(self) -> None:
         self._values: dict[str, float] = {}
         self._weight = 0.0
 
     def add(self, metrics: Mapping[str, Tensor | float], weight: float) -> None:
-        """Metrics of a part: maxima where the name ends so, otherwise means over `weight` values."""
+        """Add the metrics of a part: maxima if the name says so, otherwise means over `weight` values."""
         self._weight += weight
         for name, value in metrics.items():
             if _is_maximum(name):
@@ -205,7 +205,7 @@ class MetricMeans:
                 self._values[name] = self._values.get(name, 0.0) + (float(value) * weight if weight else 0.0)
 
     def over(self, ranks: Ranks) -> dict[str, float]:
-        """The metrics of all ranks together; all must have added the same names."""
+        """The metrics over all ranks; all must have added the same names."""
         own = torch.tensor([self._weight, *self._values.values()], dtype=torch.float64)
         largest, (weight, *sums) = ranks.largest(own.clone()).tolist()[1:], ranks.total(own).tolist()
         return {

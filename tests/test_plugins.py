@@ -106,7 +106,7 @@ def test_an_installed_policy_is_cloned_and_updated(install, tmp_path):
     job = CloningJob(config, demos, tmp_path / "policy")
     losses: list[float] = []
     course = Course(job, WHOLE, torch.device("cpu"), NO_CHECKPOINTS)
-    course.advance(lambda step, figures: losses.append(figures["loss"]))
+    course.advance(lambda step, metrics: losses.append(metrics["loss"]))
     course.finish()
     assert losses[-1] < losses[0]
     learner = PolicyLearner(config, str(tmp_path / "policy"), str(tmp_path / "checkpoints"))

@@ -44,7 +44,7 @@ MAX_SHOWN_PATH = 200
 
 
 class OneLineErrors(TyperGroup):
-    """Turns what a user can mend into one line and an exit code; everything else keeps its traceback."""
+    """Turns errors that the user can fix into one line and an exit code; other errors keep their traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         replace_unencodable()
@@ -87,14 +87,16 @@ Resume = Annotated[
     bool | None,
     typer.Option(
         "--resume/--no-resume",
-        help="Go on with a run that was interrupted, or with other settings; after an interruption a job does so by "
+        help="Resume a run that was interrupted, or with changed settings; after an interruption a job does so by "
         "itself when it is submitted again.",
     ),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Tell only of what goes wrong.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Tell of every step of every group as well.")]
-Serial = Annotated[bool, typer.Option("--serial", help="Everything in this process, without Ray; the same result.")]
-Force = Annotated[bool, typer.Option("--force", help="Go on even if the imagined world fails the gate.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Log warnings and errors only.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also log every state change of every group.")]
+Serial = Annotated[
+    bool, typer.Option("--serial", help="Run everything in this process, without Ray; the result is the same.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Continue even if the imagined world fails the gate.")]
 
 
 @app.command()
@@ -106,18 +108,18 @@ def run(
     force: Force = False,
     overrides: Overrides = None,
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
-    restarts: Annotated[int, typer.Option(min=0, help="Go on by itself after a crash, so many times.")] = 0,
+    restarts: Annotated[int, typer.Option(min=0, help="Number of automatic restarts after a crash.")] = 0,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Run every stage of the recipe in order; skip what is done.
+    """Run every stage of the recipe in order; skip stages that are done.
 
     Which stages there are, `recipe.kind` says; an unknown STAGE lists them. Ends with a table and a report. With
     --resume and other settings, the stages that depend on them are redone and the others kept.
     """
     config = load_config(source, overrides or ())
     if restarts:
-        raise typer.Exit(restart_on_crash(_without_option(sys.argv[1:], "--restarts"), restarts, _tell))
+        raise typer.Exit(restart_on_crash(_without_option(sys.argv[1:], "--restarts"), restarts, _log_restart))
     folder = run_folder(out, config)
     summary = _run(config, folder, resume, serial, force, _level(quiet, verbose), until=until)
     if "result" in summary:
@@ -136,7 +138,7 @@ def stage(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Run one stage; those before it must be done."""
+    """Run one stage; earlier stages must be done."""
     config = load_config(source, overrides or ())
     _run(config, run_folder(out, config), resume, serial, force, _level(quiet, verbose), only=name)
 
@@ -144,14 +146,14 @@ def stage(
 def _run(
     config: Config, folder: Path, resume: bool | None, serial: bool, force: bool, level: int, **stages: str | None
 ) -> Mapping[str, Any]:
-    """Run stages of a config, `until` one or `only` one, and print what came of them."""
+    """Run the stages of a config, `until` one or `only` one, and print the result."""
     if not serial:
         prepare_ray(cluster_address(config))
     from cluster.recipes.pipeline import run_pipeline
 
     options: dict[str, Any] = {
         "resume": bool(job_id()) if resume is None else resume,
-        "redo": bool(resume),  # a job goes on by itself, but it replaces no results unless somebody asked for that
+        "redo": bool(resume),  # a job resumes by itself, but replaces results only with an explicit --resume
         "serial": serial,
         "force": force,
         "level": level,
@@ -172,7 +174,7 @@ def evaluate(
         typer.Option(metavar="DIR", parser=user_path, help="Folder of a policy; the run's final one if absent."),
     ] = None,
     disruption: Annotated[
-        str | None, typer.Option(help="none, position, background or texture: what is changed in the scene.")
+        str | None, typer.Option(help="Change to the scene: none, position, background or texture.")
     ] = None,
     num_starts: Annotated[int | None, typer.Option(min=1, help="Held-out start states.")] = None,
     overrides: Overrides = None,
@@ -193,7 +195,7 @@ def evaluate(
 
 @app.command()
 def report(folder: Folder) -> None:
-    """Write the HTML report of a run again and print its path."""
+    """Write the HTML report of a run and print its path."""
     if not (folder / "summary.json").is_file():
         raise UserError(f"{folder} holds no run: there is no summary.json in it; name the folder given as --out")
     from wmpo_ray.report.html import write_report
@@ -201,10 +203,10 @@ def report(folder: Folder) -> None:
     make_console().print(str(write_report(folder)), soft_wrap=True)
 
 
-# -- small things ------------------------------------------------------------------------------------------------
+# -- helpers -----------------------------------------------------------------------------------------------------
 
 
-def _tell(text: str) -> None:
+def _log_restart(text: str) -> None:
     typer.echo(text, err=True)
 
 

@@ -1,4 +1,4 @@
-"""Commands that look and change nothing: the account of a run, what would run where, this machine, the presets."""
+"""Read-only commands: the ledger of a run, the plan of a run, this machine, the presets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def add_inspection(app: typer.Typer) -> None:
 
 
 def ledger(folder: Folder) -> None:
-    """Account for every group of a run: what was issued, and what became of it."""
+    """Show the ledger of a run: how many groups were issued, rejected and trained."""
     from cluster.loop.ledger import FILE_NAME, Ledger
 
     if not (folder / FILE_NAME).is_file():
@@ -47,16 +47,16 @@ def plan(
     source: Source,
     overrides: Overrides = None,
     address: Annotated[
-        str | None, typer.Option(metavar="ADDR", help="A running cluster to look at; cluster.address if absent.")
+        str | None, typer.Option(metavar="ADDR", help="A running cluster to plan for; cluster.address if absent.")
     ] = None,
     tflops: Annotated[
         float | None,
-        typer.Option(min=0.001, help="What one GPU does in a second, effective; 400 if absent, nothing without GPUs."),
+        typer.Option(min=0.001, help="Effective throughput of one GPU; 400 if absent, unused without GPUs."),
     ] = None,
 ) -> None:
-    """Show what would run where, its memory, work and time, without running it.
+    """Show placement, memory, work and time of a run without running it.
 
-    With a cluster to look at, the exit code is 2 if it does not fit there.
+    With a cluster, the exit code is 2 if the run does not fit there.
     """
     config = load_config(source, overrides or ())
     from cluster.cli.plan_tables import print_fit, print_plan, read_nodes, totals
@@ -73,13 +73,13 @@ def plan(
     else:
         try:
             check_placement(config, here)
-        except UserError as error:  # a plan is made where there is no cluster yet
+        except UserError as error:  # a plan can be made before there is a cluster
             typer.echo(f"not on this machine: {error}")
 
 
 def doctor(
     source: Annotated[
-        str | None, typer.Argument(metavar="[PRESET|FILE]", help="Check what this run asks for as well.")
+        str | None, typer.Argument(metavar="[PRESET|FILE]", help="Also check the requirements of this run.")
     ] = None,
     overrides: Overrides = None,
     ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Start Ray and run one task.")] = True,
@@ -104,7 +104,7 @@ def doctor(
 def presets(
     name: Annotated[str | None, typer.Argument(help="Show every setting of this one, as TOML.")] = None,
     kinds: Annotated[
-        bool, typer.Option("--kinds", help="List what each kind may be, those of installed packages too.")
+        bool, typer.Option("--kinds", help="List the values of each kind, including those of installed packages.")
     ] = False,
 ) -> None:
     """List the presets, or show one in full."""

@@ -36,8 +36,8 @@ def submit(
     overrides: Overrides = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Show the job's log until it ends.")] = True,
 ) -> None:
-    """Submit `wmpo run` to a running cluster; submitted again after a stop it goes on where it was."""
-    config = load_config(source, overrides or ())  # a mistake is reported here, not in the job's log
+    """Submit `wmpo run` to a running cluster; submitted again after a stop, it resumes."""
+    config = load_config(source, overrides or ())  # errors are reported here, not in the job's log
     prepare_ray(address)
     from cluster.host.preflight import preflight_submission
     from cluster.host.submission import connect
@@ -52,7 +52,7 @@ def submit(
 
 def cluster(
     workers: Annotated[int, typer.Option(min=1, help="Worker nodes beside the head.")] = 2,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the dashboard; 0: any.")] = 8265,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the dashboard; 0: any.")] = 8265,
     run: Annotated[str | None, typer.Option("--submit", metavar="PRESET", help="Submit this run, then end.")] = None,
     working_dir: WorkingDir = Path("."),
     overrides: Overrides = None,

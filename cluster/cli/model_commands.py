@@ -1,4 +1,4 @@
-"""Commands about published models: do we compute what their authors' code computes, and what is in a checkpoint."""
+"""Commands for published models: parity with the reference code, and inspection and conversion of checkpoints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ModelPath = Annotated[
 
 def add_models(app: typer.Typer) -> None:
     app.command()(parity)
-    checkpoints = typer.Typer(no_args_is_help=True, help="Look into model folders, and write them in another layout.")
+    checkpoints = typer.Typer(no_args_is_help=True, help="Inspect model folders, and convert them to another layout.")
     checkpoints.command(name="inspect")(inspect_checkpoint)
     checkpoints.command()(convert)
     app.add_typer(checkpoints, name="checkpoints")
@@ -67,10 +67,10 @@ def parity(
 def inspect_checkpoint(
     path: ModelPath,
     values: Annotated[
-        bool, typer.Option("--values/--no-values", help="Read every tensor and look for values that are not finite.")
+        bool, typer.Option("--values/--no-values", help="Read every tensor and check for non-finite values.")
     ] = True,
 ) -> None:
-    """Say what a checkpoint is: layout, sizes, dtype, and which of its keys fit; exit code 1 if it cannot be loaded."""
+    """Show a checkpoint's layout, sizes, dtype and matching keys; exit code 1 if it cannot be loaded."""
     from wmpo_ray.checkpoints.inspection import inspect_path
 
     found = inspect_path(path, read_values=values)
@@ -101,7 +101,7 @@ def convert(
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     ema: Annotated[bool, typer.Option("--ema/--raw", help="Averaged weights where there are any, or raw ones.")] = True,
     drop_dead: Annotated[
-        bool, typer.Option("--drop-dead", help="Leave out the world model's parameters that take no part.")
+        bool, typer.Option("--drop-dead", help="Leave out unused parameters of the world model.")
     ] = False,
     autoencoder: Annotated[
         Path | None,

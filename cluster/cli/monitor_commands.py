@@ -20,18 +20,19 @@ def add_monitoring(app: typer.Typer) -> None:
 
 def monitor(
     folder: Annotated[
-        Path, typer.Option(metavar="DIR", parser=user_path, help="Where Prometheus keeps its data and its log.")
+        Path, typer.Option(metavar="DIR", parser=user_path, help="Folder for Prometheus' data and log.")
     ] = DEFAULT_FOLDER,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Of Prometheus, on 127.0.0.1.")] = 9090,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of Prometheus, on 127.0.0.1.")] = 9090,
     prometheus: Annotated[
-        Path | None, typer.Option(metavar="FILE", parser=user_path, help="The program, if it is not on the PATH.")
+        Path | None,
+        typer.Option(metavar="FILE", parser=user_path, help="The Prometheus binary, if it is not on the PATH."),
     ] = None,
     target: Annotated[
         list[str] | None,
         typer.Option(metavar="HOST:PORT", help="A node of another machine, or a run outside Ray; may be repeated."),
     ] = None,
 ) -> None:
-    """Watch the Ray clusters of this machine with Prometheus, and say how to open the Grafana board; Ctrl-C ends it."""
+    """Monitor this machine's Ray clusters with Prometheus, and show how to open the Grafana board; stop with Ctrl-C."""
     from cluster.monitoring.server import monitor as watch
 
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""What `wmpo plan` prints: who runs where, what it costs, and which node of a live cluster could take which bundle."""
+"""The output of `wmpo plan`: placement, costs, and which node of a live cluster could hold which bundle."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def print_plan(
 ) -> None:
     """The placement beside what is `available` (`{"CPU": ..., "GPU": ...}`), the models, their memory and the work.
 
-    `tflops` is what a GPU does in a second; without it, times are told only of runs on GPUs, at `GPU_TFLOPS`.
+    `tflops` is the throughput of a GPU; without it, times are shown only for runs on GPUs, at `GPU_TFLOPS`.
     """
     if tflops is None and any(actor.gpus for actor in plan.actors):
         tflops = GPU_TFLOPS
@@ -67,8 +67,8 @@ def _placement_table(plan: Plan, config: Config, available: Mapping[str, float])
     bundles = largest_bundles(config)
     table.add_section()
     cpus, gpus = sum(bundle.num_cpus for bundle in bundles), sum(bundle.num_gpus for bundle in bundles)
-    told = (f"{cpus:g} of {available.get('CPU', 0):g}", f"{gpus:g} of {available.get('GPU', 0):g}")
-    table.add_row("all", "", *told, "", "")
+    totals = (f"{cpus:g} of {available.get('CPU', 0):g}", f"{gpus:g} of {available.get('GPU', 0):g}")
+    table.add_row("all", "", *totals, "", "")
     return table
 
 
@@ -109,15 +109,15 @@ def _work_table(plan: Plan, tflops: float | None) -> Table:
 def _time_text(plan: Plan, tflops: float) -> Text:
     """Role -> GPUs and time, and what an update takes."""
     seconds = plan.role_seconds(tflops)
-    told = []
+    parts = []
     for actor in plan.actors:
         what = f"{actor.workers:g} GPUs" if actor.gpus else f"{actor.count} processes"
-        told.append(f"{actor.name} {seconds_text(seconds[actor.name])} on {what}")
+        parts.append(f"{actor.name} {seconds_text(seconds[actor.name])} on {what}")
     update = plan.update_seconds(tflops)
     first, last = ("then", "then") if plan.collocated else ("beside", "beside" if plan.overlapping else "then")
     return Text.assemble(
         (f"expected time of an update at {tflops:g} TFLOP/s each: {seconds_text(update)}", "bold"),
-        f", {plan.num_frames / update:,.0f} imagined frames/s\n({told[0]}, {first} {told[1]}, {last} {told[2]})",
+        f", {plan.num_frames / update:,.0f} imagined frames/s\n({parts[0]}, {first} {parts[1]}, {last} {parts[2]})",
     )
 
 

@@ -30,8 +30,8 @@ def print_summary(console: Console, summary: Mapping[str, Any]) -> None:
     if stages:
         table = Table("stage", "seconds")
         table.columns[1].justify = "right"
-        for name, figures in stages.items():
-            table.add_row(name, f"{figures['seconds']:.1f}")
+        for name, metrics in stages.items():
+            table.add_row(name, f"{metrics['seconds']:.1f}")
         table.add_section()
-        table.add_row("all", f"{sum(figures['seconds'] for figures in stages.values()):.1f}")
+        table.add_row("all", f"{sum(metrics['seconds'] for metrics in stages.values()):.1f}")
         console.print(table)

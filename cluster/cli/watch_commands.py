@@ -1,4 +1,4 @@
-"""The commands that look at runs. They read the folders of runs and start nothing."""
+"""Commands that show runs. They only read run folders."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def add_watching(app: typer.Typer) -> None:
 
 def status(
     folder: Folder,
-    once: Annotated[bool, typer.Option("--once", help="Print one picture and leave.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print the status once and exit.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Watch a run: its stage, success, queue, workers and last faults, until it ends."""
@@ -46,11 +46,11 @@ def status(
 def trace(
     folder: Folder,
     update: Annotated[
-        int | None, typer.Option(min=0, help="Counted from 0; the newest complete one if absent.")
+        int | None, typer.Option(min=0, help="Update number, from 0; the newest complete one if absent.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", parser=user_path, help="File to write.")] = None,
 ) -> None:
-    """Write one update as a Chrome trace: who did what when."""
+    """Write one update as a Chrome trace: what each worker did when."""
     from wmpo_ray.watch.trace import find_trace, trace_sentence, trace_tables, write_chrome_trace
 
     found = find_trace(folder, update)
@@ -66,7 +66,7 @@ def trace(
 def runs(
     folder: Annotated[
         Path | None,
-        typer.Argument(metavar="[FOLDER]", parser=user_path, help="Holds runs; $WMPO_RUNS or `runs` if absent."),
+        typer.Argument(metavar="[FOLDER]", parser=user_path, help="Folder of runs; $WMPO_RUNS or `runs` if absent."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -91,7 +91,7 @@ def compare(
         Path | None, typer.Option("--out", metavar="FILE", parser=user_path, help="HTML file to write.")
     ] = None,
 ) -> None:
-    """Put two runs side by side: figures with intervals, whether they differ, curves, settings."""
+    """Compare two runs: metrics with intervals, significance, curves, settings."""
     from wmpo_ray.core.files import atomic_write
     from wmpo_ray.watch.comparison import compare_runs, comparison_tables
     from wmpo_ray.watch.comparison_page import render_comparison

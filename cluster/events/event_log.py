@@ -1,4 +1,4 @@
-"""What happens, as one structured line an event: to the run's `events.jsonl`, and to whoever watches.
+"""Logs events as structured lines to the run's `events.jsonl` and to the console.
 
     emit("worker.lost", "imagination-0 was lost: ...", logging.WARNING, worker="imagination-0", epoch=1)
 
@@ -21,12 +21,12 @@ from rich.text import Text
 
 FILE_NAME = "events.jsonl"
 LOGGER = logging.getLogger("wmpo_ray")
-LOGGER.addHandler(logging.NullHandler())  # as a library should: silent unless somebody listens
+LOGGER.addHandler(logging.NullHandler())  # as a library should: silent unless a handler is added
 STYLES = {logging.DEBUG: "dim", logging.INFO: "", logging.WARNING: "yellow", logging.ERROR: "bold red"}
 
 
 def emit(event: str, text: str, level: int = logging.INFO, **facts: Any) -> None:
-    """Tell what happened. event: `area.what`; text: for a person; facts: what can be JSON, ids first of all."""
+    """Log an event. event: `area.what`; text: human-readable; facts: JSON-serializable, above all ids."""
     LOGGER.log(level, text, extra={"event": event, "facts": facts})
 
 

@@ -1,4 +1,4 @@
-"""The live figures of a run as Ray's own metrics: every node's agent shows them to Prometheus, as `ray_wmpo_*`."""
+"""The live metrics of a run as Ray's own metrics: every node's agent shows them to Prometheus, as `ray_wmpo_*`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KNOWN = {
 
 
 class RayMeter:
-    """Implements `Meter`; needs a connection to Ray. `run` tells the figures of one run from those of another.
+    """Implements `Meter`; needs a connection to Ray. the label `run` separates the metrics of different runs.
 
     Ray forgets a gauge that has not been set again within two of its report intervals: a thread sets all of them every
     second. Counters begin at zero, for Prometheus sees growth only between two values of a series.

@@ -1,4 +1,4 @@
-"""`status.json`: how a run stands, for whoever looks at its folder. Written by a thread, so that it is never older than
+"""Writes `status.json`, the current state of a run. Written by a thread, so that it is never older than
 a second while the process lives, whatever the stage is doing."""
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Status:
         with self._lock:
             self._facts |= facts
 
-    def progress(self, done: int, total: int, figures: dict[str, float]) -> None:
-        self.update(progress={"done": done, "total": total, "figures": figures})
+    def progress(self, done: int, total: int, metrics: dict[str, float]) -> None:
+        self.update(progress={"done": done, "total": total, "figures": metrics})
 
     def fault(self, record: logging.LogRecord) -> None:
         """A warning or an error: the newest few are shown."""
@@ -44,7 +44,7 @@ class Status:
             self._facts["faults"] = [*self._facts.get("faults", []), fault][-NUM_FAULTS:]
 
     def begin_stage(self, stage: str, done: list[str]) -> None:
-        """What the stage before told of itself is no longer true."""
+        """Drop the status of the previous stage."""
         with self._lock:
             kept = ("pid", "host", "job", "state", "stages", "faults", "dashboard", "metrics")
             self._facts = {key: self._facts[key] for key in kept if key in self._facts}
@@ -69,8 +69,8 @@ class Status:
             text = json.dumps({"time": time.time(), **self._facts, **state}, default=float)
         partial = self._path.with_name(f".{FILE_NAME}.partial")
         try:
-            # Not fsynced: after a crash of the machine nobody wants to know how the run stood.
+            # Not fsynced: the status is worthless after a crash of the machine.
             partial.write_text(text)
             partial.replace(self._path)
         except OSError:
-            pass  # the stage itself tells of a full disk
+            pass  # the stage itself reports a full disk

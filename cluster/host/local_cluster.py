@@ -50,7 +50,7 @@ class LocalCluster:
             "include_dashboard": True,
             "dashboard_host": LOCALHOST,
             "dashboard_port": port,
-            # Not Ray's one port for all: while another Ray has it, nobody here would take jobs.
+            # Not Ray's default port: while another Ray uses it, no agent here would accept jobs.
             "dashboard_agent_listen_port": free_port(),
         }
         self._cluster = Cluster(initialize_head=True, head_node_args=head | _SMALL)

@@ -10,7 +10,7 @@ LOCALHOST = "127.0.0.1"
 
 
 def free_port(host: str = LOCALHOST) -> int:
-    """One that nobody has now; somebody may take it before it is used."""
+    """A free port; another process may take it before it is used."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])

@@ -68,15 +68,15 @@ def end_now() -> NoReturn:
 def _end_in_time(signals: socket.socket) -> None:
     while number := signals.recv(1):
         if number[0] == signal.SIGTERM:
-            _leaving.set()  # the main thread may be a while before it hears of it
+            _leaving.set()  # the main thread may take a while to notice
             time.sleep(LEAVE_WITHIN_S)
             os._exit(EXIT_PREEMPTED)
 
 
-def restart_on_crash(arguments: Sequence[str], restarts: int, tell: Callable[[str], None]) -> int:
-    """Run `wmpo` with these arguments in a process of its own, and again with --resume when that dies.
+def restart_on_crash(arguments: Sequence[str], restarts: int, report: Callable[[str], None]) -> int:
+    """Run `wmpo` with these arguments in its own process, and again with --resume after a crash.
 
-    A mistake of the user's, an interruption and a preemption are no crashes. Returns the last exit code; a process
+    User errors, interruptions and preemptions do not count as crashes. Returns the last exit code; a process
     that was ended by signal n counts as 128 + n, as in a shell.
     """
     command = [sys.executable, "-m", "wmpo_ray", *arguments]
@@ -88,13 +88,13 @@ def restart_on_crash(arguments: Sequence[str], restarts: int, tell: Callable[[st
         if code in (0, 2, 130, EXIT_PREEMPTED) or not left:
             return code
         command += [] if "--resume" in command else ["--resume"]
-        tell(f"the run ended with exit code {code}; going on from its last checkpoint ({left - 1} more restarts)")
+        report(f"the run ended with exit code {code}; resuming from its last checkpoint ({left - 1} more restarts)")
     raise AssertionError("unreachable")
 
 
 @contextmanager
 def _passed_on(process: subprocess.Popen) -> Iterator[None]:
-    """Signals to this process are meant for the run."""
+    """Forward signals from this process to the run."""
     signals = (signal.SIGTERM, signal.SIGINT)
     before = [signal.signal(number, lambda n, _: process.send_signal(n)) for number in signals]
     try:

@@ -75,7 +75,7 @@ def _make(path: Path) -> None:
     finally:
         os.close(descriptor)
     try:
-        os.link(partial, path)  # whoever comes second takes the first one's
+        os.link(partial, path)  # a second process uses the first one's
     except FileExistsError:
         pass
     finally:

@@ -23,7 +23,7 @@ AGENTS_WITHIN_S = 60.0
 
 
 def connect(address: str) -> JobSubmissionClient:
-    """A client of the dashboard at `address`. Raises UserError where nobody answers or the token is not the right one."""
+    """A client of the dashboard at `address`. Raises UserError if it does not answer or rejects the token."""
     if not address.startswith(("http://", "https://")):
         raise UserError(f"--address {address}: expected the dashboard, such as http://127.0.0.1:8265")
     try:

@@ -1,7 +1,7 @@
-"""What every training loop does with its one learner: bring it up, follow its versions, replace it, save the policy.
+"""Manages the learner for every training loop: starts it, tracks its versions, replaces it, saves the policy.
 
-A learner that was started, for the first time or again, says where it stands; from there the loop goes on: in the same
-update, behind it, or where an older checkpoint leaves it. What that means for groups or episodes is the loop's own.
+A started or restarted learner reports its state. The loop continues from there: in the same update, one update behind
+it, or from an older checkpoint. Each loop decides what that means for its groups or episodes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cluster.workers.crew import Joined, Task
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.types import LearnerState, UpdateResult, WeightVersion
 
-LOGGED = {  # metrics that are shown with an update, and their names there
+LOGGED = {  # metrics shown with an update, and their display names
     "imagined/success_rate": "imagined_success",
     "rollout/success_rate": "rollout_success",
     "real/success_rate": "real_success",
@@ -51,38 +51,38 @@ class LearnerDriver(ABC):
     def __init__(self, config: Config, team: Team, log: RunLog):
         self.config, self.team, self.log = config, team, log
         self.crew, self.telemetry = team.crew, team.telemetry
-        self.version: WeightVersion | None = None  # the learner's; None until it has said where it stands
-        self.num_learner_losses = 0  # under the update that is being trained
+        self.version: WeightVersion | None = None  # the learner's version; None until it has reported its state
+        self.num_learner_losses = 0  # during the current update
         self.resumed_from = 0
         self.saved: str | None = None
 
-    # -- a loop's own --------------------------------------------------------------------------------------------
+    # -- for subclasses ------------------------------------------------------------------------------------------
 
     @property
     def resume_arguments(self) -> tuple:
-        """What the learner needs to say where it stands."""
+        """Arguments of the learner's `resume` call."""
         return ()
 
     @abstractmethod
     def restart(self, worker: Worker, state: LearnerState) -> None:
-        """Go on from the learner's checkpoint, which is older than the loop, or the first thing the loop hears of."""
+        """Continue from the learner's checkpoint, which is older than the loop's version, or the first one."""
 
     @abstractmethod
     def advance(self, event: Updated) -> None:
-        """The learner has a new version."""
+        """Handle a finished update."""
 
     @abstractmethod
     def repeat_update(self) -> None:
-        """The learner stands where the loop does: ask again for what it was asked, if anything."""
+        """The learner has the loop's version: resubmit the update that was running, if any."""
 
     def fetch_weights(self, worker: Worker, version: int) -> Ref | None:
-        """The weights of a version from a learner; None in a loop that sends none on."""
+        """Fetch the weights of a version from the learner; None in a loop that does not publish weights."""
         return None
 
     def keep_weights(self, version: WeightVersion, full: Ref | None, compact: Ref | None) -> None:
-        """Weights that the learner has just now."""
+        """Store the learner's current weights."""
 
-    # -- the learner's life --------------------------------------------------------------------------------------
+    # -- learner lifecycle ---------------------------------------------------------------------------------------
 
     def handle_learner(self, event: Any) -> None:
         match event:
@@ -91,12 +91,12 @@ class LearnerDriver(ABC):
             case Joined():
                 self.welcome(event.worker)
             case LearnerRestored():
-                self.go_on(event)
+                self.on_restored(event)
             case Saved():
                 self.saved = event.path
 
     def welcome(self, worker: Worker) -> None:
-        """A worker has its models loaded: a learner is asked where it stands, others serve."""
+        """Handle a worker that has loaded its models: resume a learner, put others into service."""
         if worker.role != "learner":
             self.crew.serves(worker)
             return
@@ -104,22 +104,22 @@ class LearnerDriver(ABC):
         ref = self.team.runtime.call(worker.actor, "resume", *self.resume_arguments)
         self.crew.watch(ref, worker, lambda state: LearnerRestored(worker, state))
 
-    def go_on(self, event: LearnerRestored) -> None:
-        """Go on where the learner stands."""
+    def on_restored(self, event: LearnerRestored) -> None:
+        """Continue from the learner's state."""
         worker, state = event
         self.crew.serves(worker)
         worker.loading = ""
         for problem in state.problems:
             emit("checkpoint.damaged", problem, logging.WARNING)
         before, number = self.version, state.version.num_updates
-        self.crew.cancel(lambda task: task.role == "learner")  # what a lost one handed back is asked anew below
+        self.crew.cancel(lambda task: task.role == "learner")  # tasks of a lost learner are submitted again below
         self.learner_holds(state.version)
         if before is None:
             self.resumed_from = number
         if before is None or number < before.num_updates:
             self.restart(worker, state)
         elif number > before.num_updates:
-            # The step is in the checkpoint, only its answer was lost.
+            # The update is in the checkpoint; only its result was lost.
             result = UpdateResult(state.version, {k: v for k, v in state.history[-1].items() if k != "update"})
             self.advance(Updated(result, self.fetch_weights(worker, number)))
         else:
@@ -127,19 +127,19 @@ class LearnerDriver(ABC):
             self.repeat_update()
 
     def learner_holds(self, version: WeightVersion) -> None:
-        """What is asked of the learner from now on is asked of these weights, not of one that has just been started."""
+        """Set the learner's version; a learner that has just started does not match it and gets no tasks."""
         self.version = version
         for worker in self.crew.pools["learner"].workers:
             worker.digest = version.digest
 
     def learner_lost(self, error: Exception) -> None:
-        """A task was given up: the learner's own mistake ends the run, the loss of its process does so at the limit."""
+        """A task was given up: an error of the learner ends the run; so does its process being lost too often."""
         self.num_learner_losses += 1
         if not isinstance(error, ActorLostError) or self.num_learner_losses >= self.config.faults.max_crashes:
             raise error
 
     def save_policy(self, path: str) -> None:
-        """Ask for the policy, unless the learner is at work."""
+        """Submit the saving of the policy, unless the learner is busy."""
         assert self.version is not None
         if self.crew.is_busy("learner"):
             return
@@ -152,7 +152,7 @@ class LearnerDriver(ABC):
                 done=lambda value, ref: Saved(value),
                 given_up=self.learner_lost,
                 weights=self.version.digest,
-                max_crashes=1,  # another learner first has to say where it stands
+                max_crashes=1,  # a new learner must report its state first
             )
         )
 

@@ -1,10 +1,10 @@
-"""The account of every group: what was issued, what became of it, and by which update it was trained. Once each.
+"""Records the state of every group: issued, judged, and trained by which update. Each group is trained at most once.
 
     ISSUED -> IMAGINED -> SCORED -> ADMITTED | REJECTED(verdict) -> TRAINED(update)
 
-`ledger.jsonl` is append-only: one JSON line for each step of each group, with a checksum, flushed to the disk before
-anything that relies on it happens. After a crash the account is read back; `restored` takes back what belongs to
-updates that the learner's checkpoint does not hold. At all times
+`ledger.jsonl` is append-only: one JSON line with a checksum per state change, flushed to disk before anything relies on
+it. After a crash the ledger is replayed; `restored` withdraws the groups of updates that the learner's checkpoint does
+not contain. At all times
 
     issued = in flight + waiting + rejected + trained.
 """
@@ -40,8 +40,8 @@ class State(enum.StrEnum):
     TRAINED = "trained"
 
 
-RESTORED, LATE = "restored", "late"  # lines that are about no group
-# A group is rejected from any state before training: surplus ones wherever they stand, quarantined ones unseen.
+RESTORED, LATE = "restored", "late"  # lines that do not belong to a group
+# A group can be rejected from any state before training: surplus groups in any state, quarantined ones before scoring.
 _BEFORE = {
     State.ISSUED: (None,),
     State.IMAGINED: (State.ISSUED,),
@@ -53,7 +53,7 @@ _BEFORE = {
 
 
 class LedgerError(RuntimeError):
-    """A step that would break the account: a group trained twice, or never issued."""
+    """An invalid state change: a group trained twice, or never issued."""
 
 
 class Account(NamedTuple):
@@ -62,8 +62,8 @@ class Account(NamedTuple):
     waiting: int
     rejected: int
     trained: int
-    withdrawn: int  # taken back because the learner went back to an older checkpoint, or the driver was started again
-    late: int  # answers of replaced actors and second answers, dropped
+    withdrawn: int  # withdrawn because the learner resumed from an older checkpoint, or the driver restarted
+    late: int  # dropped answers: from replaced actors, or duplicates
 
     @property
     def balances(self) -> bool:
@@ -72,14 +72,14 @@ class Account(NamedTuple):
 
 @dataclass
 class Record:
-    """What the ledger knows of one group; `facts` are those of all its steps so far."""
+    """State of one group; `facts` collects the facts of all its state changes."""
 
     state: State
     facts: dict[str, Any] = field(default_factory=dict)
 
 
 class Ledger:
-    """One writer at a time. `path` None keeps the account in memory only."""
+    """One writer at a time. With `path` None the ledger is kept in memory only."""
 
     def __init__(self, path: Path | None):
         self.path = path
@@ -99,7 +99,7 @@ class Ledger:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """The account in a file that somebody else may be writing."""
+        """Read a ledger file that another process may be writing."""
         ledger = cls(None)
         ledger._replay(path)
         return ledger
@@ -107,7 +107,7 @@ class Ledger:
     # -- writing -------------------------------------------------------------------------------------------------
 
     def append(self, state: State, key: Key, **facts: Any) -> None:
-        """Record a step of a group. Raises LedgerError where the group is not in a state that allows it."""
+        """Record a state change of a group. Raises LedgerError if the group's current state does not allow it."""
         self._apply(state, key, facts)
         self._write({"event": state.value, "group": list(key), **facts})
         if LOGGER.isEnabledFor(logging.DEBUG):
@@ -115,22 +115,22 @@ class Ledger:
             emit(f"group.{state.value}", text, logging.DEBUG, **{"group": list(key), **facts})
 
     def restored(self, version: int) -> dict[Key, Record]:
-        """The learner stands at `version`: a new epoch begins, and all groups of later updates are taken back.
+        """The learner is at `version`: start a new epoch and withdraw all groups of later updates.
 
-        Returns them as they stood, so that those whose rollouts are still there can be entered again.
+        Returns their records, so that groups whose rollouts still exist can be entered again.
         """
         self.epoch += 1
-        taken = self._take_back(version)
+        withdrawn = self._withdraw(version)
         self._write({"event": RESTORED, "version": version})
-        return taken
+        return withdrawn
 
     def late(self) -> None:
-        """Count an answer that is dropped: its actor was replaced, or somebody else answered first."""
+        """Count a dropped answer: its actor was replaced, or another actor answered first."""
         self.num_late += 1
         self._write({"event": LATE})
 
     def flush(self) -> None:
-        """Everything appended so far is on the disk when this returns. Raises `UserError` on a full disk."""
+        """Write everything appended so far to disk. Raises `UserError` if the disk is full."""
         if self._file is None or self.path is None or not self._unwritten:
             self._unwritten.clear()
             return
@@ -148,7 +148,7 @@ class Ledger:
 
     @property
     def offset(self) -> int:
-        """Number of the last line: what a checkpoint was taken at."""
+        """Number of the last line; checkpoints record it."""
         return self._number
 
     def state(self, key: Key) -> State | None:
@@ -173,7 +173,7 @@ class Ledger:
         rejected = (r for r in self.records.values() if r.state is State.REJECTED)
         return Counter(record.facts["verdict"] for record in rejected)
 
-    # -- the account ---------------------------------------------------------------------------------------------
+    # -- state changes --------------------------------------------------------------------------------------------
 
     def _apply(self, state: State, key: Key, facts: dict[str, Any]) -> None:
         record = self.records.get(key)
@@ -188,13 +188,13 @@ class Ledger:
             record.facts |= facts
         self._counts[state] += 1
 
-    def _take_back(self, version: int) -> dict[Key, Record]:
-        taken = {key: record for key, record in self.records.items() if key[0] >= version}
-        for key, record in taken.items():
+    def _withdraw(self, version: int) -> dict[Key, Record]:
+        withdrawn = {key: record for key, record in self.records.items() if key[0] >= version}
+        for key, record in withdrawn.items():
             self._counts[record.state] -= 1
             del self.records[key]
-        self.num_withdrawn += len(taken)
-        return taken
+        self.num_withdrawn += len(withdrawn)
+        return withdrawn
 
     # -- lines ---------------------------------------------------------------------------------------------------
 
@@ -204,9 +204,9 @@ class Ledger:
         self._unwritten.append(f"{text}\t{zlib.crc32(text.encode()):08x}\n".encode())
 
     def _replay(self, path: Path) -> int:
-        """Read the account back; returns the length of the file's valid part.
+        """Replay the file; returns the length of its valid part in bytes.
 
-        Raises `UserError` for a damaged line that valid ones follow: that is no torn write.
+        Raises `UserError` for a damaged line followed by valid lines: that is not a torn write.
         """
         size = 0
         damaged = 0
@@ -217,21 +217,21 @@ class Ledger:
                 continue
             if damaged:
                 raise UserError(
-                    f"{path}, line {damaged}: damaged, and later lines are whole; delete the file to go on from the "
-                    "last checkpoint (groups imagined since then are imagined again)"
+                    f"{path}, line {damaged}: damaged, although later lines are intact; delete the file to resume from "
+                    "the last checkpoint (groups imagined since then will be imagined again)"
                 )
             size += len(raw)
             try:
-                self._take_up(line)
+                self._apply_line(line)
             except (KeyError, TypeError, ValueError, LedgerError) as error:
-                raise UserError(f"{path}, line {number}: no line of a ledger ({error!r}); delete the file") from None
+                raise UserError(f"{path}, line {number}: not a ledger line ({error!r}); delete the file") from None
         return size
 
-    def _take_up(self, line: dict[str, Any]) -> None:
+    def _apply_line(self, line: dict[str, Any]) -> None:
         self._number = int(line["n"])
         self.epoch = int(line["epoch"])
         if line["event"] == RESTORED:
-            self._take_back(int(line["version"]))
+            self._withdraw(int(line["version"]))
         elif line["event"] == LATE:
             self.num_late += 1
         else:
@@ -246,5 +246,5 @@ def _parse(raw: bytes, where: str) -> dict[str, Any] | None:
         return None
     line = parse_json(text, where)
     if not isinstance(line, dict):
-        raise UserError(f"{where}: no line of a ledger; delete the file")
+        raise UserError(f"{where}: not a ledger line; delete the file")
     return line

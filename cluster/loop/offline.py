@@ -1,7 +1,7 @@
-"""Training on recorded episodes: one learner, one update after the other, and nobody who makes rollouts.
+"""Training on recorded episodes: one learner, one update after another, no rollouts.
 
-The learner reads the episodes itself and draws from them by the run's seed and the number of the update, so the driver
-asks for the next update and nothing else. What becomes of a lost learner is in `learner_driver.py`.
+The learner reads the episodes itself and samples from them by the run's seed and the number of the update, so the
+driver only requests the next update. `learner_driver.py` handles a lost learner.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Trained(NamedTuple):
 
 
 class OfflineLoop(LearnerDriver):
-    """`episodes`: the file of recorded episodes, which every process of the learner can read."""
+    """`episodes`: the file of recorded episodes, readable by every learner process."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class OfflineLoop(LearnerDriver):
         return self.version is None or self.version.num_updates < self.config.training.num_updates
 
     def run(self, policy_path: str) -> WeightVersion:
-        """Train to the last update and leave the policy in `policy_path`."""
+        """Train to the last update and save the policy in `policy_path`."""
         while self.saved is None:
             self.start_update()
             if not self.has_work:
@@ -74,7 +74,7 @@ class OfflineLoop(LearnerDriver):
         self.train()
 
     def train(self) -> None:
-        """Ask the learner for the next update."""
+        """Submit the next update to the learner."""
         assert self.version is not None
         number = self.version.num_updates
         self.crew.submit(
@@ -86,7 +86,7 @@ class OfflineLoop(LearnerDriver):
                 done=lambda value, ref: Updated(value),
                 given_up=self.learner_lost,
                 weights=self.version.digest,
-                max_crashes=1,  # another learner first has to say where it stands
+                max_crashes=1,  # a new learner must report its state first
                 worked=lambda worker, work: self.telemetry.worked(worker, "update", work, number, number),
             )
         )
@@ -108,10 +108,10 @@ class OfflineLoop(LearnerDriver):
             self.train()
 
     def report(self) -> None:
-        """Publish how the run stands, once a second."""
+        """Publish the run's status once a second."""
         if self.version is not None and self.telemetry.is_due():
             number, learner = self.version.num_updates, self.crew.pools["learner"]
-            self.telemetry.look(self.crew.pools, learner, NO_GROUPS, number, number, wants_work=False)
+            self.telemetry.report_status(self.crew.pools, learner, NO_GROUPS, number, number, wants_work=False)
 
 
 def train_offline(
@@ -126,7 +126,7 @@ def train_offline(
 ) -> Trained:
     """Train `paths.policy` on recorded episodes, from the newest checkpoint if there is one, into `policy_path`.
 
-    Raises ConfigError for an algorithm that needs rollouts, UserError where the episodes have nothing to teach it.
+    Raises ConfigError for an algorithm that needs rollouts, UserError if the episodes contain nothing to learn from.
     """
     offline_algorithm(config)
     team = Team(config, runtime, paths, telemetry)

@@ -1,4 +1,4 @@
-"""Looking at reality while the policy is trained in imagination. Nothing of it reaches the learner."""
+"""Evaluates the policy in the real environment during training in imagination. The learner never sees the results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Evaluated(NamedTuple):
 
 
 class Reality:
-    """Work for the environment actor."""
+    """Submits tasks to the environment actor."""
 
     def __init__(self, config: Config, team: Team):
         self.config, self.team = config, team
@@ -33,14 +33,14 @@ class Reality:
         ]
 
     def evaluate(self, update: int, weights: Ref) -> None:
-        """Real success of these weights, where this update is one that is looked at."""
+        """Measure the real success rate of these weights if this update is due for evaluation."""
         every = self.config.evaluation.every_updates
         if every and update % every == 0:
             arguments = (weights, self._seeds, self.config.evaluation.temperature)
             self._ask("evaluate", arguments, update, success_metrics)
 
     def compare_labels(self, event: Scored) -> None:
-        """Execute the first imagined trajectories of an update for real: the imagined labels under optimisation."""
+        """Execute the first imagined trajectories of an update in the real environment; compare the labels."""
         groups = event.request.groups
         seeds = [group.start.seed for group in groups for _ in range(group.group_size)]
         if event.scores_ref is None or not self.config.evaluation.every_updates or None in seeds:
@@ -52,7 +52,7 @@ class Reality:
         self, method: str, arguments: tuple, update: int, metrics: Callable[[np.ndarray], dict[str, float]]
     ) -> None:
         def skip(error: Exception) -> None:
-            text = f"update {update}: {method} is left out: {error}"
+            text = f"update {update}: skipped {method}: {error}"
             emit("evaluation.failed", text, logging.WARNING, update=update, error=str(error))
 
         def done(value: Any, _ref: Any) -> Evaluated:
@@ -67,7 +67,7 @@ class Reality:
                 done=done,
                 given_up=skip,
                 input_lost=skip,
-                # Beside the update that these weights, or labels, come from.
+                # Shown with the update that these weights, or labels, come from.
                 worked=lambda worker, work: self.team.telemetry.worked(
                     worker, method, work, max(0, update - 1), update
                 ),
@@ -81,7 +81,7 @@ def success_metrics(success: np.ndarray) -> dict[str, float]:
 
 
 def label_metrics(labels: np.ndarray) -> dict[str, float]:
-    """labels [2, M] bool: what happened in reality, what was imagined."""
+    """labels [2, M] bool: real success, imagined success."""
     return {
         "real/label_agreement": float((labels[0] == labels[1]).mean()),
         "real/false_positive_rate": float((labels[1] & ~labels[0]).mean()),

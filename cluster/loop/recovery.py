@@ -1,4 +1,4 @@
-"""A learner that goes back to a checkpoint: what the ledger knows of the groups behind it, and how they are entered again."""
+"""Rolls the loop back to the learner's checkpoint and re-enters the groups that the ledger still has."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from wmpo_ray.core.types import (
 from wmpo_ray.core.untrusted import inside
 from wmpo_ray.data.spool import SpoolError, check_spooled
 
-EVALUATIONS = ("evaluate", "compare_labels")  # what is asked about earlier versions stays asked
+EVALUATIONS = ("evaluate", "compare_labels")  # evaluations of earlier versions remain valid
 
 
 class Restartable(Protocol):
-    """What of an online loop is put back, or read, when its learner goes back to a checkpoint."""
+    """State of an online loop that a rollback reads or resets."""
 
     config: Config
     team: Team
@@ -54,11 +54,11 @@ class Restartable(Protocol):
 
 
 def ask_for_weights(loop: Restartable, worker: Worker, version: int) -> Ref:
-    """The full payload of a version, from a learner."""
+    """Request the full payload of a version from the learner."""
     about, full = loop.team.runtime.call(worker.actor, "weights", version, num_returns=2)
 
     def sent(_about: WeightVersion) -> None:
-        if worker.loading == str(id(about)):  # not if it was asked once more
+        if worker.loading == str(id(about)):  # not if it was requested again
             worker.loading = ""
 
     if worker.task is None:
@@ -68,9 +68,9 @@ def ask_for_weights(loop: Restartable, worker: Worker, version: int) -> Ref:
 
 
 def restart(loop: Restartable, worker: Worker, state: LearnerState) -> None:
-    """Go on from the learner's checkpoint: what later updates held is taken back, and entered again where it is kept."""
+    """Continue from the learner's checkpoint: withdraw the groups of later updates, re-enter those still on disk."""
     version = state.version.num_updates
-    for key in state.trained:  # the driver went before it could enter them
+    for key in state.trained:  # the driver ended before it could record them
         if loop.ledger.state(key) is State.ADMITTED:
             loop.ledger.append(State.TRAINED, key, version=version)
     taken = loop.ledger.restored(version)
@@ -87,10 +87,10 @@ def restart(loop: Restartable, worker: Worker, state: LearnerState) -> None:
 
 
 def reinstate(loop: Restartable, taken: dict[Key, Record]) -> None:
-    """Issue again what was issued, enter what was scored and is still on the disk, imagine the rest.
+    """Issue the same requests again, re-enter groups that were scored and are still on disk, imagine the rest.
 
-    `taken` are the groups that the ledger took back. Those imagined under weights that the learner has not come to again
-    are forgotten: they will be issued when it has.
+    `taken`: the groups that the ledger withdrew. Those imagined under weights that the learner has not reached again
+    are dropped: they will be issued once it has.
     """
     for update in sorted({update for update, _ in taken}):
         if loop.weights_for(update) not in loop.weights:
@@ -104,7 +104,7 @@ def reinstate(loop: Restartable, taken: dict[Key, Record]) -> None:
 
 
 def _enter(loop: Restartable, request: RolloutRequest, group: GroupRequest, record: Record | None) -> bool:
-    """Whether nothing is left to imagine for a group."""
+    """Re-enter a group; returns False if it must be imagined again."""
     if record is None or record.facts["weights"] != request.weights:
         return False
     facts, rollouts = record.facts, loop.rollouts
@@ -114,9 +114,9 @@ def _enter(loop: Restartable, request: RolloutRequest, group: GroupRequest, reco
         loop.ledger.append(State.REJECTED, group.key, verdict=verdict)
         return True
     if "success" not in facts:
-        return verdict == Verdict.SURPLUS.value  # the same groups will be surplus again
+        return verdict == Verdict.SURPLUS.value  # it will be surplus again
     path = inside(rollouts.spool / f"update-{group.update:06d}", facts["file"], FILE_NAME)
-    if verdict is None:  # it is going to be trained on
+    if verdict is None:  # admitted: it will be trained on
         try:
             check_spooled(path, facts["sha256"])
         except SpoolError as error:

@@ -1,4 +1,4 @@
-"""The way of a request: imagined by one actor, scored by another, settled in the queue, each step in the ledger."""
+"""Takes a request through imagination, scoring and the queue; records each step in the ledger."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from wmpo_ray.data.spool import remove_spooled, spool_path
 
 @dataclass(frozen=True)
 class Handle:
-    """Where trajectories are: in the object store while whoever imagined them lives, and on the disk."""
+    """Location of trajectories: in the object store while the actor that made them lives, and on disk."""
 
     ref: Ref | None
     path: str
@@ -42,14 +42,14 @@ class Imagined(NamedTuple):
     seconds: float
     videos: Ref
     trajectories: Handle
-    scores: Scores | None  # where the world judged
+    scores: Scores | None  # None unless the world itself judged
 
 
 class Scored(NamedTuple):
     request: RolloutRequest
     scores: Scores
     seconds: float
-    scores_ref: Ref | None  # None: the world judged, there is nothing to compare with reality
+    scores_ref: Ref | None  # None: the world itself judged, so labels need no check
     trajectories: Handle
 
 
@@ -85,7 +85,7 @@ class Rollouts:
         )
 
     def score(self, event: Imagined) -> Scored | None:
-        """Have the videos scored; returns the scores where the world has judged already."""
+        """Submit the videos for scoring; returns the scores directly if the world has already judged."""
         self._add("time/imagine_s", event.seconds)
         self.team.rates.rolled_out(len(event.request.groups), event.seconds)
         if not self.is_open(event.request):
@@ -131,14 +131,14 @@ class Rollouts:
             self.enter(group, learner_version)
 
     def enter(self, group: Group, learner_version: int) -> None:
-        """Judge a scored group once; whoever answers second is late."""
+        """Judge a scored group once; a second answer is counted as late."""
         key, handle = group.request.key, group.trajectories
         assert isinstance(handle, Handle)
         verdict = self.queue.settle(group, learner_version)
         if verdict is None:
             self.ledger.late()
             return
-        if self.ledger.state(key) is State.ISSUED:  # by somebody whose answer to the first question came too late
+        if self.ledger.state(key) is State.ISSUED:  # imagined by an actor whose first answer came too late
             self.ledger.append(State.IMAGINED, key)
         self.ledger.append(
             State.SCORED,
@@ -157,7 +157,7 @@ class Rollouts:
             self.ledger.append(State.REJECTED, key, verdict=verdict.value)
 
     def drop_surplus(self, keys: Sequence[Key]) -> None:
-        """Groups that the batch of their update did not need."""
+        """Reject groups that the batch of their update did not need."""
         for key in keys:
             if self.ledger.state(key) is not State.REJECTED:
                 self.ledger.append(State.REJECTED, key, verdict=Verdict.SURPLUS.value)
@@ -169,13 +169,13 @@ class Rollouts:
         remove_spooled(self.spool, before_update)
 
     def is_open(self, request: RolloutRequest) -> bool:
-        """True while one of its groups is waited for."""
+        """True while at least one of its groups is still needed."""
         return any(self.queue.is_open(group.key) for _, group in request.kept_groups)
 
-    # -- what cannot be imagined ---------------------------------------------------------------------------------
+    # -- groups that crash workers --------------------------------------------------------------------------------
 
     def give_up(self, request: RolloutRequest, error: Exception) -> None:
-        """A request that crashed worker after worker: try its groups one by one, then give up those that still do."""
+        """Handle a request that keeps crashing workers: retry its groups one by one, quarantine the culprits."""
         if request.kept is None and len(request.groups) > 1:
             for place in range(len(request.groups)):
                 self.imagine(request.alone(place))
@@ -203,13 +203,13 @@ class Rollouts:
         with atomic_directory(path) as partial:
             save_file({"frames": np.ascontiguousarray(group.start.frames)}, partial / "start.safetensors")
             (partial / "about.json").write_text(json.dumps(facts, indent=1))
-        text = f"start state {group.start_index} crashed every worker; it is kept in {path}"
+        text = f"start state {group.start_index} crashed every worker; saved in {path}"
         emit("group.quarantined", text, logging.WARNING, group=list(group.key), error=str(error)[:400])
         limit = self.config.faults.max_quarantined
         if self.num_quarantined > limit:
             raise UserError(
                 f"{error}\n{self.num_quarantined} start states crashed every worker that imagined them; they are in "
-                f"{self.folder}. Mend what the error names, or raise faults.max_quarantined={limit}"
+                f"{self.folder}. Fix the cause named in the error, or raise faults.max_quarantined={limit}"
             )
 
     # -- metrics -------------------------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ def _is_only_for(task: Any, keys: set[Key]) -> bool:
 
 
 def for_learner(batch: ReadyBatch, spooled: bool) -> tuple[list[GroupSlice], list[Any]]:
-    """Where each group of a batch stands, and the trajectory objects: references, or files if `spooled`."""
+    """The slice of each group of a batch, and the trajectory objects: references, or files if `spooled`."""
     handles: dict[str, Handle] = {}
     slices = []
     for group in batch.groups:

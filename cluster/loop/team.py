@@ -1,4 +1,4 @@
-"""The actors of a training run: four pools, and the way of the weights to those who act with them."""
+"""The actors of a training run: one pool per role, and the delivery of weights to rollout workers."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from wmpo_ray.config.roles import Role, roles_of, rollout_role
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.types import WeightVersion
 
-NODES_EVERY_S = 2.0  # between two questions for nodes that are being taken away
-HAND_BACK_S = 10.0  # before its node goes, a worker hands back what it is at
-MAX_MISMATCHES = 3  # times that one replica's weights may arrive damaged, before it is replaced
+NODES_EVERY_S = 2.0  # interval between checks for draining nodes
+HAND_BACK_S = 10.0  # a worker's task is reassigned this long before its node is gone
+MAX_MISMATCHES = 3  # how often weights may arrive damaged at one replica before it is replaced
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,14 @@ class Team:
         self.config, self.runtime, self.paths = config, runtime, paths
         self.telemetry = telemetry or Telemetry()
         self.publisher = make_publisher(config, runtime)
-        self.are_weights_lost = False  # the node that held them is gone
+        self.are_weights_lost = False  # the node that held them is lost
         self._is_new = False
-        self._nodes_looked_at = -math.inf
+        self._nodes_checked_at = -math.inf
         self.crew = Crew(runtime, config.faults, self.telemetry)
         self.book = PlacementBook(config, Reservation if isinstance(runtime, RayRuntime) else None)
         self.autoscaler = Autoscaler() if isinstance(runtime, RayRuntime) else None
         self.rates = WorkerTargets(config)
-        self._asked_for: dict[str, int] | None = None
+        self._requested: dict[str, int] | None = None
         first = self.rates.targets()
         for role in roles_of(config):
             self._add_learner(role) if role.is_single else self._add(role, first.get(role.name, role.bounds(config)[0]))
@@ -95,7 +95,7 @@ class Team:
         self.crew.pools[role.name] = pool
 
     def _add_learner(self, role: Role) -> None:
-        """One worker, however many ranks stand behind it: they come and go with the first."""
+        """One worker, however many ranks it has: they start and stop with the first."""
         check_ranks(self.config, serial=not isinstance(self.runtime, RayRuntime))
         ranks = range(self.config.cluster.learner_ranks)
         cls, folders = actor_class(role), self.paths.of(role)
@@ -116,13 +116,13 @@ class Team:
 
     @property
     def replicas(self) -> ActorPool:
-        """Those who make rollouts and therefore hold the newest weights."""
+        """Workers that make rollouts and therefore need the newest weights."""
         return self.crew.pools[rollout_role(self.config)]
 
     # -- weights -------------------------------------------------------------------------------------------------
 
     def offer(self, version: WeightVersion, full: Ref, compact: Ref | None) -> None:
-        """From now on these are the weights to imagine with."""
+        """Publish weights: rollouts use them from now on."""
         self.publisher.offer(version, full, compact)
         self._is_new, self.are_weights_lost = True, False
         self.telemetry.offered(version)
@@ -130,7 +130,7 @@ class Team:
         emit("weights.offered", f"weights of update {version.num_updates}", logging.DEBUG, **facts)
 
     def deliver(self) -> None:
-        """Bring the offered weights to every worker that makes rollouts, that neither holds them nor is about to."""
+        """Send the offered weights to every rollout worker that neither has them nor is loading them."""
         version = self.publisher.version
         if version is None:
             return
@@ -139,7 +139,7 @@ class Team:
             self._is_new = False
             for worker, ref in self.publisher.deliver(behind):
                 self._watch(worker, ref, version)
-        else:  # they have just joined
+        else:  # workers that have just joined
             for worker in behind:
                 self._watch(worker, self.publisher.send_full(worker), version)
 
@@ -154,7 +154,7 @@ class Team:
         )
 
     def loaded(self, event: WeightsLoaded) -> None:
-        """A replica says what it holds; it serves once that is what was sent."""
+        """A replica reports its weights; it goes into service once they are the offered ones."""
         worker, offered = event.worker, self.publisher.version
         assert offered is not None
         worker.digest = event.version.digest
@@ -164,17 +164,19 @@ class Team:
             if all(other.digest == offered.digest for other in self.replicas.ready):
                 self.telemetry.arrived()
         elif event.version.num_updates == offered.num_updates:
-            self._not_loaded(worker, offered, RuntimeError(f"it holds {worker.digest} instead of {offered.digest}"))
-        elif worker.loading != offered.digest:  # others were offered since: they have not been sent yet
+            self._not_loaded(
+                worker, offered, RuntimeError(f"it has weights {worker.digest} instead of {offered.digest}")
+            )
+        elif worker.loading != offered.digest:  # newer weights were offered since and have not been sent yet
             worker.loading = ""
 
     def _not_loaded(self, worker: Worker, version: WeightVersion, error: Exception) -> None:
-        """Weights that did not arrive are sent again, in full."""
+        """Resend weights that did not arrive, in full."""
         worker.num_mismatches += 1
         if isinstance(error, ActorLostError) or worker.num_mismatches > MAX_MISMATCHES:
             self.crew.fail(worker, error)
         elif isinstance(error, InputLostError):
-            self._forget_loading(worker, version)  # the learner is asked for them again
+            self._forget_loading(worker, version)  # the learner will be asked for them again
             self.are_weights_lost |= version == self.publisher.version
         elif version != self.publisher.version:
             self._forget_loading(worker, version)
@@ -184,34 +186,34 @@ class Team:
             self._watch(worker, self.publisher.send_full(worker), version)
 
     def _forget_loading(self, worker: Worker, version: WeightVersion) -> None:
-        worker.digest = ""  # half of them may have arrived
+        worker.digest = ""  # they may have arrived in part
         if worker.loading == version.digest:
             worker.loading = ""
 
-    # -- how many ------------------------------------------------------------------------------------------------
+    # -- scaling -------------------------------------------------------------------------------------------------
 
     def adjust(self, has_work: bool) -> None:
-        """Have as many workers as the measured rates ask for, and ask the autoscaler for the nodes under them."""
+        """Resize the pools by the measured rates, and request nodes for them from the autoscaler."""
         targets = self.rates.targets(has_work)
         for role, size in targets.items():
             pool = self.crew.pools[role]
             if size != pool.target:
                 emit("workers.resized", f"{role} workers: {pool.target} -> {size}", role=role, workers=size)
                 pool.resize(size)
-        if self.autoscaler is not None and targets != self._asked_for:
-            heard = self.autoscaler.request(bundles_for(self.config, targets))
-            self._asked_for = targets if heard else None
-        draining = self.runtime.draining_nodes() if self._looks_at_nodes() else {}
+        if self.autoscaler is not None and targets != self._requested:
+            was_accepted = self.autoscaler.request(bundles_for(self.config, targets))
+            self._requested = targets if was_accepted else None
+        draining = self.runtime.draining_nodes() if self._should_check_nodes() else {}
         if draining:
             self.crew.leave_nodes(draining, HAND_BACK_S)
 
-    def _looks_at_nodes(self) -> bool:
+    def _should_check_nodes(self) -> bool:
         now = self.runtime.clock()
-        is_due = now - self._nodes_looked_at >= NODES_EVERY_S
-        self._nodes_looked_at = now if is_due else self._nodes_looked_at
+        is_due = now - self._nodes_checked_at >= NODES_EVERY_S
+        self._nodes_checked_at = now if is_due else self._nodes_checked_at
         return is_due
 
-    # -- the end -------------------------------------------------------------------------------------------------
+    # -- shutdown ------------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
         if self.autoscaler is not None:

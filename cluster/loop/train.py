@@ -3,9 +3,9 @@
     issue requests -> imagine -> score -> judge, settle in the queue -> update -> publish weights -> issue ...
 
 The driver holds references only: videos go from an imagination actor to a reward actor, trajectories to the learner.
-Who does the work, and what becomes of it when an actor dies, is in `crew.py`; every step of every group is in the
-ledger. Groups for update u are imagined under the weights of update max(0, u - max_staleness), never under others: so
-the result depends neither on the number of actors nor on their faults.
+`crew.py` assigns tasks to workers and handles lost actors; the ledger records every step of every group. Groups for
+update u are always imagined under the weights of update max(0, u - max_staleness), so the result depends neither on the
+number of actors nor on their faults.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from wmpo_ray.data.spool import SpoolError
 
 
 class TrainingLoop(LearnerDriver):
-    """State of the loop; `run` is the loop itself."""
+    """State of the loop; `run` is the main loop."""
 
     def __init__(
         self, config: Config, team: Team, starts: Sequence[StartState], ledger: Ledger, log: RunLog, rollouts: Rollouts
@@ -44,19 +44,19 @@ class TrainingLoop(LearnerDriver):
         self.starts, self.ledger, self.rollouts = starts, ledger, rollouts
         self.reality = Reality(config, team)
         self.training: ReadyBatch | None = None
-        self.next_update = 0  # the first one whose batch has not been taken
+        self.next_update = 0  # the first update whose batch has not been taken
         self.offered = -1  # version of the weights that groups are imagined under
         self.weights: dict[int, tuple[WeightVersion, Ref, Ref | None]] = {}
         self.num_requests = 0
         self._orders: dict[int, np.ndarray] = {}
-        self.busy_s = 0.0  # what the loop itself took, without its waits
+        self.busy_s = 0.0  # time spent in the loop itself, waits excluded
 
     @property
     def queue(self) -> GroupQueue:
         return self.rollouts.queue
 
     def run(self, policy_path: str) -> WeightVersion:
-        """Train to the last update and leave the policy in `policy_path`."""
+        """Train to the last update and save the policy in `policy_path`."""
         while self.saved is None:
             started = time.perf_counter()
             self.issue_requests()
@@ -78,7 +78,7 @@ class TrainingLoop(LearnerDriver):
 
     @property
     def has_work(self) -> bool:
-        """Whether groups will still be asked for."""
+        """Whether more groups will be requested."""
         return self.next_update < self.config.training.num_updates
 
     def handle(self, event: Any) -> None:
@@ -92,7 +92,7 @@ class TrainingLoop(LearnerDriver):
                 self.team.loaded(event)
             case Evaluated():
                 self.log_metrics(event.update, event.metrics)
-            case _:  # of the learner: restored, updated, policy saved; or a worker that has joined
+            case _:  # learner events (restored, updated, saved) and workers that have joined
                 self.handle_learner(event)
 
     # -- requests ------------------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ class TrainingLoop(LearnerDriver):
         return max(0, update - self.config.filter.max_staleness)
 
     def issue_requests(self) -> None:
-        """All requests for the updates whose weights are out, as far as there are slots."""
+        """Issue requests for updates whose weights are published, while slots are free."""
         if self.version is None:
             return
         update = self.next_update
@@ -113,7 +113,7 @@ class TrainingLoop(LearnerDriver):
             update += 1
 
     def next_request(self, update: int) -> RolloutRequest:
-        """The next groups in issue order: a fresh shuffle of the start states for every update, walked in a circle."""
+        """The next groups in issue order: start states are shuffled anew for every update and cycled through."""
         first = self.queue.num_issued(update)
         shuffled = self.shuffled(update)
         groups = []
@@ -160,7 +160,7 @@ class TrainingLoop(LearnerDriver):
         self.train(batch)
 
     def train(self, batch: ReadyBatch, spooled: bool = False) -> None:
-        """Ask the learner for the update; `spooled`: let it read the trajectories from the disk."""
+        """Submit the update to the learner; `spooled`: it reads the trajectories from disk."""
         assert self.version is not None
         self.ledger.flush()  # before anything depends on it
         slices, sources = for_learner(batch, spooled)
@@ -177,19 +177,19 @@ class TrainingLoop(LearnerDriver):
                 input_lost=lambda error: self.train(batch, spooled=True),  # the node that held them is gone
                 num_returns=3,
                 weights=self.version.digest,
-                max_crashes=1,  # another learner first has to say where it stands
+                max_crashes=1,  # a new learner must report its state first
                 worked=lambda worker, work: self.telemetry.worked(worker, "update", work, batch.update, batch.update),
             )
         )
 
     def take_metrics(self) -> dict[str, float]:
-        """What this process adds to the metrics of an update."""
+        """The driver's own metrics for an update."""
         busy_s, self.busy_s = self.busy_s, 0.0
         late = self.crew.num_late + self.ledger.num_late
         return {"time/driver_s": busy_s, "faults/restarts": float(self.team.num_restarts), "faults/late": float(late)}
 
     def advance(self, event: Updated) -> None:
-        """The learner has a new version: enter it in the ledger, then let go of what it was made from."""
+        """Record a finished update in the ledger, then release its rollouts."""
         batch, self.training = self.training, None
         assert batch is not None
         self.learner_holds(event.result.version)
@@ -205,11 +205,11 @@ class TrainingLoop(LearnerDriver):
         self.reality.evaluate(version.num_updates, event.full)
 
     def report(self) -> None:
-        """Publish how the run stands, once a second."""
+        """Publish the run's status once a second."""
         if self.version is None or not self.telemetry.is_due():
             return
         is_ready = bool(self.crew.pools["learner"].ready) and self.training is None and self.has_work
-        self.telemetry.look(
+        self.telemetry.report_status(
             self.crew.pools,
             self.team.replicas,
             self.queue.counts(self.next_update),
@@ -227,7 +227,7 @@ class TrainingLoop(LearnerDriver):
             del self.weights[old]
 
     def offer_weights(self) -> None:
-        """Publish the newest weights that no unfinished batch is in the way of."""
+        """Publish the newest weights that the unfinished batches allow."""
         if self.version is None or not self.weights:
             return
         unfinished = self.next_update
@@ -238,7 +238,7 @@ class TrainingLoop(LearnerDriver):
             learner = self.crew.pools["learner"].ready
             is_kept = self.training is None or version + self.config.filter.max_staleness > self.version.num_updates
             if not learner or learner[0].digest != self.version.digest or not is_kept:
-                return  # whoever takes its place is asked for them; after this update nobody wants them
+                return  # ask the replacement learner for them; after this update they are not needed
             self.weights[version] = (self.weights[version][0], ask_for_weights(self, learner[0], version), None)
         if version in self.weights and (version != self.offered or self.team.are_weights_lost):
             self.offered = version
@@ -246,16 +246,16 @@ class TrainingLoop(LearnerDriver):
         self.team.deliver()
 
     def finish(self, path: str) -> None:
-        """Once everything is trained and looked at, save the policy."""
+        """Save the policy once all updates and evaluations are done."""
         if self.version is None or self.version.num_updates < self.config.training.num_updates:
             return
         if not self.crew.is_busy("environment"):
             self.save_policy(path)
 
-    # -- a learner that is new or was lost -----------------------------------------------------------------------
+    # -- new and lost learners -----------------------------------------------------------------------------------
 
     def welcome(self, worker: Worker) -> None:
-        if worker.role != self.team.replicas.role:  # that one still needs weights
+        if worker.role != self.team.replicas.role:  # rollout workers still need weights
             super().welcome(worker)
 
     def restart(self, worker: Worker, state: LearnerState) -> None:
@@ -268,6 +268,6 @@ class TrainingLoop(LearnerDriver):
     def learner_lost(self, error: Exception) -> None:
         if isinstance(error, SpoolError):
             self.num_learner_losses += 1
-            self.version = None  # start anew from the checkpoint: what is missing is imagined again
+            self.version = None  # resume from the checkpoint; missing groups are imagined again
         else:
             super().learner_lost(error)

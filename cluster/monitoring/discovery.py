@@ -31,7 +31,7 @@ class Clusters:
     def targets(self) -> list[str]:
         """host:port of everything that running clusters let Prometheus read, [] if none runs.
 
-        A session's folder outlives its cluster, and its ports may belong to somebody else by now: a session counts as
+        A session's folder outlives its cluster, and its ports may belong to another process by now: a session counts as
         running if one of its addresses answers with the session's own name.
         """
         found: set[str] = set()

@@ -25,7 +25,7 @@ from wmpo_ray.runs.folder_lock import FolderLock, LockedError
 CONFIG_FILE = FOLDER / "prometheus.yml"
 RETENTION = ("15d", "2GB")
 READY_WITHIN_S, SCRAPED_WITHIN_S, END_WITHIN_S = 60.0, 15.0, 10.0
-LOOK_EVERY_S = 5.0
+POLL_EVERY_S = 5.0
 
 
 class Target(NamedTuple):
@@ -165,7 +165,7 @@ def find_prometheus(path: Path | None = None) -> Path:
     return Path(found)
 
 
-def monitor(folder: Path, port: int, binary: Path | None, static: Sequence[str], tell: Callable[[str], None]) -> None:
+def monitor(folder: Path, port: int, binary: Path | None, static: Sequence[str], report: Callable[[str], None]) -> None:
     """Run Prometheus until Ctrl-C or SIGTERM, which come as KeyboardInterrupt.
 
     static: HOST:PORT of what is outside the clusters found here. Raises UserError, see the functions above.
@@ -184,10 +184,10 @@ def monitor(folder: Path, port: int, binary: Path | None, static: Sequence[str],
     server = PrometheusServer(program, folder.expanduser(), port, static)
     server.set_ray_targets(addresses)
     with server:
-        for line in (*_describe(server.targets()), *how_to_look(server.url)):
-            tell(line)
+        for line in (*_describe(server.targets()), *viewing_instructions(server.url)):
+            report(line)
         while True:
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(POLL_EVERY_S)
             server.require_alive()
             server.set_ray_targets(clusters.targets())
 
@@ -198,8 +198,8 @@ def _describe(targets: list[Target]) -> list[str]:
     return [f"{up} of {len(targets)} addresses answer", *down]
 
 
-def how_to_look(url: str) -> list[str]:
-    """Where to look at the figures, and how to open the board."""
+def viewing_instructions(url: str) -> list[str]:
+    """Where the metrics are served, and how to open the dashboard."""
     boards = BOARD_FILE.parent
     mounted = "/etc/wmpo"
     return [

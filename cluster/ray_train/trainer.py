@@ -1,8 +1,8 @@
-"""The supervised trainings on several workers, by Ray Train: the same loop as in one process, on a share of every batch.
+"""Supervised trainings on several workers with Ray Train: the same loop as in one process, on a share of every batch.
 
-Workers meet at a store of the first one and put their gradients together (`DistributedDataParallel`). Checkpoints are
-those of one process, in the same folder: whichever training finds them goes on from the newest whole one. So does Ray
-Train after a worker was lost, and when an elastic training gets more workers or fewer.
+Workers connect through a store of the first one and average their gradients (`DistributedDataParallel`). Checkpoints
+have the same format and folder as with one process: any training resumes from the newest valid one. Ray Train does so
+after a worker was lost, and when an elastic training gains or loses workers.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.runtime_settings import configure_process
 
-TOLD_EVERY_S = 0.5  # progress, at most so often
+REPORT_EVERY_S = 0.5  # least time between two progress reports
 LEAST_CPUS = 0.01
 NO_WORKING_FOLDER = "RAY_CHDIR_TO_TRIAL_DIR"
 
 
 def check_room(config: Config, runtime: Runtime) -> None:
-    """Raises UserError where fewer workers have a place than the least number."""
+    """Raises UserError if the cluster cannot hold the least number of workers."""
     if isinstance(runtime, RayRuntime) and runtime.can_grow:
         return
     low = bounds(config.cluster.training_workers)[0]
@@ -57,18 +57,18 @@ def check_room(config: Config, runtime: Runtime) -> None:
         there = available.get(kind, 0.0)
         if low * each > there + 1e-6:
             raise UserError(
-                f"{low} training workers ask for {low * each:g} {kind}s (placement.learner.{kind.lower()}s={each:g}) "
-                f"and there are {there:g}; lower cluster.training_workers={config.cluster.training_workers}"
+                f"{low} training workers need {low * each:g} {kind}s (placement.learner.{kind.lower()}s={each:g}) "
+                f"but the cluster has {there:g}; lower cluster.training_workers={config.cluster.training_workers}"
             )
 
 
 def train_on_workers(
     config: Config, training: Training, data: TrainingData, folder: Path, reporter: Reporter, curve: TrainingCurve
 ) -> dict[str, Any]:
-    """Run a training on `cluster.training_workers` workers, each of them placed as a learner is; returns its figures.
+    """Run a training on `cluster.training_workers` workers, each placed like a learner; returns its metrics.
 
-    folder: of its checkpoints. A lost worker costs the steps since the last one. Raises RuntimeError once workers were
-    lost more than `faults.max_start_failures` times.
+    folder: for its checkpoints. A lost worker costs the steps since the last one. Raises RuntimeError once workers
+    were lost more than `faults.max_start_failures` times.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
@@ -85,11 +85,11 @@ def train_on_workers(
         dataset_config=train.DataConfig(datasets_to_split=[]),
     )
     with reporter.bar(training.description, training.job.num_steps) as advance:
-        return _fit(trainer, training, board, Shown(advance, curve))
+        return _fit(trainer, training, board, ProgressViews(advance, curve))
 
 
 def scaling_of(config: Config) -> train.ScalingConfig:
-    """Workers that each ask for what the learner asks for; [min, max] of them where the number is elastic."""
+    """Each worker has the learner's resources; [min, max] workers if the number is elastic."""
     low, high = bounds(config.cluster.training_workers)
     asked = resources_of(config, "learner")
     return train.ScalingConfig(
@@ -102,7 +102,7 @@ def scaling_of(config: Config) -> train.ScalingConfig:
 
 
 def _run_config(config: Config, folder: Path, board: Any) -> train.RunConfig:
-    # Its record of an earlier course would be read and trusted; which checkpoints there are, the folder says.
+    # Ray Train would trust its record of an earlier training; the checkpoint folder is the source of truth.
     (folder / train_record_name()).unlink(missing_ok=True)
     return train.RunConfig(
         name=folder.name,
@@ -114,7 +114,7 @@ def _run_config(config: Config, folder: Path, board: Any) -> train.RunConfig:
 
 
 def _resources(asked: Resources) -> dict[str, float]:
-    """Whole GPUs: NCCL refuses two workers on one. And not nothing at all: workers stand in a placement group."""
+    """Whole GPUs, since NCCL rejects two workers on one; never zero CPUs, since workers need a placement group."""
     cpus = {"CPU": max(asked.num_cpus, LEAST_CPUS)}
     return cpus | ({"GPU": float(math.ceil(asked.num_gpus))} if asked.num_gpus else {})
 
@@ -123,11 +123,11 @@ def _resources(asked: Resources) -> dict[str, float]:
 
 
 class Board:
-    """Where the first worker tells how far it is, and the driver looks."""
+    """Progress of the first worker, polled by the driver."""
 
     def __init__(self) -> None:
         self._step = 0
-        self._figures: dict[str, float] = {}
+        self._metrics: dict[str, float] = {}
         self._begun: int | None = None
         self._messages: list[str] = []
         self._controller: tuple[Any, int] | None = None
@@ -141,28 +141,28 @@ class Board:
 
     def begin(self, step: int) -> None:
         """The training goes on after this step; 0: it begins."""
-        self._step, self._figures, self._begun = step, {}, step
+        self._step, self._metrics, self._begun = step, {}, step
 
-    def tell(self, step: int, figures: dict[str, float]) -> None:
-        self._step, self._figures = step, figures
+    def report(self, step: int, metrics: dict[str, float]) -> None:
+        self._step, self._metrics = step, metrics
 
-    def say(self, message: str) -> None:
+    def add_message(self, message: str) -> None:
         self._messages.append(message)
 
     def read(self) -> tuple[int | None, int, dict[str, float], list[str]]:
-        """(after which step the training began since the last call, if it did; step; figures; messages)."""
+        """(the step after which the training began, if it did since the last call; step; metrics; messages)."""
         (messages, self._messages), (begun, self._begun) = (self._messages, []), (self._begun, None)
-        return begun, self._step, self._figures, messages
+        return begun, self._step, self._metrics, messages
 
 
-class Shown(NamedTuple):
-    """What hears of the progress of a training: its bar, and the run's trackers."""
+class ProgressViews(NamedTuple):
+    """Where the progress of a training is shown: its bar and the run's trackers."""
 
     advance: Callable[..., None]
     curve: TrainingCurve
 
 
-def _fit(trainer: TorchTrainer, training: Training, board: Any, shown: Shown) -> dict[str, Any]:
+def _fit(trainer: TorchTrainer, training: Training, board: Any, shown: ProgressViews) -> dict[str, Any]:
     """Wait for a training and show its progress. In a thread of its own it leaves Ctrl-C to this process."""
     outcome: list[Any] = []
 
@@ -176,7 +176,7 @@ def _fit(trainer: TorchTrainer, training: Training, board: Any, shown: Shown) ->
     thread.start()
     try:
         while thread.is_alive():
-            thread.join(TOLD_EVERY_S)
+            thread.join(REPORT_EVERY_S)
             _show(training, board, shown)
     finally:
         end_controller(board, thread.is_alive())
@@ -187,18 +187,18 @@ def _fit(trainer: TorchTrainer, training: Training, board: Any, shown: Shown) ->
     return result.return_value
 
 
-def _show(training: Training, board: Any, shown: Shown) -> None:
-    begun, step, figures, messages = ray.get(board.read.remote())
-    shown.advance(step, figures)
+def _show(training: Training, board: Any, shown: ProgressViews) -> None:
+    begun, step, metrics, messages = ray.get(board.read.remote())
+    shown.advance(step, metrics)
     if begun is not None:
         shown.curve.restart(begun)
-    shown.curve.log(step, figures)
+    shown.curve.log(step, metrics)
     for message in messages:
         emit("checkpoint.resumed", message, stage=training.name)
 
 
 def _cause(error: Exception) -> Exception:
-    """What a worker raised for a person to put right, rather than Ray Train's account of all workers."""
+    """The UserError that a worker raised, if any, instead of Ray Train's summary of all workers."""
     failures = error.worker_failures.values() if isinstance(error, train.WorkerGroupError) else ()
     for failure in failures:
         raised = raised_in_worker(failure)
@@ -220,47 +220,47 @@ def _work(settings: dict[str, Any]) -> dict[str, Any]:
         settings["folder"],
         config.checkpoint.every_training_steps,
         config.checkpoint.keep,
-        (lambda message: board.say.remote(message)) if rank == 0 else (lambda message: None),
+        (lambda message: board.add_message.remote(message)) if rank == 0 else (lambda message: None),
         rank,
     )
     share = WorkerShare(rank, here.get_world_size(), _exchanging)
-    teller = Teller(board)
-    progress: Progress = teller.tell if rank == 0 else lambda step, figures: None
+    reporter = ProgressReporter(board)
+    progress: Progress = reporter.report if rank == 0 else lambda step, metrics: None
     course = Course(settings["job"], share, get_device(), checkpoints)
     if rank == 0:
         board.begin.remote(course.num_steps)
     course.advance(progress)
-    figures = course.finish()
-    teller.close()
-    return figures
+    metrics = course.finish()
+    reporter.close()
+    return metrics
 
 
 def _exchanging(module: nn.Module) -> nn.Module:
-    # Published networks have layers that take no part; alone, they would get no gradient either.
+    # Published networks have unused layers; these get no gradient in one process either.
     return prepare_model(module, parallel_strategy_kwargs={"find_unused_parameters": True})
 
 
-class Teller:
-    """Writes on the board, not more often than anybody looks."""
+class ProgressReporter:
+    """Sends progress to the board, at most once every `REPORT_EVERY_S`."""
 
     def __init__(self, board: Any):
-        self._board, self._told_at = board, 0.0
+        self._board, self._reported_at = board, 0.0
         self._latest: tuple[int, dict[str, float]] | None = None
 
-    def tell(self, step: int, figures: dict[str, float]) -> None:
-        self._latest = (step, figures)
-        if time.monotonic() - self._told_at >= TOLD_EVERY_S:
-            self._told_at = time.monotonic()
-            self._board.tell.remote(step, figures)
+    def report(self, step: int, metrics: dict[str, float]) -> None:
+        self._latest = (step, metrics)
+        if time.monotonic() - self._reported_at >= REPORT_EVERY_S:
+            self._reported_at = time.monotonic()
+            self._board.report.remote(step, metrics)
 
     def close(self) -> None:
         if self._latest is not None:
-            ray.get(self._board.tell.remote(*self._latest))
+            ray.get(self._board.report.remote(*self._latest))
 
 
 @dataclass(frozen=True)
 class ReportedCheckpoints(TrainingCheckpoints):
-    """Checkpoints that the first worker writes, all read, and Ray Train is told of."""
+    """Checkpoints that the first worker writes, all workers read and that are reported to Ray Train."""
 
     rank: int = 0
 
@@ -271,9 +271,9 @@ class ReportedCheckpoints(TrainingCheckpoints):
         if self.rank == 0:
             super().save(step, parts, numbers)
             checkpoint = train.Checkpoint(str(self.folder / f"step-{step:06d}"))
-        figures = {name: value for name, value in numbers.items() if isinstance(value, int | float)}
+        metrics = {name: value for name, value in numbers.items() if isinstance(value, int | float)}
         train.report(
-            {"step": step, **figures},
+            {"step": step, **metrics},
             checkpoint=checkpoint,
             checkpoint_upload_mode=train.CheckpointUploadMode.NO_UPLOAD,
         )

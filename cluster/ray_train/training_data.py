@@ -1,10 +1,10 @@
 """Trajectories as Ray datasets, for trainings on several workers.
 
-A step's samples are windows at random places of all trajectories, chosen by a generator that every worker shares: that
-is what makes a step the same on one worker and on many. A shard that is streamed past each worker cannot give that. So
-Ray Data reads the row groups of the trajectory file in parallel, checked and decompressed once, and materialises their
-frames as blocks in the object store, where Ray spills to disk what does not fit. A worker asks `train.get_dataset_shard`
-for all blocks, unsplit, and maps the few that its samples lie in, without a copy: its own memory holds one batch.
+A step's samples are windows at random positions of all trajectories, chosen by a generator that every worker shares:
+this makes a step the same on one worker and on many. Streamed shards do not allow that. So Ray Data reads the row
+groups of the trajectory file in parallel, checked and decompressed once, and materialises their frames as blocks in the
+object store; Ray spills to disk what does not fit. A worker gets all blocks, unsplit, from `train.get_dataset_shard` and
+maps the few that contain its samples, without a copy: its own memory holds one batch.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from wmpo_ray.data.episodes import LazyFrames, as_lazy, gather, parts_of
 from wmpo_ray.data.store import StoredFrames, load_episodes, load_frames
 from wmpo_ray.data.store_format import FRAMES, column_of, values_of
 
-BLOCKS_AT_ONCE = 4  # that a worker keeps from being spilled while it copies from them
+BLOCKS_AT_ONCE = 4  # pinned in memory while a worker copies from them
 BLOCK_BYTES = 128 * 2**20  # of frames that this process reads
 
 
 class TrainingData:
-    """The datasets of trainings, by name (implements `EpisodeSource`): the workers index what the methods return."""
+    """The datasets of trainings, by name (implements `EpisodeSource`); workers index the returned episodes."""
 
     def __init__(self) -> None:
         self.datasets: dict[str, Any] = {}
@@ -41,7 +41,7 @@ class TrainingData:
         DataContext.get_current().enable_progress_bars = False
 
     def read(self, name: str, path: Path) -> Episodes:
-        """The episodes of a file on storage that all nodes see; frames are read by Ray Data and not by this process.
+        """The episodes of a file on storage that all nodes see; frames are read by Ray Data, not by this process.
 
         Raises `UserError` for a file that is missing or damaged.
         """
@@ -59,7 +59,7 @@ class TrainingData:
         return self._add(name, episodes, dataset.materialize())
 
     def put(self, name: str, episodes: Episodes) -> Episodes:
-        """Episodes that this process reads, a block at a time."""
+        """Store episodes that this process reads, one block at a time."""
         blocks = [ray.put(_block(part)) for part in parts_of(episodes, BLOCK_BYTES)]
         return self._add(name, episodes, ray.data.from_arrow_refs(blocks).materialize())
 

@@ -1,6 +1,6 @@
-"""The processes of a training on workers: how workers find each other, and that the controller ends with the training.
+"""The processes of a training on workers: connects the workers, and ends the controller with the training.
 
-Workers meet at a store that listens where its node is reached, and nowhere else.
+The workers' store listens on the address of its node only.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class RegisterController(ControllerCallback):
 def end_controller(board: Any, is_running: bool) -> None:
     """End the controller, which runs on this node, before its handle goes out of scope.
 
-    Ray lets an actor out of scope leave by itself. A controller that waits for workers to give up its objects then
-    outlives the whole cluster. One that is still running is first asked to clean up.
+    Ray lets an actor that goes out of scope exit by itself. A controller that waits for workers to release its objects
+    would then outlive the cluster. A running controller is asked to clean up first.
     """
     try:
         registered = ray.get(board.registered_controller.remote())
@@ -47,7 +47,7 @@ def end_controller(board: Any, is_running: bool) -> None:
         if is_running:
             ray.wait([controller.abort.remote()], timeout=ABORT_WITHIN_S)
         ray.kill(controller)
-    except RayError:  # with the board or the cluster gone there is nobody to ask
+    except RayError:  # the board or the cluster is gone
         return
     end_process(pid)
 
@@ -75,7 +75,7 @@ class _OwnAddressBackend(TorchBackend):
         )
 
 
-_STORES: list[Any] = []  # of this worker: a store ends with its last reference
+_STORES: list[Any] = []  # a store closes with its last reference
 
 
 def _open_store() -> tuple[str, int]:
@@ -87,7 +87,7 @@ def _open_store() -> tuple[str, int]:
 
 def _join(backend: str, host: str, port: int, rank: int, size: int, timeout_s: float) -> None:
     if host.startswith(LOOPBACK):
-        # Where gloo and NCCL listen, unless they are told, follows from the name of the machine.
+        # By default gloo and NCCL choose their interface by the machine's host name.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     timeout = timedelta(seconds=timeout_s)

@@ -1,4 +1,4 @@
-"""The stage `world-model`: policy behaviour alignment of the world model and of its verifier."""
+"""The stage `world-model`: policy behaviour alignment of the world model and its verifier."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wmpo_ray.rollout.fidelity import replay_error
 
 
 def world_model(context: RunContext) -> dict[str, Any]:
-    """Align all models, each from its newest checkpoint; leaves them in `models`."""
+    """Align all models, each from its newest checkpoint; saves them in `models`."""
     config = context.config
     if not config.world_model.is_learned:
         return {"kind": config.world_model.kind}
@@ -25,14 +25,14 @@ def world_model(context: RunContext) -> dict[str, Any]:
     if config.reward.verify.enabled:
         names["verifier"] = config.reward.verify.pretrained
     if config.world_model.alignment.steps:
-        figures = align(context, names)
+        metrics = align(context, names)
     else:
-        figures = {name: take_as_it_is(context, name, pretrained) for name, pretrained in names.items()}
-    return {**figures.pop("world-model"), **figures}
+        metrics = {name: adopt_pretrained(context, name, pretrained) for name, pretrained in names.items()}
+    return {**metrics.pop("world-model"), **metrics}
 
 
-def take_as_it_is(context: RunContext, name: str, pretrained: str) -> dict[str, Any]:
-    """Leave a pretrained world model in `models` as a run keeps them, and measure its error."""
+def adopt_pretrained(context: RunContext, name: str, pretrained: str) -> dict[str, Any]:
+    """Save an unchanged pretrained world model in `models`, and measure its error."""
     config, seed = context.config, seed_for(context.config.seed, "align", name)
     with atomic_directory(context.model(name)) as folder:
         begin_world_model(config, pretrained, seed).save(folder)
@@ -40,7 +40,7 @@ def take_as_it_is(context: RunContext, name: str, pretrained: str) -> dict[str, 
     world = load_world_model(config, str(context.model(name)))
     errors = replay_error(world, held_out, seed).tolist()
     mean = sum(errors) / len(errors)
-    # Before and after are one: nothing was trained.
+    # Nothing was trained, so before and after are equal.
     return {
         "pretrained": pretrained,
         "psnr_per_frame_db": {"before": errors, "after": errors},
@@ -50,7 +50,7 @@ def take_as_it_is(context: RunContext, name: str, pretrained: str) -> dict[str, 
 
 
 def align(context: RunContext, names: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """names: name of a model -> where its weights come from."""
+    """names: model name -> source of its weights."""
     config, settings = context.config, context.config.world_model.alignment
 
     def describe(source: EpisodeSource) -> list[Training]:

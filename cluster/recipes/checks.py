@@ -1,4 +1,4 @@
-"""What several stages check before the first one begins."""
+"""Checks that several stages run before the first stage begins."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from wmpo_ray.world_models.diffusion import PRETRAINED_DIR
 
 
 def check_pretrained(key: str, path: str) -> None:
-    """Raises UserError for weights that a stage would begin with and could not load."""
+    """Raises UserError for pretrained weights that a stage could not load."""
     if not path:
         return
     if Path(path).exists():
-        from wmpo_ray.checkpoints.inspection import check_loadable  # every kind of model is imported with it
+        from wmpo_ray.checkpoints.inspection import check_loadable  # imports every kind of model
 
         check_loadable(path, key)
     elif not (PRETRAINED_DIR / path).exists():
-        raise UserError(f"{key} = {path}: there is nothing; set {key} to the folder of a model")
+        raise UserError(f"{key} = {path}: does not exist; set {key} to the folder of a model")
 
 
 def check_workers(config: Config, section: str, settings: TrainingConfig, serial: bool) -> None:

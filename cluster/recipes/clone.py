@@ -1,4 +1,4 @@
-"""The stage `policy`: behaviour cloning of the demonstrations, or a pretrained policy as it is."""
+"""The stage `policy`: behaviour cloning of the demonstrations, or an unchanged pretrained policy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wmpo_ray.registry import pretrained_policy
 
 
 def policy(context: RunContext) -> dict[str, Any]:
-    """Leaves the base policy in `models/base-policy`."""
+    """Save the base policy in `models/base-policy`."""
     config, out = context.config, context.model("base-policy").absolute()
     if not config.policy.cloning.steps:
         network = pretrained_policy(config)

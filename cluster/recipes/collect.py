@@ -1,4 +1,4 @@
-"""The stage `collect`: real episodes of the policy."""
+"""The stage `collect`: episodes of the policy in the real environment."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from wmpo_ray.rollout.evaluation import rollout_batches
 
 
 def collect(context: RunContext) -> dict[str, Any]:
-    """P real episodes of the acting policy, and further ones on held-out starts that only judge, never train."""
+    """Record the real budget of episodes of the acting policy, and held-out ones that are never trained on."""
     config = context.config
     network = load_policy(config, str(context.acting_policy))
     environment = make_environment(config.environment)
-    figures: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     sources: tuple[tuple[Split, str, int], ...] = (
         ("collect", "collect", config.collect.num_trajectories),
         ("gate", "held-out", config.gate.num_trajectories),
@@ -31,13 +31,13 @@ def collect(context: RunContext) -> dict[str, Any]:
             ):
                 writer.append(part)
         episodes = context.episodes(name)
-        figures |= {f"num_{split}": count, f"success_{split}": float(episodes.success.mean())}
-    figures["failures"] = failure_rates(episodes)
-    return figures
+        metrics |= {f"num_{split}": count, f"success_{split}": float(episodes.success.mean())}
+    metrics["failures"] = failure_rates(episodes)
+    return metrics
 
 
 def failure_rates(episodes: Episodes) -> dict[str, float]:
-    """Share of episodes that failed and showed each failure mode on the way."""
+    """Share of episodes that failed and showed each failure mode."""
     return {name: float((flags & ~episodes.success).mean()) for name, flags in episodes.failures.items()}
 
 

@@ -1,4 +1,4 @@
-"""What every stage is given."""
+"""The context that every stage receives: configuration, folders, runtime."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from wmpo_ray.runs.trackers.tracker import Trackers
 
 
 class Services:
-    """What all stages of one process share: the runtime, started when a stage first needs it, live metrics, trackers."""
+    """Shared by all stages of one process: the runtime, started when first needed, live metrics, trackers."""
 
     def __init__(self, start: Callable[[], Runtime], config: Config, run_name: str, status: Status | None = None):
         self._start, self._config, self._run_name, self._status = start, config, run_name, status
@@ -56,7 +56,7 @@ class Services:
             meter.serve(port)
         except OSError as error:
             raise UserError(f"monitoring.port={port}: {error.strerror}; set another port, or 0 for none") from error
-        emit("metrics.served", f"live figures on http://127.0.0.1:{port}/metrics", port=port)
+        emit("metrics.served", f"live metrics on http://127.0.0.1:{port}/metrics", port=port)
         return meter
 
     def trackers(self, root: Path) -> Trackers:
@@ -146,7 +146,7 @@ class RunContext:
         return self.root / "checkpoints"
 
     def training_checkpoints(self, training: str) -> Path:
-        """Where a supervised training saves its state."""
+        """Checkpoint folder of a supervised training."""
         return self.checkpoints / training
 
     @property
@@ -154,23 +154,23 @@ class RunContext:
         return self.root / "videos"
 
     def model(self, name: str) -> Path:
-        """Where this round leaves a model."""
+        """Folder of a model of this round."""
         return self.root / "models" / name
 
     @property
     def acting_policy(self) -> Path:
-        """The policy that collects and is improved: the base policy or, from round 2 on, that of the round before."""
+        """The policy that collects episodes and is improved: the base policy or that of the previous round."""
         if self.round == 1:
             return self.model("base-policy")
         return round_folder(self.folder.path, self.round - 1) / "models" / "policy"
 
     @property
     def last_policy(self) -> Path:
-        """What the last round leaves."""
+        """The policy of the last round."""
         return round_folder(self.folder.path, self.run_config.recipe.rounds) / "models" / "policy"
 
     def trajectory_file(self, name: str) -> Path:
-        """The episodes called so; demonstrations are made once, for all rounds."""
+        """File of the episodes with this name; demonstrations are made once for all rounds."""
         root = self.folder.path if name == "demos" else self.root
         return (root / "trajectories" / f"{name}.parquet").absolute()
 
@@ -184,5 +184,5 @@ class RunContext:
         return episodes.rows(slice(first)), episodes.rows(slice(first, None))
 
     def num_validation(self, count: int) -> int:
-        """How many of so many real episodes, the last of them, are kept for validation."""
+        """How many of `count` real episodes, taken from the end, are kept for validation."""
         return max(1, round(count * self.config.collect.validation_share))

@@ -13,7 +13,7 @@ from wmpo_ray.rollout.evaluation import expert_batches
 
 
 def demos(context: RunContext) -> dict[str, Any]:
-    """Leaves `trajectories/demos.parquet`."""
+    """Record demonstrations in `trajectories/demos.parquet`."""
     config = context.config
     environment = make_environment(config.environment)
     seeds = start_seeds("demos", config.demos.num_trajectories, config.seed)

@@ -1,4 +1,4 @@
-"""The stage `evaluate`, and the success of any saved policy."""
+"""The stage `evaluate`, and the evaluation of any saved policy."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from wmpo_ray.rollout.evaluation import rollout_outcomes, rollout_policy
 
 
 def evaluate(context: RunContext) -> dict[str, Any]:
-    """The first base policy and the last policy in the real environment on held-out start states."""
+    """Evaluate the base policy and the final policy in the real environment on held-out start states."""
     config = context.config
     environment = make_environment(config.environment)
     seeds = start_seeds("evaluate", config.evaluation.num_starts, config.seed)
-    figures: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     results = {}
     for label, path in (("base", context.model("base-policy")), ("final", context.last_policy)):
         network = load_policy(config, str(path))
@@ -40,14 +40,14 @@ def evaluate(context: RunContext) -> dict[str, Any]:
             )
         low, high = wilson_interval(int(episodes.success.sum()), len(episodes))
         results[label] = {"value": float(episodes.success.mean()), "low": low, "high": high, "num": len(episodes)}
-        figures[f"success_{label}"] = results[label]["value"]
-        figures[f"failures_{label}"] = failure_rates(episodes)
-        figures[f"success_length_{label}"] = (
+        metrics[f"success_{label}"] = results[label]["value"]
+        metrics[f"failures_{label}"] = failure_rates(episodes)
+        metrics[f"success_length_{label}"] = (
             float(episodes.lengths[episodes.success].mean()) if episodes.success.any() else None
         )
         save_videos(context, label, videos)
     context.folder.set_result(results["base"], results["final"])
-    return figures
+    return metrics
 
 
 def save_videos(context: RunContext, name: str, chosen: Episodes) -> None:
@@ -81,7 +81,7 @@ def evaluate_policy(
     configure_process(config.cluster.threads_per_process)
     path = policy_dir or round_folder(Path(out), config.recipe.rounds) / "models" / "policy"
     if not path.is_dir():
-        raise UserError(f"there is no policy at {path}; name one with --policy, or run the stages first")
+        raise UserError(f"no policy at {path}; give one with --policy, or run the stages first")
     count = num_starts or config.evaluation.num_starts
     policy = load_policy(config, str(path))
     environment = make_environment(config.environment)

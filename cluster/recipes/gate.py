@@ -1,4 +1,4 @@
-"""The gate before `optimize`: is the imagined world true enough to learn in?"""
+"""The gate before `optimize`: checks that the world model is accurate enough to train in."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from wmpo_ray.rollout.judge import VideoJudge, verify
 def gate(context: RunContext) -> dict[str, Any]:
     """Replay held-out real actions in imagination and compare the labels and events with reality.
 
-    Raises UserError with the figures and what to do about them if a bound is missed, unless forced.
+    Raises UserError with the metrics and advice if a bound is missed, unless forced.
     """
     config, held_out = context.config, context.episodes("held-out")
     plain_judge = VideoJudge(load_reward_model(config, str(context.model("reward-model"))), config.reward.min_steps)
@@ -39,23 +39,23 @@ def gate(context: RunContext) -> dict[str, Any]:
     if config.reward.verify.enabled:
         scores = verify(scores, videos, plain_judge, lambda videos, rows: imagine("verifier", rows))
     report = binary_report(scores.success, held_out.success)
-    figures = _label_figures(report, plain) | _event_agreement(context, held_out, frames)
-    misses = missed_bounds(figures, config.gate)
-    figures |= {"passed": not misses, "bounds": config.gate.model_dump()}
+    metrics = _label_metrics(report, plain) | _event_agreement(context, held_out, frames)
+    misses = missed_bounds(metrics, config.gate)
+    metrics |= {"passed": not misses, "bounds": config.gate.model_dump()}
     _save_side_by_side(context, held_out, frames, scores.success)
     if misses and not context.force:
         raise UserError(
-            f"the imagined world is not true enough to learn in: {'; '.join(misses)} ({report['num']} held-out replays, "
-            f"{report['false_positives']} false positives, {report['false_negatives']} false negatives). Align longer "
-            "(world_model.alignment.steps), collect more (collect.num_trajectories), pretrain on more play "
-            "(make pretrain-embedded), or go on regardless with --force; with --resume a run redoes only what depends on "
-            "what was changed"
+            f"the imagined world is not accurate enough to learn in: {'; '.join(misses)} ({report['num']} held-out "
+            f"replays, {report['false_positives']} false positives, {report['false_negatives']} false negatives). "
+            "Align longer (world_model.alignment.steps), collect more (collect.num_trajectories), pretrain on more "
+            "play (make pretrain-embedded), or continue anyway with --force; --resume repeats only the stages that "
+            "depend on changed settings"
         )
-    return figures
+    return metrics
 
 
-def _label_figures(report: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
-    """plain: the same before any success was verified."""
+def _label_metrics(report: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
+    """plain: the report before verification."""
     return {
         "label_agreement": report["agreement"],
         "f1": report["f1"],
@@ -68,16 +68,16 @@ def _label_figures(report: dict[str, Any], plain: dict[str, Any]) -> dict[str, A
     }
 
 
-def missed_bounds(figures: dict[str, Any], config: GateConfig) -> list[str]:
-    """Every bound that is not met, in words."""
+def missed_bounds(metrics: dict[str, Any], config: GateConfig) -> list[str]:
+    """A message for every bound that is missed."""
     misses = []
     for key, bound in (("label_agreement", config.min_label_agreement), ("f1", config.min_f1)):
-        if figures[key] < bound:
-            misses.append(f"{key} {figures[key]:.3f} < gate.min_{key}={bound}")
+        if metrics[key] < bound:
+            misses.append(f"{key} {metrics[key]:.3f} < gate.min_{key}={bound}")
     for key in ("grasp_agreement", "placement_agreement"):
-        if figures.get(key, 1.0) < config.min_event_agreement:
-            misses.append(f"{key} {figures[key]:.3f} < gate.min_event_agreement={config.min_event_agreement}")
-    gap = abs(figures["imagined_success"] - figures["real_success"])
+        if metrics.get(key, 1.0) < config.min_event_agreement:
+            misses.append(f"{key} {metrics[key]:.3f} < gate.min_event_agreement={config.min_event_agreement}")
+    gap = abs(metrics["imagined_success"] - metrics["real_success"])
     if gap > config.max_success_gap:
         misses.append(f"imagined and real success differ by {gap:.3f} > gate.max_success_gap={config.max_success_gap}")
     return misses
@@ -89,7 +89,7 @@ def _event_agreement(context: RunContext, episodes: Episodes, videos: np.ndarray
     if "events" not in environment.abilities:
         return {}
     detect = environment.detect_events
-    # After the real episode's end nothing can be compared: both videos hold still there.
+    # Frames after the real episode's end cannot be compared: repeat its last frame in both videos.
     last = np.minimum(np.arange(videos.shape[1])[None], episodes.lengths[:, None])[..., None, None, None]
     real, imagined = detect(np.asarray(episodes.frames)), detect(np.take_along_axis(videos, last, 1))
     return {f"{event}_agreement": float((real[event] == imagined[event]).mean()) for event in real}

@@ -1,4 +1,4 @@
-"""The stage `optimize`: GRPO in imagination, or what else the config chooses."""
+"""The stage `optimize`: reinforcement learning in imagination, by the configured algorithm."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from wmpo_ray.runs.trackers.jsonl import FILE_NAME as METRICS
 
 
 def optimize(context: RunContext) -> dict[str, Any]:
-    """Improve the acting policy, from the newest checkpoint if there is one; leaves it in models/policy."""
+    """Improve the acting policy, resuming from the newest checkpoint if any; saves it in models/policy."""
     config, folder = context.config, context.root
     starts = starts_of(context.episodes("collect"))
     with context.reporter.bar(title_of(config), config.training.num_updates) as advance:
@@ -37,14 +37,14 @@ def optimize(context: RunContext) -> dict[str, Any]:
             success = values.get(f"{metric_prefix(config)}/success_rate")
             advance(update, {} if success is None else {metric_prefix(config): success})
 
-        with ExitStack() as at_end:  # in reverse: whatever fails there, the workers and what was asked for them go
-            told = telemetry(context)
-            team = Team(config, context.runtime, model_paths(context, config), told)
+        with ExitStack() as at_end:  # in reverse order: workers are stopped even if a callback fails
+            live = telemetry(context)
+            team = Team(config, context.runtime, model_paths(context, config), live)
             at_end.callback(team.stop)
             ledger = Ledger(folder / FILE_NAME)
             at_end.callback(ledger.close)
             log = FolderLog(folder, context.trackers, show)
-            at_end.callback(told.meter.set, "wmpo_stage", 0, stage="optimize")
+            at_end.callback(live.meter.set, "wmpo_stage", 0, stage="optimize")
             rollouts = Rollouts(config, team, ledger, *rollout_folders(folder))
             loop = TrainingLoop(config, team, starts, ledger, log, rollouts)
             version = loop.run(str(context.model("policy")))
@@ -63,7 +63,7 @@ def title_of(config: Config) -> str:
 
 
 def telemetry(context: RunContext) -> Telemetry:
-    """Live figures through Ray or, without it, on a port of this process's own."""
+    """Live metrics through Ray or, without it, on a port of this process's own."""
     settings, folder = context.config.monitoring, context.root
     meter = context.meter if settings.metrics else None
     if meter is not None:
@@ -90,14 +90,14 @@ def model_paths(context: RunContext, config: Config) -> ModelPaths:
 
 
 def check(config: Config, serial: bool) -> None:
-    """Raises ConfigError for an algorithm that does not learn from rollouts, or another place of them than the recipe's."""
+    """Raises ConfigError for an algorithm that does not learn from rollouts, or for another world than the recipe's."""
     online_algorithm(config)
     check_world(config, "imagination")
     check_ranks(config, serial)
 
 
 def check_world(config: Config, wanted: str) -> None:
-    """Raises ConfigError where rollouts are not made in the world that the recipe is about."""
+    """Raises ConfigError if `rollout.world` is not the recipe's world."""
     if config.rollout.world != wanted:
         raise ConfigError(
             f'rollout.world = "{config.rollout.world}": the recipe "{config.recipe.kind}" makes its rollouts in '
@@ -106,7 +106,7 @@ def check_world(config: Config, wanted: str) -> None:
 
 
 def check_online(config: Config, serial: bool) -> None:
-    """The same for rollouts in the environment, which judges them itself."""
+    """The same check for rollouts in the environment, which judges them itself."""
     online_algorithm(config)
     check_world(config, "environment")
     check_ranks(config, serial)

@@ -1,4 +1,4 @@
-"""The stage `optimize` of an offline algorithm: the policy learns from the episodes that it has collected."""
+"""The stage `optimize` of an offline algorithm: the policy learns from its collected episodes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from wmpo_ray.config.run import Config
 
 
 def optimize_on_episodes(context: RunContext) -> dict[str, Any]:
-    """Improve the acting policy, from the newest checkpoint if there is one; leaves it in models/policy."""
+    """Improve the acting policy, resuming from the newest checkpoint if any; saves it in models/policy."""
     config, title = context.config, f"{context.config.algorithm.kind} on recorded episodes"
     with context.reporter.bar(title, config.training.num_updates) as advance, ExitStack() as at_end:
         metrics = telemetry(context)

@@ -1,4 +1,4 @@
-"""Runs a recipe: each step reads what those before it left in the run's folder, and is skipped while its result holds."""
+"""Runs a recipe: each step reads the results of earlier steps from the run's folder; up-to-date steps are skipped."""
 
 from __future__ import annotations
 
@@ -46,18 +46,16 @@ def run_pipeline(
     console: Console | None = None,
     level: int = logging.INFO,
 ) -> dict[str, Any]:
-    """Run every step whose result is not there, or is made from other settings; returns the run's summary.
+    """Run every step whose result is missing or made from other settings; returns the run's summary.
 
-    `only` runs one step (the ones before it must be done), `until` stops after one. `resume`: go on with what stopped
-    in the middle. `redo`: replace results that depend on settings that were changed; None: as `resume`. `force` goes on
-    past a gate that is not met.
-    `console`: where to report progress, and events from `level` on. Raises UserError for anything the user can put
-    right.
+    `only` runs one step (earlier ones must be done), `until` stops after one. `resume`: continue an interrupted step.
+    `redo`: replace results that depend on changed settings; None: as `resume`. `force` continues past a failed gate.
+    `console`: where to report progress, and events from `level` on. Raises UserError for anything the user can fix.
     """
     steps = steps_of(config)
     address = "" if serial else cluster_address(config)
     check_run(config, serial, address, steps, only, until)
-    if not (out / CONFIG).exists():  # before anything is made there
+    if not (out / CONFIG).exists():  # before anything is created there
         check_steps(config, serial, [step for step in steps if only in (None, step.label)], until)
     preflight(
         config, out, serial=serial, address=address, stages={step.stage.name for step in steps_in(steps, only, until)}
@@ -83,7 +81,7 @@ def run_pipeline(
 
 
 def steps_in(steps: Sequence[Step], only: str | None, until: str | None) -> list[Step]:
-    """The steps that are asked for, whatever is done already."""
+    """The requested steps, whether done or not."""
     labels = [step.label for step in steps]
     last = labels.index(until) + 1 if until else len(steps)
     return [step for step in steps[:last] if only in (None, step.label)]
@@ -92,13 +90,13 @@ def steps_in(steps: Sequence[Step], only: str | None, until: str | None) -> list
 def check_run(
     config: Config, serial: bool, address: str, steps: Sequence[Step], only: str | None, until: str | None
 ) -> None:
-    """Raises UserError or ConfigError for what is wrong whatever the folder holds."""
+    """Raises UserError or ConfigError for problems that do not depend on the folder."""
     labels = [step.label for step in steps]
     for name in (only, until):
         if name is not None and name not in labels:
             raise UserError(f"unknown stage {name!r}; the stages are {', '.join(labels)}")
     check_kinds(config)
-    if not serial and not address:  # another cluster is asked once it is connected
+    if not serial and not address:  # other clusters are checked once connected
         here = {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
         check_placement(config, here)
 
@@ -129,7 +127,7 @@ def wanted_of(plan: Sequence[Planned], only: str | None, until: str | None) -> l
 
 
 def check_steps(config: Config, serial: bool, steps: Sequence[Step], until: str | None = None) -> None:
-    """Raises UserError or ConfigError for what a stage would reject, before the first one begins."""
+    """Raises UserError or ConfigError for what a later stage would reject, before the first one begins."""
     for step in steps:
         step.stage.check(config, serial)
         if step.label == until:
@@ -138,7 +136,7 @@ def check_steps(config: Config, serial: bool, steps: Sequence[Step], until: str 
 
 @contextmanager
 def watched(folder: RunFolder, plan: Sequence[Planned]) -> Iterator[Status]:
-    """Keep `status.json` up to date, and say how the run ended."""
+    """Keep `status.json` up to date, and record how the run ended."""
     status = Status(folder.path, job=job_id(), stages=[planned.label for planned in plan])
     state = "failed"
     try:
@@ -154,13 +152,13 @@ def watched(folder: RunFolder, plan: Sequence[Planned]) -> Iterator[Status]:
 
 
 def done_labels(folder: RunFolder, plan: Sequence[Planned]) -> list[str]:
-    """The steps whose results are there and made from the present settings."""
+    """The steps whose results exist and are made from the current settings."""
     sources = {planned.label: source_of(folder.record(planned.label)) for planned in plan}
     return [each.label for each in plan if (made := sources[each.label]) and made.result == each.source.result]
 
 
 def run_step(context: RunContext, planned: Planned, plan: Sequence[Planned], again: bool) -> None:
-    """Run one step, unless its result holds and nobody asked for it once more."""
+    """Run one step, unless its result is up to date and `again` is False."""
     folder, label, stage = context.folder, planned.label, planned.step.stage
     own = context.of_round(planned.step.round)
     own.make_folders()
@@ -174,11 +172,11 @@ def run_step(context: RunContext, planned: Planned, plan: Sequence[Planned], aga
     prepare(own, planned)
     emit("stage.started", f"{label:<13} ...", logging.DEBUG, stage=label)
     started = time.monotonic()
-    figures = stage.run(own)
+    metrics = stage.run(own)
     seconds = time.monotonic() - started
-    folder.finish(label, seconds, figures, planned.source._asdict())
+    folder.finish(label, seconds, metrics, planned.source._asdict())
     clear(own, planned)
-    numbers = {key: round(value, 4) for key, value in figures.items() if isinstance(value, (int, float))}
+    numbers = {key: round(value, 4) for key, value in metrics.items() if isinstance(value, (int, float))}
     shown = ", ".join(f"{key} {value:.3g}" for key, value in numbers.items())
     facts: dict[str, Any] = {**numbers, "stage": label, "seconds": round(seconds, 3)}
     emit("stage.done", f"{label:<13} {seconds:6.1f} s  {shown}", **facts)
@@ -188,17 +186,17 @@ def run_step(context: RunContext, planned: Planned, plan: Sequence[Planned], aga
 
 
 def state_paths(context: RunContext, planned: Planned) -> list[Path]:
-    """What the step goes on from when it is interrupted, as far as it is there."""
+    """Existing files that the step resumes from after an interruption."""
     return [path for pattern in planned.step.stage.state for path in sorted(context.root.glob(pattern))]
 
 
 def result_paths(context: RunContext, planned: Planned) -> list[Path]:
-    """What the step leaves for others, as far as it is there."""
+    """Existing result files of the step."""
     return [path for name in planned.step.stage.makes if (path := context.root / name).exists()]
 
 
 def prepare(context: RunContext, planned: Planned) -> None:
-    """Note what is begun. A result that will be replaced is set aside, with its state where that is not gone on with."""
+    """Note that the step begins. Set aside a result that will be replaced, and state that it does not resume from."""
     folder, label, source = context.folder, planned.label, planned.source._asdict()
     if planned.action.changes_results:
         emit("stage.redone", f"{label:<13} {planned.action.value}: {planned.reason}", stage=label)
@@ -212,7 +210,7 @@ def prepare(context: RunContext, planned: Planned) -> None:
 
 
 def tidy(context: RunContext, planned: Planned) -> None:
-    """The end of what a kill cut short, beside a result that holds: what was begun in its place goes."""
+    """Finish a cleanup that a kill interrupted: discard what was begun in place of a valid result."""
     begun = source_of(context.folder.begun(planned.label))
     if begun is not None:
         goes_further = begun.key == planned.source.key and is_within(planned.source, begun)
@@ -222,7 +220,7 @@ def tidy(context: RunContext, planned: Planned) -> None:
 
 
 def clear(context: RunContext, planned: Planned) -> None:
-    """Delete the state of a step that is done, unless the stage keeps it, and what was replaced."""
+    """Delete replaced results, and the state of the finished step unless the stage keeps it."""
     context.folder.drop_aside(planned.label)
     if not planned.step.stage.keeps_state:
         remove_all(state_paths(context, planned))

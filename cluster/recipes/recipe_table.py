@@ -1,6 +1,6 @@
-"""The recipes: which stages a run has, in which order, and which of them are repeated in every round.
+"""The recipes: the stages of a run in order, and which of them are repeated in every round.
 
-A new stage is one file beside this one and one word in a recipe.
+A new stage is one file in this folder and one entry in a recipe.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BASE, FINAL = POLICY.name, OPTIMIZE.name  # the stages that leave the first poli
 class Recipe:
     """Stages before the rounds, in each round, and after the last one.
 
-    What the policy learns from follows from the last stage of a round, one of those called `optimize`.
+    The last stage of a round, one of the `optimize` stages, determines what the policy learns from.
     """
 
     once: tuple[Stage, ...]
@@ -45,7 +45,7 @@ RECIPES = {
 
 
 def recipe_of(config: Config) -> Recipe:
-    """Raises ConfigError for a recipe that there is not."""
+    """Raises ConfigError for an unknown recipe."""
     if config.recipe.kind not in RECIPES:
         raise ConfigError(f'recipe.kind = "{config.recipe.kind}": known are {", ".join(RECIPES)}; change recipe.kind')
     return RECIPES[config.recipe.kind]
@@ -73,7 +73,7 @@ def _step(stage: Stage, recipe: Recipe, round: int, last: int) -> Step:
     for name in stage.needs:
         if name not in known:
             continue
-        if name == BASE and round > 1:  # the policy that acts is that of the round before
+        if name == BASE and round > 1:  # the acting policy is that of the previous round
             needs.append(label_of(FINAL, round - 1))
         elif name in repeated:
             needs.append(label_of(name, last if reads_all else round))

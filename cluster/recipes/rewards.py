@@ -1,4 +1,4 @@
-"""The stage `reward-model`: a clip classifier and its threshold."""
+"""The stage `reward-model`: trains a clip classifier and chooses its threshold."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from wmpo_ray.rollout.fidelity import binary_report, one_chunk_ahead
 
 
 def reward_model(context: RunContext) -> dict[str, Any]:
-    """Clip classifier on demonstrations, P and P as the world model shows it; threshold on validation; F1 held out.
+    """Train on demonstrations, real and imagined episodes; choose the threshold on validation; measure held-out F1.
 
-    With `reward.steps` 0 the pretrained one as it is, but for its threshold.
+    With `reward.steps` 0, only the threshold of the pretrained model is chosen.
     """
     config = context.config
     train, validation = context.collected()
     expert, held_out = context.episodes("demos"), context.episodes("held-out")
     loaded = load_world_model(config, str(context.model("world-model")))
     world = loaded if "imagines" in loaded.abilities else None
-    figures: dict[str, Any] = {"pretrained": config.reward.pretrained}
+    metrics: dict[str, Any] = {"pretrained": config.reward.pretrained}
     if config.reward.steps:
         with imagined_episodes(context, world, train) as imagined:
-            figures = train_classifier(context, concatenate_episodes([expert, train, *imagined]))
+            metrics = train_classifier(context, concatenate_episodes([expert, train, *imagined]))
     else:
         pretrained_reward_model(config).save(context.model("reward-model"))
     model = load_reward_model(config, str(context.model("reward-model")))
 
     def best(parts: Iterable[Episodes]) -> np.ndarray:
-        """Highest probabilities [M], a batch of episodes in memory at a time."""
+        """Highest probability of each episode [M], with one batch of episodes in memory at a time."""
         min_steps = config.reward.min_steps
         return np.concatenate(
             [best_probabilities(model, np.asarray(p.frames), p.instructions, p.lengths, min_steps) for p in parts]
@@ -56,12 +56,12 @@ def reward_model(context: RunContext) -> dict[str, Any]:
     model.threshold = config.reward.threshold or chosen
     report = binary_report(best(parts_of(held_out)) >= model.threshold, held_out.success)
     model.save(context.model("reward-model"))
-    return {**figures, "threshold": model.threshold, "threshold_curve": curve, **report}
+    return {**metrics, "threshold": model.threshold, "threshold_curve": curve, **report}
 
 
 @contextmanager
 def imagined_episodes(context: RunContext, world: World | None, train: Episodes) -> Iterator[Sequence[Episodes]]:
-    """P as the world model shows it, in a file for as long as the block runs; nothing without one that imagines."""
+    """The training episodes as the world model imagines them, in a temporary file; empty without a world model."""
     if world is None:
         yield []
         return
@@ -76,9 +76,9 @@ def imagined_episodes(context: RunContext, world: World | None, train: Episodes)
 
 
 def train_classifier(context: RunContext, episodes: Episodes) -> dict[str, Any]:
-    """Leaves a reward model whose threshold is not chosen yet in `models`."""
+    """Train the reward model and save it in `models`; its threshold is chosen later."""
     config, out = context.config, context.model("reward-model").absolute()
-    clips_to_learn(config.reward, episodes)  # raises before any process is asked for
+    clips_to_learn(config.reward, episodes)  # raises before any process is started
     texts = tuple(sorted(set(episodes.instructions)))
     instructions = texts if len(texts) > 1 else ()
 

@@ -1,7 +1,7 @@
-"""Rounds of a recipe: each has a folder, a seed and a world model of its own to begin with.
+"""Rounds of a recipe: each has its own folder, seed and initial world model.
 
-From round 2 on a run collects with the policy of the round before, and aligns that round's world models further. The
-seed differs, so that start states and random numbers are new; what is evaluated stays the same for every seed.
+From round 2 on, a run collects episodes with the policy of the previous round and continues to align that round's world
+models. The seed differs, so that start states and random numbers are new; evaluation is the same for every seed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from wmpo_ray.runs.round_folders import round_folder
 
 __all__ = ["config_of_round", "round_folder"]
 
-SEED_STEP = 3919  # start states repeat after 4000 seeds: with this step not before 4000 rounds
+SEED_STEP = 3919  # start states repeat after 4000 seeds; with this step, not before 4000 rounds
 MAX_SEED = 2**31
 
 

@@ -1,7 +1,7 @@
-"""Which steps of a run are done, which go on from a checkpoint, and which must be redone because of other settings.
+"""Decides which steps of a run are done, which resume from a checkpoint, and which changed settings force to repeat.
 
-A step's record in the summary knows what its result was made from (`MadeFrom`); a step that was begun and has not
-finished has a note of the same kind. Comparing both with what the present configuration asks for decides what is to do.
+A step's record in the summary contains what its result was made from (`MadeFrom`); an unfinished step has a note of the
+same kind. Comparing them with the current configuration gives the action for each step.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.section import shown
 from wmpo_ray.runs.folder import RunFolder
 
-IDENTITY = ("name", "seed")  # another one is another run
+IDENTITY = ("name", "seed")  # a change makes it a different run
 MOST_SHOWN = 4
 
 
 class Action(enum.Enum):
-    """What is to do about a step."""
+    """What to do with a step."""
 
     KEEP = "done before"
     BEGIN = "not begun"
@@ -35,7 +35,7 @@ class Action(enum.Enum):
 
     @property
     def changes_results(self) -> bool:
-        """Whether a result that is there will be replaced."""
+        """Whether an existing result will be replaced."""
         return self in (Action.EXTEND, Action.REDO)
 
 
@@ -68,7 +68,7 @@ def plan_run(folder: RunFolder, config: Config, steps: Sequence[Step]) -> list[P
 
 
 def adopt_earlier(folder: RunFolder) -> None:
-    """Note what results were made from where an earlier version did not: from what `config.json` still says."""
+    """Record what results were made from, by `config.json`, if an earlier version of the program did not."""
     config = folder.config
     results: dict[str, str] = {}
     for step in steps_of(config):
@@ -81,7 +81,7 @@ def adopt_earlier(folder: RunFolder) -> None:
 
 
 def check_identity(folder: RunFolder, config: Config) -> None:
-    """Raises UserError where the folder was made for a run of another name or seed: redoing it all would be no resume."""
+    """Raises UserError if the folder holds a run of another name or seed, of which nothing could be kept."""
     lines = config_differences(folder.config, config)
     other = [line for line in lines if line.partition(":")[0] in IDENTITY]
     if other:
@@ -108,7 +108,7 @@ def _planned(folder: RunFolder, step: Step, wanted: MadeFrom, changed: set[str])
 
 
 def source_of(entry: dict[str, Any] | None) -> MadeFrom | None:
-    """What a record or a note says that its step was made from. Raises UserError where it says nothing readable."""
+    """The `MadeFrom` of a record or a note. Raises UserError if it is damaged."""
     if entry is None:
         return None
     try:
@@ -121,12 +121,12 @@ def source_of(entry: dict[str, Any] | None) -> MadeFrom | None:
 
 
 def is_within(course: MadeFrom, wanted: MadeFrom) -> bool:
-    """Whether a course does not go further than is wanted."""
+    """Whether an earlier extent is at most the wanted one."""
     return course.extent is None or (wanted.extent is not None and course.extent <= wanted.extent)
 
 
 def difference(step: Step, old: MadeFrom, new: MadeFrom, changed: set[str]) -> str:
-    """Why a result cannot be kept: settings with both values, or the steps it was made from."""
+    """Why a result cannot be kept: changed settings with both values, or changed steps that it depends on."""
     reasons = []
     if old.extent != new.extent:
         reasons.append(f"{new.extent_key}: {old.extent} -> {new.extent}")
@@ -140,7 +140,7 @@ def difference(step: Step, old: MadeFrom, new: MadeFrom, changed: set[str]) -> s
 
 
 def has_state(folder: RunFolder, step: Step) -> bool:
-    """Whether there is a checkpoint that an unfinished step could go on from."""
+    """Whether there is a checkpoint that an unfinished step could resume from."""
     root = round_folder(folder.path, step.round)
     patterns = [name for name in step.stage.state if name.startswith("checkpoints/")]
     found = [path for name in patterns for path in root.glob(name)]
@@ -148,7 +148,7 @@ def has_state(folder: RunFolder, step: Step) -> bool:
 
 
 def check_resume(folder: RunFolder, plan: Sequence[Planned], resume: bool, redo: bool) -> None:
-    """Raises UserError where something would be gone on with, or redone, and nobody has asked for that."""
+    """Raises UserError if a step would be resumed or redone without --resume."""
     redone = [f"{each.label} ({each.reason})" for each in plan if each.action.changes_results]
     stopped = next((each.label for each in plan if each.action is Action.RESUME), "")
     if redone and not redo:

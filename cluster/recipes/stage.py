@@ -1,7 +1,7 @@
-"""What a stage is, and what its result is made from.
+"""Defines a stage and what its result is made from.
 
-A stage names the settings and the stages that its result depends on. `key_of` hashes both, so a run that goes on with
-other settings redoes the stages that depend on them and keeps the others.
+A stage names the settings and the stages that its result depends on. `made_from` hashes both, so a run resumed with
+changed settings redoes the stages that depend on them and keeps the others.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from wmpo_ray.config.loading import flatten
 from wmpo_ray.config.run import Config
 from wmpo_ray.runs.round_folders import label_of
 
-EVERYWHERE = ("seed", "environment", "cluster.threads_per_process")  # what the result of every stage depends on
+EVERYWHERE = ("seed", "environment", "cluster.threads_per_process")  # the result of every stage depends on these
 
-# Settings that no result depends on: what a run is called, where it runs, what it survives, what it reports, and bounds
-# after which it gives up. Also those that change a result by rounding only, as the number of workers does.
+# Settings that no result depends on: the run's name, placement, fault tolerance, monitoring, and limits after which it
+# gives up. Also those that change a result by rounding only, such as the number of workers.
 FREE = (
     "name",
     "recipe.rounds",
@@ -36,7 +36,7 @@ FREE = (
     "cluster.device",
     "cluster.address",
     "weights.transport",
-    "weights.payload",  # all of them lead to the same bits
+    "weights.payload",  # all of them give the same bits
     "weights.timeout_s",
     "rollout.max_attempts",
     "rollout.speculation",
@@ -51,23 +51,23 @@ FREE = (
 
 
 def no_check(config: Config, serial: bool) -> None:
-    """Nothing can be wrong before the stage begins."""
+    """The stage has no checks."""
 
 
 @dataclass(frozen=True)
 class Stage:
     """One step of a recipe. Patterns are relative to the folder of the round.
 
-    needs: stages whose results it reads; it is redone after them. Those that are not in the recipe do not count.
+    needs: stages whose results it reads; it is redone after them. Stages that are not in the recipe are ignored.
     follows: stages that must be done before it, whose results it does not read.
-    builds_on: stages of the round before whose results it reads.
-    makes: what it leaves for other stages.
+    builds_on: stages of the previous round whose results it reads.
+    makes: the files that it makes for other stages.
     settings: sections or keys that its result depends on, besides `EVERYWHERE` and what it needs; `FREE` never counts.
-    extent: a setting that says how far it goes. With more of it the stage goes on from where it ended.
-    state: patterns of what it goes on from when it is interrupted.
-    keeps_state: whether that stays once the stage is done.
-    check: raises UserError or ConfigError for whatever can be known to fail before the first stage begins.
-    format: raised when what the stage leaves changes its meaning.
+    extent: a setting for its length, such as the number of updates. If raised, the stage continues where it ended.
+    state: patterns of the files that it resumes from after an interruption.
+    keeps_state: whether these files are kept once the stage is done.
+    check: raises UserError or ConfigError for problems that can be detected before the first stage begins.
+    format: version of its results; incremented when their meaning changes.
     """
 
     name: str
@@ -99,22 +99,22 @@ class Step:
 
 
 class MadeFrom(NamedTuple):
-    """What the result of a step follows from."""
+    """Everything that determines the result of a step."""
 
-    key: str  # hash of all that follows, without the extent
-    extent_key: str  # the setting that says how far it goes, "" for most
+    key: str  # hash of everything below, without the extent
+    extent_key: str  # the setting for its length, "" for most stages
     extent: int | None
     settings: dict[str, Any]
     needs: dict[str, str]  # label of a step -> hash of its result
 
     @property
     def result(self) -> str:
-        """Hash of the result, for steps that need it."""
+        """Identifier of the result, for steps that need it."""
         return self.key if self.extent is None else f"{self.key}:{self.extent}"
 
 
 def made_from(step: Step, config: Config, results: Mapping[str, str]) -> MadeFrom:
-    """What the result of a step would follow from. results: of the steps before it, by label."""
+    """What the result of a step would be made from. results: identifiers of earlier steps' results, by label."""
     stage = step.stage
     settings = settings_of(stage, config)
     (key,) = [key for key in settings if is_among(key, (stage.extent,))] if stage.extent else [""]
@@ -130,11 +130,11 @@ def settings_of(stage: Stage, config: Config) -> dict[str, Any]:
     wanted = (*EVERYWHERE, *stage.settings)
     flat = flatten(config)
     chosen = {key: value for key, value in flat.items() if is_among(key, wanted) and not is_among(key, FREE)}
-    return json.loads(json.dumps(chosen, default=str))  # as a summary gives them back
+    return json.loads(json.dumps(chosen, default=str))  # as they are read back from a summary
 
 
 def is_among(key: str, names: tuple[str, ...]) -> bool:
-    """Whether a dotted key is one of some names, or lies in a section that is; `*.name` is that name in any section."""
+    """Whether a dotted key, or a section that contains it, is in `names`; `*.name` is that name in any section."""
     return any(
         key.endswith(name[1:]) if name.startswith("*.") else key == name or key.startswith(f"{name}.") for name in names
     )

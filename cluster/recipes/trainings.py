@@ -1,6 +1,6 @@
-"""The supervised trainings of a run: one description, on actors of the runtime or on the workers of Ray Train.
+"""Runs the supervised trainings of a run, on actors of the runtime or on the workers of Ray Train.
 
-Both take up the newest checkpoint in the same folder and leave the same weights; `cluster.training_workers` chooses.
+Both resume from the newest checkpoint in the same folder and give the same weights; `cluster.training_workers` chooses.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from wmpo_ray.config.cluster import bounds
 
 
 def run_trainings(context: RunContext, describe: Describe) -> dict[str, dict[str, Any]]:
-    """Run the trainings that `describe` makes of its episodes; returns the figures of each by its name."""
+    """Run the trainings that `describe` makes of its episodes; returns the metrics of each by name."""
     return on_workers(context, describe) if has_workers(context) else on_actors(context, describe(FromFiles()))
 
 
 def has_workers(context: RunContext) -> bool:
-    """Whether trainings run on workers of Ray Train; without Ray they never do."""
+    """Whether trainings run on workers of Ray Train; never without Ray."""
     return bounds(context.config.cluster.training_workers)[1] > 1 and not isinstance(context.runtime, SerialRuntime)
 
 
 def on_workers(context: RunContext, describe: Describe) -> dict[str, dict[str, Any]]:
-    """One training after the other, each on all workers."""
+    """Run one training after another, each on all workers."""
     from cluster.ray_train.trainer import check_room, train_on_workers
     from cluster.ray_train.training_data import TrainingData
 
@@ -55,7 +55,7 @@ def on_workers(context: RunContext, describe: Describe) -> dict[str, dict[str, A
 
 
 def on_actors(context: RunContext, trainings: list[Training]) -> dict[str, dict[str, Any]]:
-    """All trainings side by side, each on an actor of its own."""
+    """Run all trainings in parallel, each on its own actor."""
     courses = [ActorCourse(context, training) for training in trainings]
     description = " and ".join(training.description for training in trainings)
     with context.reporter.bar(description, sum(training.job.num_steps for training in trainings)) as advance:
@@ -70,11 +70,11 @@ def on_actors(context: RunContext, trainings: list[Training]) -> dict[str, dict[
         finally:
             for course in courses:
                 course.stop()
-    return {course.training.name: course.figures for course in courses}
+    return {course.training.name: course.metrics for course in courses}
 
 
 class ActorCourse:
-    """One training on an actor that may be lost: the next one goes on from its checkpoint."""
+    """One training on an actor; if the actor is lost, a new one resumes from its checkpoint."""
 
     def __init__(self, context: RunContext, training: Training):
         self._context, self._runtime, self.training = context, context.runtime, training
@@ -83,11 +83,11 @@ class ActorCourse:
         self._curve = context.curve(training.name, training.job.num_steps)
         self.num_steps = 0
         self.shown: dict[str, float] = {}
-        self.figures: dict[str, Any] = {}
+        self.metrics: dict[str, Any] = {}
         self._actor: Any = None
-        self._method = ""  # of the actor, under way
+        self._method = ""  # of the actor, in progress
         self._resumed_from = 0
-        self._losses = 0  # in a row, none of which left a newer checkpoint than the one before
+        self._losses = 0  # consecutive losses without a newer checkpoint
 
     def start(self) -> Ref:
         """Place the actor; returns its first call."""
@@ -100,10 +100,10 @@ class ActorCourse:
         return self._runtime.build(self._actor)
 
     def proceed(self, ref: Ref) -> Ref | None:
-        """Take the result of the call under way and make the next one; None once the weights are saved.
+        """Take the result of the finished call and make the next one; None once the weights are saved.
 
         Raises what the call raised, and `RuntimeError` once the actor was lost `faults.max_start_failures` times
-        without getting further.
+        without progress.
         """
         try:
             value = self._runtime.get(ref)
@@ -112,7 +112,7 @@ class ActorCourse:
         if self._method == "build":
             return self._call("begin", self._job)
         if self._method == "finish":
-            self.figures = value
+            self.metrics = value
             return None
         if self._method == "begin":
             self._take_up(*value)
@@ -143,10 +143,10 @@ class ActorCourse:
         self._losses += 1
         if self._losses >= faults.max_start_failures:
             raise RuntimeError(
-                f"{error}\nthe process that trains {name} was lost {self._losses} times without getting further than "
+                f"{error}\nthe process that trains {name} was lost {self._losses} times without progress beyond "
                 f"step {self._resumed_from}; raise faults.max_start_failures={faults.max_start_failures}"
             ) from error
-        text = f"{error}; training {name} goes on in a new process"
+        text = f"{error}; training {name} continues in a new process"
         emit("worker.lost", text, logging.WARNING, error=str(error), worker=f"training-{name}", step=self.num_steps)
         self.stop()
         time.sleep(min(faults.backoff_s * 2 ** (self._losses - 1), faults.max_backoff_s))

@@ -1,8 +1,8 @@
 """Actors as Ray actors.
 
-Every actor stands in a host: a process that first says where it is and answers heartbeats, then constructs the actor.
-So an actor that is waiting for resources, one that is loading its models and one that hangs can be told apart, and what
-a constructor raises is seen: under Ray's own restarts it is silent.
+Every actor runs in a host: a process that first reports its location and answers heartbeats, then constructs the actor.
+This distinguishes an actor that is waiting for resources from one that is loading its models and one that hangs, and
+makes errors of constructors visible: Ray's own restarts hide them.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ LOST = (
     ActorUnschedulableError,
     ActorPlacementGroupRemoved,
 )
-HEARTBEAT = "heartbeat"  # a thread of its own: it answers while the actor works
+HEARTBEAT = "heartbeat"  # runs in its own thread: it answers while the actor works
 
 
 class Host:
     """The process of an actor."""
 
     def __init__(self) -> None:
-        # Ray hides no GPU from who asked for none, and models go where one is seen (cluster.device = "auto").
+        # Ray does not hide GPUs from actors that requested none; cluster.device = "auto" uses any visible GPU.
         if not ray.get_runtime_context().get_accelerator_ids().get("GPU"):
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         self._actor: Any = None
@@ -73,7 +73,7 @@ class Host:
     def build(self, blueprint: bytes) -> float:
         started = time.monotonic()
         try:
-            cls, args = cloudpickle.loads(blueprint)  # imports its libraries: part of the time it takes
+            cls, args = cloudpickle.loads(blueprint)  # imports libraries, which counts as build time
             self._actor = cls(*args)
         except Exception as error:
             self._problem = error
@@ -115,7 +115,7 @@ class RayRuntime:
             else:
                 ray.init("local", logging_level=logging.WARNING, log_to_driver=False, include_dashboard=False)
             if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, before)  # Ray has put its own there: it would end with another exit code
+                signal.signal(signal.SIGTERM, before)  # Ray's own handler would exit with another code
         self._node = ray.get_runtime_context().get_node_id()
 
     @property
@@ -131,7 +131,7 @@ class RayRuntime:
 
     @property
     def can_grow(self) -> bool:
-        """Whether an autoscaler brings nodes on demand."""
+        """Whether an autoscaler adds nodes on demand."""
         config = autoscaler_config()
         return config is not None and len(config.node_group_configs) > 0
 
@@ -141,7 +141,7 @@ class RayRuntime:
     def spawn(self, cls: type, *args: Any, resources: Resources, name: str) -> RayActor:
         # The dashboard shows the name of the class.
         host = ray.remote(concurrency_groups={HEARTBEAT: 1})(type(cls.__name__, (Host,), {}))
-        # Restarts are ours: Ray's own would serve the first weights again.
+        # The driver restarts actors: Ray's own restart would serve the initial weights again.
         handle = host.options(max_restarts=0, **ray_options(resources)).remote()
         return RayActor(handle, cls, args)
 
@@ -164,7 +164,7 @@ class RayRuntime:
         return call.remote(method, num_returns, *args)
 
     def wait(self, refs: list[Ref], timeout_s: float | None = None) -> list[Ref]:
-        if not refs:  # Ray would not wait for nothing: everybody is in a pause before the next start
+        if not refs:  # ray.wait rejects an empty list: all workers are in a backoff before the next start
             time.sleep(timeout_s or 0.0)
             return []
         ready, rest = ray.wait(refs, num_returns=1, timeout=timeout_s, fetch_local=False)
@@ -187,7 +187,9 @@ class RayRuntime:
         except ObjectLostError as error:
             raise InputLostError(str(error)) from error
         except RayTaskError as error:
-            if isinstance(error.cause, (ObjectLostError, *LOST)):  # of an argument, not of the actor that was called
+            if isinstance(
+                error.cause, (ObjectLostError, *LOST)
+            ):  # the loss is that of an argument, not of the called actor
                 raise InputLostError(str(error.cause)) from error
             # The cause is what the code raised; Ray's wrapper adds its own frames to the message.
             raise error.cause from error
@@ -199,7 +201,7 @@ class RayRuntime:
         ray.kill(actor.handle)
         if process is None:
             return
-        # A process that is stopped does not follow ray.kill: it would keep its memory and its GPU.
+        # A stopped process does not react to ray.kill: it would keep its memory and its GPU.
         if process.node == self._node:
             end_process(process.pid)
         else:
@@ -219,7 +221,7 @@ class RayRuntime:
 
 
 def end_process(pid: int) -> None:
-    """Kill a Ray worker; anything else that has got its number since is left alone."""
+    """Kill a Ray worker; a different process that has reused the pid is left alone."""
     try:
         if b"ray::" in Path(f"/proc/{pid}/cmdline").read_bytes():
             os.kill(pid, signal.SIGKILL)

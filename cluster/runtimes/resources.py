@@ -1,4 +1,4 @@
-"""What an actor asks for when it is spawned, and how Ray spells it."""
+"""The resources of an actor, and their Ray options."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 
 class Resources(NamedTuple):
-    """What an actor is spawned with; in a bundle, accelerator and labels are the bundle's business."""
+    """Resources that an actor is spawned with; in a bundle, the bundle determines accelerator and labels."""
 
     num_cpus: float = 0.0
     num_gpus: float = 0.0
@@ -17,12 +17,12 @@ class Resources(NamedTuple):
 
 
 def node_selector(labels: Iterable[str]) -> dict[str, str]:
-    """Labels ("key=value") as Ray's selector of nodes."""
+    """Labels ("key=value") as Ray's node selector."""
     return dict(label.split("=", 1) for label in labels)
 
 
 def ray_options(resources: Resources) -> dict[str, Any]:
-    """The keyword arguments of `ray.remote(cls).options(...)` that say where an actor runs."""
+    """The keyword arguments of `ray.remote(cls).options(...)` that place an actor."""
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     options: dict[str, Any] = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus}

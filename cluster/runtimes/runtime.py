@@ -1,7 +1,7 @@
-"""Where actors run: one after the other in this process (`serial_runtime.py`) or on Ray (`ray_runtime.py`).
+"""The interface of runtimes: actors run serially in this process (`serial_runtime.py`) or on Ray (`ray_runtime.py`).
 
-Both give the same few verbs, so that the main loop and the actor classes are the same in both. `wait` is called from
-`cluster/workers/pending.py` only.
+Both have the same methods, so that the main loop and the actor classes are the same in both. During optimization only
+`cluster/workers/pending.py` calls `wait`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class ActorLostError(RuntimeError):
 
 
 class HungError(ActorLostError):
-    """An actor that does not answer, or gets no further; its process is ended."""
+    """An actor does not answer or makes no progress; its process is killed."""
 
 
 class InputLostError(RuntimeError):
-    """What a call was given has vanished, with the node that held it; the actor that was called is well."""
+    """An input of a call was lost with the node that held it; the called actor itself is fine."""
 
 
 class ProcessInfo(NamedTuple):
@@ -35,7 +35,7 @@ class ProcessInfo(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What a call took in its worker. `start`: seconds since the epoch."""
+    """Timing of a call in its worker. `start`: seconds since the epoch."""
 
     start: float
     seconds: float
@@ -44,11 +44,11 @@ class Work(NamedTuple):
 
 class Answer(NamedTuple):
     value: Any
-    work: Work | None = None  # None: nobody measured it
+    work: Work | None = None  # None: not measured
 
 
 class Beat(NamedTuple):
-    """A sign of life: finished pieces of work, and what the process holds."""
+    """A heartbeat: a counter of finished work, and the memory of the process."""
 
     num_beats: int
     memory_bytes: int = 0
@@ -57,7 +57,7 @@ class Beat(NamedTuple):
 
 
 def measured(run: Callable[[], Any], num_returns: int) -> tuple[Any, ...]:
-    """What a call gives, as many parts as it returns; the first one is an `Answer` and says what the call took."""
+    """The results of a call, `num_returns` of them; the first one is an `Answer` with the timing of the call."""
     start, began = time.time(), time.perf_counter()
     with record() as recording:
         result = run()
@@ -66,7 +66,7 @@ def measured(run: Callable[[], Any], num_returns: int) -> tuple[Any, ...]:
 
 
 def unwrapped(arg: Any) -> Any:
-    """An argument that was the answer of another call, without what that one took."""
+    """An argument without the timing, if it is the answer of another call."""
     return arg.value if isinstance(arg, Answer) else arg
 
 
@@ -102,22 +102,22 @@ class Runtime(Protocol):
         """Start a call and return its reference, or a list of `num_returns`; references among `args` are resolved."""
 
     def wait(self, refs: list[Ref], timeout_s: float | None = None) -> list[Ref]:
-        """Block until one of the references is ready or the time is over; all that are ready."""
+        """Block until one of the references is ready or the timeout ends; returns all that are ready."""
 
     def get(self, ref: Ref) -> Any:
         """The value of a ready reference. Raises what the call raised, ActorLostError, InputLostError."""
 
     def answer(self, ref: Ref) -> Answer:
-        """The same for the first reference of a call, with what the call took."""
+        """The same for the first reference of a call, with the timing of the call."""
 
     def put(self, value: Any) -> Ref: ...
 
     def kill(self, actor: Any, process: ProcessInfo | None = None) -> None:
-        """End an actor's process whatever it is doing, even if it is stopped."""
+        """Kill an actor's process whatever it is doing, even if it is stopped."""
 
     def stop(self, actor: Any) -> None: ...
 
     def draining_nodes(self) -> dict[str, float]:
-        """Node -> seconds until it is taken away."""
+        """Draining node -> seconds until it is gone."""
 
     def shutdown(self) -> None: ...

@@ -15,7 +15,7 @@ from cluster.runtimes.runtime import Answer, ProcessInfo, Ref, beat_of, measured
 
 @dataclass(eq=False)
 class LocalRef:
-    """A value that is there already, or will be once the call before it has run."""
+    """A value that exists already, or will once its call has run."""
 
     value: Any = None
     error: Exception | None = None
@@ -31,7 +31,7 @@ class LocalActor:
 
 
 class SerialRuntime:
-    """Actors as plain objects; calls run in the order they were made, when somebody waits."""
+    """Actors as plain objects; calls run in the order they were made, inside `wait`."""
 
     def __init__(self) -> None:
         self._calls: deque[Callable[[], None]] = deque()
@@ -81,7 +81,7 @@ class SerialRuntime:
             try:
                 for ref, value in zip(refs, run(), strict=True):
                     ref.value, ref.ready = value, True
-            except Exception as error:  # noqa: BLE001  handed to whoever asks for the value, as Ray does
+            except Exception as error:  # noqa: BLE001  raised when the value is read, as Ray does
                 for ref in refs:
                     ref.error, ref.ready = error, True
 
@@ -93,7 +93,7 @@ class SerialRuntime:
             if ready := [ref for ref in refs if ref.ready]:
                 return ready
             if not self._calls:
-                assert timeout_s is not None, "waiting for calls that nobody made"
+                assert timeout_s is not None, "waiting for calls that were never made"
                 time.sleep(timeout_s)
                 return []
             self._calls.popleft()()

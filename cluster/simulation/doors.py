@@ -4,7 +4,7 @@ Ray 2.60 in token mode, as read from the doors themselves: HTTP servers (dashboa
 answer 401 without a token and 403 to a wrong one, gRPC servers (GCS, raylets, workers, drivers) UNAUTHENTICATED. By
 design these answer anybody, and are counted apart, as `OPEN_BY_DESIGN`:
 
-- the metrics ports of nodes, of the dashboard and of the autoscaler: figures in Prometheus' format, no way to act;
+- the metrics ports of nodes, of the dashboard and of the autoscaler: metrics in Prometheus' format, no way to act;
 - of the dashboard the page itself ("/", static, without data), `/api/authentication_mode` and `/api/gcs_healthz`;
 - gRPC's health check: that a server is alive.
 

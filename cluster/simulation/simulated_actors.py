@@ -87,13 +87,13 @@ class SavedLearner:
 
 @dataclass
 class SimulatedWorld:
-    """What outlives the actors, and what they are told to do wrong.
+    """What outlives the actors, and which faults they inject.
 
     Args:
         keep_rate: share of groups with mixed outcomes
-        world_judges: rollouts come with their scores, and nobody scores videos
+        world_judges: rollouts come with their scores, and videos are not scored
         spool: "none", "memory" (the learner can read trajectories back) or "file" (so can the driver)
-        poison: groups that crash whoever imagines them
+        poison: groups that crash their worker
         damages_weights: whether weights that a replica loads just now arrive damaged
         damages_checkpoint: whether the newest checkpoint cannot be read just now; there is an older one
     """
@@ -118,7 +118,7 @@ class SimulatedWorld:
 
 
 class PoisonError(RuntimeError):
-    """A start state that crashes whoever imagines it."""
+    """A start state that crashes its worker."""
 
 
 class SimulatedRollouts:

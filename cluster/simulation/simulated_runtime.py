@@ -234,7 +234,7 @@ class SimulatedRuntime:
                 result = getattr(actor.instance, call.method)(*args)
         except AssertionError:  # a law that a stand-in watches over: no fault of the actor
             raise
-        except Exception as error:  # noqa: BLE001  handed to whoever asks for the value, as Ray does
+        except Exception as error:  # noqa: BLE001  raised when the value is read, as Ray does
             return None, error
         return (result if len(call.refs) > 1 else [result]), None
 

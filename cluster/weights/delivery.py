@@ -1,8 +1,8 @@
-"""Weights from the learner to every replica: through the object store, or by broadcast in a fixed group.
+"""Delivers weights from the learner to every replica: through the object store, or by broadcast in a fixed group.
 
-The learner leaves each version in the object store, full and, where `weights.payload` asks for it, compact. What a
-replica then holds it says itself; whoever called compares that with `WeightPublisher.version` and sends the full payload
-where the two differ.
+The learner puts each version into the object store, in full and, depending on `weights.payload`, also compact. A
+replica reports the version that it loaded; the caller compares it with `WeightPublisher.version` and sends the full
+payload if they differ.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from wmpo_ray.core.types import WeightVersion
 
 
 class WeightPublisher(Protocol):
-    """Nothing here waits for an actor."""
+    """Publishes weights. No method blocks on an actor."""
 
     @property
     def version(self) -> WeightVersion | None:
@@ -32,32 +32,31 @@ class WeightPublisher(Protocol):
 
     @property
     def full(self) -> Ref:
-        """The full payload of it."""
+        """Its full payload."""
 
     def offer(self, version: WeightVersion, full: Ref, compact: Ref | None) -> None:
-        """Take note of the newest weights, in the order of versions."""
+        """Set the newest weights; called in the order of versions."""
 
     def deliver(self, workers: Sequence[Worker]) -> list[tuple[Worker, Ref]]:
         """Send the newest weights to workers; each reference resolves to the `WeightVersion` that was loaded.
 
-        Raises, when it is resolved, WeightTransferError where only `send_full` helps. Calls of one caller keep their
-        order: what was asked of a worker before still runs under the old weights, what is asked from now on under the
-        new.
+        A reference raises WeightTransferError if only `send_full` helps. Calls of one caller keep their order: earlier
+        calls of a worker run with the old weights, later ones with the new.
         """
 
     def send_full(self, worker: Worker) -> Ref:
-        """The same for one worker, in full and through the object store: one that has just come, or went wrong."""
+        """Send the full payload to one worker through the object store: after it has joined, or after a failure."""
 
     def close(self) -> None: ...
 
 
 class ObjectStorePublisher:
-    """One copy in the object store, which every replica pulls; any set of workers will do."""
+    """One copy in the object store, which every replica pulls; workers may come and go."""
 
     def __init__(self, runtime: Runtime, payload: str = "full"):
         self._runtime, self._payload = runtime, payload
         self._version: WeightVersion | None = None
-        self._base = ""  # digest of the version before, from which a delta starts
+        self._base = ""  # digest of the previous version, the base of a delta
         self._full: Ref = None
         self._compact: Ref | None = None
 
@@ -72,7 +71,7 @@ class ObjectStorePublisher:
     def offer(self, version: WeightVersion, full: Ref, compact: Ref | None) -> None:
         previous, self._version = self._version, version
         self._full, self._compact = full, compact
-        # A learner that was restored offers its version once more, and knows no other to make a delta from.
+        # A restored learner offers its version again and has no previous one to make a delta from.
         follows = previous is not None and version.num_updates == previous.num_updates + 1
         self._base = previous.digest if previous is not None and follows else ""
 
@@ -83,13 +82,13 @@ class ObjectStorePublisher:
         return self._load(worker, self._full)
 
     def close(self) -> None:
-        """Nothing of its own to end."""
+        """Nothing to close."""
 
     def _load(self, worker: Worker, payload: Ref) -> Ref:
         return self._runtime.call(worker.actor, "load_weights", payload)
 
     def _payload_for(self, workers: Sequence[Worker]) -> Ref:
-        """The smallest payload that all of them can use."""
+        """The smallest payload that all of the workers can use."""
         if self._compact is None or self._payload == "full":
             return self._full
         is_usable = self._payload == "adapter" or (
@@ -101,9 +100,9 @@ class ObjectStorePublisher:
 class GroupPublisher(ObjectStorePublisher):
     """Broadcasts in a fixed group: one publisher process, which reads the object store, and all workers delivered to.
 
-    A new group, with a new publisher process, is made at the first `deliver`, whenever the workers are others than last
-    time, and after any `send_full`: that is how a broken broadcast shows. The store where members find each other is in
-    this process, so that it outlives them all and nothing needs to be asked of a publisher that may be dead or stuck.
+    A new group, with a new publisher process, is created at the first `deliver`, whenever the workers have changed, and
+    after any `send_full`, the sign of a broken broadcast. The rendezvous store is in this process, so that it outlives
+    all members and does not depend on a publisher that may be dead or stuck.
     A broadcast waits for its slowest worker: `weights.timeout_s` must be longer than a request.
     """
 
@@ -116,7 +115,7 @@ class GroupPublisher(ObjectStorePublisher):
         self._members: tuple[tuple[int, int], ...] = ()
         self._group: GroupSpec | None = None
         self._publisher: Any = None
-        self._sent: Ref = None  # held: a reference that is dropped ends its call
+        self._sent: Ref = None  # kept: dropping the reference would cancel the call
 
     def deliver(self, workers: Sequence[Worker]) -> list[tuple[Worker, Ref]]:
         if not workers:
@@ -158,7 +157,7 @@ class GroupPublisher(ObjectStorePublisher):
 
 
 def _own_address(config: Config) -> str:
-    """Where the members find this process; nobody else does unless the cluster is a real one."""
+    """The address at which members reach this process: loopback unless the cluster is remote."""
     if not cluster_address(config):
         return "127.0.0.1"
     import ray.util
@@ -167,7 +166,7 @@ def _own_address(config: Config) -> str:
 
 
 def make_publisher(config: Config, runtime: Runtime) -> WeightPublisher:
-    """The publisher that `weights.transport` names; UserError for a group without processes of its own."""
+    """The publisher that `weights.transport` names; UserError for a broadcast transport with --serial."""
     if config.weights.transport == "object_store":
         return ObjectStorePublisher(runtime, config.weights.payload)
     if isinstance(runtime, SerialRuntime):

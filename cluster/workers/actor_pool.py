@@ -1,4 +1,4 @@
-"""A pool of equal actors: who is there, who is lost, who is asked to come or go."""
+"""A pool of identical actors: starts, replaces, adds and removes workers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wmpo_ray.config.cluster import FaultsConfig
 
 
 class Phase(enum.Enum):
-    """What a worker is up to; in this order, and back to DOWN when it is lost."""
+    """Lifecycle of a worker; in this order, and back to DOWN when it is lost."""
 
     DOWN = "down"  # lost, or not started yet
     PLACING = "placing"  # waits for resources
@@ -22,7 +22,7 @@ class Phase(enum.Enum):
 
 @dataclass(eq=False)
 class Worker:
-    """One place in a pool. Its actor may be replaced; `epoch` tells the answers of one from those of the next."""
+    """One slot in a pool. Its actor may be replaced; `epoch` identifies the actor that an answer came from."""
 
     role: str
     index: int
@@ -30,20 +30,20 @@ class Worker:
     epoch: int = 0
     phase: Phase = Phase.DOWN
     process: ProcessInfo | None = None
-    task: Any = None  # what it is doing
-    began_at: float = 0.0  # when it began that, in seconds since the epoch
-    digest: str = ""  # hash of the weights that it has confirmed to hold
-    version: int = -1  # updates behind them
-    loading: str = ""  # hash of those on their way to it
-    num_mismatches: int = 0  # in a row: weights that did not arrive as they were sent
-    num_failures: int = 0  # in a row: actors that were lost before they had done anything
-    not_before: float = 0.0  # when the next actor may be started
+    task: Any = None  # the task in progress
+    began_at: float = 0.0  # start of the task, seconds since the epoch
+    digest: str = ""  # hash of the weights that it has confirmed
+    version: int = -1  # number of updates in those weights
+    loading: str = ""  # hash of the weights being sent to it
+    num_mismatches: int = 0  # consecutive times that weights arrived damaged
+    num_failures: int = 0  # consecutive actors lost before finishing any task
+    not_before: float = 0.0  # earliest start of the next actor
     lost_at: float | None = None
     build_s: float = 0.0
-    is_leaving: bool = False  # does what it is at, takes nothing new
-    beats: int = -1  # pieces of work it has told of
-    moved_at: float = 0.0  # when it last told of another one, or began something
-    asked_at: float | None = None  # when it was asked and has not answered yet
+    is_leaving: bool = False  # finishes its task, takes no new one
+    beats: int = -1  # progress counter of its last heartbeat
+    moved_at: float = 0.0  # when that counter last moved, or a task began
+    asked_at: float | None = None  # when the pending heartbeat was requested
 
     @property
     def name(self) -> str:
@@ -55,11 +55,11 @@ class Worker:
 
 
 class StartError(RuntimeError):
-    """Actor after actor was lost before it had done anything."""
+    """Several actors in a row were lost before finishing any task."""
 
 
 class ActorPool:
-    """`spawn(index)` asks for the process of an actor, `release(index)` gives up its place in the cluster."""
+    """`spawn(index)` requests an actor's process, `release(index)` returns its reserved resources."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class ActorPool:
         faults: FaultsConfig,
         spawn: Callable[[int], Any],
         release: Callable[[int], None] = lambda index: None,
-        is_single: bool = False,  # never two at once, not even while one leaves: the learner
+        is_single: bool = False,  # never two at once, not even while one is leaving: the learner
     ):
         self._runtime, self._faults, self._spawn, self._release = runtime, faults, spawn, release
         self.is_single = is_single
@@ -80,7 +80,7 @@ class ActorPool:
         self.fill()
 
     def resize(self, size: int) -> None:
-        """Have `size` workers from now on; of too many, the last ones leave when they are free."""
+        """Set the number of workers; surplus ones, highest index first, leave once they are free."""
         self.target = size
         staying = sorted((w for w in self.workers if not w.is_leaving), key=lambda worker: worker.index)
         for worker in staying[size:]:
@@ -88,7 +88,7 @@ class ActorPool:
         self.fill()
 
     def fill(self) -> None:
-        """Make up the number of workers that are to be there; they are started at the next turn."""
+        """Add workers up to the target; they are started at the next turn."""
         if self.size >= self.target or (self.is_single and self.workers):
             return
         taken = {worker.index for worker in self.workers}
@@ -97,7 +97,7 @@ class ActorPool:
 
     @property
     def size(self) -> int:
-        """Workers that are there to stay, or on their way."""
+        """Number of workers that are not leaving."""
         return sum(not worker.is_leaving for worker in self.workers)
 
     @property
@@ -105,20 +105,20 @@ class ActorPool:
         return [worker for worker in self.workers if worker.phase is Phase.READY]
 
     def free(self, weights: str | None) -> Worker | None:
-        """A worker with nothing to do that holds the weights with this hash, and will for now; None: any."""
-        held = (w for w in self.workers if w.is_free and weights in (None, w.digest) and not w.loading)
-        return next(held, None)
+        """An idle worker that has the weights with this hash and is not loading others; None: any weights."""
+        idle = (w for w in self.workers if w.is_free and weights in (None, w.digest) and not w.loading)
+        return next(idle, None)
 
     def start(self, worker: Worker) -> None:
-        """Ask for a process."""
+        """Request a process for the worker."""
         worker.actor = self._spawn(worker.index)
         worker.phase = Phase.PLACING
         worker.moved_at = self._runtime.clock()
 
     def lose(self, worker: Worker, error: Exception) -> None:
-        """The actor is gone or given up: what it still answers is late, another one takes its place after a pause.
+        """Drop a lost actor: its later answers are ignored, and a new one starts after a backoff.
 
-        Raises StartError once `faults.max_start_failures` actors in a row were lost before they had done anything.
+        Raises StartError once `faults.max_start_failures` actors in a row were lost before finishing any task.
         """
         now = self._runtime.clock()
         if worker.phase is not Phase.DOWN:
@@ -133,12 +133,12 @@ class ActorPool:
         worker.not_before = now + min(pause, self._faults.max_backoff_s)
         if worker.num_failures >= self._faults.max_start_failures:
             raise StartError(
-                f"{worker.name}: {error}\n{worker.num_failures} actors in a row were lost there before they had done "
-                f"anything; see the first error, or raise faults.max_start_failures={self._faults.max_start_failures}"
+                f"{worker.name}: {error}\n{worker.num_failures} actors in a row were lost before finishing any "
+                f"task; see the first error, or raise faults.max_start_failures={self._faults.max_start_failures}"
             ) from error
 
     def remove(self, worker: Worker) -> None:
-        """Let a worker go for good."""
+        """Stop a worker and remove it from the pool."""
         if worker.phase is not Phase.DOWN:
             self._runtime.stop(worker.actor)
         worker.epoch += 1

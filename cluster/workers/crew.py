@@ -1,7 +1,7 @@
-"""All pools of a run and the work that is given to them: starts, tasks, losses, heartbeats.
+"""Schedules tasks on the pools of a run; handles starts, losses and heartbeats.
 
-A task goes to a free worker of its role and, if that is lost, to another one: every request is a pure function, so it
-does not matter who answers. What a replaced actor still answers is dropped and counted.
+A task goes to a free worker of its role and, if that worker is lost, to another one: every request is a pure function,
+so any worker gives the same answer. Late answers of replaced actors are dropped and counted.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Crew:
     def __post_init__(self) -> None:
         self.pending = Pending(self.runtime)
         self._tasks: dict[str, list[Task]] = {}
-        self._looked_at = -1e9  # when the heartbeats were last looked at
+        self._checked_at = -1e9  # when the heartbeats were last checked
 
     # -- work ----------------------------------------------------------------------------------------------------
 
@@ -41,7 +41,7 @@ class Crew:
         insort(self._tasks.setdefault(task.role, []), task, key=lambda other: other.order)
 
     def cancel(self, unwanted: Callable[[Task], bool]) -> None:
-        """Drop tasks that nobody has begun."""
+        """Drop tasks that no worker has begun."""
         for role, tasks in self._tasks.items():
             self._tasks[role] = [task for task in tasks if not unwanted(task)]
 
@@ -50,7 +50,7 @@ class Crew:
         return bool(self._tasks.get(role)) or any(worker.task for worker in self.pools[role].workers)
 
     def turn(self) -> None:
-        """Start workers, hand out tasks, look at heartbeats. Called once before every wait."""
+        """Start workers, assign tasks, check heartbeats. Called once before every wait."""
         now = self.runtime.clock()
         for pool in self.pools.values():
             for worker in [w for w in pool.workers if w.is_leaving and w.task is None]:
@@ -59,15 +59,15 @@ class Crew:
             for worker in pool.workers:
                 if worker.phase is Phase.DOWN and now >= worker.not_before:
                     self._start(pool, worker)
-        if now - self._looked_at >= self.faults.heartbeat_every_s:
-            # After an absence of our own (a suspended machine) the answers lie here unread: ask again.
-            self._look_at_heartbeats(now, ask_again=now - self._looked_at > self.faults.heartbeat_timeout_s)
-            self._looked_at = now
+        if now - self._checked_at >= self.faults.heartbeat_every_s:
+            # After this process itself was suspended, answers are still unread: restart the timeouts.
+            self._check_heartbeats(now, ask_again=now - self._checked_at > self.faults.heartbeat_timeout_s)
+            self._checked_at = now
         for role, tasks in self._tasks.items():
-            self._hand_out(self.pools[role], tasks)
+            self._assign(self.pools[role], tasks)
 
-    def _hand_out(self, pool: ActorPool, tasks: list[Task]) -> None:
-        unserved: set[str | None] = set()  # weights that no free worker holds
+    def _assign(self, pool: ActorPool, tasks: list[Task]) -> None:
+        unserved: set[str | None] = set()  # weights that no free worker has
         for task in list(tasks):
             if task.weights in unserved:
                 continue
@@ -97,16 +97,16 @@ class Crew:
         on_failure: Callable[[Exception], None] | None = None,
         on_work: Callable[[Work], None] = lambda work: None,
     ) -> None:
-        """Watch a call to a worker; unless told otherwise, a failure means that the worker is lost."""
+        """Watch a call to a worker; by default, a failure means that the worker is lost."""
         self.pending.add(ref, worker, make_event, on_failure or (lambda error: self.fail(worker, error)), on_work)
 
     # -- events --------------------------------------------------------------------------------------------------
 
     def events(self, ended: list[Ref]) -> Iterator[Any]:
-        """What has happened; events of the crew's own are dealt with here, the others are for the caller, in order."""
+        """Handle the crew's own events; yield the others to the caller, in order."""
         for event in self.pending.events(ended):
-            if (theirs := self._handle(event)) is not None:
-                yield theirs
+            if (unhandled := self._handle(event)) is not None:
+                yield unhandled
 
     def _handle(self, event: Any) -> Any:
         match event:
@@ -150,11 +150,11 @@ class Crew:
         facts: dict[str, Any] = {"worker": worker.name, "epoch": worker.epoch, "build_s": round(worker.build_s, 3)}
         if worker.process is not None:
             facts |= {"pid": worker.process.pid, "node": worker.process.node}
-        emit("worker.ready", f"{worker.name} has its models loaded", logging.DEBUG, **facts)
+        emit("worker.ready", f"{worker.name} has loaded its models", logging.DEBUG, **facts)
         return Joined(worker)
 
     def serves(self, worker: Worker) -> None:
-        """A worker has everything it needs: the end of a loss, if there was one."""
+        """A worker is in service; log the recovery if it replaces a lost one."""
         if worker.lost_at is None:
             return
         seconds = self.runtime.clock() - worker.lost_at
@@ -171,12 +171,12 @@ class Crew:
     # -- losses --------------------------------------------------------------------------------------------------
 
     def fail(self, worker: Worker, error: Exception, blame: bool = True) -> None:
-        """A worker is lost: another actor takes its place, and another worker its task."""
+        """A worker is lost: start a new actor for it and give its task to another worker."""
         task, worker.task = worker.task, None
         if isinstance(error, InputLostError) and task is not None:
-            task.input_lost(error)  # the worker itself is well
+            task.input_lost(error)  # the worker itself is fine
             return
-        self._tell_of_loss(worker, task, error)
+        self._log_loss(worker, task, error)
         self.pools[worker.role].lose(worker, error)
         if task is None:
             return
@@ -188,7 +188,7 @@ class Crew:
         else:
             self.submit(task)
 
-    def _tell_of_loss(self, worker: Worker, task: Task | None, error: Exception) -> None:
+    def _log_loss(self, worker: Worker, task: Task | None, error: Exception) -> None:
         self.telemetry.lost(worker)
         reason = _first_lines(error)
         doing = {"call": task.method, "order": list(task.order)} if task is not None else {}
@@ -197,7 +197,7 @@ class Crew:
 
     # -- heartbeats ----------------------------------------------------------------------------------------------
 
-    def _look_at_heartbeats(self, now: float, ask_again: bool) -> None:
+    def _check_heartbeats(self, now: float, ask_again: bool) -> None:
         for pool in self.pools.values():
             for worker in list(pool.workers):
                 if worker.phase not in (Phase.BUILDING, Phase.READY):
@@ -214,7 +214,7 @@ class Crew:
         self.watch(self.runtime.beat(worker.actor), worker, lambda beat: HeardBeat(worker, beat))
 
     def _problem(self, worker: Worker, now: float) -> str | None:
-        """What is wrong with a worker that should have answered, or got further, by now."""
+        """Why a worker counts as hung: no answer, or no progress, for too long; None if it does not."""
         silent, faults = now - (worker.asked_at or now), self.faults
         if silent > faults.heartbeat_timeout_s:
             limit = f"faults.heartbeat_timeout_s={faults.heartbeat_timeout_s:g}"
@@ -222,7 +222,7 @@ class Crew:
         is_working = worker.task is not None or worker.loading or worker.phase is Phase.BUILDING
         if is_working and now - worker.moved_at > faults.stall_timeout_s:
             limit = f"faults.stall_timeout_s={faults.stall_timeout_s:g}"
-            return f"{worker.name} has got no further for {now - worker.moved_at:.0f} s ({limit})"
+            return f"{worker.name} has made no progress for {now - worker.moved_at:.0f} s ({limit})"
         return None
 
     def _note_beat(self, event: HeardBeat) -> None:
@@ -232,12 +232,12 @@ class Crew:
         if event.beat.num_beats != worker.beats:
             worker.beats, worker.moved_at = event.beat.num_beats, now
 
-    # -- nodes that are taken away -------------------------------------------------------------------------------
+    # -- draining nodes ------------------------------------------------------------------------------------------
 
     def leave_nodes(self, draining: dict[str, float], margin_s: float) -> None:
-        """Workers on nodes that go are replaced elsewhere at once; they finish their task, or hand it back in time.
+        """Replace workers on draining nodes at once; they finish their task if there is time.
 
-        draining: node -> seconds until it is gone; `margin_s` before that a task is handed back.
+        draining: node -> seconds until it is gone; `margin_s` before that, an unfinished task is reassigned.
         """
         for pool in self.pools.values():
             for worker in list(pool.workers):

@@ -1,4 +1,4 @@
-"""How many workers a run should have, and asking the cluster's autoscaler for the nodes under them."""
+"""Computes how many workers a run should have, and requests nodes for them from the cluster's autoscaler."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from wmpo_ray.config.cluster import Size, bounds
 from wmpo_ray.config.roles import ROLES, elastic_roles, rollout_role
 from wmpo_ray.config.run import Config
 
-HEADROOM = 1.25  # a worker is given up only if the rest could serve this much more than is asked
-WINDOW = 32  # latest requests and updates that rates are measured over
+HEADROOM = 1.25  # a worker is removed only if the others could serve this multiple of the demand
+WINDOW = 32  # number of latest requests and updates that rates are measured over
 
 
 def target_workers(
@@ -36,17 +36,17 @@ def target_workers(
     of the curve: it maximises speedup x efficiency = g_1^2 / (n (g/n + u)^2), and both are at least half of what any
     other number gives (Eager, Zahorjan and Lazowska 1989, Speedup versus efficiency in parallel systems).
 
-    It grows at once and shrinks only past `HEADROOM`: measurements that wander by a tenth change it at most once.
+    It grows at once and shrinks only past `HEADROOM`: measurements that vary by 10% change it at most once.
 
     Args:
         size: a fixed number, or (min, max)
         current: the last target
-        demand: groups/s asked of all workers together; None: not measured yet
-        worker_rate: groups/s that one worker gives while it works; None: not measured yet
-        most_useful: requests that are handed out at once, at most
-        in_waves: they are handed out together and waited for together, so a number that leaves workers idle in the
-            last wave is lowered to the smallest with as many waves
-        has_work: False once nothing more will be asked
+        demand: groups/s needed from all workers together; None: not measured yet
+        worker_rate: groups/s of one busy worker; None: not measured yet
+        most_useful: largest number of concurrent requests
+        in_waves: requests are issued together and awaited together, so a number that leaves workers idle in the
+            last wave is lowered to the smallest one with as many waves
+        has_work: False once no more requests will be issued
     """
     low, high = bounds(size)
     if not has_work:
@@ -64,19 +64,19 @@ def target_workers(
 
 
 class WorkerTargets:
-    """Measures rates while a run goes on and says how many workers each elastic role should have."""
+    """Measures rates during a run and computes how many workers each elastic role should have."""
 
     def __init__(self, config: Config):
         self.config = config
         self._rolled_out = _Rate()
         self._scored = _Rate()
-        self._eaten = _Rate()
+        self._consumed = _Rate()
         self._last: dict[str, int] = dict.fromkeys(elastic_roles(config), 0)
-        self._is_new = True  # something was measured since the last answer
+        self._is_new = True  # a rate was measured since the last call
         self._had_work = True
 
     def rolled_out(self, num_groups: int, seconds: float) -> None:
-        """One request was rolled out: its groups, and how long one worker was busy with it."""
+        """Record a finished request: its number of groups, and how long one worker was busy with it."""
         self._is_new = True
         self._rolled_out.add(num_groups, seconds)
 
@@ -85,12 +85,12 @@ class WorkerTargets:
         self._scored.add(num_groups, seconds)
 
     def updated(self, num_settled: int, seconds: float) -> None:
-        """One update was done: groups that were rolled out for it, rejected ones included, and the learner's seconds."""
+        """Record a finished update: groups rolled out for it, rejected ones included, and the learner's seconds."""
         self._is_new = True
-        self._eaten.add(num_settled, seconds)
+        self._consumed.add(num_settled, seconds)
 
     def targets(self, has_work: bool = True) -> dict[str, int]:
-        """Role -> workers to have now. Without a measurement: the fewest, but one of each if there is work."""
+        """Role -> target number of workers. Without measurements: the minimum, or one if there is work."""
         if not self._last or (has_work == self._had_work and not self._is_new):
             return self._last
         self._had_work, self._is_new = has_work, False
@@ -101,14 +101,14 @@ class WorkerTargets:
             leader: target_workers(
                 ROLES[leader].size(self.config),
                 self._last[leader],
-                self._eaten.value,
+                self._consumed.value,
                 worker_rate,
                 most_useful,
                 in_waves=staleness == 0,
                 has_work=has_work,
             )
         }
-        # Whoever judges keeps up with what is rolled out, so that a group waits for nothing but its batch.
+        # Reward workers keep up with the rollouts, so that a group only waits for its batch.
         offered = None if worker_rate is None else sizes[leader] * worker_rate
         for role in self._last.keys() - {leader}:
             size, last, rate = ROLES[role].size(self.config), self._last[role], self._scored.value
@@ -128,26 +128,26 @@ class _Rate:
 
     @property
     def value(self) -> float | None:
-        """None until something was measured."""
+        """None until there is a measurement."""
         groups, seconds = sum(pair[0] for pair in self._pairs), sum(pair[1] for pair in self._pairs)
         return groups / seconds if groups and seconds > 0 else None
 
 
 class Autoscaler:
-    """The run's standing request to the cluster's autoscaler; without an autoscaler nobody reads it.
+    """The run's resource request to the cluster's autoscaler; it has no effect without an autoscaler.
 
-    The request is persistent and the cluster's only one: it holds until it is replaced, also after the driver's death.
-    So it covers all bundles of the run, and `withdraw` belongs into a `finally`.
+    The request is persistent and the cluster's only one: it lasts until it is replaced, even after the driver's death.
+    So it covers all bundles of the run, and `withdraw` belongs in a `finally`.
     """
 
     def __init__(self, request: Callable[..., Any] = request_resources):
         self._request = request
-        self._heard: list[Bundle] | None = []  # what stands at the head; None: it did not say
+        self._accepted: list[Bundle] | None = []  # the request that the head holds; None: unknown
 
     def request(self, bundles: Sequence[Bundle]) -> bool:
-        """Ask that the cluster be large enough for all of `bundles`; sent only if they changed.
+        """Request a cluster large enough for all of `bundles`; sent only if they changed.
 
-        Returns False if the head did not answer: ask again later.
+        Returns False if the head did not answer: try again later.
         """
         return self._send([bundle for bundle in bundles if bundle.resources])
 
@@ -156,15 +156,15 @@ class Autoscaler:
         return self._send([])
 
     def _send(self, bundles: list[Bundle]) -> bool:
-        if bundles == self._heard:
+        if bundles == self._accepted:
             return True
         options: dict[str, Any] = {"bundles": [bundle.resources for bundle in bundles]}
         if any(bundle.labels for bundle in bundles):
             options["bundle_label_selectors"] = [bundle.label_selector for bundle in bundles]
-        self._heard = None
+        self._accepted = None
         try:
             self._request(**options)
         except RpcError:
-            return False  # the head is away for a moment; no worker that is there depends on the answer
-        self._heard = bundles
+            return False  # the head is unavailable for a moment; running workers do not depend on it
+        self._accepted = bundles
         return True

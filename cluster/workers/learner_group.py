@@ -1,7 +1,7 @@
-"""A learner in several processes, one of them on each of its GPUs; to the driver it is one actor.
+"""A learner in several processes, one per GPU; the driver sees one actor.
 
-That actor holds rank 0 and starts the others: Ray ends them with it. Whatever it is asked to do, all ranks do together.
-If one of them is lost, the actor says so as if it had been lost itself, and the driver replaces it, and with it all.
+That actor is rank 0 and starts the other ranks: Ray ends them with it. All ranks execute every call together. If a rank
+is lost, the actor raises ActorLostError as if it had been lost itself, and the driver replaces the whole group.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from wmpo_ray.core.runtime_settings import process_device
 from wmpo_ray.core.types import LearnerState, UpdateResult, WeightVersion
 from wmpo_ray.policies.weight_payload import WeightPayload
 
-LOOK_S = 0.5  # between two looks at the other ranks
-GRACE_S = 10.0  # in which the other ranks notice that one has failed, and say what they know of it
+POLL_S = 0.5  # interval between checks of the other ranks
+GRACE_S = 10.0  # time for the other ranks to notice a failure and report their errors
 
 
 class LearnerGroup:
-    """Has the methods of a learner of the class `cls`, and makes one in every rank.
+    """Has the methods of a learner of the class `cls`; every rank constructs one.
 
     Args:
-        cls: made from a config, the folders of the policy and of the checkpoints, and `Ranks`
-        places: of all ranks but the first
+        cls: constructed from a config, the folders of the policy and of the checkpoints, and `Ranks`
+        places: resources of all ranks but the first
     """
 
     def __init__(self, config: Config, cls: type, policy_dir: str, checkpoint_dir: str, places: Sequence[Resources]):
@@ -77,11 +77,11 @@ class LearnerGroup:
         return self._together(refs, lambda: getattr(self._learner, method)(*args))
 
     def _together(self, refs: list[Any], run: Callable[[], Any]) -> Any:
-        """What `run` gives here, once the other ranks are through as well."""
+        """The result of `run` on this rank, once the other ranks have finished as well."""
         own = self._work.submit(copy_context().run, run)
         missing = refs
         while missing or not own.done():
-            ended, missing = ray.wait(missing, num_returns=len(missing), timeout=LOOK_S) if missing else ([], [])
+            ended, missing = ray.wait(missing, num_returns=len(missing), timeout=POLL_S) if missing else ([], [])
             failed = [ref for ref in ended if _error(ref) is not None]
             if failed or (own.done() and own.exception()):
                 self._fail(refs, own)
@@ -90,7 +90,7 @@ class LearnerGroup:
         return own.result()
 
     def _fail(self, refs: list[Any], own: Future) -> NoReturn:
-        """Raise what explains the failure: the others only say that they have lost touch with the rank that failed."""
+        """Raise the cause of the failure: the other ranks only report a lost connection to the rank that failed."""
         ray.wait(refs, num_returns=len(refs), timeout=GRACE_S)
         _settle(own, GRACE_S)
         ended = ray.wait(refs, num_returns=len(refs), timeout=0)[0]
@@ -99,16 +99,16 @@ class LearnerGroup:
         for rank, error in errors.items():
             if isinstance(error, LOST):
                 raise ActorLostError(f"rank {rank} of the learner's {len(refs) + 1} was lost: {error}") from error
-        told = {rank: error for rank, error in errors.items() if error is not None}
-        for error in told.values():
-            if not _is_loss_of_touch(error):
+        raised = {rank: error for rank, error in errors.items() if error is not None}
+        for error in raised.values():
+            if not _is_lost_connection(error):
                 raise error
-        rank, error = next(iter(told.items()))
-        raise ActorLostError(f"rank {rank} of the learner's {len(refs) + 1} lost touch: {error}") from error
+        rank, error = next(iter(raised.items()))
+        raise ActorLostError(f"rank {rank} of the learner's {len(refs) + 1} lost its connection: {error}") from error
 
 
 class _Rank:
-    """The process of a rank that is not the first; its results are rank 0's too, so it keeps them to itself."""
+    """The process of a rank that is not the first; its results equal those of rank 0 and are not returned."""
 
     def build(self, blueprint: tuple, spec: RankSpec) -> None:
         self._learner = _make(blueprint, spec)
@@ -122,8 +122,8 @@ def _make(blueprint: tuple, spec: RankSpec) -> Any:
     return cls(config, *folders, Ranks.join(spec, process_device(config.cluster.device)))
 
 
-def _settle(own: Future, timeout_s: float = LOOK_S) -> None:
-    """Wait for this rank's own part, whatever comes of it."""
+def _settle(own: Future, timeout_s: float = POLL_S) -> None:
+    """Wait for this rank's own call, whether it succeeds or fails."""
     try:
         own.exception(timeout_s)
     except TimeoutError:
@@ -131,7 +131,7 @@ def _settle(own: Future, timeout_s: float = LOOK_S) -> None:
 
 
 def _error(ref: Any) -> BaseException | None:
-    """What the call of another rank raised, or what became of its process."""
+    """The error that the call of another rank raised, or the loss of its process; None if it succeeded."""
     try:
         ray.get(ref)
     except RayTaskError as error:
@@ -141,14 +141,14 @@ def _error(ref: Any) -> BaseException | None:
     return None
 
 
-def _is_loss_of_touch(error: BaseException) -> bool:
-    """Whether it is what torch raises in a rank whose neighbour has gone, for which it has no class of its own."""
+def _is_lost_connection(error: BaseException) -> bool:
+    """Whether torch raised this because a peer is gone; torch has no exception class for it."""
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(word in text for word in ("gloo", "nccl", "connection", "peer"))
 
 
 def check_ranks(config: Config, serial: bool) -> None:
-    """Raises UserError where several processes are asked for and there is only one."""
+    """Raises UserError if several learner ranks are configured with --serial."""
     if serial and config.cluster.learner_ranks > 1:
         raise UserError(
             f"cluster.learner_ranks={config.cluster.learner_ranks}: --serial has one process only; set "

@@ -1,4 +1,4 @@
-"""Everything that is under way, and the one place that waits for it."""
+"""All calls in progress, and the only place that waits for them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OnFailure = Callable[[Exception], None]
 
 @dataclass(frozen=True)
 class Failed:
-    """A call that did not end well; `on_failure` says what to do about it."""
+    """A call that failed; `on_failure` handles it."""
 
     error: Exception
     on_failure: OnFailure
@@ -25,7 +25,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class Late:
-    """An answer of an actor that has been replaced since. Nobody waits for it."""
+    """An answer of an actor that has been replaced since; it is dropped."""
 
     worker: Worker
 
@@ -52,18 +52,18 @@ class Pending:
         on_failure: OnFailure,
         on_work: OnWork = lambda work: None,
     ) -> None:
-        """Watch a call to a worker. `make_event` turns its value into an event; `on_work` hears what it took."""
+        """Watch a call to a worker. `make_event` turns its value into an event; `on_work` receives its timing."""
         self._calls[ref] = _Call(make_event, on_failure, on_work, worker, worker.epoch)
 
     def wait(self, timeout_s: float) -> list[Ref]:
-        """Wait for calls to end: those that have, in the order in which they were made."""
+        """Wait for calls to end; returns the finished ones in the order in which they were made."""
         ready = set(self._runtime.wait(list(self._calls), timeout_s))
         return [ref for ref in self._calls if ref in ready]
 
     def events(self, refs: list[Ref]) -> Iterator[Any]:
-        """What ended calls mean: their events, `Failed` or `Late`.
+        """The events of finished calls, or `Failed` or `Late`.
 
-        Each is made when it is asked for: what one brings about may make the next one late.
+        Each is created lazily: handling one event may make the next one late.
         """
         for ref in refs:
             yield self._event(self._calls.pop(ref), ref)
@@ -75,7 +75,7 @@ class Pending:
             answer = self._runtime.answer(ref)
         except UserError:
             raise
-        except Exception as error:  # noqa: BLE001  whoever made the call decides what it survives
+        except Exception as error:  # noqa: BLE001  the caller decides what it survives
             return Failed(error, call.on_failure)
         if answer.work is not None:
             call.on_work(answer.work)

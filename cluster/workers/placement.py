@@ -1,8 +1,8 @@
-"""Who stands where: each actor in a bundle, a share of one node that is reserved for it and outlives its process.
+"""Places actors: each runs in a bundle, a reserved share of one node that outlives the actor's process.
 
-`bundle_of` is the layout and knows no cluster; `PlacementBook` holds the reservations of a run. Every bundle is a
-placement group of its own, so that workers come and go one at a time, an actor that is spawned again stands where its
-predecessor stood, and the autoscaler sees what is missing. A bundle whose node vanished is placed again by Ray.
+`bundle_of` is the layout, without a cluster; `PlacementBook` holds the reservations of a run. Every bundle is a
+placement group of its own, so that workers come and go one at a time, an actor that is spawned again runs where its
+predecessor ran, and the autoscaler sees what is missing. A bundle whose node vanished is placed again by Ray.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from wmpo_ray.config.roles import ROLES, elastic_roles, roles_of, rollout_role
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError, UserError
 
-ACCELERATOR_SHARE = 0.001  # what Ray itself takes of "accelerator_type:NAME", a resource that says yes or no
+ACCELERATOR_SHARE = 0.001  # the amount of "accelerator_type:NAME" that Ray itself requests
 EPSILON = 1e-6
 
 
 class Bundle(NamedTuple):
-    """Resources that one node gives together, and the actors (role, index) that share them."""
+    """Resources reserved together on one node, and the actors (role, index) that share them."""
 
     name: str
     members: tuple[tuple[str, int], ...]
@@ -32,11 +32,11 @@ class Bundle(NamedTuple):
     num_gpus: float
     accelerator_type: str = ""
     labels: tuple[str, ...] = ()
-    siblings: int = 1  # bundles like it, itself included, that are reserved together: on one node if that has room
+    siblings: int = 1  # equal bundles, itself included, reserved together: on one node if it has room
 
     @property
     def resources(self) -> dict[str, float]:
-        """As Ray spells them; empty where nothing is to be reserved."""
+        """Under Ray's resource names; empty if nothing needs to be reserved."""
         asked = {"CPU": self.num_cpus, "GPU": self.num_gpus}
         resources = {kind: amount for kind, amount in asked.items() if amount > 0}
         if resources and self.accelerator_type:
@@ -49,12 +49,12 @@ class Bundle(NamedTuple):
 
 
 def role_resources(config: Config) -> dict[str, tuple[int, Resources]]:
-    """Role -> (number of actors at least, resources of each)."""
+    """Role -> (least number of actors, resources of each)."""
     return {role.name: (role.bounds(config)[0], resources_of(config, role.name)) for role in roles_of(config)}
 
 
 def resources_of(config: Config, role: str) -> Resources:
-    """What one actor of a role asks for, in a run that has it or, as a stage may, beside one that has not."""
+    """The resources of one actor of a role; the run itself need not have that role."""
     return _resources(_role(config, role))
 
 
@@ -62,12 +62,12 @@ def resources_of(config: Config, role: str) -> Resources:
 
 
 def bundle_of(config: Config, role: str, index: int = 0) -> Bundle:
-    """The bundle that an actor stands in.
+    """The bundle that an actor runs in.
 
-    `separate`: one for each actor, and the learner's have whole GPUs, so that no world model shares them. `collocated`:
-    imagination worker i with reward worker i and rank i of the learner, all on one GPU at most.
+    `separate`: one bundle per actor; the learner's have whole GPUs, so that no world model shares them. `collocated`:
+    imagination worker i shares one with reward worker i and rank i of the learner, with at most one GPU.
 
-    Raises ConfigError where the roles that share a bundle ask for more than one GPU or for different nodes.
+    Raises ConfigError if the roles that share a bundle ask for more than one GPU or for different nodes.
     """
     members = _members(config, role, index)
     places = {name: _role(config, name) for name, _ in members}
@@ -94,7 +94,7 @@ def bundle_of(config: Config, role: str, index: int = 0) -> Bundle:
 
 
 def bundles_for(config: Config, sizes: Mapping[str, int]) -> list[Bundle]:
-    """All bundles of a run with so many workers of each elastic role, those of the other roles included, each once."""
+    """All bundles of a run with these numbers of workers per elastic role; other roles are included."""
     bundles: dict[Bundle, None] = {}
     for role in sorted(roles_of(config), key=lambda role: role.name in sizes):
         size = sizes.get(role.name, role.bounds(config)[0])
@@ -103,12 +103,12 @@ def bundles_for(config: Config, sizes: Mapping[str, int]) -> list[Bundle]:
 
 
 def smallest_bundles(config: Config) -> list[Bundle]:
-    """Those of a run with the fewest workers that the configuration allows."""
+    """The bundles of a run with the fewest workers that the configuration allows."""
     return bundles_for(config, {role: ROLES[role].bounds(config)[0] for role in elastic_roles(config)})
 
 
 def largest_bundles(config: Config) -> list[Bundle]:
-    """Those of a run with the most workers."""
+    """The bundles of a run with the most workers."""
     return bundles_for(config, {role: ROLES[role].bounds(config)[1] for role in elastic_roles(config)})
 
 
@@ -116,7 +116,7 @@ def _members(config: Config, role: str, index: int) -> tuple[tuple[str, int], ..
     if config.placement.layout == "separate" or not ROLES[role].is_collocated:
         return ((role, index),)
     most = {other.name: other.bounds(config)[1] for other in roles_of(config) if other.is_collocated}
-    # Beyond the last worker that makes rollouts there is nobody to share with.
+    # A worker beyond the last rollout worker has none to share a bundle with.
     leader = rollout_role(config)
     alone = role != leader and index >= most.get(leader, 0)
     return ((role, index),) if alone else tuple((name, index) for name, count in most.items() if index < count)
@@ -133,8 +133,10 @@ def _resources(role: RolePlacement) -> Resources:
 def _common_accelerator(places: Mapping[str, RolePlacement]) -> str:
     asked = {name: place.accelerator_type for name, place in places.items() if place.accelerator_type}
     if len(set(asked.values())) > 1:
-        told = ", ".join(f"placement.{name}.accelerator_type={value}" for name, value in asked.items())
-        raise ConfigError(f"{told}: roles that share a GPU need the same; set them alike or placement.layout=separate")
+        conflict = ", ".join(f"placement.{name}.accelerator_type={value}" for name, value in asked.items())
+        raise ConfigError(
+            f"{conflict}: roles that share a GPU need the same; set them alike or placement.layout=separate"
+        )
     return next(iter(asked.values()), "")
 
 
@@ -143,8 +145,8 @@ def _common_labels(places: Mapping[str, RolePlacement]) -> tuple[str, ...]:
     keys = [label.split("=", 1)[0] for label in labels]
     for label, key in zip(labels, keys, strict=True):
         if keys.count(key) > 1:
-            told = ", ".join(f"placement.{name}.labels={list(place.labels)}" for name, place in places.items())
-            raise ConfigError(f"{told}: no node has {label!r} and another {key!r}; set placement.layout=separate")
+            conflict = ", ".join(f"placement.{name}.labels={list(place.labels)}" for name, place in places.items())
+            raise ConfigError(f"{conflict}: no node has {label!r} and another {key!r}; set placement.layout=separate")
     return labels
 
 
@@ -152,7 +154,7 @@ def _common_labels(places: Mapping[str, RolePlacement]) -> tuple[str, ...]:
 
 
 class Reservation:
-    """A bundle held on the cluster, or waiting for a node; never blocks. It ends with the driver at the latest."""
+    """A bundle reserved on the cluster, or waiting for a node; never blocks. It ends with the driver at the latest."""
 
     def __init__(self, bundle: Bundle):
         selector = [bundle.label_selector] * bundle.siblings if bundle.labels else None
@@ -165,7 +167,7 @@ class Reservation:
         return self._group, 0
 
     def release(self) -> None:
-        """Give the bundle back; what still runs in it is killed by Ray."""
+        """Release the bundle; Ray kills what still runs in it."""
         remove_placement_group(self._group)
 
 
@@ -176,50 +178,50 @@ class PlacementBook:
         self.config = config
         self._reserve = reserve
         self._held: dict[Bundle, Any] = {}
-        self._standing: dict[Bundle, set[tuple[str, int]]] = {}
+        self._occupants: dict[Bundle, set[tuple[str, int]]] = {}
 
     def place(self, role: str, index: int = 0) -> Resources:
-        """What to spawn an actor with. The same actor gets the same reservation until it is released; never blocks."""
+        """Resources to spawn an actor with. An actor keeps its reservation until it is released; never blocks."""
         resources = _resources(_role(self.config, role))
         bundle, share = self._reserved(role, index)
         if self._reserve is None or not bundle.resources:
             return resources
         if bundle not in self._held:
             self._held[bundle] = self._reserve(bundle)
-        self._standing.setdefault(bundle, set()).add((role, index))
+        self._occupants.setdefault(bundle, set()).add((role, index))
         group, first = self._held[bundle].place
         return resources._replace(bundle=(group, first + share))
 
     def release(self, role: str, index: int = 0) -> None:
-        """The actor is retired: its bundle goes with the last one that stands in it. Does nothing a second time."""
+        """Retire an actor; its bundle is released with the last occupant. Idempotent."""
         bundle, _ = self._reserved(role, index)
-        standing = self._standing.get(bundle, set())
-        standing.discard((role, index))
-        if bundle in self._held and not standing:
-            self._standing.pop(bundle)
+        occupants = self._occupants.get(bundle, set())
+        occupants.discard((role, index))
+        if bundle in self._held and not occupants:
+            self._occupants.pop(bundle)
             self._held.pop(bundle).release()
 
     def _reserved(self, role: str, index: int) -> tuple[Bundle, int]:
-        """The bundle in whose name the reservation is, and which share of it is the actor's."""
+        """The bundle that was reserved, and the actor's index among its siblings."""
         bundle = bundle_of(self.config, role, index)
         return (bundle_of(self.config, role), index) if bundle.siblings > 1 else (bundle, 0)
 
     def close(self) -> None:
         while self._held:
             bundle, reservation = self._held.popitem()
-            self._standing.pop(bundle)
+            self._occupants.pop(bundle)
             reservation.release()
 
 
-# -- is there enough ---------------------------------------------------------------------------------------------
+# -- capacity checks ---------------------------------------------------------------------------------------------
 
 
 def check_placement(config: Config, available: Mapping[str, float], autoscaling: bool = False) -> None:
-    """UserError if the fewest actors together ask for more than there is: Ray would wait for ever.
+    """Raises UserError if the fewest actors need more than the cluster has: Ray would wait forever.
 
     Args:
-        available: `{"CPU": ..., "GPU": ...}`, of all nodes together
-        autoscaling: nodes come on demand, so what is missing now is no mistake
+        available: `{"CPU": ..., "GPU": ...}`, total over all nodes
+        autoscaling: nodes are added on demand, so missing resources are no error
     """
     bundles = smallest_bundles(config)
     for kind, field in (("CPU", "num_cpus"), ("GPU", "num_gpus")):

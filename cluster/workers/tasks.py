@@ -1,4 +1,4 @@
-"""A task that workers are given, and the events of a worker's life."""
+"""Tasks for workers, and the events of a worker's lifecycle."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def ignore(_error: Exception) -> None:
 
 @dataclass(eq=False)
 class Task:
-    """A call that is made until it is answered. `order`: smaller ones first."""
+    """A call that is repeated until it is answered. `order`: smaller ones first."""
 
     role: str
     method: str
@@ -24,17 +24,17 @@ class Task:
     order: tuple[int, ...]
     done: Callable[[Any, Any], Any]  # (value of the first reference, all references) -> event
     given_up: Callable[[Exception], None]  # its workers were lost `max_crashes` times
-    input_lost: Callable[[Exception], None] = ignore  # what it was given has vanished
-    is_wanted: Callable[[], bool] = lambda: True  # whether it has to be made again when its worker was lost
+    input_lost: Callable[[Exception], None] = ignore  # its input has been lost
+    is_wanted: Callable[[], bool] = lambda: True  # whether to repeat it after its worker was lost
     num_returns: int = 1
-    weights: str | None = None  # hash of the weights that the worker has to hold
+    weights: str | None = None  # hash of the weights that the worker must have
     max_crashes: int = 3
     num_crashes: int = 0
-    worked: Callable[[Worker, Work], None] = lambda worker, work: None  # hears what the call took
+    worked: Callable[[Worker, Work], None] = lambda worker, work: None  # receives the timing of the call
 
 
 class Joined(NamedTuple):
-    """A worker has its models loaded."""
+    """A worker has loaded its models."""
 
     worker: Worker
 

@@ -1,6 +1,6 @@
-"""What the driver hears, as live metrics, traces and status. It hears of everything, so nobody else has to tell.
+"""Turns the driver's events into live metrics, traces and the run's status.
 
-`Telemetry()` without arguments listens and says nothing.
+`Telemetry()` without arguments collects them and publishes nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from wmpo_ray.config.run import Config
 from wmpo_ray.core.types import RolloutRequest, WeightVersion
 from wmpo_ray.runs.live_metrics import Meter, NoMeter
 
-LOOK_EVERY_S = 1.0
+STATUS_EVERY_S = 1.0
 RATE_WINDOW_S = 60.0
 SHOWN = {
     "imagined/success_rate": "imagined_success",
@@ -39,7 +39,7 @@ class Telemetry:
     ):
         self.meter, self.trace, self.status, self.clock = meter or NoMeter(), trace, status, clock
         self.verdicts: Counter[str] = Counter()
-        self._looked_at = 0.0
+        self._reported_at = 0.0
         self._updated_at: float | None = None
         self._offered_at: float | None = None
         self._frames: deque[tuple[float, int, int]] = deque()  # (time, frames, groups) of the last minute
@@ -49,7 +49,7 @@ class Telemetry:
     # -- work ----------------------------------------------------------------------------------------------------
 
     def worked(self, worker: Worker, call: str, work: Work, update: int, version: int, groups: Sequence = ()) -> None:
-        """A worker has answered a call that was about an update."""
+        """Record a call that a worker has answered; `update`: the update it belongs to."""
         meter = self.meter
         meter.observe("wmpo_call_seconds", work.seconds, role=worker.role, call=call)
         for phase, seconds in (work.recording.seconds() or {call: work.seconds}).items():
@@ -78,7 +78,7 @@ class Telemetry:
         self.worked(worker, "score", work, *_about(request))
 
     def decided(self, verdict: str) -> None:
-        """What became of a group."""
+        """Count the verdict on a group."""
         self.verdicts[verdict] += 1
         self.meter.add("wmpo_groups_total", 1, verdict=verdict)
         if verdict == "quarantined":
@@ -90,7 +90,7 @@ class Telemetry:
     # -- updates and weights -------------------------------------------------------------------------------------
 
     def trains(self, staleness: Sequence[int]) -> None:
-        """A batch is handed to the learner; staleness of each of its groups."""
+        """Record the staleness of each group in a batch that goes to the learner."""
         for updates in staleness:
             self.meter.observe("wmpo_staleness_updates", updates)
 
@@ -101,7 +101,7 @@ class Telemetry:
         self._updated_at = now
 
     def metrics(self, values: dict[str, float]) -> None:
-        """Metrics of an update, under the names they have in metrics.jsonl: for the status."""
+        """Metrics of an update, under their names in metrics.jsonl; shown in the status."""
         self._facts |= {shown: values[key] for key, shown in SHOWN.items() if key in values}
 
     def offered(self, version: WeightVersion) -> None:
@@ -109,7 +109,7 @@ class Telemetry:
         self.meter.set("wmpo_weight_version", version.num_updates, holder="offered")
 
     def arrived(self) -> None:
-        """Every replica holds the offered weights."""
+        """Every replica has the offered weights."""
         if self._offered_at is not None:
             self.meter.observe("wmpo_broadcast_seconds", self.clock() - self._offered_at)
             self._offered_at = None
@@ -136,13 +136,13 @@ class Telemetry:
             self.meter.set("wmpo_gpu_memory_bytes", beat.gpu_memory_bytes, **labels)
             self.meter.set("wmpo_gpu_utilisation_ratio", beat.gpu_utilisation, **labels)
 
-    # -- how things stand ----------------------------------------------------------------------------------------
+    # -- status --------------------------------------------------------------------------------------------------
 
     def is_due(self) -> bool:
-        """Whether it is time for another `look`."""
-        return self.clock() - self._looked_at >= LOOK_EVERY_S
+        """Whether it is time for the next `report_status`."""
+        return self.clock() - self._reported_at >= STATUS_EVERY_S
 
-    def look(
+    def report_status(
         self,
         pools: dict[str, ActorPool],
         replicas: ActorPool,
@@ -151,13 +151,13 @@ class Telemetry:
         offered: int,
         wants_work: bool,
     ) -> None:
-        """Once a second: gauges, status, and the trace to the disk.
+        """Set the gauges, write the status, flush the trace to disk. Called once a second.
 
-        replicas: those who act with the newest weights; queue: groups `in_flight`, `admitted`, `needed` and `free`; version, offered: of the weights; wants_work: the
-        learner would train if it had a batch.
+        replicas: workers that act with the newest weights; queue: groups `in_flight`, `admitted`, `needed` and `free`;
+        version, offered: versions of the weights; wants_work: the learner is idle for lack of a batch.
         """
         now = self.clock()
-        since, self._looked_at = now - (self._looked_at or now), now
+        since, self._reported_at = now - (self._reported_at or now), now
         if wants_work:
             self.meter.add("wmpo_learner_waiting_seconds_total", since)
         for state in ("in_flight", "admitted"):
@@ -187,7 +187,7 @@ class Telemetry:
             self._frames.popleft()
         if not self._frames:
             return {"frames_per_s": 0.0, "groups_per_s": 0.0}
-        seconds = max(now - self._frames[0][0], LOOK_EVERY_S)
+        seconds = max(now - self._frames[0][0], STATUS_EVERY_S)
         frames, groups = (sum(entry[i] for entry in self._frames) for i in (1, 2))
         return {"frames_per_s": frames / seconds, "groups_per_s": groups / seconds}
 

@@ -1,4 +1,4 @@
-"""What every worker did for an update and when: `traces/update-000003.jsonl`, one line for each call."""
+"""Logs what every worker did for an update and when: `traces/update-000003.jsonl`, one line per call."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ class TraceLog:
         self._lines.setdefault(update, []).append(json.dumps(line, separators=(",", ":")))
 
     def flush(self) -> None:
-        """Lines to the disk; what does not fit there is let go of: a trace is no account."""
+        """Write the lines to disk; they are dropped if the disk is full, since nothing depends on a trace."""
         lines, self._lines = self._lines, {}
         try:
-            for update, told in lines.items():
+            for update, calls in lines.items():
                 self.folder.mkdir(exist_ok=True)
                 with open(self._path(update), "a") as file:
-                    file.write("".join(f"{line}\n" for line in told))
+                    file.write("".join(f"{line}\n" for line in calls))
             if lines:
                 self._forget()
         except OSError:
             pass
 
     def restore(self, num_updates: int) -> None:
-        """The run goes on after so many updates: what was done for later ones is done again."""
+        """The run resumes after `num_updates`: delete the traces of later updates."""
         for path in self.folder.glob("update-*.jsonl"):
             if path >= self._path(num_updates):
                 path.unlink()

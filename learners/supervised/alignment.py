@@ -18,7 +18,7 @@ from wmpo_ray.data.windows import WindowSampler
 from wmpo_ray.rollout.fidelity import replay_error
 from wmpo_ray.world_models.pretrained_world import begin_world_model, place_world_model
 
-BEFORE = "before"  # among the numbers of the trainer: the error before the first step
+BEFORE = "before"  # key in the trainer's numbers: the error before the first step
 
 
 class AlignmentTrainer(WorldModelTrainer):
@@ -45,12 +45,12 @@ class AlignmentTrainer(WorldModelTrainer):
         self.use(samplers, [1 - alignment.demo_share, alignment.demo_share])
 
     def measure_before(self, held_out: Episodes) -> None:
-        """Measure the error before the first step, unless a checkpoint has brought it."""
+        """Measure the error before the first step, unless a checkpoint contains it."""
         if BEFORE not in self.numbers:
             self.numbers[BEFORE] = self._error(held_out)
 
     def finish(self, path: Path, held_out: Episodes) -> dict[str, Any]:
-        """Save the averaged weights and compare the error on held-out rollouts with that before alignment."""
+        """Save the averaged weights; compare the error on held-out rollouts before and after alignment."""
         self.average.swap()
         with atomic_directory(path) as folder:
             self.world_model.save(folder)

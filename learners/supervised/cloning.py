@@ -76,11 +76,11 @@ def clone_policy(
     demos: Episodes,
     config: CloningConfig,
     seed: int,
-    progress: Progress = lambda step, figures: None,
+    progress: Progress = lambda step, metrics: None,
     checkpoints: TrainingCheckpoints = NO_CHECKPOINTS,
     share: WorkerShare = WHOLE,
 ) -> dict[str, float]:
-    """Train `policy` in place, from the newest checkpoint if there is one; returns the last smoothed loss.
+    """Train `policy` in place, resuming from the newest checkpoint if any; returns the last smoothed loss.
 
     What is trained are the parameters that want a gradient. Steps with a loss that is not finite are skipped and
     counted.
@@ -94,19 +94,19 @@ def clone_policy(
 
 
 def _schedule(step: int, total: int, warmup: int = 50) -> float:
-    """Warm-up, then a cosine down to a twentieth."""
+    """Linear warm-up, then cosine decay to 1/20."""
     return min(1.0, (step + 1) / warmup) * (0.475 * (1 + math.cos(math.pi * step / total)) + 0.05)
 
 
 def _decisions(demos: Episodes) -> tuple[Tensor, Tensor]:
-    """Row and step of every frame at which an action was still taken."""
+    """Row and step of every frame at which an action was taken."""
     before_end = np.arange(demos.actions.shape[1])[None] < demos.lengths[:, None]
     rows, steps = np.nonzero(before_end)
     return torch.from_numpy(rows), torch.from_numpy(steps)
 
 
 def _padded_actions(demos: Episodes, extra: int) -> np.ndarray:
-    """Actions [M, T+extra, D] in which the last real one repeats after the end."""
+    """Actions [M, T+extra, D]; the last real action is repeated after the end."""
     horizon = demos.actions.shape[1]
     last = np.minimum(np.arange(horizon + extra)[None], demos.lengths[:, None] - 1)
     return np.take_along_axis(demos.actions, last[..., None], 1)

@@ -1,4 +1,4 @@
-"""The supervised trainings as jobs: from configuration and data to saved weights and figures.
+"""The supervised trainings as jobs, from configuration and data to saved weights and metrics.
 
 A job says how its training begins, what is measured before the first step, and what it leaves. Who runs its steps, an
 actor (`training_actor.py`) or every worker of Ray Train with a share of every batch, makes no difference to it. Only
@@ -27,7 +27,7 @@ from wmpo_ray.registry import create_policy, create_reward_model, load_policy, p
 
 
 class Job(Protocol):
-    """A supervised training. What it holds travels to the process that runs it."""
+    """A supervised training; it is pickled and sent to the process that runs it."""
 
     @property
     def num_steps(self) -> int: ...
@@ -36,25 +36,25 @@ class Job(Protocol):
         """The training before its first step, with its data."""
 
     def measure_before(self, training: SupervisedTraining) -> None:
-        """Measure what must be known before the next step, once a checkpoint has been restored."""
+        """Compute baselines before the next step, after a checkpoint has been restored."""
 
     def finish(self, training: SupervisedTraining, seconds: float) -> dict[str, Any]:
-        """Save the weights; returns the figures, on workers those of rank 0. `seconds`: that the steps took here."""
+        """Save the weights; returns the metrics, on workers those of rank 0. `seconds`: duration of the steps."""
 
 
 class Training(NamedTuple):
-    """One description of a training, whatever runs it."""
+    """Describes a training, independent of what runs it."""
 
-    name: str  # of its folder among the checkpoints
-    description: str  # of its progress bar
-    section: str  # of the configuration that its settings stand in
+    name: str  # name of its checkpoint folder
+    description: str  # label of its progress bar
+    section: str  # configuration section of its settings
     settings: TrainingConfig
-    role: str  # whose placement an actor asks for
+    role: str  # role whose placement the actor uses
     job: Job
 
 
 class EpisodeSource(Protocol):
-    """Where a training gets its episodes from; what the methods return can be sent to whatever runs it."""
+    """Source of a training's episodes; the returned episodes can be sent to any process."""
 
     def read(self, name: str, path: Path) -> Episodes:
         """The episodes of a file. Raises `UserError` for one that is missing or damaged."""
@@ -84,7 +84,7 @@ class FromFiles:
 
 @dataclass(frozen=True)
 class CloningJob:
-    """The base policy, from `policy.pretrained` or from nothing."""
+    """The base policy, from `policy.pretrained` or from scratch."""
 
     config: Config
     demos: Episodes
@@ -103,7 +103,7 @@ class CloningJob:
         return cloner
 
     def measure_before(self, training: SupervisedTraining) -> None:
-        """Nothing."""
+        """No baseline needed."""
 
     def finish(self, training: SupervisedTraining, seconds: float) -> dict[str, Any]:
         policy: Any = training.network.eval()
@@ -114,7 +114,7 @@ class CloningJob:
 
 
 def begin_policy(config: Config, demos: Episodes, device: torch.device) -> Policy:
-    """What cloning begins with."""
+    """The initial policy of cloning."""
     if config.policy.pretrained:
         return load_policy(config, config.policy.pretrained, training=True, device=device)
     return create_policy(config, demos, device=device)
@@ -158,11 +158,11 @@ class AlignmentJob:
 
 @dataclass(frozen=True)
 class RewardJob:
-    """The reward model, from `reward.pretrained` or from nothing; its threshold is not chosen yet."""
+    """The reward model, from `reward.pretrained` or from scratch; its threshold is chosen later."""
 
     config: Config
     episodes: Episodes
-    instructions: tuple[str, ...]  # that a fresh one is to tell apart
+    instructions: tuple[str, ...]  # that a new model distinguishes
     out: Path
 
     @property
@@ -182,7 +182,7 @@ class RewardJob:
         return trainer
 
     def measure_before(self, training: SupervisedTraining) -> None:
-        """Nothing."""
+        """No baseline needed."""
 
     def finish(self, training: SupervisedTraining, seconds: float) -> dict[str, Any]:
         assert isinstance(training, RewardTrainer)
@@ -190,4 +190,4 @@ class RewardJob:
         model.network.eval()
         if training.share.rank == 0:
             model.save(self.out)
-        return {**training.figures(), "seconds": seconds}
+        return {**training.metrics(), "seconds": seconds}

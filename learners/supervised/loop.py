@@ -32,7 +32,7 @@ def _as_it_is(module: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class WorkerShare:
-    """The place of this process among those that train together.
+    """This process's rank among those that train together.
 
     `prepare` makes of a module one whose gradients are the mean over all ranks, such as `DistributedDataParallel`. With
     more than one rank the default process group of `torch.distributed` is used.
@@ -43,7 +43,7 @@ class WorkerShare:
     prepare: Callable[[nn.Module], nn.Module] = _as_it_is
 
     def of(self, count: int) -> slice:
-        """Which of `count` samples are this rank's; shares differ by one at most, and together they are all."""
+        """This rank's share of `count` samples; shares differ by at most one and cover all samples."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def total(self, value: float, device: torch.device) -> float:
@@ -59,7 +59,7 @@ WHOLE = WorkerShare()
 
 
 class TrainingConfig(Protocol):
-    """What the sections of the configuration about a training have in common."""
+    """The settings that all training sections have in common."""
 
     @property
     def steps(self) -> int: ...
@@ -75,7 +75,7 @@ class TrainingConfig(Protocol):
 
 
 class LossOf(nn.Module):
-    """A loss as the forward pass of its network: it is there that gradients of several ranks are put together."""
+    """A loss as the forward pass of a module: DistributedDataParallel averages gradients of a module's forward pass."""
 
     def __init__(self, network: nn.Module, loss: Callable[..., Tensor]):
         super().__init__()
@@ -93,7 +93,10 @@ class SupervisedTraining(ABC):
     Raises ConfigError for batches of fewer samples than ranks.
     """
 
-    smoothing: ClassVar[tuple[float, float]] = (0.95, 0.05)  # of the loss that is told: share of the old, of the new
+    smoothing: ClassVar[tuple[float, float]] = (
+        0.95,
+        0.05,
+    )  # of the reported loss: weights of the old and the new value
 
     def __init__(
         self,
@@ -113,16 +116,16 @@ class SupervisedTraining(ABC):
         self._num_skipped_in_a_row = 0
         self._loss = share.prepare(LossOf(network, loss))
 
-    # -- what a training is --------------------------------------------------------------------------------------
+    # -- for subclasses ------------------------------------------------------------------------------------------
 
     @property
     @abstractmethod
     def parts(self) -> Parts:
-        """All that the next step depends on besides configuration, data and `numbers`."""
+        """All state that the next step depends on besides configuration, data and `numbers`."""
 
     @abstractmethod
     def draw(self) -> Any:
-        """The next batch; its samples are chosen for all ranks, and looked up for this one."""
+        """The next batch; samples are chosen for all ranks and loaded for this one."""
 
     @abstractmethod
     def inputs(self, batch: Any) -> tuple[tuple[Sequence | Tensor, ...], int]:
@@ -130,11 +133,11 @@ class SupervisedTraining(ABC):
 
     @abstractmethod
     def learning_rate_factor(self) -> float:
-        """Of the learning rate in the coming step."""
+        """Factor on the learning rate in the next step."""
 
     @abstractmethod
     def update(self, loss: float) -> dict[str, float]:
-        """Take the step, or skip it; gradients and `loss` are those of the whole batch. Returns the figures to show."""
+        """Take or skip the step; gradients and `loss` are those of the whole batch. Returns the metrics to show."""
 
     # -- a step --------------------------------------------------------------------------------------------------
 
@@ -143,7 +146,7 @@ class SupervisedTraining(ABC):
         return next(self.network.parameters()).device
 
     def batches(self) -> Iterator[Any]:
-        """The batches of the steps that are left, each drawn when it is asked for."""
+        """The batches of the remaining steps, each drawn lazily."""
         while self.num_steps < self._config.steps:
             yield self.draw()
 
@@ -151,21 +154,21 @@ class SupervisedTraining(ABC):
         return self.train_on(self.draw())
 
     def train_on(self, batch: Any) -> dict[str, float]:
-        """One optimizer step; returns the figures to show. Raises UserError where the training has diverged."""
+        """One optimizer step; returns the metrics to show. Raises UserError if the training has diverged."""
         for group in self.optimizer.param_groups:
             group["lr"] = self._config.learning_rate * self.learning_rate_factor()
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._backward(*self.inputs(batch))
-        figures = self.update(loss)
+        metrics = self.update(loss)
         self.num_steps += 1
         self._num_skipped_in_a_row = 0 if math.isfinite(loss) else self._num_skipped_in_a_row + 1
         check_skipped_in_a_row(
             self._num_skipped_in_a_row, self._config.steps, self._section, self._config.learning_rate
         )
-        return figures
+        return metrics
 
     def _backward(self, inputs: tuple[Sequence | Tensor, ...], total: int) -> float:
-        """Gradients of the mean loss over all `total` samples of all ranks; returns that loss."""
+        """Compute gradients of the mean loss over all `total` samples of all ranks; returns that loss."""
         count = len(inputs[0])
         size = self._config.micro_batch_size or count
         loss = 0.0
@@ -175,7 +178,7 @@ class SupervisedTraining(ABC):
             is_last = first + size >= count
             with nullcontext() if is_last or self.share.size == 1 else self._without_exchange():
                 mean = self._loss(*piece)
-                # The mean over ranks is still to come: shares of a sum become shares of a mean.
+                # Gradients will be averaged over ranks: scale so that the average is the mean over all samples.
                 (mean * (weight * self.share.size)).backward()
             loss += weight * float(mean.detach())
         return self.share.total(loss, self.device)
@@ -185,7 +188,7 @@ class SupervisedTraining(ABC):
         return self._loss.no_sync()
 
     def smooth(self, loss: float) -> float:
-        """Let a loss into the running mean that is told; returns it."""
+        """Add a loss to the reported running mean; returns the mean."""
         old, new = self.smoothing
         self.numbers["loss"] = loss if self.num_steps == 0 else old * self.numbers["loss"] + new * loss
         return self.numbers["loss"]
@@ -197,7 +200,7 @@ class SupervisedTraining(ABC):
         checkpoints.save(self.num_steps, self.parts, self.numbers)
 
     def restore(self, checkpoints: TrainingCheckpoints) -> bool:
-        """Go back to the newest whole checkpoint; False where there is none."""
+        """Restore the newest valid checkpoint; False if there is none."""
         restored = checkpoints.restore(self.parts)
         if restored is None:
             return False
@@ -208,24 +211,24 @@ class SupervisedTraining(ABC):
 
 def run_training(
     training: SupervisedTraining,
-    progress: Progress = lambda step, figures: None,
+    progress: Progress = lambda step, metrics: None,
     checkpoints: TrainingCheckpoints = NO_CHECKPOINTS,
 ) -> None:
-    """All steps that are left, from the newest checkpoint if there is one."""
+    """Run all remaining steps, resuming from the newest checkpoint if any."""
     training.restore(checkpoints)
     go_on(training, progress, checkpoints)
 
 
 def go_on(training: SupervisedTraining, progress: Progress, checkpoints: TrainingCheckpoints) -> None:
-    """All steps that are left, from where the training stands."""
+    """Run all remaining steps from the current state."""
     for batch in training.batches():
-        figures = training.train_on(batch)
-        progress(training.num_steps, figures)
+        metrics = training.train_on(batch)
+        progress(training.num_steps, metrics)
         training.save(checkpoints)
 
 
 def check_batch(config: TrainingConfig, section: str, num_ranks: int) -> None:
-    """Raises ConfigError where a rank would have no sample of a batch."""
+    """Raises ConfigError if a rank would get no sample of a batch."""
     if config.batch_size < num_ranks:
         raise ConfigError(
             f"{section}.batch_size={config.batch_size} is less than the {num_ranks} workers of "
@@ -234,5 +237,5 @@ def check_batch(config: TrainingConfig, section: str, num_ranks: int) -> None:
 
 
 def trained_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
-    """Those that a training changes, by name: of a network with adapters, the adapters."""
+    """The trainable parameters by name; for a network with adapters, the adapters."""
     return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}

@@ -1,4 +1,4 @@
-"""Training of the reward model on the policy's own rollouts, and the choice of its threshold."""
+"""Trains the reward model on the policy's own rollouts, and chooses its threshold."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ Index = Tensor  # [n, 2] int64: episode, last frame of the clip
 
 
 class TrainableRewardModel(Protocol):
-    """What a reward model has besides `interfaces.RewardModel` so that it can be trained."""
+    """The interface of a trainable reward model, in addition to `interfaces.RewardModel`."""
 
     network: nn.Module
     clip_length: int
-    instructions: tuple[str, ...]  # those it tells apart
+    instructions: tuple[str, ...]  # the instructions it distinguishes
 
     def clip_logits(self, clips: Tensor, instructions: Sequence[str]) -> Tensor:
         """Differentiable logit of success [B] of clips [B, L, H, W, 3], float in about 0..255."""
@@ -37,7 +37,7 @@ class TrainableRewardModel(Protocol):
 
 @dataclass(frozen=True)
 class ClipIndex:
-    """Which clips are positive, which are not (paper section 3.2)."""
+    """Positive and negative clips (paper section 3.2)."""
 
     positive: Index  # last clip of a success
     negative: Index  # earlier clips of successes, any clip of failures
@@ -60,7 +60,7 @@ def _pairs(rows: list) -> Tensor:
 
 
 def clips_to_learn(config: RewardConfig, episodes: Episodes) -> ClipIndex:
-    """Raises ValueError where there are only positives or only negatives."""
+    """Raises ValueError if there are only positives or only negatives."""
     clips = index_clips(episodes, config.clip_length, config.success_margin)
     for name in ("positive", "negative"):
         if len(getattr(clips, name)) == 0:
@@ -140,8 +140,8 @@ class RewardTrainer(SupervisedTraining):
         self.optimizer.step()
         return {"loss": self.smooth(loss)}
 
-    def figures(self) -> dict[str, float]:
-        """The last smoothed loss, and how many clips there were to learn from."""
+    def metrics(self) -> dict[str, float]:
+        """The last smoothed loss, and the number of training clips."""
         return {
             "loss": self.numbers["loss"],
             "positive_clips": len(self.clips.positive),
@@ -165,17 +165,17 @@ def train_reward_model(
     config: RewardConfig,
     episodes: Episodes,
     seed: int,
-    progress: Progress = lambda step, figures: None,
+    progress: Progress = lambda step, metrics: None,
     checkpoints: TrainingCheckpoints = NO_CHECKPOINTS,
     share: WorkerShare = WHOLE,
 ) -> dict[str, float]:
-    """Train in place, from the newest checkpoint if there is one; returns the last smoothed loss and the seconds."""
+    """Train in place, resuming from the newest checkpoint if any; returns the last smoothed loss and the seconds."""
     started = time.monotonic()
     trainer = RewardTrainer(model, config, episodes, seed, share)
     model.network.train()
     run_training(trainer, progress, checkpoints)
     model.network.eval()
-    return {**trainer.figures(), "seconds": time.monotonic() - started}
+    return {**trainer.metrics(), "seconds": time.monotonic() - started}
 
 
 def choose_threshold(best_probability: np.ndarray, success: np.ndarray) -> tuple[float, list[dict[str, float]]]:

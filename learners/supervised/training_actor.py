@@ -1,4 +1,4 @@
-"""A job from its newest checkpoint to its saved weights: in one go, or a few steps a call on an actor."""
+"""Runs a job from its newest checkpoint to its saved weights, in one call or a few steps per call on an actor."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from learners.supervised.training_state import TrainingCheckpoints
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.runtime_settings import configure_process, process_device
 
-STEPS_PER_CALL = 10  # between two reports of progress
+STEPS_PER_CALL = 10  # between progress reports
 
 
 class Course:
-    """A job under way in this process."""
+    """A job in progress in this process."""
 
     def __init__(self, job: Job, share: WorkerShare, device: torch.device, checkpoints: TrainingCheckpoints):
         self._job, self._checkpoints = job, checkpoints
@@ -33,11 +33,11 @@ class Course:
         return self._training.num_steps
 
     def advance(self, progress: Progress, max_steps: int | None = None) -> None:
-        """Train the steps that are left, at most so many. Raises `UserError` on a full disk."""
+        """Train the remaining steps, at most `max_steps` of them. Raises `UserError` on a full disk."""
         started = time.monotonic()
         for batch in islice(self._training.batches(), max_steps):
-            figures = self._training.train_on(batch)
-            progress(self._training.num_steps, {"loss": figures["loss"]})
+            metrics = self._training.train_on(batch)
+            progress(self._training.num_steps, {"loss": metrics["loss"]})
             self._training.save(self._checkpoints)
         self._seconds += time.monotonic() - started
 
@@ -46,7 +46,7 @@ class Course:
 
 
 class TrainingActor:
-    """Runs a job, a few steps a call, so that whoever placed it sees its progress.
+    """Runs a job a few steps per call, so that the driver sees its progress.
 
     folder: of the checkpoints.
     """
@@ -70,13 +70,12 @@ class TrainingActor:
         """Train up to the next multiple of a few steps; returns steps done and the loss."""
         assert self._course is not None, "`begin` comes first"
         shown: dict[str, float] = {}
-        num_steps = (
-            STEPS_PER_CALL - self._course.num_steps % STEPS_PER_CALL
-        )  # a resumed training reports the same steps
-        self._course.advance(lambda step, figures: shown.update(figures), num_steps)
+        # Up to a multiple, so that a resumed training reports the same steps.
+        num_steps = STEPS_PER_CALL - self._course.num_steps % STEPS_PER_CALL
+        self._course.advance(lambda step, metrics: shown.update(metrics), num_steps)
         return self._course.num_steps, shown
 
     def finish(self) -> dict[str, Any]:
-        """Save the weights; returns the figures."""
+        """Save the weights; returns the metrics."""
         assert self._course is not None, "`begin` comes first"
         return self._course.finish()

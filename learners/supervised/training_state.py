@@ -1,4 +1,4 @@
-"""Checkpoints inside a training: one that was killed goes on from the last of them and ends with the same bits."""
+"""Checkpoints inside a training: a killed training resumes from the last one and ends with the same bits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NUMBERS = "numbers"
 
 @dataclass(frozen=True)
 class TrainingCheckpoints:
-    """Where and how often a training saves its state; without a folder it never does.
+    """Where and how often a training saves its state; never without a folder.
 
     The parts and the numbers together must be all that the next step depends on besides config and data. `report` is
     told what is wrong with damaged checkpoints, and where the training goes on.
@@ -41,12 +41,12 @@ class TrainingCheckpoints:
         if self.folder is None or not self.every_steps or step % self.every_steps:
             return
         tensors, meta = _pack(parts)
-        # As tensors: JSON has no word for a loss that is not a number.
+        # Saved as tensors, since JSON cannot represent a NaN loss.
         tensors |= {f"{NUMBERS}.{name}": torch.from_numpy(np.asarray(value)) for name, value in numbers.items()}
         save_checkpoint(self.folder, step, tensors, meta, self.keep)
 
     def restore(self, parts: Parts) -> tuple[int, Numbers] | None:
-        """Put the newest whole checkpoint into the parts, in place; returns its step and numbers.
+        """Load the newest valid checkpoint into the parts, in place; returns its step and numbers.
 
         None, and the parts untouched, where there is none: the training then starts anew and only time is lost.
         Raises `UserError` for one that is whole and does not fit the parts.
@@ -56,7 +56,7 @@ class TrainingCheckpoints:
         try:
             checkpoint = load_checkpoint(self.folder, self.report)
         except UserError:
-            self.report(f"{self.folder}: none of the checkpoints is whole; starting from step 0")
+            self.report(f"{self.folder}: no checkpoint is intact; starting from step 0")
             return None
         if checkpoint is None:
             return None
@@ -64,8 +64,8 @@ class TrainingCheckpoints:
         try:
             _unpack(parts, checkpoint.tensors, checkpoint.meta)
         except ValueError as error:
-            raise UserError(f"{checkpoint.path}: {error}; delete {self.folder} to start the stage anew") from error
-        self.report(f"{checkpoint.path}: going on from step {checkpoint.step}")
+            raise UserError(f"{checkpoint.path}: {error}; delete {self.folder} to start the stage over") from error
+        self.report(f"{checkpoint.path}: resuming from step {checkpoint.step}")
         numbers = _under(NUMBERS, checkpoint.tensors)
         return checkpoint.step, {name: value.numpy().tolist() for name, value in numbers.items()}
 
@@ -74,7 +74,7 @@ NO_CHECKPOINTS = TrainingCheckpoints()
 
 
 def _pack(parts: Parts) -> tuple[dict[str, Tensor], dict]:
-    """State of all parts as tensors named `part.key`, and what is no tensor by the part's name."""
+    """State of all parts as tensors named `part.key`, and other values by the part's name."""
     tensors: dict[str, Tensor] = {}
     meta: dict[str, dict] = {}
     for name, part in parts.items():
@@ -93,11 +93,11 @@ def _pack(parts: Parts) -> tuple[dict[str, Tensor], dict]:
 
 
 def _check(where: str, parts: Parts, tensors: dict[str, Tensor], meta: dict) -> None:
-    """Before anything is filled in: copying would stretch a tensor of another shape, and stop halfway."""
+    """Check shapes before loading: copying would broadcast a tensor of another shape, or stop halfway."""
     for name, part in parts.items():
         if isinstance(part, torch.optim.Optimizer):
             if not isinstance(meta.get(name), dict):
-                raise UserError(f"{where} holds no state of {name}; delete the folder to start the stage anew")
+                raise UserError(f"{where} holds no state of {name}; delete the folder to start the stage over")
         else:
             state, _ = _pack({name: part})
             check_tensors(f"{where}, {name}", _under(name, tensors), _under(name, state))

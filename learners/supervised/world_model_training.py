@@ -1,4 +1,4 @@
-"""Training of a diffusion world model: from nothing on play, or alignment on the policy's own rollouts.
+"""Trains a diffusion world model: from scratch on play data, or by alignment on the policy's own rollouts.
 
 The paper's policy behaviour alignment is the second: failures included, so that the model learns what happens when
 the policy errs. Half of the batches show the model its own previous chunk as context, as it will be in imagination.
@@ -53,14 +53,14 @@ def learning_rate_factor(step: int, config: WorldModelTrainingConfig) -> float:
 
 
 class WindowDraw(NamedTuple):
-    """Windows chosen for all ranks, and those of this one."""
+    """Windows chosen for all ranks, and this rank's windows."""
 
     num_all: int
     own: WindowBatch
 
 
 class WorldModelTrainer(SupervisedTraining):
-    """Optimizer, average and random numbers of one training; `use` tells it what to train on.
+    """Optimizer, averaged weights and random generator of one training; `use` sets its data.
 
     A step whose gradient is not finite is skipped and counted.
     """
@@ -175,7 +175,7 @@ class WorldModelTrainer(SupervisedTraining):
 
     @torch.no_grad()
     def _own_context(self, batch: WindowDraw) -> Tensor:
-        """The last c latents of the chunk before, as the model itself imagines them."""
+        """The last c latents of the previous chunk, as imagined by the model itself."""
         world, c = self.world_model, self.world_model.context_frames
         previous = world.codec.encode(batch.own.previous_clip.to(self.device))
         noise = self._noise(batch.num_all, previous)
@@ -189,16 +189,16 @@ def train_world_model(
     trainer: WorldModelTrainer,
     samplers: Sequence[WindowSampler],
     shares: Sequence[float],
-    progress: Progress = lambda step, figures: None,
+    progress: Progress = lambda step, metrics: None,
     checkpoints: TrainingCheckpoints = NO_CHECKPOINTS,
 ) -> dict[str, float]:
-    """Run all configured steps, from the newest checkpoint if there is one, and leave the averaged weights in the model.
+    """Run all configured steps, resuming from the newest checkpoint if any; the model ends with the averaged weights.
 
-    Returns the last figures.
+    Returns the last metrics.
     """
     started = time.monotonic()
     trainer.use(samplers, shares)
-    run_training(trainer, lambda step, figures: progress(step, {"loss": figures["loss"]}), checkpoints)
+    run_training(trainer, lambda step, metrics: progress(step, {"loss": metrics["loss"]}), checkpoints)
     trainer.average.swap()
     loss, seconds = trainer.numbers["loss"], time.monotonic() - started
     return {"loss": loss, "seconds": seconds, "skipped_steps": trainer.num_skipped}

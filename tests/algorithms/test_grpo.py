@@ -1,4 +1,4 @@
-"""GRPO against the paper's equations and published figures (float64 fixtures computed from Eq. 3-5)."""
+"""GRPO against the paper's equations and published metrics (float64 fixtures computed from Eq. 3-5)."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ def test_a_group_of_one_is_its_own_reward_and_equal_ones_are_nothing():
     assert torch.equal(grpo.advantages(torch.ones(2, 4), "unbiased"), torch.zeros(2, 4))
 
 
-def test_figures_of_each_trajectory_are_the_published_ones(golden):
+def test_metrics_of_each_trajectory_are_the_published_ones(golden):
     mask = executed_mask(TokenPolicy(K, D), golden["finish_step"], CHUNKS)
     advantage = golden["advantages_official"][:, 0]
     new, old = chunked(golden["new_log_probs"]), chunked(golden["old_log_probs"])
     for row in range(len(new)):
         one = slice(row, row + 1)
-        _, figures = grpo.loss(new[one], old[one], advantage[one], mask[one], 0.2, 0.28, "token")
+        _, metrics = grpo.loss(new[one], old[one], advantage[one], mask[one], 0.2, 0.28, "token")
         clipped, kl = golden["official_clipfrac_per_traj"][row], golden["official_ppo_kl_per_traj"][row]
-        torch.testing.assert_close(figures["policy/clip_active"], clipped, atol=1e-6, rtol=0)
-        torch.testing.assert_close(figures["policy/kl"], kl, atol=1e-6, rtol=0)
+        torch.testing.assert_close(metrics["policy/clip_active"], clipped, atol=1e-6, rtol=0)
+        torch.testing.assert_close(metrics["policy/kl"], kl, atol=1e-6, rtol=0)
 
 
 def test_chunk_objective_is_eq_4(golden):

@@ -75,7 +75,7 @@ def test_rates_that_wander_by_a_tenth_never_make_it_flap(demand, rate, noise, us
 def test_without_a_measurement_it_starts_small_and_without_work_it_is_as_small_as_may_be():
     assert target_workers((0, 8), 0, None, None, 10) == 1
     assert target_workers((2, 8), 0, None, 3.0, 10) == 2
-    assert target_workers((0, 8), 5, None, 3.0, 10) == 5, "one that runs is not given up for want of a figure"
+    assert target_workers((0, 8), 5, None, 3.0, 10) == 5, "a running worker is kept while nothing is measured"
     assert target_workers((0, 8), 5, 1.0, 1.0, 10, has_work=False) == 0
     assert target_workers(3, 0, 100.0, 1.0, 10) == 3
 
@@ -158,6 +158,6 @@ def test_what_the_head_did_not_hear_is_said_again():
 
 
 def test_nodes_come_on_request_and_go_after_its_withdrawal():
-    figures = measure(count=2)
-    assert figures["autoscale_up_s"] < BAR_S and figures["autoscale_down_s"] < BAR_S
-    assert figures["standing_requests"] == 0
+    metrics = measure(count=2)
+    assert metrics["autoscale_up_s"] < BAR_S and metrics["autoscale_down_s"] < BAR_S
+    assert metrics["standing_requests"] == 0

@@ -1,4 +1,4 @@
-"""The benchmarks of full size run, small and on a CPU, through the same code; their figures share one file."""
+"""The benchmarks of full size run, small and on a CPU, through the same code; their metrics share one file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FIGURE = {"value": 1.0, "unit": "s"}
 
 @pytest.fixture
 def run(monkeypatch, tmp_path) -> Callable[..., dict]:
-    """Run a script as a user would; its figures."""
+    """Run a script as a user would; its metrics."""
     monkeypatch.setattr(results_file, "RESULTS_DIR", tmp_path / "results")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
 
@@ -29,32 +29,32 @@ def run(monkeypatch, tmp_path) -> Callable[..., dict]:
 
 
 def test_imagination_gives_frames_and_work_of_every_mode_and_batch(run):
-    figures = run(imagination, "--steps", "2,1", "--batches", "1,2", "--modes", "plain,cached")
+    metrics = run(imagination, "--steps", "2,1", "--batches", "1,2", "--modes", "plain,cached")
     for key in ("plain_2_steps_batch_1", "cached_1_steps_batch_2"):
-        assert figures[f"imagination/{key}_frames_per_s"]["value"] > 0
-        tflops = figures[f"imagination/{key}_tflops"]
+        assert metrics[f"imagination/{key}_frames_per_s"]["value"] > 0
+        tflops = metrics[f"imagination/{key}_tflops"]
         assert tflops["share_of_ceiling"] == pytest.approx(
-            tflops["value"] / figures["imagination/matmul_ceiling"]["value"]
+            tflops["value"] / metrics["imagination/matmul_ceiling"]["value"]
         )
 
 
 def test_acting_training_and_sending_weights_are_measured_in_one_file(run):
     run(policy_act, "--batches", "2", "--repetitions", "1")
     run(learner_step, "--modes", "full_bf16,full_fp32", "--decisions", "2", "--repetitions", "1")
-    figures = run(weight_update, "--changed", "0.05", "--threads", "1")
-    assert figures["policy_act/batch_2_chunks_per_s"]["value"] > 0
-    half, whole = (figures[f"learner_step/{mode}_trained_parameters"]["value"] for mode in ("full_fp32", "full_bf16"))
+    metrics = run(weight_update, "--changed", "0.05", "--threads", "1")
+    assert metrics["policy_act/batch_2_chunks_per_s"]["value"] > 0
+    half, whole = (metrics[f"learner_step/{mode}_trained_parameters"]["value"] for mode in ("full_fp32", "full_bf16"))
     assert half < whole, "half of the layers"
-    assert figures["learner_step/full_fp32_2_decisions_mfu"]["value"] > 0
-    full, delta = (figures[f"weight_update/{kind}_bytes"]["value"] for kind in ("full", "delta"))
+    assert metrics["learner_step/full_fp32_2_decisions_mfu"]["value"] > 0
+    full, delta = (metrics[f"weight_update/{kind}_bytes"]["value"] for kind in ("full", "delta"))
     assert 0.05 * full < delta < 0.25 * full, "2 bytes a value, 6 bytes a changed one"
 
 
 def test_an_imagined_update_goes_through_actors_and_learner(run):
-    figures = run(imagined_update, "--serial", "--groups", "2", "--group-size", "2", "--steps", "1", "--lora-rank", "0")
-    parts = [figures[f"imagined_update/{name}"]["value"] for name in ("imagine", "judge", "learn", "weights")]
+    metrics = run(imagined_update, "--serial", "--groups", "2", "--group-size", "2", "--steps", "1", "--lora-rank", "0")
+    parts = [metrics[f"imagined_update/{name}"]["value"] for name in ("imagine", "judge", "learn", "weights")]
     assert all(part > 0 for part in parts)
-    assert figures["imagined_update/update"]["value"] == pytest.approx(sum(parts))
+    assert metrics["imagined_update/update"]["value"] == pytest.approx(sum(parts))
 
 
 def test_a_part_that_is_measured_again_leaves_the_others(monkeypatch, tmp_path):

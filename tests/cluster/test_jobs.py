@@ -78,7 +78,7 @@ def test_a_submitted_run_is_stopped_in_the_middle_and_goes_on_when_it_is_submitt
 
     typed(submit_it.replace(job, "demo-2"))
     wait_until(lambda: client.get_job_status("demo-2") == "SUCCEEDED", client, "demo-2")
-    assert RunFolder(out).figures("optimize")["resumed_from"] >= 1
+    assert RunFolder(out).metrics("optimize")["resumed_from"] >= 1
     log = client.get_job_logs("demo-2")
     assert "gain" in log and "\x1b[" not in log
 

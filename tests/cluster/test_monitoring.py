@@ -117,7 +117,7 @@ def test_every_query_of_the_board_returns_data(watched):
 
 
 @needs_prometheus
-def test_another_run_has_no_figures(watched):
+def test_another_run_has_no_metrics(watched):
     results = query_board(watched.url, "nobody", watched.window_s, rate_interval_s=4)
     assert {r.panel for r in results if r.has_data} == {"variable run", "GPU memory of a worker", "GPU utilisation"}
 
@@ -130,7 +130,7 @@ def test_every_alert_is_taken_and_evaluated(watched):
 
 
 @needs_prometheus
-def test_a_figure_that_is_set_once_stays(watched):
+def test_a_metric_that_is_set_once_stays(watched):
     assert watched.is_planned_known
 
 

@@ -46,7 +46,7 @@ def test_told_to_leave_it_is_gone_within_three_seconds_and_goes_on_later(gated_r
     assert time.monotonic() - started < 3.0
     assert "--resume goes on from here" in said(out)
     assert start(out, "--resume", "--serial", "--until", "optimize").wait() == 0
-    assert RunFolder(out).figures("optimize")["resumed_from"] >= 1
+    assert RunFolder(out).metrics("optimize")["resumed_from"] >= 1
 
 
 def test_a_crash_is_gone_on_from_and_a_mistake_is_not(tmp_path):

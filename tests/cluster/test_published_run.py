@@ -75,7 +75,7 @@ def test_settings_of_the_run_stand_in_what_it_saves(whole):
 def test_every_stage_is_done_and_grpo_moves_the_weights(folders, whole):
     run = RunFolder(whole)
     assert list(run.summary["stages"]) == run.summary["recipe"]["stages"]
-    assert run.figures("optimize")["num_updates"] == 1
+    assert run.metrics("optimize")["num_updates"] == 1
     moved = changed(whole / "models" / "base-policy", whole / "models" / "policy")
     parts = ("vision_backbone.featurizer", "vision_backbone.fused_featurizer", "projector", "language_model.model")
     assert all(any(name.startswith(part) for name in moved) for part in parts)

@@ -87,7 +87,7 @@ def test_a_stage_that_is_redone_leaves_the_old_result_until_the_new_one_is_there
     assert kept == before and "checkpoints/latest" in before
     run(folder, *other, until="optimize")
     assert not list((folder / "replaced").iterdir())
-    assert RunFolder(folder).figures("optimize")["num_updates"] == 1
+    assert RunFolder(folder).metrics("optimize")["num_updates"] == 1
 
 
 def test_what_a_message_advises_can_be_done_with_the_work_that_is_there(gated_run, tmp_path):

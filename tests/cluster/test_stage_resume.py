@@ -76,7 +76,7 @@ class Listener(Reporter):
 
     @contextmanager
     def bar(self, description: str, total: int) -> Iterator[Callable[..., None]]:
-        def advance(done: int, figures: dict[str, float] | None = None) -> None:
+        def advance(done: int, metrics: dict[str, float] | None = None) -> None:
             if done == self.stop:
                 raise Killed
 
@@ -118,7 +118,7 @@ def do(
         check_resume(folder, [planned], resume, redo=False)
         folder.accept(config)
         run_step(context, planned, plan, again=False)
-        return {key: value for key, value in folder.figures(name).items() if key != "seconds"}
+        return {key: value for key, value in folder.metrics(name).items() if key != "seconds"}
 
 
 def files(path: Path) -> dict[str, bytes]:
@@ -127,7 +127,7 @@ def files(path: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory) -> tuple[Path, dict[str, dict]]:
-    """A run without a break that never saved a training, and its figures."""
+    """A run without a break that never saved a training, and its metrics."""
     path = tmp_path_factory.mktemp("runs") / "straight"
     with RunFolder.open(path, NEVER_SAVED) as folder:
         record(folder)
@@ -147,7 +147,7 @@ def test_every_supervised_stage_is_gone_on_with_where_it_stopped(straight, tmp_p
         listener = Listener()
         assert do(path, name, CONFIG, listener) == straight[1][name]
         resumed = [said for said in listener.said if "going on" in said]
-        assert resumed and all(f"going on from step {saved}" in said for said in resumed)
+        assert resumed and all(f"resuming from step {saved}" in said for said in resumed)
     assert files(path / "models") == files(straight[0] / "models")
     assert list((path / "checkpoints").iterdir()) == []
     curves = files(path / "curves")
@@ -160,9 +160,9 @@ def test_alignment_survives_the_loss_of_its_actors(straight, tmp_path):
         record(folder)
     lost = {("advance", 2), ("advance", 3), ("begin", 4), ("finish", 1)}
     listener = Listener()
-    figures = do(tmp_path / "lossy", "world-model", CONFIG, listener, LossyRuntime(lost))
+    metrics = do(tmp_path / "lossy", "world-model", CONFIG, listener, LossyRuntime(lost))
     assert sum("worker [17] died" in said for said in listener.said) == len(lost)
-    assert figures == straight[1]["world-model"]
+    assert metrics == straight[1]["world-model"]
     for name in ("world-model", "verifier"):
         assert files(tmp_path / "lossy" / "models" / name) == files(straight[0] / "models" / name)
 

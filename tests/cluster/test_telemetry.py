@@ -1,4 +1,4 @@
-"""Live figures agree with the account, and every one that is promised is told."""
+"""Live metrics agree with the ledger, and every documented metric is emitted."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def begin(recorded: Path, path: Path, config: Config, runtime: Runtime, without:
     if without == "reward-model":
         shutil.copytree(recorded / "models" / "world-model", path / "models" / "world-model")
     shown: list[int] = []
-    reporter = Reporter(on_progress=lambda done, total, figures: shown.append(done))
+    reporter = Reporter(on_progress=lambda done, total, metrics: shown.append(done))
     (path / "config.json").write_text(config.model_dump_json())
     folder = RunFolder.open(path, config)
     return Course(folder, RunContext(config, folder, reporter, lambda: runtime, force=False), shown)
@@ -124,9 +124,9 @@ def test_two_workers_leave_the_model_of_one_process(runtime, recorded, tmp_path,
     course = begin(recorded, tmp_path, config_for(2), runtime, without=name)
     with course.folder:
         assert has_workers(course.context)
-        figures = STAGES[name].run(course.context)
+        metrics = STAGES[name].run(course.context)
         assert_close(course.weights(name), load_file(recorded / "models" / SAVED[name]))
-        assert figures.keys() == RunFolder(recorded).figures(name).keys()
+        assert metrics.keys() == RunFolder(recorded).metrics(name).keys()
         saved = course.context.training_checkpoints(name)
         assert sorted(path.name for path in saved.glob("step-*")) == ["step-000003", "step-000006"]
         assert course.shown[0] == 0 and course.shown[-1] == STEPS
@@ -212,7 +212,7 @@ def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(runtime, reco
         train_on_workers(config, training, data, checkpoints, course.context.reporter)
     log.close()
     assert (tmp_path / "killed").exists()
-    assert any("going on from step 6" in text for text in log.told)
+    assert any("resuming from step 6" in text for text in log.told)
     assert [(tmp_path / f"doors-{rank}").read_text() for rank in range(2)] == ["True []", "True []"]
     assert_close(course.weights("policy"), load_file(recorded / "models" / SAVED["policy"]))
 
@@ -231,7 +231,7 @@ def test_without_ray_and_with_one_worker_there_is_no_ray_train(recorded, tmp_pat
         ({"cluster": {"training_workers": (1, 9)}}, "policy.cloning.batch_size=5 is less than the 9 workers"),
         (
             {"cluster": {"training_workers": 4}, "placement": {"learner": {"cpus": 1000.0}}},
-            "4 training workers ask for 4000 CPUs .placement.learner.cpus=1000.*lower cluster.training_workers=4",
+            "4 training workers need 4000 CPUs .placement.learner.cpus=1000.*lower cluster.training_workers=4",
         ),
     ],
 )

@@ -28,9 +28,9 @@ def test_the_policy_comes_closer_to_the_expert():
     demos = rollout_expert(PocketEnvironment(16), np.arange(16), 0.1, (0, "demos"))
     policy = make_policy()
     before = expert_error(policy, demos)
-    figures = clone_policy(policy, demos, CloningConfig(steps=150, batch_size=32, learning_rate=3e-3), seed=0)
+    metrics = clone_policy(policy, demos, CloningConfig(steps=150, batch_size=32, learning_rate=3e-3), seed=0)
     assert expert_error(policy, demos) < before / 2
-    assert figures["skipped_steps"] == 0 and figures["loss"] < np.log(256)
+    assert metrics["skipped_steps"] == 0 and metrics["loss"] < np.log(256)
 
 
 def test_the_same_seed_gives_the_same_policy():

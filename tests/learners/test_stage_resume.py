@@ -42,7 +42,7 @@ class Killed(BaseException):
 
 class Outcome(NamedTuple):
     weights: dict[str, Tensor]
-    figures: dict[str, float]
+    metrics: dict[str, float]
 
 
 def clone(progress: Progress, checkpoints: TrainingCheckpoints) -> Outcome:
@@ -53,8 +53,8 @@ def clone(progress: Progress, checkpoints: TrainingCheckpoints) -> Outcome:
     # Some batches have a loss that is not finite; which ones follows from the batch alone.
     policy.register_forward_hook(lambda _, inputs, logits: logits / 0 if int(inputs[0].sum()) % 3 == 0 else logits)
     config = CloningConfig(steps=STEPS, batch_size=8, learning_rate=3e-3)
-    figures = clone_policy(policy, demos, config, 5, progress, checkpoints)
-    return Outcome(policy.state_dict(), figures)
+    metrics = clone_policy(policy, demos, config, 5, progress, checkpoints)
+    return Outcome(policy.state_dict(), metrics)
 
 
 def train_rewards(progress: Progress, checkpoints: TrainingCheckpoints) -> Outcome:
@@ -64,8 +64,8 @@ def train_rewards(progress: Progress, checkpoints: TrainingCheckpoints) -> Outco
         {"network": network, "steps": STEPS, "batch_size": 8, "swapped_share": 0.4}
     )
     model = VideoMAERewardModel.create(config, 16, sorted(set(episodes.instructions)), seed=0)
-    figures = train_reward_model(model, config, episodes, 5, progress, checkpoints)
-    return Outcome(model.network.state_dict(), figures)
+    metrics = train_reward_model(model, config, episodes, 5, progress, checkpoints)
+    return Outcome(model.network.state_dict(), metrics)
 
 
 def train_world(progress: Progress, checkpoints: TrainingCheckpoints) -> Outcome:
@@ -75,8 +75,8 @@ def train_world(progress: Progress, checkpoints: TrainingCheckpoints) -> Outcome
     trainer = WorldModelTrainer(small_world_model(), config, seed=5)
     weight = trainer.network.x_embedder.proj.weight
     weight.register_hook(lambda gradient: gradient / 0 if trainer.num_steps in (1, 4) else gradient)
-    figures = train_world_model(trainer, [sampler], [1.0], progress, checkpoints)
-    return Outcome(dict(trainer.network.state_dict()), figures)
+    metrics = train_world_model(trainer, [sampler], [1.0], progress, checkpoints)
+    return Outcome(dict(trainer.network.state_dict()), metrics)
 
 
 TRAININGS = {"policy": clone, "reward model": train_rewards, "world model": train_world}
@@ -109,7 +109,7 @@ def play(name: str, folder: Path, stop: int = 0, every: int = EVERY) -> tuple[Ou
 def assert_same(one: Outcome | None, other: Outcome) -> None:
     assert one is not None and one.weights.keys() == other.weights.keys()
     assert [name for name, tensor in one.weights.items() if not torch.equal(tensor, other.weights[name])] == []
-    assert {**one.figures, "seconds": 0} == {**other.figures, "seconds": 0}
+    assert {**one.metrics, "seconds": 0} == {**other.metrics, "seconds": 0}
 
 
 def checkpoints_in(folder: Path) -> list[str]:
@@ -137,8 +137,8 @@ def test_killed_again_and_again_it_ends_the_same(straight, tmp_path, name):
 
 
 def test_the_trainings_skip_steps_and_so_hold_the_counters_to_account(straight):
-    assert 0 < straight["policy"].figures["skipped_steps"] < STEPS
-    assert straight["world model"].figures["skipped_steps"] == 2
+    assert 0 < straight["policy"].metrics["skipped_steps"] < STEPS
+    assert straight["world model"].metrics["skipped_steps"] == 2
 
 
 def test_checkpoints_are_kept_to_a_number_and_a_finished_training_needs_no_step(straight, tmp_path):
@@ -231,7 +231,7 @@ ALIGNMENT = {
 
 
 def align(folder: Path, *, checkpoint_dir: Path, every: int = 7, calls: int | None = None) -> tuple:
-    """Advance to the end, or `calls` times: figures, file of weights, progress, what was reported."""
+    """Advance to the end, or `calls` times: metrics, file of weights, progress, what was reported."""
     rollouts, expert, held_out = (
         rollout_expert(PocketEnvironment(8), np.arange(first, first + 4), 2.0, (0, "demos")) for first in (0, 10, 20)
     )
@@ -245,8 +245,8 @@ def align(folder: Path, *, checkpoint_dir: Path, every: int = 7, calls: int | No
         steps.append(actor.advance()[0])
     if calls is not None:
         return {}, b"", steps, said
-    figures = actor.finish()
-    return figures, (folder / "diffusion_pytorch_model.safetensors").read_bytes(), steps, said
+    metrics = actor.finish()
+    return metrics, (folder / "diffusion_pytorch_model.safetensors").read_bytes(), steps, said
 
 
 def test_alignment_goes_on_where_its_actor_was_lost(tmp_path):
@@ -255,9 +255,9 @@ def test_alignment_goes_on_where_its_actor_was_lost(tmp_path):
     for calls, resumed in ((1, [7, 17, 25]), (3, [21, 25])):
         checkpoints = tmp_path / f"checkpoints-{calls}"
         align(tmp_path / "lost", checkpoint_dir=checkpoints, calls=calls)
-        figures, weights, steps, told = align(tmp_path / f"resumed-{calls}", checkpoint_dir=checkpoints)
+        metrics, weights, steps, told = align(tmp_path / f"resumed-{calls}", checkpoint_dir=checkpoints)
         assert steps == resumed and f"step {resumed[0]}" in told[0]
-        assert (figures, weights) == straight[:2]
+        assert (metrics, weights) == straight[:2]
     assert not (tmp_path / "lost").exists()
 
 

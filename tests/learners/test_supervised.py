@@ -58,12 +58,12 @@ def assert_close(weights: dict[str, torch.Tensor], expected: dict[str, torch.Ten
 
 @pytest.mark.parametrize("name", TRAININGS)
 def test_two_ranks_with_unequal_shares_train_as_one(whole, two_ranks, name):
-    weights, figures = whole[name]
+    weights, metrics = whole[name]
     ranks = [load_file(two_ranks / f"{name}-{rank}.safetensors") for rank in range(2)]
     assert all(torch.equal(ranks[0][key], ranks[1][key]) for key in ranks[0])
     assert_close(ranks[0], weights)
     told = ast.literal_eval((two_ranks / f"{name}-1.txt").read_text())
-    assert {**told, "seconds": 0} == pytest.approx({**figures, "seconds": 0}, rel=1e-5)
+    assert {**told, "seconds": 0} == pytest.approx({**metrics, "seconds": 0}, rel=1e-5)
 
 
 def test_what_one_process_began_two_go_on_with(whole, two_ranks):
@@ -79,9 +79,9 @@ def test_ranks_that_go_through_their_shares_in_pieces_train_as_one(whole, two_ra
 
 @pytest.mark.parametrize("name", TRAININGS)
 def test_the_gradients_of_pieces_add_up_to_those_of_the_batch(whole, name):
-    weights, figures = TRAININGS[name](micro_batch_size=3)
+    weights, metrics = TRAININGS[name](micro_batch_size=3)
     assert_close(weights, whole[name][0])
-    assert {**figures, "seconds": 0} == pytest.approx({**whole[name][1], "seconds": 0}, rel=1e-5)
+    assert {**metrics, "seconds": 0} == pytest.approx({**whole[name][1], "seconds": 0}, rel=1e-5)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
@@ -103,7 +103,7 @@ def test_cloning_teaches_openvla_and_leaves_a_published_folder(tmp_path):
     policy = small_policy(compute_dtype="float32")
     losses: list[float] = []
     config = CloningConfig(steps=60, batch_size=8, learning_rate=3e-3)
-    clone_policy(policy, demos, config, 0, lambda step, figures: losses.append(figures["loss"]))
+    clone_policy(policy, demos, config, 0, lambda step, metrics: losses.append(metrics["loss"]))
     assert losses[-1] < losses[0] - 0.5
     policy.save_pretrained(tmp_path)
     loaded = OpenVLAOFTPolicy.load(tmp_path)
@@ -120,7 +120,7 @@ def test_cloning_with_adapters_changes_nothing_else(tmp_path):
     before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
     losses: list[float] = []
     config = CloningConfig(steps=40, batch_size=8, learning_rate=1e-2)
-    clone_policy(policy, demos, config, 0, lambda step, figures: losses.append(figures["loss"]))
+    clone_policy(policy, demos, config, 0, lambda step, metrics: losses.append(metrics["loss"]))
     changed = {name for name, tensor in policy.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed and all(".lora_" in name for name in changed)
     assert losses[-1] < losses[0]

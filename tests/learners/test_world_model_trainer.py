@@ -53,9 +53,9 @@ def test_training_lowers_the_loss_on_a_fixed_batch(sampler):
         return float(world.denoiser.loss(clip, 2, batch.actions, t, noise).mean())
 
     before = loss()
-    figures = train_world_model(trainer, [sampler], [1.0])
+    metrics = train_world_model(trainer, [sampler], [1.0])
     assert loss() < 0.6 * before
-    assert trainer.num_steps == CONFIG.steps and figures["skipped_steps"] == 0
+    assert trainer.num_steps == CONFIG.steps and metrics["skipped_steps"] == 0
 
 
 def test_a_run_is_a_function_of_its_seed(sampler):

@@ -142,7 +142,7 @@ def test_a_damaged_file_is_named_on_the_page(run_folder: Path, tmp_path: Path, n
 
 
 @pytest.mark.parametrize("value", [None, "x", [], {}, True, float("nan"), float("inf"), -1, 0, 10**400])
-def test_any_value_in_place_of_a_figure_makes_a_page(tmp_path: Path, value: object):
+def test_any_value_in_place_of_a_metric_makes_a_page(tmp_path: Path, value: object):
     def replaced(data):
         if isinstance(data, dict):
             return {key: replaced(entry) for key, entry in data.items()}

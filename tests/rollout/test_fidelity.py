@@ -1,4 +1,4 @@
-"""Figures of how true an imagined world is, checked where the truth is known."""
+"""Fidelity metrics of an imagined world, checked where the true values are known."""
 
 from dataclasses import replace
 

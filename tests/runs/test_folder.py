@@ -41,7 +41,7 @@ def test_finished_stages_are_skipped_by_the_next_run(tmp_path):
         assert run.is_done("demos")
     for run in (RunFolder.open(tmp_path / "run", CONFIG), RunFolder(tmp_path / "run")):
         assert run.is_done("demos") and not run.is_done("policy")
-        assert run.figures("demos") == {"num": 60, "ratio": None, "curve": [0, 1]}
+        assert run.metrics("demos") == {"num": 60, "ratio": None, "curve": [0, 1]}
         assert run.summary["stages"]["demos"]["seconds"] == 1.5
         assert run.summary["result"] == {
             "base_success": {"value": 0.25, "num": 8},
@@ -57,9 +57,9 @@ def test_the_summary_given_out_is_a_copy(tmp_path):
         assert not run.is_done("demos")
 
 
-def test_figures_of_a_stage_that_is_not_done(tmp_path):
+def test_metrics_of_a_stage_that_is_not_done(tmp_path):
     with RunFolder.open(tmp_path, CONFIG) as run, pytest.raises(UserError, match="demos is not done"):
-        run.figures("demos")
+        run.metrics("demos")
 
 
 def test_another_config_is_taken_over_when_it_is_accepted_and_not_before(tmp_path):

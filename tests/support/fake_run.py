@@ -1,4 +1,4 @@
-"""A plausible run folder: figures drawn from a seed, videos from the embedded environment."""
+"""A plausible run folder: metrics drawn from a seed, videos from the embedded environment."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ NUM_VIDEOS = {"side_by_side": 3, "base": 2, "final": 2}
 def fake_summary() -> dict[str, Any]:
     seconds = {"demos": 1.4, "policy": 11.8, "collect": 2.6, "world-model": 61.3, "reward-model": 14.2, "gate": 9.7}
     seconds |= {"optimize": 262.9, "evaluate": 8.1}
-    figures: dict[str, dict[str, Any]] = {stage: {} for stage in seconds}
-    figures["demos"] = {"num_trajectories": 60, "expert_success": 1.0}
-    figures["collect"] = {"failures": {"miss": 0.47, "jam": 0.19, "drop": 0.05, "wrong_pocket": 0.17}}
-    figures["world-model"]["psnr_per_frame_db"] = {
+    metrics: dict[str, dict[str, Any]] = {stage: {} for stage in seconds}
+    metrics["demos"] = {"num_trajectories": 60, "expert_success": 1.0}
+    metrics["collect"] = {"failures": {"miss": 0.47, "jam": 0.19, "drop": 0.05, "wrong_pocket": 0.17}}
+    metrics["world-model"]["psnr_per_frame_db"] = {
         "before": [34.1 - 9.5 * (1 - math.exp(-i / 12)) + 0.4 * math.sin(i) for i in range(HORIZON)],
         "after": [36.0 - 7.1 * (1 - math.exp(-i / 12)) + 0.3 * math.sin(i) for i in range(HORIZON)],
     }
@@ -32,8 +32,8 @@ def fake_summary() -> dict[str, Any]:
         precision, recall = 0.86 + 0.13 * t**0.5, 0.999 - 0.35 * t**6
         f1 = 2 * precision * recall / (precision + recall)
         curve.append({"threshold": t, "f1": f1, "precision": precision, "recall": recall})
-    figures["reward-model"] = {"f1": 0.9791, "threshold": 0.6, "threshold_curve": curve}
-    figures["gate"] = {
+    metrics["reward-model"] = {"f1": 0.9791, "threshold": 0.6, "threshold_curve": curve}
+    metrics["gate"] = {
         "label_agreement": 0.914,
         "f1": 0.897,
         "grasp_agreement": 0.953,
@@ -51,7 +51,7 @@ def fake_summary() -> dict[str, Any]:
             "max_success_gap": 0.12,
         },
     }
-    figures["evaluate"] = {
+    metrics["evaluate"] = {
         "failures_base": {"miss": 0.471, "jam": 0.193, "drop": 0.049, "wrong_pocket": 0.168},
         "failures_final": {"miss": 0.312, "jam": 0.143, "drop": 0.037, "wrong_pocket": 0.090},
     }
@@ -62,7 +62,7 @@ def fake_summary() -> dict[str, Any]:
         "versions": {"wmpo-ray": "0.1.0", "torch": "2.13.0", "ray": "2.60.0", "python": "3.11.9"},
         "machine": "2 CPU cores, 16 GB, no GPU",
         "recipe": {"kind": "wmpo", "stages": list(STAGES)},
-        "stages": {stage: {"seconds": seconds[stage], "figures": figures[stage]} for stage in seconds},
+        "stages": {stage: {"seconds": seconds[stage], "figures": metrics[stage]} for stage in seconds},
         "result": {
             "base_success": {"value": 0.4102, "low": 0.3684, "high": 0.4533, "num": 512},
             "final_success": {"value": 0.5820, "low": 0.5389, "high": 0.6240, "num": 512},

@@ -237,7 +237,7 @@ class RandomFaults(Faults):
 
 
 class NoLog:
-    """The laws are about weights and the account, not about figures."""
+    """The laws are about weights and the account, not about metrics."""
 
     def metrics(self, update: int, values: dict[str, float]) -> None: ...
 

@@ -103,9 +103,9 @@ def faulty_classes(plan: Plan) -> dict[str, type]:
 
         def _step(self, batch, rows):
             plan.reached(f"before-step-{self.num_updates}-{rows.start}")
-            figures = super()._step(batch, rows)
+            metrics = super()._step(batch, rows)
             plan.reached(f"after-step-{self.num_updates}-{rows.start}")
-            return figures
+            return metrics
 
         def _save(self, ledger_offset):
             from wmpo_ray.runs import checkpoint

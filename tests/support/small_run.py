@@ -83,7 +83,7 @@ def model_paths(folder: Path, checkpoints: Path) -> ModelPaths:
 
 
 class ListLog(logging.Handler):
-    """Keeps what is logged: figures of updates in `lines`, events in `events`, and their texts in `told`."""
+    """Keeps what is logged: metrics of updates in `lines`, events in `events`, and their texts in `told`."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)

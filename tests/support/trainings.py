@@ -33,16 +33,16 @@ def clone_tiny(share: WorkerShare = WHOLE, micro_batch_size: int = 0) -> Outcome
     vocabulary = vocabulary_of(PocketEnvironment.instructions)
     policy = TinyPolicy(TinyPolicyHFConfig(width=16, num_layers=1, num_heads=2, patch_size=8, vocabulary=vocabulary))
     config = CloningConfig(steps=STEPS, batch_size=BATCH, micro_batch_size=micro_batch_size, learning_rate=3e-3)
-    figures = clone_policy(policy, demos, config, 5, share=share)
-    return policy.state_dict(), figures
+    metrics = clone_policy(policy, demos, config, 5, share=share)
+    return policy.state_dict(), metrics
 
 
 def clone_openvla(share: WorkerShare = WHOLE, micro_batch_size: int = 0) -> Outcome:
     demos = rollout_expert(PocketEnvironment(8), np.arange(4), 0.1, (0, "demos"))
     policy = small_policy(compute_dtype="float32")
     config = CloningConfig(steps=STEPS, batch_size=BATCH, micro_batch_size=micro_batch_size, learning_rate=1e-3)
-    figures = clone_policy(policy, demos, config, 5, share=share)
-    return policy.state_dict(), figures
+    metrics = clone_policy(policy, demos, config, 5, share=share)
+    return policy.state_dict(), metrics
 
 
 def train_rewards(share: WorkerShare = WHOLE, micro_batch_size: int = 0) -> Outcome:
@@ -51,8 +51,8 @@ def train_rewards(share: WorkerShare = WHOLE, micro_batch_size: int = 0) -> Outc
     settings = {"steps": STEPS, "batch_size": 2 * BATCH, "micro_batch_size": micro_batch_size, "swapped_share": 0.4}
     config = VideoMAERewardConfig.model_validate({"network": network, **settings})
     model = VideoMAERewardModel.create(config, 16, sorted(set(episodes.instructions)), seed=0)
-    figures = train_reward_model(model, config, episodes, 5, share=share)
-    return model.network.state_dict(), figures
+    metrics = train_reward_model(model, config, episodes, 5, share=share)
+    return model.network.state_dict(), metrics
 
 
 def train_world(
@@ -73,8 +73,8 @@ def train_world(
         self_context_share=0.6,
     )
     trainer = WorldModelTrainer(small_world_model(), config, seed=5, share=share)
-    figures = train_world_model(trainer, sources, [0.7, 0.3], checkpoints=checkpoints)
-    return dict(trainer.network.state_dict()), figures
+    metrics = train_world_model(trainer, sources, [0.7, 0.3], checkpoints=checkpoints)
+    return dict(trainer.network.state_dict()), metrics
 
 
 TRAININGS = {"tiny": clone_tiny, "openvla": clone_openvla, "reward": train_rewards, "world": train_world}

@@ -26,13 +26,13 @@ def main(name: str, rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", store=store, rank=rank, world_size=SIZE, timeout=timedelta(seconds=600))
     share = WorkerShare(rank, SIZE, lambda module: DistributedDataParallel(module, find_unused_parameters=True))
     if name == RESUMED:
-        weights, figures = train_world(share, checkpoints=TrainingCheckpoints(folder / "checkpoints"))
+        weights, metrics = train_world(share, checkpoints=TrainingCheckpoints(folder / "checkpoints"))
     elif name == IN_PIECES:
-        weights, figures = clone_tiny(share, micro_batch_size=2)
+        weights, metrics = clone_tiny(share, micro_batch_size=2)
     else:
-        weights, figures = TRAININGS[name](share)
+        weights, metrics = TRAININGS[name](share)
     save_file({key: tensor.contiguous() for key, tensor in weights.items()}, folder / f"{name}-{rank}.safetensors")
-    (folder / f"{name}-{rank}.txt").write_text(repr(figures))
+    (folder / f"{name}-{rank}.txt").write_text(repr(metrics))
     dist.destroy_process_group()
 
 

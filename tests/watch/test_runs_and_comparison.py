@@ -149,7 +149,7 @@ def test_a_damaged_run_is_compared_as_far_as_it_goes(done: Path, tmp_path: Path,
 
 
 @pytest.mark.parametrize("value", [None, "x", [], {}, True, float("nan"), -1, 0, 5, 1e29, 10**400])
-def test_any_value_in_place_of_a_figure_is_listed_and_compared(done: Path, tmp_path: Path, value: object):
+def test_any_value_in_place_of_a_metric_is_listed_and_compared(done: Path, tmp_path: Path, value: object):
     def replaced(data):
         if isinstance(data, dict):
             return {key: replaced(entry) for key, entry in data.items()}

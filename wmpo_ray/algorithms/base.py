@@ -1,4 +1,4 @@
-"""What an algorithm is: how it chooses what to learn from, and the loss of a mini-batch.
+"""The interface of an algorithm: how it chooses training data, and the loss of a mini-batch.
 
 The learner owns policy and optimizer and knows no formula; the algorithm owns the formulas and no weights:
 
@@ -44,13 +44,13 @@ class Measure(NamedTuple):
 
 
 class Algorithm(ABC):
-    """Made from a config, of which it reads `config.training`. Batches are contiguous; `rows` is a mini-batch of one."""
+    """Constructed from a config; reads `config.training`. Batches are contiguous; `rows` is a mini-batch of one."""
 
     def __init__(self, config: Config):
         self.config = config
 
     def measures(self, policy: Policy, batch: Batch, rows: slice, shares: Shares) -> Iterator[Measure]:
-        """What is measured before an update, without gradients; nothing by default."""
+        """Metrics computed before an update, without gradients; none by default."""
         return iter(())
 
     @abstractmethod
@@ -78,15 +78,15 @@ class Recorded(Protocol):
     """Recorded episodes, prepared for an algorithm."""
 
     def batch(self, update: int) -> Batch:
-        """What the update with this number, from 0, learns from: a function of the run's seed and the number."""
+        """The batch of an update, counted from 0: a function of the run's seed and the number."""
 
 
 class OfflineAlgorithm(Algorithm):
-    """Learns from episodes that were recorded before the training began."""
+    """Learns from episodes recorded before the training began."""
 
     @abstractmethod
     def prepare(self, policy: Policy, episodes: Episodes, shares: Shares, beat: Callable[[], None]) -> Recorded:
-        """Choose among the episodes. `policy` is the base policy; `beat` is called while it is at work.
+        """Choose among the episodes. `policy` is the base policy; `beat` is called to report progress.
 
         Raises UserError where there is nothing to learn from.
         """
@@ -105,7 +105,7 @@ def algorithm_class(kind: str) -> type[Algorithm]:
         raise ConfigError(f"algorithm.kind = {shown(kind)}: known are {', '.join(sorted({*SECTIONS, *found}))}")
     try:
         cls: Any = found[kind].load()
-    except Exception as error:  # a package from outside may fail in any way
+    except Exception as error:  # an external package may fail in any way
         raise ConfigError(f"algorithm.kind = {shown(kind)}: {found[kind].value} cannot be loaded: {error!r}") from error
     if not (isinstance(cls, type) and issubclass(cls, Algorithm)):
         raise ConfigError(f"algorithm.kind = {shown(kind)}: {found[kind].value} is no subclass of {Algorithm.__name__}")
@@ -113,7 +113,7 @@ def algorithm_class(kind: str) -> type[Algorithm]:
 
 
 def make_algorithm(config: Config) -> Algorithm:
-    """The algorithm that the config chooses. Raises ConfigError where its settings are not those it reads."""
+    """The configured algorithm. Raises ConfigError if its settings are of the wrong class."""
     algorithm = algorithm_class(config.algorithm.kind)(config)
     source = "offline" if isinstance(algorithm, OfflineAlgorithm) else "online"
     if source != config.training.source:

@@ -1,4 +1,4 @@
-"""What the learner trains on in an update, and the policy's log-probabilities of parts of it."""
+"""The batch of an update, and the policy's log-probabilities of parts of it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Batch:
         )
 
     def signature(self) -> str:
-        """Hash of what the batch teaches: an interrupted update goes on only with the very same one."""
+        """Hash of the batch: an interrupted update resumes only with exactly the same batch."""
         digest = hashlib.sha256()
         for field in fields(self):
             value = getattr(self, field.name)
@@ -50,14 +50,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class ActionBatch(Batch):
-    """With what was done at each decision, as `Policy.log_prob` takes it."""
+    """A batch with the record of each decision, as `Policy.log_prob` takes it."""
 
     record: dict[str, Tensor]  # each [B, N, ...]
     mask: Tensor  # [B, N, L] bool: log-probabilities of actions executed before the end
 
 
 class GroupSlice(NamedTuple):
-    """Where one admitted group stands: which of the trajectory objects, which rows of it, and its outcomes."""
+    """The location of one admitted group: trajectory object and rows, and its outcomes."""
 
     source: int
     rows: tuple[int, int]
@@ -71,7 +71,7 @@ def slices_of(groups: Sequence[GroupSlice], sources: Sequence[Trajectories]) -> 
 
 
 class Executes(Protocol):
-    """What a policy knows of its own log-probabilities, see `Policy.executed`."""
+    """The mask of a policy's log-probabilities, see `Policy.executed`."""
 
     @property
     def chunk_length(self) -> int: ...
@@ -113,7 +113,7 @@ def parts_of(decided: Tensor, shares: Shares, max_size: int) -> list[Tensor]:
 
 
 def places_of(part: Tensor, decided: Tensor) -> Tensor:
-    """The places [n, 2] of a part; of one that is empty, some place all the same.
+    """The places [n, 2] of a part; an arbitrary place if the part is empty.
 
     Where nothing is left for this process, the others cannot gather weights without it: what it computes does not count.
     """
@@ -122,7 +122,7 @@ def places_of(part: Tensor, decided: Tensor) -> Tensor:
 
 
 def chunk_logprobs(policy: Policy, batch: ActionBatch, rows: slice, places: Tensor, temperature: float) -> Tensor:
-    """Differentiable log-probabilities [n, L] on the CPU of what was done at places [n, 2] of a mini-batch."""
+    """Differentiable log-probabilities [n, L] on the CPU of the decisions at places [n, 2] of a mini-batch."""
     first, second = places.unbind(1)
     record = {name: values[rows][first, second] for name, values in batch.record.items()}
     return policy.log_prob(batch.observed(rows, places), record, temperature).cpu()

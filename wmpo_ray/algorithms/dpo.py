@@ -62,7 +62,7 @@ class Dpo(OfflineAlgorithm):
         self.settings: DpoConfig = config.training
 
     def prepare(self, policy: Policy, episodes: Episodes, shares: Shares, beat: Callable[[], None]) -> Pairs:
-        """Finds pairs and computes the reference, once, for the episodes that the run is going to draw.
+        """Finds pairs and computes the reference log-probabilities once, for all episodes that the run will draw.
 
         Raises UserError where there are no pairs, or the policy cannot encode actions.
         """
@@ -111,7 +111,7 @@ class Dpo(OfflineAlgorithm):
         return parts_of(batch.mask[rows].any(-1), shares, self.settings.chunks_per_pass)
 
     def _part_sums(self, policy: Policy, batch: ActionBatch, rows: slice, part: Tensor) -> Tensor:
-        """What the chunks of a part [b, N] add to the log-probability of their trajectories [b]."""
+        """The contribution of the chunks of a part [b, N] to the log-probability of their trajectories [b]."""
         mask = batch.mask[rows]
         places = places_of(part, mask.any(-1))
         logprobs = chunk_logprobs(policy, batch, rows, places, self.config.rollout.temperature)

@@ -25,7 +25,7 @@ from wmpo_ray.core.types import MAIN_CAMERA, Episodes
 
 @dataclass(frozen=True)
 class CloningBatch(Batch):
-    actions: Tensor  # [B, N, K, D]: what the episode did next
+    actions: Tensor  # [B, N, K, D]: the episode's next actions
     decided: Tensor  # [B, N] bool: before the end of the episode
 
 
@@ -34,7 +34,7 @@ class Successes:
     """The successful ones among recorded episodes."""
 
     episodes: Episodes
-    rows: np.ndarray  # [S]: where they stand
+    rows: np.ndarray  # [S]: their rows among all episodes
     chunk_length: int
     settings: FilteredBcConfig
     seed: int

@@ -1,4 +1,4 @@
-"""Slots and admission: which groups are in flight, which wait for training, in which order they are taken.
+"""Slots and admission: tracks groups in flight and waiting, and takes batches in issue order.
 
 Every update has its own issue order. Its batch is the shortest prefix of that order that holds enough admitted groups:
 first-come admission would favour easy or short groups, and the result would depend on the number of actors.
@@ -28,7 +28,7 @@ class ReadyBatch(NamedTuple):
     update: int
     groups: list[Group]  # admitted, in issue order
     surplus: list[Key]  # issued for this update and not needed, in issue order
-    metrics: dict[str, float]  # what became of everything issued up to the last of them
+    metrics: dict[str, float]  # about every group issued up to the last one of the batch
 
 
 @dataclass
@@ -46,7 +46,7 @@ class _Issued:
 
 
 class GroupQueue:
-    """Groups under way and waiting, by update. A key that is not (any longer) issued, or settled before, is nobody's."""
+    """Groups in flight and waiting, by update. Keys that are not issued, or already settled, are ignored."""
 
     def __init__(self, config: Config):
         self.config, self._algorithm = config, online_algorithm(config)
@@ -55,7 +55,7 @@ class GroupQueue:
         self._updates: dict[int, _Issued] = {}
 
     def has_free_slot(self, update: int) -> bool:
-        """Whether another group should be issued: those undecided and those admitted may not fill the batch."""
+        """Whether another group should be issued: the undecided and admitted groups do not fill the batch."""
         issued = self._updates.get(update)
         return issued is None or issued.num_open < self._slots
 
@@ -63,7 +63,7 @@ class GroupQueue:
         return len(self._updates[update].keys) if update in self._updates else 0
 
     def counts(self, update: int) -> dict[str, int]:
-        """Groups under way and admitted for this update and later ones; needed for one, and free slots of this one."""
+        """Groups in flight and admitted, for this and later updates; the batch size; free slots of this update."""
         issued = [one for number, one in self._updates.items() if number >= update]
         admitted = sum(one.num_admitted for one in issued)
         in_flight = sum(one.num_open for one in issued) - admitted
@@ -76,13 +76,13 @@ class GroupQueue:
             self._updates.setdefault(group.update, _Issued()).keys.append(group.key)
 
     def is_open(self, key: Key) -> bool:
-        """True while a group is waited for."""
+        """True while a group is needed."""
         issued = self._updates.get(key[0])
-        # Attempts are issued without gaps: the number tells whether this one was.
+        # Attempts are issued without gaps, so the number shows whether this one was issued.
         return issued is not None and key not in issued.settled and key[1] < len(issued.keys)
 
     def settle(self, group: Group, learner_version: int) -> Verdict | None:
-        """Judge a scored group; it waits for its turn. None for one that nobody waits for."""
+        """Judge a scored group and queue it. Returns None if the group is no longer needed."""
         if not self.is_open(group.request.key):
             return None
         is_stale = learner_version - group.version > self.config.filter.max_staleness
@@ -93,7 +93,7 @@ class GroupQueue:
         return verdict
 
     def quarantine(self, request: GroupRequest) -> bool:
-        """Give a group up; the batch is filled by others. False if nobody waits for it."""
+        """Give up a group; others fill the batch. Returns False if it is no longer needed."""
         if not self.is_open(request.key):
             return False
         self._updates[request.update].settled[request.key] = (Verdict.QUARANTINED, None)
@@ -106,7 +106,7 @@ class GroupQueue:
     def take_batch(self, update: int) -> ReadyBatch | None:
         """The first `groups_per_update` admitted groups, once every group issued before the last of them is settled.
 
-        The update is closed by it: its other groups are surplus, and answers that still come are nobody's.
+        The update is closed by it: its other groups are surplus, and later answers are ignored.
         """
         prefix = self._prefix(update)
         if prefix is None:
@@ -153,7 +153,7 @@ class GroupQueue:
 
 
 def metric_prefix(config: Config) -> str:
-    """What the metrics of rollouts are called: what happened in an environment was not imagined."""
+    """Prefix of rollout metrics: "imagined", or "rollout" in an environment."""
     return "imagined" if config.rollout.world == "imagination" else "rollout"
 
 

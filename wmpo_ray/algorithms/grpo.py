@@ -109,11 +109,11 @@ class Grpo(OnlineAlgorithm):
             yield PartLoss(value, metrics, float(self._num_ratios(mask).sum()))
 
     def _parts(self, batch: GrpoBatch, rows: slice, shares: Shares) -> list[Tensor]:
-        """Only what was decided before the finish step is computed."""
+        """Only decisions before the finish step are computed."""
         return parts_of(batch.mask[rows].any(-1), shares, self.settings.chunks_per_pass)
 
     def _num_ratios(self, mask: Tensor) -> Tensor:
-        """How many ratios each trajectory has [b], for the tokens [b, N, L] of a mask."""
+        """Number of ratios of each trajectory [b], for the tokens [b, N, L] of a mask."""
         return mask.any(-1).sum(1) if self.settings.ratio == "chunk" else mask.sum((1, 2))
 
     def _logprobs(self, policy: Policy, batch: GrpoBatch, rows: slice, part: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ def loss(
     clip_high: float,
     ratio: Ratio = "chunk",
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The negative of Eq. 4 over B trajectories, and what it is made of.
+    """The negative of Eq. 4 over B trajectories, and its components.
 
     logprobs, behavior_logprobs [B, N, L] of the sampled tokens (temperature applied), advantage [B], mask [B, N, L]
     True where a token was executed before the finish step. `chunk` takes one ratio for each chunk (log-probabilities

@@ -1,4 +1,4 @@
-"""Recorded episodes as an offline algorithm needs them: which ones an update draws, and what was decided in them."""
+"""Recorded episodes for offline algorithms: sampling for each update, and the decisions in them."""
 
 from __future__ import annotations
 

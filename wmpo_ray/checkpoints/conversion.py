@@ -95,7 +95,7 @@ def _save_ours(network: STDiT, folder: Path, layout: str, autoencoder: str | Pat
 
 
 def _save_policy(files: WeightFiles, folder: Path, wish: _Wish) -> None:
-    """Safetensors with an index and the small files; in memory stands one part at a time."""
+    """Safetensors with an index and the small files; one part is in memory at a time."""
     beside = files.parts[0].parent
     build, names = policy_network(files)
     fit = fit_of(files, build, names)

@@ -18,7 +18,7 @@ from wmpo_ray.model_files.weight_files import Fit, WeightFiles, compare, find_we
 class Inspection:
     """What was found at `path`. `missing`, `foreign` and `not_finite` are names of tensors, `wrong` lines.
 
-    `companions` are the facts that the small files beside the weights tell, `problems` what is wrong with those.
+    `companions` are the facts in the small files beside the weights, `problems` what is wrong with those.
     """
 
     path: Path
@@ -57,7 +57,7 @@ class Inspection:
 
 
 def inspect_path(path: str | Path, read_values: bool = True, read_companions: bool = True) -> Inspection:
-    """Look into a folder of a model or a file of weights; nothing in it is run.
+    """Inspect a folder of a model or a file of weights; no code in it is run.
 
     `read_values` reads every tensor, one at a time, and looks for values that are not finite; `read_companions` reads
     the small files beside a policy. Raises UserError for what holds no weights, and for weights that are damaged.
@@ -75,7 +75,7 @@ def inspect_path(path: str | Path, read_values: bool = True, read_companions: bo
                 found.companions, problems = kind.beside(files)
                 found.problems += problems
         except UserError as error:
-            # What stands beside the weights is damaged; what they are is worth reporting all the same.
+            # The files beside the weights are damaged; the weights themselves are still worth reporting.
             found.compared = False
             found.problems.append(str(error))
     if read_values:

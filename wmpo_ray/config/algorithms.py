@@ -1,4 +1,4 @@
-"""Which algorithm trains the policy, and the settings of each: one section for each kind, of which one is chosen."""
+"""Chooses the algorithm that trains the policy; one section of settings for each kind."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class AlgorithmConfig(Section):
 
 
 class TrainingSection(Section):
-    """What every algorithm has to say about its optimizer steps."""
+    """Settings of the optimizer steps that every algorithm has."""
 
     implementation: ClassVar[str] = ""  # "module:Class" of the algorithm that the section is named after
     source: ClassVar[Source]  # rollouts of the newest weights, or recorded episodes

@@ -1,4 +1,4 @@
-"""Settings of a run that say where it runs and what it survives.
+"""Settings for where a run executes and which faults it survives.
 
 None of them changes its result but the threads and, by rounding, the device and how many processes share a training.
 """
@@ -82,7 +82,7 @@ class ClusterConfig(Section):
 
 
 class RolePlacement(Section):
-    """What one actor of a role asks for."""
+    """Resources of one actor of a role."""
 
     cpus: NonNegative = 0.0
     gpus: NonNegative = 0.0  # a fraction shares the GPU
@@ -112,7 +112,7 @@ class LearnerPlacement(RolePlacement):
 
 
 class PlacementConfig(Section):
-    """Who stands where. The policy replica always stands with its world model, in the imagination actor."""
+    """Placement of the actors. The policy replica always runs beside its world model, in the imagination actor."""
 
     layout: Literal["separate", "collocated"] = "separate"  # collocated: the learner shares the first worker's GPU
     imagination: ImaginationPlacement = ImaginationPlacement()
@@ -131,11 +131,11 @@ class WeightsConfig(Section):
 
 
 class FaultsConfig(Section):
-    """What is taken for a fault, and how much of it a run puts up with."""
+    """What counts as a fault, and how many faults a run tolerates."""
 
     heartbeat_every_s: Positive = 2.0
     heartbeat_timeout_s: Positive = 10.0  # an actor that does not answer for so long is replaced
-    stall_timeout_s: Positive = 1800.0  # so is one that answers but gets no further
+    stall_timeout_s: Positive = 1800.0  # so is one that answers but makes no progress
     max_start_failures: Count = 3  # of one actor in a row, before the run gives up
     backoff_s: Positive = 0.5  # before the second start in a row; doubles each time
     max_backoff_s: Positive = 30.0
@@ -172,12 +172,12 @@ class MlflowConfig(Section):
 
 
 class MonitoringConfig(Section):
-    """What a run says of itself while it goes on."""
+    """What a run publishes while it runs."""
 
     trackers: tuple[str, ...] = ("tensorboard", "prometheus")  # beside metrics.jsonl; also "wandb", "mlflow"
     wandb: WandbConfig = WandbConfig()
     mlflow: MlflowConfig = MlflowConfig()
 
-    metrics: bool = True  # live figures for Prometheus
-    port: Annotated[int, Field(ge=0, le=65535)] = 0  # of the figures of a run without Ray, on 127.0.0.1; 0: none
-    keep_traces: Annotated[int, Field(ge=0)] = 4  # updates of which is kept what every worker did and when
+    metrics: bool = True  # live metrics for Prometheus
+    port: Annotated[int, Field(ge=0, le=65535)] = 0  # of the metrics of a run without Ray, on 127.0.0.1; 0: none
+    keep_traces: Annotated[int, Field(ge=0)] = 4  # number of updates whose traces are kept

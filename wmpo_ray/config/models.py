@@ -22,7 +22,7 @@ class CloningConfig(Section):
 
 
 class PolicyConfig(Section):
-    """What every kind of policy has; its own settings stand in a table beside these."""
+    """What every kind of policy has; its own settings are in a nested table."""
 
     kind: str = "tiny"
     pretrained: str = ""  # the folder of a policy to begin with; "": a fresh network, where the kind has one

@@ -17,7 +17,7 @@ class Role:
     models: tuple[str, ...]  # folders that its constructor takes, by their names in `ModelPaths`
     size: Callable[[Config], Size]  # a fixed number of actors, or (min, max)
     is_collocated: bool = True  # shares the GPU of its neighbours in placement.layout=collocated
-    is_single: bool = False  # one worker to the driver, however many processes stand behind it
+    is_single: bool = False  # one worker to the driver, however many processes it has
 
     def bounds(self, config: Config) -> tuple[int, int]:
         """(fewest, most) actors."""
@@ -68,9 +68,9 @@ ROLES: Mapping[str, Role] = MappingProxyType(
 
 
 def roles_of(config: Config) -> tuple[Role, ...]:
-    """The roles that a run has: without imagination, nobody imagines and the world itself is the judge.
+    """The roles that a run has: without imagination there are no world model workers, and the world itself judges.
 
-    An algorithm that learns from recorded episodes needs a learner and nobody else.
+    An algorithm that learns from recorded episodes needs only a learner.
     """
     if config.training.source == "offline":
         return (ROLES["learner"],)

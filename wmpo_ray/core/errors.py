@@ -1,8 +1,8 @@
-"""Errors that a person can act on: the command line prints them as they are and exits with code 2."""
+"""Errors that the user can fix: the command line prints them as they are and exits with code 2."""
 
 
 class UserError(Exception):
-    """What is wrong, in one clear line: the value, the bound, and what to set or do."""
+    """An error message in one clear line: the value, the bound, and what to change."""
 
 
 class ConfigError(UserError):

@@ -1,4 +1,4 @@
-"""Files that are either the old ones or the new ones, whatever happens while they are written.
+"""Atomic writes: after any failure a file or folder has either its old or its new content.
 
 Everything is written under a temporary name beside its place, flushed to the disk, then renamed. A kill leaves at most
 a file called `<name>.tmp-...`, which `remove_leftovers` clears away before the next run writes.
@@ -26,7 +26,7 @@ _LEFTOVER = re.compile(r"(?P<name>.+)\.tmp-(?P<kind>new|old)-\d+-[0-9a-f]{8}")
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
-    """Make `data` the content of `path`; text is UTF-8. On any failure the old content stays.
+    """Write `data` to `path`; text is UTF-8. On any failure the old content stays.
 
     Raises `UserError` on a full disk.
     """
@@ -83,7 +83,7 @@ def remove_directory(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> list[str]:
-    """Delete what killed writers left directly in `folder`; returns the names.
+    """Delete leftovers of killed writers directly in `folder`; returns the names.
 
     Only the one process that writes to the folder may call this.
     """
@@ -129,7 +129,7 @@ def explain_full_disk(path: Path) -> Iterator[None]:
         existing = next(folder for folder in path.absolute().parents if folder.exists())
         free_mib = shutil.disk_usage(existing).free / 2**20
         raise UserError(
-            f"{path}: the disk is full ({free_mib:.1f} MiB free); what stood there before is intact. "
+            f"{path}: the disk is full ({free_mib:.1f} MiB free); the previous content is intact. "
             "Free some space or choose another folder with --out"
         ) from error
 

@@ -1,4 +1,4 @@
-"""What can be exchanged. Implementations are named in `wmpo_ray/kinds.py`.
+"""The interfaces of exchangeable parts. `wmpo_ray/kinds.py` lists the implementations.
 
 B trajectories in a batch, K actions and frames per chunk, D action dimensions, L log-probabilities per chunk.
 """
@@ -60,7 +60,7 @@ class Policy(Protocol):
 
 @runtime_checkable
 class ActionEncoder(Protocol):
-    """A policy that can say what it would have had to sample to act as somebody else did."""
+    """A policy that can compute the record of actions that another policy or an expert took."""
 
     def encode(self, actions: Tensor) -> dict[str, Tensor]:
         """Record, each [B, ...] on the CPU, of actions [B, K, D] in [-1, 1], as `log_prob` takes it."""
@@ -134,7 +134,7 @@ class Environment(Protocol):
     It is made from the whole section `[environment]` of the configuration by the classmethod `from_config`.
     """
 
-    horizon: int  # steps of an episode; whoever steps keeps to it
+    horizon: int  # steps of an episode; the caller must not exceed it
     action_dim: int
     frame_shape: tuple[int, int, int]  # H, W, 3 of the main camera
     abilities: frozenset[str]  # of "expert", "events", "restore", "render", see `World`

@@ -25,7 +25,7 @@ _PASSWORD = re.compile(r"(?<=/)[^/@]*@")
 
 
 def shown(value: object) -> str:
-    """A value in an error: short, and without what stands before the @ of an address."""
+    """A value in an error: short, and without the credentials before the @ of an address."""
     text = _PASSWORD.sub("...@", json.dumps(value, default=str))
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
 

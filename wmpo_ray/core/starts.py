@@ -31,5 +31,5 @@ def start_seeds(split: Split, count: int, run_seed: int) -> np.ndarray:
 
 
 def seeded_starts(seeds: Iterable[int] | np.ndarray) -> list[StartState]:
-    """Starts that an environment places by their seeds; nobody has seen them yet, so they have no frames."""
+    """Starts that an environment rebuilds from seeds; they have not been rendered, so they have no frames."""
     return [StartState(np.zeros((0, 0, 0, 3), np.uint8), "", int(seed)) for seed in seeds]

@@ -1,9 +1,9 @@
-"""Where the time of a call goes: named spans and counts, recorded by whoever asks for them.
+"""Profiles a call: named spans and counts, recorded inside `record()`.
 
     with record() as recording:
         policy.act(...)          # inside: `with span("policy"): ...`
 
-Code that is not being recorded pays one look at a context variable.
+Without a recording, the cost is one read of a context variable.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _recording: ContextVar[Recording | None] = ContextVar("recording", default=None)
 
 @contextmanager
 def record() -> Iterator[Recording]:
-    """Collect what is told inside the block, in this thread."""
+    """Collect the spans and counts inside the block, in this thread."""
     recording = Recording()
     token = _recording.set(recording)
     try:

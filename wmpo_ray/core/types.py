@@ -18,7 +18,7 @@ MAIN_CAMERA = "main"  # of a world with a single one
 
 @dataclass(frozen=True)
 class StartState:
-    """Where a trajectory starts: what a learned world continues from, and what an environment rebuilds its scene from."""
+    """The start of a trajectory: a learned world continues from it, an environment rebuilds its scene from it."""
 
     frames: (
         np.ndarray
@@ -31,7 +31,7 @@ class StartState:
 
 @dataclass(frozen=True)
 class Observation:
-    """What B policies see at one moment. The first image is the main camera's: worlds imagine it, judges watch it."""
+    """What B policies observe at one step. The first image is the main camera's: worlds imagine it, judges watch it."""
 
     images: dict[str, np.ndarray]  # camera -> [B, H, W, 3] uint8
     instructions: tuple[str, ...]  # [B]
@@ -62,7 +62,7 @@ class Observation:
 
 @dataclass(frozen=True)
 class Transition:
-    """What one chunk of actions did."""
+    """The result of one chunk of actions."""
 
     observation: Observation | None  # after the chunk; None where nothing was rendered
     frames: np.ndarray | None  # [B, K, H, W, 3] uint8, one after each action; None unless all were asked for
@@ -98,7 +98,7 @@ class Rollout:
 
 
 class WeightVersion(NamedTuple):
-    """Which policy weights: the number of updates behind them, and their hash."""
+    """Identifies policy weights: the number of updates, and their hash."""
 
     num_updates: int
     digest: str
@@ -122,7 +122,7 @@ class GroupRequest:
 
 @dataclass(frozen=True)
 class RolloutRequest:
-    """What one actor imagines in one batch, under exactly one weight version."""
+    """The groups that one actor imagines in one batch, under exactly one weight version."""
 
     request_id: int
     groups: tuple[GroupRequest, ...]
@@ -209,7 +209,7 @@ class Scores:
 
 
 class Verdict(enum.Enum):
-    """What becomes of a group. Every rejection has a counted name."""
+    """The verdict on a group. Every kind of rejection is counted by name."""
 
     ADMIT = "admit"
     UNIFORM = "uniform"  # all outcomes equal: no advantage
@@ -229,12 +229,12 @@ class Group:
     finish_step: np.ndarray  # [G] int64
     num_refuted: int
     trajectories: object  # reference on a `Trajectories`
-    rows: tuple[int, int]  # where in it this group stands
+    rows: tuple[int, int]  # the rows of this group in it
 
 
 @dataclass
 class UpdateResult:
-    """What the learner tells the driver after an update."""
+    """The learner's report to the driver after an update."""
 
     version: WeightVersion
     metrics: dict[str, float] = field(default_factory=dict)
@@ -243,13 +243,13 @@ class UpdateResult:
 
 @dataclass(frozen=True)
 class LearnerState:
-    """Where a learner that was (re)started stands."""
+    """The state of a learner that was (re)started."""
 
     version: WeightVersion
     digests: dict[int, str]  # hash of the weights of every version so far
     history: list[dict]  # metrics of every update
     trained: list[tuple[int, int]]  # keys of the groups of the last update
-    problems: list[str]  # what was wrong with newer checkpoints
+    problems: list[str]  # problems with newer checkpoints
 
 
 class Frames(Protocol):
@@ -279,7 +279,7 @@ class Episodes:
     success: np.ndarray  # [M] bool, decided by the environment
     instructions: tuple[str, ...]  # [M]
     seeds: np.ndarray  # [M] int64: the environment's start states
-    failures: dict[str, np.ndarray] = field(default_factory=dict)  # name -> [M] bool, where the environment tells
+    failures: dict[str, np.ndarray] = field(default_factory=dict)  # name -> [M] bool, if the environment reports them
 
     def __len__(self) -> int:
         return len(self.frames)

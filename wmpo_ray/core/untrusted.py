@@ -24,7 +24,7 @@ MAX_SETTINGS_BYTES = 2**20  # of a file that a person could have written
 MAX_JSON_BYTES = 256 * 2**20  # of one that a long run writes
 MAX_LINE_BYTES = 2**20
 
-PIECE_ELEMENTS = 2**18  # of a tensor that is looked through
+PIECE_ELEMENTS = 2**18  # elements of a tensor scanned at a time
 # What a network's constructor raises over settings that make no sense.
 BAD_SETTINGS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 # With these in its config.json a model folder has its loader fetch or import something.
@@ -208,8 +208,8 @@ def check_tensors(where: str, found: Mapping[str, Tensor], expected: Mapping[str
 
 
 def _differences(absent: Sequence[str], strange: Sequence[str]) -> str:
-    told = [f"without {shown(absent[0])}" if absent else "", f"with {shown(strange[0])}" if strange else ""]
-    return " and ".join(part for part in told if part)
+    parts = [f"without {shown(absent[0])}" if absent else "", f"with {shown(strange[0])}" if strange else ""]
+    return " and ".join(part for part in parts if part)
 
 
 # -- models ------------------------------------------------------------------------------------------------------
@@ -271,7 +271,7 @@ def check_network(
     held = [tensor_specs(single)] if single.exists() else indexed_specs(index).values()
     specs = {name: spec for part in held for name, spec in part.items()}
     if settings.num_layers_in_all > len(specs):
-        raise UserError(f"{path} tells of {settings.num_layers_in_all} layers; the weights are {len(specs)} tensors")
+        raise UserError(f"{path} declares {settings.num_layers_in_all} layers; the weights are {len(specs)} tensors")
     for name, tensor in _sizes(path, build, read_json(path, MAX_SETTINGS_BYTES)).items():
         found = specs.get(name) or specs.get(renamed(name))
         if found is None:

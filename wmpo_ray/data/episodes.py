@@ -1,4 +1,4 @@
-"""Frames of episodes that are read as they are indexed: ragged underneath, padded where they are seen.
+"""Lazy frames of episodes: stored ragged, padded and read when indexed.
 
 They index like an array [M, T+1, H, W, 3] by episode, or by episode and step, and give arrays. So windows, cloning,
 reward training and the gate take episodes that lie in memory, in a file or in an object store alike, and what a reader
@@ -16,7 +16,7 @@ import numpy as np
 
 from wmpo_ray.core.types import Episodes, Frames
 
-BATCH_BYTES = 512 * 2**20  # of frames that a stage looks at together
+BATCH_BYTES = 512 * 2**20  # of frames that a stage processes at a time
 
 
 class LazyFrames(ABC):
@@ -88,7 +88,7 @@ class RaggedFrames(LazyFrames):
 
 
 class SelectedFrames(LazyFrames):
-    """Some episodes of others' frames."""
+    """A selection of the episodes of other frames."""
 
     def __init__(self, source: LazyFrames, rows: np.ndarray):
         super().__init__(source.lengths[rows], source.horizon, source.frame_shape)

@@ -1,4 +1,4 @@
-"""Imagined trajectories on the disk until an update that used them is in a checkpoint: a restart imagines none again.
+"""Keeps imagined trajectories on disk until the update that used them is in a checkpoint, so a restart can reuse them.
 
 One safetensors file for each request, `<root>/update-000003/request-000008.safetensors`.
 """
@@ -20,7 +20,7 @@ from wmpo_ray.core.files import atomic_file, explain_full_disk, remove_directory
 from wmpo_ray.core.types import RolloutRequest, Trajectories
 from wmpo_ray.core.untrusted import TensorSpec, tensor_specs
 
-# Entry -> its dtypes and number of axes; what stands after a dot is the user's. None: at least the first two axes.
+# Entry -> its dtypes and number of axes; the part after a dot is the caller's. None: at least the first two axes.
 _ENTRIES: dict[str, tuple[tuple[str, ...], int | None]] = {
     "images.": (("U8",), 5),
     "record.": (("I64", "F32"), None),
@@ -39,7 +39,7 @@ class _Facts(BaseModel):
 
 
 class SpoolError(RuntimeError):
-    """A spooled file is missing or is not what was written; its groups have to be imagined again."""
+    """A spooled file is missing or altered; its groups have to be imagined again."""
 
 
 def spool_path(root: Path, request: RolloutRequest) -> Path:
@@ -49,7 +49,7 @@ def spool_path(root: Path, request: RolloutRequest) -> Path:
 
 
 def save_trajectories(path: Path, trajectories: Trajectories) -> str:
-    """Write the file, whole or not at all; returns its SHA-256. Raises UserError on a full disk."""
+    """Write the file atomically; returns its SHA-256. Raises UserError on a full disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {
         **{f"images.{camera}": images for camera, images in trajectories.images.items()},
@@ -71,7 +71,7 @@ def save_trajectories(path: Path, trajectories: Trajectories) -> str:
 
 
 def load_trajectories(path: Path, sha256: str) -> Trajectories:
-    """Read a file back. Raises SpoolError where it is missing, altered or no file of `save_trajectories`."""
+    """Read a file back. Raises SpoolError where it is missing, altered or not written by `save_trajectories`."""
     check_spooled(path, sha256)
     try:
         specs = tensor_specs(path)
@@ -97,7 +97,7 @@ def load_trajectories(path: Path, sha256: str) -> Trajectories:
 
 
 def _check_entries(path: Path, specs: dict[str, TensorSpec], facts: _Facts) -> None:
-    """M trajectories of N decisions in all arrays, and every array that belongs there."""
+    """Check that all arrays are present and have M trajectories of N decisions."""
     for name, spec in specs.items():
         dtypes, num_axes = _ENTRIES.get(re.sub(r"\..*", ".", name), ((), 0))
         if spec.dtype not in dtypes or (len(spec.shape) != num_axes if num_axes else len(spec.shape) < 2):
@@ -115,7 +115,7 @@ def _check_entries(path: Path, specs: dict[str, TensorSpec], facts: _Facts) -> N
 
 
 def check_spooled(path: Path, sha256: str) -> None:
-    """Raises SpoolError unless the file is there and is the one that was written."""
+    """Raises SpoolError if the file is missing or altered."""
     if not path.is_file():
         raise SpoolError(f"{path} is missing")
     if sha256_of(path) != sha256:
@@ -123,7 +123,7 @@ def check_spooled(path: Path, sha256: str) -> None:
 
 
 def remove_spooled(root: Path, before_update: int) -> None:
-    """Delete the trajectories of updates before `before_update`: a checkpoint holds what they taught."""
+    """Delete the trajectories of updates before `before_update`: a checkpoint already contains those updates."""
     if not root.is_dir():
         return
     for folder in root.iterdir():

@@ -1,4 +1,4 @@
-"""The trajectory store: `Episodes` as Parquet files, written as they come and read as their frames are asked for.
+"""The trajectory store: `Episodes` as Parquet files, written in a stream and read lazily.
 
 What a file holds, and how it is checked, is in `wmpo_ray.data.store_format`.
 """
@@ -80,7 +80,7 @@ class EpisodeWriter:
         for i, length in enumerate(episodes.lengths):
             if self._rows and self._num_bytes + (length + 1) * header.frame_bytes > ROW_GROUP_BYTES:
                 self._flush()
-            video = frames.video(i).copy()  # rows wait here while the caller's batch may go or change
+            video = frames.video(i).copy()  # rows are buffered here while the caller may free or change the batch
             self._num_bytes += video.nbytes
             self._rows.append(
                 (

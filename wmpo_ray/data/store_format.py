@@ -88,7 +88,7 @@ class Header(BaseModel):
 
 
 def header_of(episodes: Episodes) -> Header:
-    """Raises ValueError where the arrays do not fit each other."""
+    """Raises ValueError if the shapes of the arrays are inconsistent."""
     num, shape, actions = len(episodes), episodes.frames.shape, episodes.actions
     dtype = getattr(episodes.frames, "dtype", np.dtype(np.uint8))
     if len(shape) != 5 or dtype != np.uint8 or shape[-1] != 3:
@@ -204,7 +204,7 @@ def row_groups(path: Path, file: pq.ParquetFile, groups: Iterable[int], columns:
         expected = file.metadata.row_group(i).num_rows
         if len(table) != expected or any(column.null_count for column in table.columns):
             raise UserError(f"{path} is damaged: row group {i} does not hold {expected} whole episodes")
-        # Offsets and text are not looked at while reading.
+        # The reader does not check offsets and text.
         table.validate(full=True)
         yield table
 

@@ -103,7 +103,7 @@ def _read_list(path: Path) -> tuple[bytes, Counter[int]]:
     """
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
-        # The names differ in any case, and stand in one folder: whoever looks one up finds the same entry.
+        # The names differ in any case and are in one folder: every lookup finds the same entry.
         folders = {entry.filename.partition("/")[0] for entry in entries}
         lists = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
         if len(lists) != 1 or lists[0].file_size > MAX_LIST_BYTES:

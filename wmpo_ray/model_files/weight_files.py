@@ -165,7 +165,7 @@ def _specs(file: Path, ema: bool) -> tuple[dict[str, TensorSpec], str]:
     else:
         raise UserError(f"{file}: weights are read from {SAFETENSORS}, {', '.join(SUFFIXES)} and .index.json")
     claimed = sum(num_bytes_of(spec) for spec in specs.values())
-    # Tied tensors stand in a file once and in the list twice.
+    # Tied tensors are in a file once and in the list twice.
     if claimed > 2 * file.stat().st_size:
         raise UserError(f"{file}: its tensors claim {claimed} bytes, the file has {file.stat().st_size}")
     return specs, wrapper

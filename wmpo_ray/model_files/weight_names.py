@@ -47,7 +47,7 @@ def own_names(stored: Iterable[str], where: str) -> tuple[dict[str, str], list[s
 
 
 def _prefix(names: Iterable[str]) -> str:
-    """What stands before the tensor that tells the kind of the network; nothing where it is not known."""
+    """The prefix of the tensor that identifies the kind of the network; "" if it is unknown."""
     known = list(names)
     if any(name in MARKERS for name in known):
         return ""

@@ -1,4 +1,4 @@
-"""Advantages, the clipped objective and its figures against the published numbers."""
+"""Advantages, the clipped objective and its metrics, checked against the published numbers."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class _Fixture(NamedTuple):
 
 
 def check(folder: Path) -> list[ParityCase]:
-    """The reference's advantages, token loss and figures in float32, the paper's equations 3-5 in float64."""
+    """The reference's advantages, token loss and metrics in float32, the paper's equations 3-5 in float64."""
     config = read_config(folder)
     data = fixture_tensors(folder / "grpo.safetensors", *NEEDED)
     policy = TokenPolicy(config["K"], config["D"])
@@ -66,7 +66,7 @@ def _layout(fixture: _Fixture) -> Iterator[ParityCase]:
     yield differing("grpo", "response_mask", mask.flatten(1), data["response_mask"])
     yield from _counts(fixture, "valid_chunks", mask.any(-1).sum(1))
     yield from _counts(fixture, "group", torch.arange(len(mask)) // fixture.config["n"])
-    # The reward of a trajectory stands on its last executed token.
+    # The reward of a trajectory is assigned to its last executed token.
     flat = mask.flatten(1)
     is_last = flat & ~torch.nn.functional.pad(flat[:, 1:], (0, 1))
     rewards = fixture.reward * data["rewards"][:, None] * is_last
@@ -96,7 +96,7 @@ def _official(fixture: _Fixture) -> Iterator[ParityCase]:
 
 
 def _official_rows(fixture: _Fixture) -> Iterator[ParityCase]:
-    """Loss and figures of each trajectory alone."""
+    """Loss and metrics of each trajectory alone."""
     inputs = (
         fixture.chunked("new_log_probs"),
         fixture.chunked("old_log_probs"),
@@ -110,7 +110,7 @@ def _official_rows(fixture: _Fixture) -> Iterator[ParityCase]:
         ("official_clipfrac_per_traj", "policy/clip_active"),
         ("official_ppo_kl_per_traj", "policy/kl"),
     ):
-        ours[name] = torch.stack([figures[metric] for _, figures in alone])
+        ours[name] = torch.stack([metrics[metric] for _, metrics in alone])
     for name, values in ours.items():
         if name in fixture.data:
             yield compared("grpo", name, values, fixture.data[name], SINGLE)

@@ -119,7 +119,7 @@ def _forward(policy: OpenVLAOFTPolicy, statistics: ActionStatistics, tensors: Te
 
 
 def _sequence(policy: OpenVLAOFTPolicy, tensors: Tensors) -> Comparison:
-    """What the language model is given; what stands at masked positions is nobody's business."""
+    """The language model's inputs; values at masked positions are ignored."""
     if "act.multimodal_embeds" not in tensors:
         return  # intermediate outputs are there for debugging only
     ours, lengths = policy.embed(tensors["input_ids"], tensors["pixel_values"], tensors["attention_mask"])

@@ -91,7 +91,7 @@ class Plan:
     def update_seconds(self, tflops: float) -> float:
         """Videos are judged while others are imagined; with staleness the learner works beside both, else after them.
 
-        Roles that share their GPUs work one after the other, whoever could work beside whom.
+        Roles that share their GPUs always work one after the other.
         """
         seconds = self.role_seconds(tflops)
         if self.collocated:

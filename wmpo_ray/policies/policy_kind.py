@@ -33,7 +33,7 @@ class PolicyKind(ABC):
 
     @abstractmethod
     def load(self, config: Config, path: str, *, training: bool, device: torch.device) -> Policy:
-        """The policy that a run, or somebody else, saved in `path`, with the adapters that the config asks for.
+        """The policy saved in `path`, by a run or another program, with the adapters that the config asks for.
 
         `training`: to be trained, so with float32 weights. Raises UserError for files that are damaged and ConfigError
         for settings that they contradict.

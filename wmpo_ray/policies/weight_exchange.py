@@ -39,7 +39,7 @@ def trained_state_names(policy: Any, trained: Iterable[str]) -> set[str]:
 class WeightEncoder:
     """The learner's side: copies of the policy's weights, full and compact.
 
-    `trained` names the parameters that training changes; only `weights.payload = "adapter"` looks at it. Raises
+    `trained` names the parameters that training changes; only `weights.payload = "adapter"` uses it. Raises
     ConfigError where an adapter would hold nothing.
     """
 

@@ -1,4 +1,4 @@
-"""The box that every section of the page stands in."""
+"""The box around every section of the page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def missing(what: str) -> Markup:
 
 
 def absent(run: RunData, what: str, stage: str) -> Markup:
-    """The same for figures of a stage: it has not finished, or it has and gave none."""
+    """The same for metrics of a stage: it has not finished, or it has and gave none."""
     if stage in mapping(run.summary, "stages"):
         return missing(f"No {what}: the stage {stage} gave none.")
     return missing(f"No {what} yet: the stage {stage} has not finished.")

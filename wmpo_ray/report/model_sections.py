@@ -11,9 +11,9 @@ from wmpo_ray.report.run_data import RunData, mapping, number, numbers
 
 def reward_section(run: RunData) -> Markup:
     """F1 at the chosen threshold, and the curve that it was chosen from."""
-    figures = run.figures("reward-model")
-    f1, threshold = number(figures, "f1"), number(figures, "threshold")
-    rows = figures.get("threshold_curve")
+    metrics = run.stage_metrics("reward-model")
+    f1, threshold = number(metrics, "f1"), number(metrics, "threshold")
+    rows = metrics.get("threshold_curve")
     rows = [row for row in rows if number(row, "threshold") is not None] if isinstance(rows, list) else []
     rows.sort(key=lambda row: row["threshold"])
     series = []
@@ -25,7 +25,7 @@ def reward_section(run: RunData) -> Markup:
         points = [(row["threshold"], value) for row in rows if (value := number(row, key)) is not None]
         series += [Series(label, tone, points, stroke=stroke)] if points else []
     if f1 is None and not series:
-        return card("Reward model", absent(run, "figures of the judge", "reward-model"))
+        return card("Reward model", absent(run, "metrics of the judge", "reward-model"))
     at = f" at threshold {threshold:.2f}" if threshold is not None else ""
     lead = tag("p", "F1 ", datum(f1, f"{f1:.3f}", class_="big"), at, class_="lead") if f1 is not None else None
     rule = (threshold, "chosen") if threshold is not None else None
@@ -44,7 +44,7 @@ def reward_section(run: RunData) -> Markup:
 
 def world_model_section(run: RunData) -> Markup:
     """PSNR for each predicted frame, before and after alignment on the policy's own behaviour."""
-    psnr = mapping(run.figures("world-model"), "psnr_per_frame_db")
+    psnr = mapping(run.stage_metrics("world-model"), "psnr_per_frame_db")
     series = [
         Series(label, tone, list(enumerate(values, start=1)), stroke=stroke)
         for key, label, tone, stroke in (
@@ -66,13 +66,13 @@ def world_model_section(run: RunData) -> Markup:
 
 def gate_section(run: RunData) -> Markup:
     """What the imagined world had to reach before optimisation could start."""
-    figures = run.figures("gate")
-    rows = [row for row in _gate_rows(figures) if row is not None]
+    metrics = run.stage_metrics("gate")
+    rows = [row for row in _gate_rows(metrics) if row is not None]
     if not rows:
         return card("The gate", absent(run, "replays", "gate"))
-    passed = figures.get("passed")
+    passed = metrics.get("passed")
     state = join([_mark(passed), " passed" if passed else " not passed"]) if isinstance(passed, bool) else None
-    num, wrong = number(figures, "num"), (number(figures, "false_positives"), number(figures, "false_negatives"))
+    num, wrong = number(metrics, "num"), (number(metrics, "false_positives"), number(metrics, "false_negatives"))
     replays = [f"{num:.0f} replays"] if num is not None else []
     errors = [
         f"{value:.0f} false {name}" for value, name in zip(wrong, ("positives", "negatives")) if value is not None
@@ -80,14 +80,14 @@ def gate_section(run: RunData) -> Markup:
     return card(
         "The gate: real actions replayed in imagination",
         tag("p", join([state, *replays, *errors], " · "), class_="lead"),
-        table(["", "figure", "bound", "", ""], rows, numeric=(1, 2)),
+        table(["", "metric", "bound", "", ""], rows, numeric=(1, 2)),
         how="The same actions in both worlds: how often the judge's label in imagination equals the real outcome. "
         "False positives are rewards for actions that really fail. The tick in each bar is the bound.",
     )
 
 
-def _gate_rows(figures: dict) -> list[list[object] | None]:
-    bounds = mapping(figures, "bounds")
+def _gate_rows(metrics: dict) -> list[list[object] | None]:
+    bounds = mapping(metrics, "bounds")
     at_least = (
         ("label_agreement", "success labels agree", "min_label_agreement"),
         ("f1", "F1 of the labels", "min_f1"),
@@ -96,8 +96,8 @@ def _gate_rows(figures: dict) -> list[list[object] | None]:
     )
     rows: list[list[object] | None] = []
     for key, label, bound in at_least:
-        rows.append(_gate_row(label, number(figures, key), number(bounds, bound), at_most=False, as_share=key != "f1"))
-    imagined, real = number(figures, "imagined_success"), number(figures, "real_success")
+        rows.append(_gate_row(label, number(metrics, key), number(bounds, bound), at_most=False, as_share=key != "f1"))
+    imagined, real = number(metrics, "imagined_success"), number(metrics, "real_success")
     for label, value, tone in (("success, imagined", imagined, "imagined"), ("success, real", real, "real")):
         if value is not None:
             rows.append([label, datum(value, percent(value)), "", "", meter(value, tone)])

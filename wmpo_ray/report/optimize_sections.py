@@ -12,7 +12,7 @@ from wmpo_ray.report.markup import Markup, datum, join, table, tag
 from wmpo_ray.report.result_sections import success
 from wmpo_ray.report.run_data import RunData, mapping, number
 
-NOT_STARTED = "Nothing yet: metrics.jsonl has no such figures, because optimize has not started."
+NOT_STARTED = "Nothing yet: metrics.jsonl has no such metrics because optimize has not started."
 EXPLOITATION = 0.05  # a rise of imagined and a fall of real success that are no noise any more
 QUEUE_TONES = {"admit": "strong", "uniform": "third", "outside": "second", "stale": "warn", "surplus": "faint"}
 TIMES = (("imagine", "imagined"), ("score", "second"), ("update", "final"), ("broadcast", "warn"))
@@ -127,8 +127,8 @@ def health_section(run: RunData) -> Markup:
 def failures_section(run: RunData) -> Markup:
     """Rates of the visible failure modes, base against final policy."""
     title = "How episodes fail"
-    base = mapping(run.figures("evaluate"), "failures_base") or mapping(run.figures("collect"), "failures")
-    final = mapping(run.figures("evaluate"), "failures_final")
+    base = mapping(run.stage_metrics("evaluate"), "failures_base") or mapping(run.stage_metrics("collect"), "failures")
+    final = mapping(run.stage_metrics("evaluate"), "failures_final")
     modes = [mode for mode in {**base, **final} if (number(base, mode), number(final, mode)) != (None, None)]
     if not modes:
         return card(title, absent(run, "failure rates", "evaluate"))

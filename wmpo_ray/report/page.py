@@ -1,4 +1,4 @@
-"""A page in the report's style, whatever stands on it."""
+"""A page in the report's style, with any content."""
 
 from __future__ import annotations
 

@@ -114,18 +114,18 @@ def time_section(run: RunData) -> Markup:
 
 
 def provenance_section(run: RunData) -> Markup:
-    """Machine, versions, config hash, and every single figure of every stage."""
+    """Machine, versions, config hash, and every metric of every stage."""
     facts = [("config hash", tag("code", run.summary["config_hash"]))] if "config_hash" in run.summary else []
     facts += [(key, run.summary[key]) for key in ("seed", "machine") if key in run.summary]
     facts += [(package, version) for package, version in sorted(mapping(run.summary, "versions").items())]
     content = table(["", ""], facts) if facts else missing("No summary.json yet: versions and config hash are unknown.")
-    figures = [
+    metrics = [
         [stage, key, value if exact is None else datum(exact, compact(exact))]
         for stage in mapping(run.summary, "stages")
-        for key, value in run.figures(stage).items()
+        for key, value in run.stage_metrics(stage).items()
         if isinstance(value, int | float | str)
         for exact in [number({"": value}, "")]
     ]
-    every = table(["stage", "figure", "value"], figures, numeric=(2,)) if figures else None
-    details = tag("details", tag("summary", f"All {len(figures)} figures"), every) if every else None
+    every = table(["stage", "metric", "value"], metrics, numeric=(2,)) if metrics else None
+    details = tag("details", tag("summary", f"All {len(metrics)} metrics"), every) if every else None
     return card("Provenance", content, details, kind="card wide provenance")

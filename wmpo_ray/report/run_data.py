@@ -60,8 +60,8 @@ class RunData:
         names = [name for name in planned if isinstance(name, str)] if isinstance(planned, list) else []
         return [*names, *(name for name in mapping(self.summary, "stages") if name not in names)]
 
-    def figures(self, stage: str) -> dict[str, Any]:
-        """Figures of a stage; empty if it has not run."""
+    def stage_metrics(self, stage: str) -> dict[str, Any]:
+        """Metrics of a stage; empty if it has not run."""
         return mapping(self.summary, "stages", stage, "figures")
 
     def curve(self, key: str) -> list[tuple[float, float]]:

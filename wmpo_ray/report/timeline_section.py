@@ -26,7 +26,7 @@ ALIASES = {"compare_labels": "compare", "load_weights": "load"}
 
 
 class Piece(NamedTuple):
-    """What one rectangle stands for."""
+    """The call or span that one rectangle shows."""
 
     phase: str
     call: str

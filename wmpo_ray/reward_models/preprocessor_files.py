@@ -13,7 +13,7 @@ from wmpo_ray.core.untrusted import MAX_SETTINGS_BYTES, read_json, refuse_unread
 from wmpo_ray.reward_models.preprocessing import PREPROCESSOR_FILE, FramePreprocessing, Side
 
 CROP = 224  # of transformers' processor where the file has none
-# The processor of a folder: transformers looks into the first file first. The keys lead to it within the file.
+# The processor of a folder: transformers reads the first file first. The keys lead to it within the file.
 PLACES = (
     ("processor_config.json", "image_processor"),
     ("processor_config.json", "video_processor"),

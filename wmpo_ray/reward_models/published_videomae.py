@@ -25,7 +25,7 @@ from wmpo_ray.reward_models.preprocessing import PREPROCESSOR_FILE, FramePreproc
 from wmpo_ray.reward_models.preprocessor_files import find_preprocessing
 from wmpo_ray.reward_models.videomae import set_positions
 
-# VideoMAE-base as the reference trains it: what a bare file of weights does not tell.
+# VideoMAE-base as the reference trains it: settings that a bare file of weights does not contain.
 IMAGE_SIZE, NUM_FRAMES, HEAD_WIDTH = 224, 8, 64
 MAX_POSITION_VALUES = 2**24  # patches times width; positions are computed, so no weight bounds their number
 NUM_LABELS = 2

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # a configuration is read without torch
 
 
 class RewardModelKind(ABC):
-    """`config.reward` is always a `section` of the kind that is asked. Models stand on the CPU."""
+    """`config.reward` is always a `section` of the kind that is asked. Models are on the CPU."""
 
     section: ClassVar[type[RewardConfig]]
 
@@ -30,7 +30,7 @@ class RewardModelKind(ABC):
 
     @abstractmethod
     def load(self, config: Config, path: str) -> RewardModel:
-        """The reward model that a run, or somebody else, saved in `path`, with its threshold.
+        """The reward model saved in `path`, by a run or another program, with its threshold.
 
         Raises UserError for damaged files.
         """

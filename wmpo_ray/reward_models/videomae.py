@@ -1,4 +1,4 @@
-"""The reward model: a VideoMAE classifier over clips of L frames, told the instruction as constant image planes."""
+"""The reward model: a VideoMAE classifier over clips of L frames; constant image planes encode the instruction."""
 
 from __future__ import annotations
 

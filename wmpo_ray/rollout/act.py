@@ -20,7 +20,7 @@ SeedsOf = Callable[[str, int], list[int]]
 
 
 class Move(NamedTuple):
-    """One chunk of every trajectory: where it led, what was done, and how that was decided."""
+    """One chunk of every trajectory: the new state, the actions, and the policy's record of its decision."""
 
     state: Any
     transition: Transition
@@ -86,7 +86,7 @@ def run(
 
 @dataclass
 class _Track:
-    """What happened so far."""
+    """Collects the steps so far."""
 
     first: Observation
     num_chunks: int

@@ -17,7 +17,7 @@ from wmpo_ray.rollout.act import Move, SeedsOf, act, run
 from wmpo_ray.rollout.replay import replay
 
 Progress = Callable[[int], None]
-RECORDING_BYTES = 2**30  # of frames of a batch; while one is recorded the one before may still be there
+RECORDING_BYTES = 2**30  # of a batch's frames; the previous batch may still be in memory
 
 
 def rollout_policy(
@@ -47,7 +47,7 @@ def rollout_batches(
     """Act in the real environment from the given start states, a batch of episodes at a time.
 
     Sampling is keyed by (run_key, start seed, chunk), so a start gives the same episode in any batch. `keep_frames` is
-    asked before each batch: without, only the frames that the policy looks at are rendered, and the episodes hold the
+    asked before each batch: without, only the frames that the policy observes are rendered, and the episodes hold the
     first one. Batches are the same either way, so that outcomes are.
     """
     world = _world(environment, policy.chunk_length)
@@ -82,7 +82,9 @@ def rollout_outcomes(
             missing[success] -= len(rows)
             if len(rows):
                 videos.append(_in_memory(episodes.rows(rows)))
-        outcomes.append(replace(episodes, frames=np.array(episodes.frames[:, :1])))  # a copy: the others can go
+        outcomes.append(
+            replace(episodes, frames=np.array(episodes.frames[:, :1]))
+        )  # a copy, so that the other frames can be freed
     chosen = concatenate_episodes(videos)
     return concatenate_episodes(outcomes), chosen.rows(np.argsort(~chosen.success, kind="stable"))
 
@@ -96,7 +98,7 @@ def _rollout_batch(
 
 
 def _in_memory(episodes: Episodes) -> Episodes:
-    """Copies of the real frames, so that those of the batch around them can go."""
+    """Copies of the real frames, so that the rest of the batch can be freed."""
     videos = [episodes.frames[i, : length + 1].copy() for i, length in enumerate(episodes.lengths)]
     return replace(episodes, frames=RaggedFrames(videos, episodes.frames.shape[1] - 1, episodes.frames.shape[2:]))
 
@@ -133,7 +135,7 @@ def expert_batches(
 
 
 def _expert_batch(environment: Environment, seeds: np.ndarray, noise: float, run_key: tuple) -> Episodes:
-    world = EnvironmentWorld(environment, chunk_length=1)  # the script decides anew after every step
+    world = EnvironmentWorld(environment, chunk_length=1)  # the script decides again after every step
     rng = np.random.default_rng(seed_for(*run_key))
 
     def follow_script(state: EnvironmentState, _observation: Observation | None, _chunk: int) -> Move:

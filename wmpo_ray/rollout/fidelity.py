@@ -1,4 +1,4 @@
-"""How true the imagined world is: real action sequences replayed in it, compared frame by frame and event by event."""
+"""Measures the fidelity of a world model: replays real actions in it and compares frames and events with reality."""
 
 from __future__ import annotations
 
@@ -110,9 +110,9 @@ def one_chunk_ahead(world: World, episodes: Episodes, seed: int) -> Iterator[Epi
 
 
 def decode_one_chunk_ahead(world: World, episodes: Episodes, seed: int, first: int = 0) -> Episodes:
-    """The episodes as the world model shows them, each chunk imagined from real context; needs the ability "imagines".
+    """The episodes as imagined by the world model, each chunk from real context; needs the ability "imagines".
 
-    They look imagined and carry real labels: what a reward model that judges imagined videos should see. Frames after
+    Imagined frames with real labels: the training data for a reward model that judges imagined videos. Frames after
     the end stay real. `first` is the place of the first episode where these are a batch of more: it keys the seeds.
     """
     c, k = world.context_frames, world.chunk_length

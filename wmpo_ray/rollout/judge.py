@@ -1,4 +1,4 @@
-"""Who decides about trajectories: a reward model that watches, a second world that confirms, or the world itself."""
+"""Judges of trajectories: a reward model, a second world that verifies successes, or the world itself."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class VerifiedJudge:
 
 
 def verify(scores: Scores, videos: Videos, judge: Judge, replay_again: ReplayAgain) -> Scores:
-    """Ask the judge again about each success, as a second world shows it (asked only if there are any).
+    """Judge each success again in a second world (called only if there are any).
 
     A refuted success is a failure that keeps its finish step: what was done until then is what did not succeed.
     """
@@ -67,21 +67,21 @@ def verify(scores: Scores, videos: Videos, judge: Judge, replay_again: ReplayAga
 
 
 class WorldJudge:
-    """Reads what the world itself said: the truth, in an environment."""
+    """Uses the success that the world itself reported: the ground truth in an environment."""
 
     def judge(self, videos: Videos) -> Scores:
-        """Raises ValueError for trajectories of a world that does not know of success."""
+        """Raises ValueError for trajectories of a world that does not report success."""
         if videos.success is None or videos.lengths is None:
             raise ValueError(
                 "this world does not say what succeeded; judge its videos by a reward model, or roll out in an "
                 "environment"
             )
-        # What a world ended was decided there, a failure too; nothing after that was executed.
+        # If the world ended a trajectory, success or failure was decided there; no later action was executed.
         return Scores(videos.success, videos.lengths.astype(np.int64), videos.success.astype(np.float32))
 
 
 def _chosen(videos: Videos, rows: np.ndarray) -> Videos:
-    """Some of the videos, of no request as a whole."""
+    """A selection of the videos, without their requests."""
     return Videos(
         None if videos.frames is None else videos.frames[rows],
         tuple(videos.instructions[row] for row in rows),

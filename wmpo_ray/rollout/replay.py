@@ -1,4 +1,4 @@
-"""Given actions in a world: to verify a success, to compare labels with reality, to measure how true a world is."""
+"""Replays given actions in a world: to verify successes, compare labels with reality, and measure fidelity."""
 
 from __future__ import annotations
 

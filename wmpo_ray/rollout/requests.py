@@ -1,4 +1,4 @@
-"""The rollouts that a training run asks for: groups of trajectories, batched over all members of a request."""
+"""Rolls out the requests of a training run: groups of trajectories, batched over all members of a request."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def rollout_request(
 
     A pure function of (weights, request): each random number comes from a generator keyed by (run, update, group,
     member, chunk), so the request can be repeated elsewhere with the same result. `progress` is called after each
-    chunk. `world_judges`: nobody needs the videos, so that only what the policy sees is rendered.
+    chunk. `world_judges`: videos are not needed, so only the policy's observations are rendered.
     """
     members = members_of(request.groups)
     starts = tuple(group.start for group, _ in members)

@@ -37,7 +37,7 @@ _SHARD = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 
 @dataclass(frozen=True)
 class CheckpointFolder:
-    """A checkpoint that is whole, its tensors unread."""
+    """A valid checkpoint whose tensors have not been read."""
 
     step: int
     meta: dict
@@ -46,7 +46,7 @@ class CheckpointFolder:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was given to `save_checkpoint`, and where it was found."""
+    """The content given to `save_checkpoint`, and its folder."""
 
     step: int
     tensors: dict[str, Tensor]
@@ -90,7 +90,7 @@ def new_checkpoint(root: Path, step: int, meta: dict, keep: int, hashes: Mapping
     """Yield a folder to put files of tensors in; it becomes the checkpoint of `step` as `save_checkpoint` would make it.
 
     Args:
-        hashes: SHA-256 of those files, by name, as far as somebody knows them when the block ends
+        hashes: SHA-256 of those files, by name, as far as they are known when the block ends
     """
     if keep < 1:
         raise ValueError(f"keep={keep}: at least 1 checkpoint must stay; set checkpoint.keep")
@@ -111,7 +111,7 @@ def new_checkpoint(root: Path, step: int, meta: dict, keep: int, hashes: Mapping
 
 
 def load_checkpoint(root: Path, report: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that is whole, tensors on the CPU; None where there has never been one.
+    """The newest valid checkpoint, tensors on the CPU; None if there has never been one.
 
     Each file that is missing, truncated or altered is named through `report`, one line each, and the checkpoint before
     is tried. Raises `UserError` if there are checkpoints but none is whole.
@@ -120,7 +120,7 @@ def load_checkpoint(root: Path, report: Callable[[str], None]) -> Checkpoint | N
 
 
 def find_checkpoint(root: Path, report: Callable[[str], None]) -> CheckpointFolder | None:
-    """The same, its tensors unread."""
+    """The same, without reading the tensors."""
     return _newest(root, report, _inspect)
 
 
@@ -156,7 +156,7 @@ def _problems_of_latest(root: Path) -> list[str]:
         name = file.read(64).decode(errors="replace")
     if not _STEP_FOLDER.fullmatch(name):
         return [f"{latest} holds {name!r} instead of the name of a checkpoint"]
-    # A newer one than `latest` says is whole: the run was killed between the two renames.
+    # A checkpoint newer than `latest` is valid: the run was killed between the two renames.
     return [] if (root / name).is_dir() else [f"{root / name}, the latest checkpoint, is missing"]
 
 
@@ -171,7 +171,7 @@ def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     try:
         save_file(separate, path)
     except SafetensorError as error:
-        # The only trace of the errno that the library leaves.
+        # The library only keeps the errno in the message.
         if f"os error {errno.ENOSPC}" in str(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise

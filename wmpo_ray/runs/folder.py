@@ -1,4 +1,4 @@
-"""The folder of a run: its config, what is done, and the lock that keeps a second process out."""
+"""The folder of a run: its config, the records of its stages, and a lock against a second process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PACKAGES = ("torch", "ray", "diffusers", "transformers", "numpy", "wmpo-ray")
 
 
 class RunFolder:
-    """A run's folder. `RunFolder.open` is for the one process that runs it; `RunFolder(path)` only looks.
+    """A run's folder. `RunFolder.open` is for the one process that runs it; `RunFolder(path)` is read-only.
 
     Raises `UserError` where `path` is no run folder or its summary cannot be read.
     """
@@ -41,7 +41,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path, config: Config) -> Self:
-        """Create the folder of a run, or look at one, and lock it until `close`.
+        """Create or open the folder of a run, and lock it until `close`.
 
         `config` is that of a new folder; one that is there keeps its own until `accept`. Raises `UserError` for a
         folder that holds other things and one that another process has locked.
@@ -92,28 +92,28 @@ class RunFolder:
 
     @property
     def summary(self) -> dict:
-        """A copy of what summary.json holds."""
+        """A copy of the content of summary.json."""
         return json_clean(self._summary)
 
     def is_done(self, stage: str) -> bool:
         return stage in self._summary.get("stages", {})
 
-    def figures(self, stage: str) -> dict:
-        """What `finish` recorded of a stage. Raises `UserError` if it is not done."""
+    def metrics(self, stage: str) -> dict:
+        """The metrics of a finished stage. Raises `UserError` if it is not done."""
         if not self.is_done(stage):
             raise UserError(f"{self.path}: the stage {stage} is not done yet; run it first")
         return dict(self._summary["stages"][stage]["figures"])
 
     def record(self, stage: str) -> dict | None:
-        """What `finish` recorded of a stage; None if it is not done."""
+        """The record of a finished stage; None if it is not done."""
         return self._summary.get("stages", {}).get(stage)
 
     def begun(self, stage: str) -> dict | None:
-        """What `begin` noted of a stage that has not finished since."""
+        """The note that `begin` made of a stage that has not finished since."""
         return self._summary.get("begun", {}).get(stage)
 
     def accept(self, config: Config, stages: Sequence[str] = ()) -> None:
-        """Go on with this config from now on. stages: all of the run's, in order."""
+        """Use this config from now on. stages: all stages of the run, in order."""
         if self.config != config:
             atomic_write(self.path / CONFIG, config_to_json(config))
         self._write(
@@ -121,16 +121,16 @@ class RunFolder:
         )
 
     def begin(self, stage: str, made_from: dict[str, Any], is_clear: bool = True) -> None:
-        """Note that a stage is under way, and what its result is going to be made from.
+        """Note that a stage has begun, and what its result will be made from.
 
-        is_clear: whether nothing of an earlier course stands where it keeps its state.
+        is_clear: whether its state folders contain nothing from an earlier attempt.
         """
         note = {"made_from": made_from, "is_clear": is_clear}
         self._write({"begun": {**self._summary.get("begun", {}), stage: note}})
 
-    def finish(self, stage: str, seconds: float, figures: dict, made_from: dict[str, Any] | None = None) -> None:
+    def finish(self, stage: str, seconds: float, metrics: dict, made_from: dict[str, Any] | None = None) -> None:
         """Record a stage as done, on the disk when this returns."""
-        record = {"seconds": seconds, "figures": figures} | ({} if made_from is None else {"made_from": made_from})
+        record = {"seconds": seconds, "figures": metrics} | ({} if made_from is None else {"made_from": made_from})
         begun = {name: note for name, note in self._summary.get("begun", {}).items() if name != stage}
         self._write({"stages": {**self._summary["stages"], stage: record}, "begun": begun})
 
@@ -140,9 +140,9 @@ class RunFolder:
         self._write({"stages": {**self._summary["stages"], stage: record}})
 
     def set_aside(self, stage: str, paths: Sequence[Path]) -> None:
-        """Move the result of a finished stage, or its state, out of the way of what will replace it."""
+        """Move the result of a finished stage, or its state, aside until it is replaced."""
         aside = self.path / REPLACED / stage
-        if aside.exists():  # the stage was being redone already: what that left goes, the finished one's stays
+        if aside.exists():  # the stage was already being redone: delete the unfinished files, keep the finished result
             remove_all(paths)
             return
         partial = aside.with_name(f"{stage}{MOVING}")
@@ -154,12 +154,12 @@ class RunFolder:
             partial.rename(aside)
 
     def bring_back(self, stage: str, paths: Sequence[Path]) -> None:
-        """Undo `set_aside`: the finished result is wanted after all. paths: what has been begun in its place."""
+        """Undo `set_aside`: restore the finished result. paths: files begun in its place."""
         aside = self.path / REPLACED / stage
         partial = aside.with_name(f"{stage}{MOVING}")
         if aside.exists():
             remove_all(paths)
-            aside.rename(partial)  # from here on, what stands in the place of `paths` has come back
+            aside.rename(partial)  # from here on, the files at `paths` are the restored ones
         for path in sorted(partial.rglob("*")) if partial.exists() else ():
             target = self.path / path.relative_to(partial)
             if path.exists() and not target.exists():
@@ -168,11 +168,11 @@ class RunFolder:
         self._write({"begun": {name: note for name, note in self._summary.get("begun", {}).items() if name != stage}})
 
     def has_aside(self, stage: str) -> bool:
-        """Whether `set_aside` keeps something of a stage."""
+        """Whether files of a stage are set aside."""
         return (self.path / REPLACED / stage).exists()
 
     def drop_aside(self, stage: str) -> None:
-        """Delete what `set_aside` kept of a stage."""
+        """Delete the files of a stage that were set aside."""
         for path in (self.path / REPLACED / stage, self.path / REPLACED / f"{stage}{MOVING}"):
             if path.exists():
                 remove_directory(path)
@@ -197,14 +197,14 @@ class RunFolder:
     def _write(self, changes: dict) -> None:
         assert self._lock is not None, "only a folder opened with RunFolder.open is written to"
         if not self._lock.is_held:
-            raise UserError(f"{self.path}: another process has taken the folder over, after this one stood still")
+            raise UserError(f"{self.path}: another process has taken the folder over, after this one was suspended")
         summary = json_clean({**self._summary, **changes})
         atomic_write(self.path / SUMMARY, _to_json(summary))
         self._summary = summary
 
 
 def _refuse_foreign(path: Path) -> None:
-    """Before anything is written: a folder that is not ours is left as it is."""
+    """Check the folder before anything is written: a foreign folder is left unchanged."""
     if not path.exists() or (path / CONFIG).exists():
         return
     if not path.is_dir():
@@ -223,7 +223,7 @@ def _prepare(path: Path, config: Config) -> None:
     if (path / CONFIG).exists():
         read_config_json(path / CONFIG)  # a damaged one is named before anything is written
     else:
-        # First: from here on the folder is known as ours, and whatever a kill leaves out is made on the next opening.
+        # Written first: it marks the folder as ours; the next opening creates what a kill prevented.
         atomic_write(path / CONFIG, config_to_json(config))
     for name in ("", *SUB_FOLDERS):
         (path / name).mkdir(exist_ok=True)
@@ -252,7 +252,7 @@ def _read_summary(path: Path) -> dict:
     for stage, entry in stages.items():
         if not isinstance(entry, dict) or not isinstance(entry.get("figures"), dict):
             raise UserError(
-                f"{path} is damaged: the stage {stage!r} has no figures; delete it to run every stage again"
+                f"{path} is damaged: the stage {stage!r} has no metrics; delete it to run every stage again"
             )
     begun = summary.get("begun", {})
     if not isinstance(begun, dict) or not all(isinstance(note, dict) for note in begun.values()):

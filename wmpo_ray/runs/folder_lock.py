@@ -1,7 +1,7 @@
 """A lock on a folder that holds for one process at a time, on file systems with flock and on those without.
 
 flock is let go of by the kernel whenever its process ends. Where a file system has none (Lustre without `-o flock`, some
-network and FUSE mounts), a second file stands for the lock: it is created exclusively, names its owner and is touched by
+network and FUSE mounts), a second file serves as the lock: it is created exclusively, names its owner and is touched by
 a thread while the owner lives. One that was not touched for `STALE_S` is taken over.
 """
 
@@ -19,7 +19,7 @@ from typing import TextIO
 
 HEARTBEAT_S = 5.0
 STALE_S = 60.0  # longer than a machine under load, or an attribute cache of a network file system, delays a heartbeat
-ENDED = ("Z", "X")  # states of a process that only waits for its parent to hear of its end
+ENDED = ("Z", "X")  # states of a process that has ended and waits for its parent to reap it
 NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -48,7 +48,7 @@ class FolderLock:
 
     @property
     def is_held(self) -> bool:
-        """False once another process has taken the lock over, after this one stood still for too long."""
+        """False once another process has taken the lock over, after this one was suspended for too long."""
         return self._owner is None or self._owner.is_ours()
 
     def close(self) -> None:
@@ -79,12 +79,12 @@ class OwnerFile:
             self._path.unlink(missing_ok=True)
 
     def _take(self) -> None:
-        """Link a complete file into place: whoever sees it sees its owner, and a link to a name that exists fails."""
+        """Link a complete file into place: any reader sees its owner, and linking to an existing name fails."""
         mine = self._path.with_name(f"{self._path.name}.{self._id}")
         facts = {"id": self._id, "host": socket.gethostname(), "pid": os.getpid()}
         try:
             mine.write_text(json.dumps(facts | {"machine": _machine(), "started": _started(os.getpid())}))
-            for _ in range(3):  # the owner may end while it is looked at
+            for _ in range(3):  # the owner may end during the check
                 if _create(mine, self._path):
                     return
                 self._remove_dead()
@@ -106,7 +106,7 @@ class OwnerFile:
         except FileExistsError:
             raise LockedError("another process") from None
         try:
-            _require_dead(self._path)  # again: somebody may have been quicker
+            _require_dead(self._path)  # again: another process may have been faster
             self._path.unlink(missing_ok=True)
         finally:
             guard.unlink(missing_ok=True)
@@ -152,7 +152,7 @@ def _flock(file: TextIO) -> bool:
 
 
 def _require_dead(path: Path) -> None:
-    """Raises LockedError where the owner that an owner file names lives; where there is no file, nobody does."""
+    """Raises LockedError where the owner that an owner file names lives; without a file there is no owner."""
     try:
         touched = path.stat().st_mtime
     except FileNotFoundError:
@@ -160,7 +160,7 @@ def _require_dead(path: Path) -> None:
     owner = _read(path)
     pid = owner.get("pid")
     if isinstance(pid, int) and owner.get("machine") == _machine() != "":
-        # A number that was given to another process since then belongs to one that started at another time.
+        # A reused pid belongs to a process with a different start time.
         lives = _started(pid) == owner.get("started")
     else:
         lives = _now(path) - touched <= STALE_S

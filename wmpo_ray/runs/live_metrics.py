@@ -1,7 +1,7 @@
-"""The live figures of a run: every metric with its unit, its labels and its help text, and the meters that take them.
+"""The live metrics of a run: every metric with its unit, its labels and its help text, and the meters that take them.
 
-What is logged once per update for later is in `metrics.py`; this is for whoever watches. A meter is told by the driver
-only, which hears of everything; names are `wmpo_*`, as they appear in `METRICS`.
+Metrics that are logged once per update are in `metrics.jsonl`; these are for live dashboards. Only the driver
+updates a meter, since it sees every event; names are `wmpo_*`, as listed in `METRICS`.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ METRICS = {
 
 
 class Meter(Protocol):
-    """Takes figures under the names in `METRICS`; raises KeyError for another name."""
+    """Takes metrics under the names in `METRICS`; raises KeyError for another name."""
 
     def add(self, name: str, value: float, **labels: str) -> None: ...
 
@@ -127,11 +127,11 @@ class Meter(Protocol):
     def observe(self, name: str, value: float, **labels: str) -> None: ...
 
     def close(self) -> None:
-        """Nothing more will be told."""
+        """No more metrics will be set."""
 
 
 class NoMeter:
-    """For a run that nobody watches."""
+    """For a run without live metrics."""
 
     def add(self, name: str, value: float, **labels: str) -> None: ...
 
@@ -169,7 +169,7 @@ class PrometheusMeter:
         self._series[name].labels(run=self._run, **labels).observe(value)
 
     def close(self) -> None:
-        """The last figures can be read until the process ends."""
+        """The last metrics can be read until the process ends."""
 
     def serve(self, port: int, host: str = "127.0.0.1") -> None:
         """Answer on `host:port` until the process ends. Raises OSError where the port is taken."""

@@ -1,4 +1,4 @@
-"""Two runs side by side: their figures, whether they differ, and how their settings do."""
+"""Two runs side by side: their metrics, whether they differ, and how their settings do."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ FINAL = "final success"
 
 
 @dataclass(frozen=True)
-class FigureRow:
-    """One figure of both runs as text; `verdict` says whether they differ, "" where that cannot be tested."""
+class MetricRow:
+    """One metric of both runs as text; `verdict` says whether they differ, "" where that cannot be tested."""
 
     label: str
     a: str
@@ -42,7 +42,7 @@ class FigureRow:
 class Comparison:
     a: RunStatus
     b: RunStatus
-    rows: list[FigureRow]
+    rows: list[MetricRow]
     differences: list[tuple[str, str, str]]  # setting, value of A, value of B
     notes: list[str]
 
@@ -66,7 +66,7 @@ def _setting(line: str) -> tuple[str, str, str]:
     return key, before, after
 
 
-def _rows(a: RunData, b: RunData) -> list[FigureRow]:
+def _rows(a: RunData, b: RunData) -> list[MetricRow]:
     runs = (a, b)
     base = [_result(run, "base_success") for run in runs]
     final = [_result(run, "final_success") for run in runs]
@@ -77,7 +77,7 @@ def _rows(a: RunData, b: RunData) -> list[FigureRow]:
         _rate_row("real success on the way, last", *[_real(run) for run in runs]),
         _rate_row("labels right at the gate", *[_agreement(run) for run in runs]),
         _plain_row("imagined success, last", [_last(run, "imagined/success_rate") for run in runs], percent),
-        _plain_row("reward model F1", [number(run.figures("reward-model"), "f1") for run in runs], compact),
+        _plain_row("reward model F1", [number(run.stage_metrics("reward-model"), "f1") for run in runs], compact),
         _plain_row("updates", [_last(run, "policy/loss", of_update=True) for run in runs], "{:.0f}".format),
         _plain_row(
             "groups decided",
@@ -91,7 +91,7 @@ def _rows(a: RunData, b: RunData) -> list[FigureRow]:
     return [row for row in rows if row is not None]
 
 
-# -- figures of one run ------------------------------------------------------------------------------------------
+# -- metrics of one run ------------------------------------------------------------------------------------------
 
 
 def _result(run: RunData, key: str) -> Rate | None:
@@ -109,8 +109,8 @@ def _real(run: RunData) -> Rate | None:
 
 
 def _agreement(run: RunData) -> Rate | None:
-    figures = run.figures("gate")
-    value, num = number(figures, "label_agreement"), number(figures, "num")
+    metrics = run.stage_metrics("gate")
+    value, num = number(metrics, "label_agreement"), number(metrics, "num")
     if value is None or num is None or not 0 <= value <= 1 or num < 1:
         return None
     return Rate(value, *wilson_interval(round(value * num), round(num)), round(num))
@@ -162,35 +162,35 @@ def _all_seconds(run: RunData) -> float | None:
 # -- rows --------------------------------------------------------------------------------------------------------
 
 
-def _rate_row(label: str, a: Rate | None, b: Rate | None) -> FigureRow | None:
+def _rate_row(label: str, a: Rate | None, b: Rate | None) -> MetricRow | None:
     if a is None and b is None:
         return None
     if a is None or b is None:
-        return FigureRow(label, _rate(a), _rate(b))
+        return MetricRow(label, _rate(a), _rate(b))
     verdict, difference = compare_rates(a, b), b.value - a.value
-    return FigureRow(label, _rate(a), _rate(b), points(100 * difference), *_told(verdict, difference))
+    return MetricRow(label, _rate(a), _rate(b), points(100 * difference), *_describe(verdict, difference))
 
 
-def _gain_row(gains: list[float | None], base: list[Rate | None], final: list[Rate | None]) -> FigureRow | None:
+def _gain_row(gains: list[float | None], base: list[Rate | None], final: list[Rate | None]) -> MetricRow | None:
     if gains == [None, None]:
         return None
     a, b = (_gain(*entry) for entry in zip(gains, base, final))
     if None in gains or None in base or None in final:
-        return FigureRow("gain", a, b)
+        return MetricRow("gain", a, b)
     difference = (gains[1] or 0.0) - (gains[0] or 0.0)
     rates = (base[0], final[0], base[1], final[1])
     verdict = gains_test(*(rate for rate in rates if rate is not None))
-    return FigureRow("gain", a, b, points(difference), *_told(verdict, difference))
+    return MetricRow("gain", a, b, points(difference), *_describe(verdict, difference))
 
 
-def _plain_row(label: str, values: Sequence[float | None], show: Format) -> FigureRow | None:
+def _plain_row(label: str, values: Sequence[float | None], show: Format) -> MetricRow | None:
     if not any(values):
         return None
     a, b = ("–" if value is None else show(value) for value in values)
-    return FigureRow(label, a, b)
+    return MetricRow(label, a, b)
 
 
-def _told(verdict: Verdict, difference: float) -> tuple[str, bool]:
+def _describe(verdict: Verdict, difference: float) -> tuple[str, bool]:
     return verdict.sentence(difference), verdict.is_significant
 
 
@@ -217,11 +217,11 @@ def comparison_tables(comparison: Comparison) -> RenderableType:
     for label, one in zip(LABELS, (comparison.a, comparison.b)):
         parts.append(Text.assemble((f"{label}  ", "bold"), str(one.folder), (f"  {one.sentence()}", "dim")))
     parts += [Text(one_line(note), style="red") for note in comparison.notes]
-    table = Table("figure", "A", "B", "B − A", "", box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table = Table("metric", "A", "B", "B − A", "", box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     for row in comparison.rows:
         style = "bold" if row.is_significant else "dim"
         table.add_row(row.label, row.a, row.b, row.difference, Text(row.verdict, style=style))
-    parts += ["", table if comparison.rows else Text("Neither run has figures yet.", style="dim")]
+    parts += ["", table if comparison.rows else Text("Neither run has metrics yet.", style="dim")]
     settings = Table("setting", "A", "B", box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     for setting in comparison.differences:
         settings.add_row(*(Text(one_line(value)) for value in setting))

@@ -14,7 +14,7 @@ from wmpo_ray.watch.comparison import FINAL, LABELS, Comparison, admitted_shares
 from wmpo_ray.watch.run_status import RunStatus
 
 TONES = ("run-a", "run-b")
-NOTHING = "Nothing yet: neither run has logged such figures."
+NOTHING = "Nothing yet: neither run has logged such metrics."
 
 
 def render_comparison(comparison: Comparison) -> str:
@@ -23,7 +23,7 @@ def render_comparison(comparison: Comparison) -> str:
     curves = [_imagined(runs), _real(runs), _admitted(runs), _time(runs)]
     parts = [
         _header(comparison),
-        grid("", _figures(comparison)),
+        grid("", _metrics(comparison)),
         grid("Curves", *curves),
         grid("", _verdicts(runs), _settings(comparison)),
     ]
@@ -44,9 +44,9 @@ def _header(comparison: Comparison) -> Markup:
     return tag("header", tag("h1", "Two runs compared"), *lines, *notes)
 
 
-def _figures(comparison: Comparison) -> Markup:
+def _metrics(comparison: Comparison) -> Markup:
     if not comparison.rows:
-        return card("Figures", missing(NOTHING), kind="card wide")
+        return card("Metrics", missing(NOTHING), kind="card wide")
     rows = [
         [row.label, row.a, row.b, row.difference, tag("b", row.verdict) if row.is_significant else row.verdict]
         for row in comparison.rows
@@ -56,7 +56,7 @@ def _figures(comparison: Comparison) -> Markup:
         "were measured on the same start states these tests are careful, because they leave that out. One run of each: "
         "with other seeds the difference may be another."
     )
-    return card("Figures", table(["", "A", "B", "B − A", ""], rows), how=how, kind="card wide comparison")
+    return card("Metrics", table(["", "A", "B", "B − A", ""], rows), how=how, kind="card wide comparison")
 
 
 def _series(runs: tuple[RunStatus, RunStatus], points: list[list[tuple[float, float]]]) -> list[Series]:

@@ -17,7 +17,7 @@ from wmpo_ray.report.run_data import RunData, mapping, number, read_figures
 
 STATUS, EVENTS, CONFIG, SUMMARY, LEDGER = "status.json", "events.jsonl", "config.json", "summary.json", "ledger.jsonl"
 FRESH_S = 4.0  # a running run writes once a second
-SILENT_S = 20.0  # after so long it is taken for gone, where its process cannot be looked at
+SILENT_S = 20.0  # after this long it counts as dead, if its process cannot be checked
 TAIL_BYTES = 64 << 10
 MAX_STATUS_BYTES = 16 << 20
 
@@ -30,7 +30,7 @@ class Condition(enum.Enum):
     DONE = "done"
     FAILED = "failed"
     PREEMPTED = "preempted"
-    KILLED = "killed"  # it says "running" and nobody is there
+    KILLED = "killed"  # its status is "running" but its process is gone
     STOPPED = "stopped"  # unfinished, and nothing says why
     UNREADABLE = "unreadable"
 
@@ -41,11 +41,11 @@ class Condition(enum.Enum):
 
 @dataclass
 class RunStatus:
-    """One look at a run."""
+    """A snapshot of a run."""
 
     folder: Path
     condition: Condition
-    now: float  # when it was looked at, seconds since the epoch
+    now: float  # time of the snapshot, seconds since the epoch
     run: RunData  # its summary and metrics
     status: dict[str, Any] = field(default_factory=dict)
     started: float | None = None
@@ -103,7 +103,7 @@ class RunStatus:
         )
 
     def sentence(self) -> str:
-        """How the run stands, and what to do where it stands still."""
+        """The state of the run, and what to do if it has stopped."""
         ago = "" if self.last_sign is None else f": last heard of {age(self.now - self.last_sign)} ago"
         resume = f"`wmpo run ... --out {self.folder} --resume` goes on"
         where = f" in stage {self.stage}" if self.stage else ""
@@ -121,7 +121,7 @@ class RunStatus:
 
 
 def read_status(folder: Path, now: float | None = None) -> RunStatus:
-    """Look at a run. Raises UserError where `folder` is no folder of a run."""
+    """Read the status of a run. Raises UserError if `folder` is not a run folder."""
     now = time.time() if now is None else now
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the folder of a run")

@@ -1,4 +1,4 @@
-"""The runs in a folder: how each stands and what it reached."""
+"""Lists the runs in a folder with their state and results."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class Rate(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """`test`: the name of what was asked; `p_value`: None where only intervals were looked at."""
+    """`test`: the name of the test; `p_value`: None if only intervals were compared."""
 
     is_significant: bool
     test: str

@@ -102,8 +102,8 @@ def _progress(status: RunStatus) -> RenderableType | None:
     if done is None or not total or total < 0:
         return None
     row = Table.grid(padding=(0, 1))
-    figures = [(key, number({"": value}, "")) for key, value in mapping(progress, "figures").items()]
-    told = "  ".join(f"{one_line(key)} {compact(value)}" for key, value in figures if value is not None)
+    metrics = [(key, number({"": value}, "")) for key, value in mapping(progress, "figures").items()]
+    told = "  ".join(f"{one_line(key)} {compact(value)}" for key, value in metrics if value is not None)
     bar = ProgressBar(total=total, completed=min(max(done, 0.0), total), width=40)
     row.add_row(Text(status.stage), bar, f"{done:,.0f} of {total:,.0f}", Text(told, style="dim"))
     return row

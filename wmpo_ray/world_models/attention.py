@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.rounding import cosine, rounded, sine
 
-# "auto" looks at each call; the others are chosen once for a network.
+# "auto" decides at each call; the others are chosen once for a network.
 Backend = Literal["auto", "flash", "sdpa", "plain"]
 HALF_PRECISION = (torch.float16, torch.bfloat16)
 

@@ -35,7 +35,7 @@ MAX_FRAMES = 2**12  # of a context or a chunk; no weight bounds their number
 
 
 class _CodecOptions(BaseModel):
-    """Of an autoencoder; `tiny_decoder` says that one stands in the folder too."""
+    """Of an autoencoder; `tiny_decoder`: the folder contains one too."""
 
     model_config = ConfigDict(extra="forbid")
     posterior_seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
@@ -254,7 +254,7 @@ def _codec_dtype(config: DenoiserConfig) -> torch.dtype:
 
 
 def _load_codec(folder: Path, settings: _FileSettings) -> FrameCodec:
-    """The codec that the settings in a world model's folder name: an autoencoder stands in that folder."""
+    """The codec that the settings in a world model's folder name: that folder contains the autoencoder."""
     if settings.codec == PixelCodec.name:
         return PixelCodec()
     options = settings.codec_options or _CodecOptions()

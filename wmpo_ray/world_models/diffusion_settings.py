@@ -27,7 +27,7 @@ class NetworkConfig(Section):
 
 
 class DenoiserConfig(Section):
-    """What stands between the network and the schedule. Published weights need the defaults of this class."""
+    """Settings between the network and the schedule. Published weights need the defaults of this class."""
 
     prediction: Literal["velocity", "sample"] = "velocity"
     input_scaling: bool = False  # multiply the noisy frames by (1 - t)

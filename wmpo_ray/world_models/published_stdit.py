@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 
 # Options of ours that change what the network computes; the reference has no word for them.
 OUR_OPTIONS = ("mlp_activation", "gate", "per_block_modulation", "out_channels")
-# Sizes that no tensor tells.
-UNTOLD = ("pad_action_num", "input_sq_size", "conditioning_timestep")
+# Sizes that cannot be inferred from any tensor.
+NOT_IN_WEIGHTS = ("pad_action_num", "input_sq_size", "conditioning_timestep")
 
 
 # Settings of the reference's that leave no trace in what trained weights compute.
@@ -141,7 +141,7 @@ def _settings_beside(path: Path, sizes: Mapping[str, Any]) -> dict[str, Any]:
             same = int(sizes["hidden_size"] * said) == int(sizes["hidden_size"] * size)
         if not same:
             raise UserError(f"{path}: {name} = {said}, the weights are of {size}")
-    return {name: settings[name] for name in UNTOLD if settings[name] is not None}
+    return {name: settings[name] for name in NOT_IN_WEIGHTS if settings[name] is not None}
 
 
 def save_published_network(

@@ -52,7 +52,7 @@ class PocketState(NamedTuple):
 class PocketEnvironment:
     """N independent scenes stepped together (implements `wmpo_ray.core.interfaces.Environment`).
 
-    `reset` and `step` render as they go, for whoever plays with it by hand.
+    `reset` and `step` render as they go, for interactive use.
     """
 
     abilities: frozenset[str] = frozenset({"expert", "events", "restore", "render"})

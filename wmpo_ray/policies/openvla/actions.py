@@ -102,7 +102,7 @@ class ActionStatistics:
 
 
 def check_statistics(statistics: Any, key: str | None, where: str) -> None:
-    """Refuse statistics of the data set `key`, or of the only one, that contradict themselves, whoever uses them.
+    """Refuse statistics of the data set `key`, or of the only one, that contradict themselves.
 
     Nothing is said of a data set that is not there: only those that ask for one need it.
     """

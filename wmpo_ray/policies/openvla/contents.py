@@ -13,7 +13,7 @@ from wmpo_ray.policies.openvla.published_files import PREPROCESSOR, STATISTICS, 
 from wmpo_ray.policies.openvla.settings import OpenVLAConfig, read_config
 
 MAX_NAMED = 4  # data sets named in a fact
-Told = Callable[[Mapping[str, bytes], OpenVLAConfig], str]
+Describe = Callable[[Mapping[str, bytes], OpenVLAConfig], str]
 
 
 def companion_facts(folder: Path) -> tuple[dict[str, str], list[str]]:
@@ -33,9 +33,9 @@ def companion_facts(folder: Path) -> tuple[dict[str, str], list[str]]:
         f"{config.vocab_size}",
     }
     problems = []
-    for name, tell in (("tokenizer", _tokenizer), ("action statistics", _statistics), ("images", _images)):
+    for name, describe in (("tokenizer", _tokenizer), ("action statistics", _statistics), ("images", _images)):
         try:
-            facts[name] = tell(companions, config)
+            facts[name] = describe(companions, config)
         except UserError as error:
             facts[name] = "damaged"
             problems.append(str(error))

@@ -99,7 +99,7 @@ class OpenVLAOFTPolicy(PreTrainedModel):
         """The network of a config with the weights of files. Raises UserError where they do not belong together."""
         with torch.random.fork_rng(devices=[]):
             network = load_network(files, lambda: cls(config), ignored=is_stored_frequency, dtype=dtype, device=device)
-        # What stands beside the weights has no values on the meta device.
+        # Buffers have no values on the meta device.
         network.attach_files({})
         return network
 

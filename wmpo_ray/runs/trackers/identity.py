@@ -1,4 +1,4 @@
-"""Under which name a service knows a run: kept in the run's folder, so that a resumed run goes on in the same place."""
+"""The id of a run at a tracking service, saved in the run's folder, so that a resumed run continues there."""
 
 from __future__ import annotations
 

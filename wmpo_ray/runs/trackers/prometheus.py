@@ -43,4 +43,4 @@ class PrometheusTracker:
         """A gauge shows the latest value only."""
 
     def close(self) -> None:
-        """The meter is closed by whoever made it."""
+        """The meter's owner closes it."""

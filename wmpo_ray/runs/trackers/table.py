@@ -46,7 +46,7 @@ def _loading(point) -> Make:
 
 
 def check_trackers(config: Config) -> None:
-    """Raises ConfigError for a tracker that nobody knows."""
+    """Raises ConfigError for an unknown tracker."""
     known = known_trackers()
     for name in config.monitoring.trackers:
         if name not in known:
@@ -58,7 +58,7 @@ def make_trackers(
 ) -> Trackers:
     """`metrics.jsonl` and what `monitoring.trackers` names.
 
-    Raises ConfigError for a name that nobody knows, and for a tracker whose package is not installed.
+    Raises ConfigError for an unknown name, and for a tracker whose package is not installed.
     """
     check_trackers(config)
     known, made = known_trackers(), []

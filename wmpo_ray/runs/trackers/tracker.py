@@ -1,4 +1,4 @@
-"""Where the metrics of a run go: `metrics.jsonl`, which is the account, and any number of other trackers beside it."""
+"""Sends the metrics of a run to `metrics.jsonl`, the authoritative record, and to any number of other trackers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def step_name(series: str) -> str:
 
 
 def prefix(series: str) -> str:
-    """What stands before a metric's name where all series share one space of names: "policy/loss" is GRPO's."""
+    """Prefix of a metric's name if all series share one namespace: "policy/loss" is GRPO's."""
     return "" if series == OPTIMIZE else f"training/{series}/"
 
 
@@ -31,14 +31,14 @@ class Tracker(Protocol):
         """Record metrics of a step. Several calls for one step add up."""
 
     def restart(self, series: str, after_step: int) -> None:
-        """The series goes on behind `after_step`: later steps will be logged once more."""
+        """The series resumes after `after_step`: later steps will be logged again."""
 
     def close(self) -> None:
         """Nothing more will be logged."""
 
 
 class Trackers:
-    """Hands every metric to the account first and then to the others.
+    """Logs every metric to `metrics.jsonl` first and then to the other trackers.
 
     What the account raises ends the run. Another tracker that fails is reported once and switched off: a server that is
     away must not cost a training.
@@ -48,7 +48,7 @@ class Trackers:
         self._account, self._others, self._warn = account, list(others), warn
 
     def log(self, series: str, step: int, values: Mapping[str, float]) -> None:
-        """Record metrics of a step. Raises what the account raises: UserError on a full disk."""
+        """Log metrics of a step. Raises UserError on a full disk."""
         self._account.log(series, step, values)
         finite = {name: float(value) for name, value in values.items() if value is not None and math.isfinite(value)}
         self._each("log", series, step, finite)
@@ -65,8 +65,8 @@ class Trackers:
         for tracker in list(self._others):
             try:
                 getattr(tracker, method)(*args)
-            except UserError:  # such as a full disk, which the next checkpoint would meet as well
+            except UserError:  # such as a full disk, which would also fail the next checkpoint
                 raise
-            except Exception as error:  # noqa: BLE001  what a third party's client raises is not ours to know
+            except Exception as error:  # noqa: BLE001  a third-party client may raise anything
                 self._others.remove(tracker)
                 self._warn(f"tracker {tracker.name} failed and is switched off: {type(error).__name__}: {error}")

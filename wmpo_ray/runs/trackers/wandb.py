@@ -48,7 +48,7 @@ class WandbTracker:
         self._run.log({axis: step, **named})
 
     def restart(self, series: str, after_step: int) -> None:
-        """Nothing that was sent can be taken back; the same values are sent again."""
+        """Sent values cannot be withdrawn; the same values are sent again."""
 
     def close(self) -> None:
         self._run.finish()
