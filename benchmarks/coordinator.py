@@ -20,6 +20,15 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import typer
 
+from benchmarks.coordinator_scaling import (
+    ACTORS,
+    GROUPS_PER_UPDATE,
+    SERVICE_TIMES,
+    Point,
+    draw_scaling,
+    explain,
+    scaling_table,
+)
 from benchmarks.prepared_run import make_run
 from benchmarks.results_file import RESULTS_DIR, write_results
 from cluster.loop.ledger import FILE_NAME, Ledger, State
@@ -31,13 +40,9 @@ from cluster.simulation.simulated_actors import SimulatedWorld
 from cluster.simulation.simulated_runtime import ServiceTime, SimulatedRuntime
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.types import RolloutRequest, StartState, Verdict
-from wmpo_ray.report.charts import Series, line_chart
 
 NAME = "coordinator"
-SERVICE_TIMES = Path(__file__).with_name("service_times.json")
-PICTURE = Path(__file__).parents[1] / "docs" / "scaling.svg"
-ACTORS = (8, 16, 32, 64, 128, 256)
-GROUPS_PER_UPDATE, GROUP_SIZE = 64, 8
+GROUP_SIZE = 8
 ACTORS_PER_REWARD_ACTOR = 16
 BARS = {"events_per_s": 1000.0, "busy_share_256": 0.02, "surplus_rollouts_share": 0.05}
 
@@ -214,13 +219,6 @@ VARIANTS = {
 }
 
 
-class Point(NamedTuple):
-    actors: int
-    update_s: float
-    efficiency: float  # speed-up over 8 actors / ideal
-    surplus_share: float
-
-
 def scaling(variant: Setup, actors: Sequence[int] = ACTORS) -> list[Point]:
     quick = variant._replace(updates=3, heartbeat_every_s=60.0)  # heartbeats take none of the actors' time
     outcomes = [simulate(quick._replace(actors=count)) for count in actors]
@@ -229,57 +227,6 @@ def scaling(variant: Setup, actors: Sequence[int] = ACTORS) -> list[Point]:
         Point(count, outcome.update_s, first / (outcome.update_s * count), outcome.surplus_share)
         for count, outcome in zip(actors, outcomes, strict=True)
     ]
-
-
-def scaling_table(curves: dict[str, list[Point]]) -> str:
-    lines = [f"{'efficiency (seconds of an update, surplus)':<44}" + "".join(f"{count:>22}" for count in ACTORS)]
-    for name, points in curves.items():
-        cells = (f"{p.efficiency:.2f} ({p.update_s:.0f} s, {p.surplus_share:.1%})" for p in points)
-        lines.append(f"{name:<44}" + "".join(f"{cell:>22}" for cell in cells))
-    return "\n".join(lines)
-
-
-STYLE = """
-svg { --grid: #e4e4e4; --soft: #555; --third: #999; background: #fff; font-family: sans-serif; }
-.tone-a { --tone: #1b6ca8; } .tone-b { --tone: #c2571a; } .tone-c { --tone: #2c8a4b; } .tone-d { --tone: #7a4fa3; }
-.tone-e { --tone: #a8324a; } .tone-f { --tone: #666; }
-.gridline { stroke: var(--grid); } .axis { stroke: var(--third); } .tick, .axis-label { fill: var(--soft); font-size: 9px; }
-.line { fill: none; stroke: var(--tone); stroke-width: 1.8; } .dashed { stroke-dasharray: 5 3; }
-.marker { fill: var(--tone); } .name { fill: var(--tone); font-size: 9px; } .value { fill: var(--soft); font-size: 9px; }
-"""
-
-
-def draw_scaling(curves: dict[str, list[Point]], path: Path = PICTURE) -> None:
-    series = [
-        Series(name, tone, [(math.log2(p.actors), p.efficiency) for p in points], stroke="solid")
-        for (name, points), tone in zip(curves.items(), "abcdef", strict=True)
-    ]
-    chart = line_chart(
-        series,
-        "Efficiency of 8 to 256 imagination actors",
-        "imagination actors (efficiency: speed-up over 8 actors / ideal)",
-        y_format="{:.2f}".format,
-        y_low=0.0,
-        x_format=lambda exponent: f"{2**exponent:g}",
-    )
-    text = str(chart).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-    head, rest = text.split(">", 1)
-    path.write_text(f"{head}><style>{STYLE}</style>{rest}\n")
-
-
-def explain(curves: dict[str, list[Point]]) -> str:
-    times = json.loads(SERVICE_TIMES.read_text())
-    group_s, update_s = times["per_group"]["rollout"]["seconds"], times["per_call"]["update"]["seconds"]
-    rounds = math.log2(GROUPS_PER_UPDATE) + 1
-    return (
-        f"Where it bends: a group takes {group_s:g} s on one actor however many there are, and the learner {update_s:g} s.\n"
-        f"Without speculation a group is issued only if those before it cannot fill the batch: {GROUPS_PER_UPDATE} at first, then\n"
-        f"as many as were rejected, about {rounds:.0f} rounds at a keep rate of 0.5. From {GROUPS_PER_UPDATE} actors on every round takes one\n"
-        "group's time, and more actors have nothing to do: no more than the first round's groups are ever under way. With 4\n"
-        "groups a request the first round has a quarter as many requests: it bends four times earlier. Speculation issues\n"
-        "what may be needed ahead: fewer rounds for more surplus. Staleness 1 takes the learner's time out of the sum,\n"
-        "and fills the tail of one batch with the head of the next."
-    )
 
 
 # -- all figures -------------------------------------------------------------------------------------------------

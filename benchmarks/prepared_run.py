@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from wmpo_ray.config.loading import config_to_json, load_config
+from wmpo_ray.config.dumping import config_to_json
+from wmpo_ray.config.loading import load_config
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import atomic_write

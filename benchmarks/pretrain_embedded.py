@@ -134,7 +134,7 @@ def score(figures: dict[str, float]) -> float:
     return sum(figures.get(key, 0.0) for key in ("label_agreement", "grasp_agreement", "placement_agreement"))
 
 
-def main() -> None:
+def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", required=True)
     parser.add_argument("--seed", type=int, default=0)
@@ -151,7 +151,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=PRETRAINED_DIR)
     parser.add_argument("--keep-all", action="store_true", help="keep every evaluated checkpoint")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_options()
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("medium")
     started, judge = time.monotonic(), Judge()

@@ -27,7 +27,8 @@ from benchmarks.prepared_run import make_run
 from benchmarks.results_file import write_results
 from cluster.recipes.pipeline import run_pipeline
 from wmpo_ray.config.cluster import WeightsConfig
-from wmpo_ray.config.loading import config_to_json, read_config_json
+from wmpo_ray.config.dumping import config_to_json
+from wmpo_ray.config.loading import read_config_json
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.interfaces import Policy
 from wmpo_ray.policies.weight_exchange import WeightEncoder, WeightReceiver

@@ -20,7 +20,8 @@ from learners.supervised.training_state import NO_CHECKPOINTS
 from tests.support.plugin_package import OTHERS, POLICY, install_package
 from tests.support.sampling import sampled_trajectories
 from wmpo_ray.algorithms.batching import GroupSlice
-from wmpo_ray.config.loading import config_to_json, config_to_toml, load_config, read_config_json
+from wmpo_ray.config.dumping import config_to_json, config_to_toml
+from wmpo_ray.config.loading import load_config, read_config_json
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.environments.facts import environment_facts
 from wmpo_ray.environments.pocket.env import PocketEnvironment

@@ -12,7 +12,8 @@ from rich.text import Text
 from cluster.cli.options import Folder, Overrides, Source
 from cluster.host.job import cluster_address
 from cluster.host.security import prepare_ray
-from wmpo_ray.config.loading import config_to_toml, list_presets, load_config
+from wmpo_ray.config.dumping import config_to_toml
+from wmpo_ray.config.loading import list_presets, load_config
 from wmpo_ray.core.console import make_console
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.kinds import TABLES

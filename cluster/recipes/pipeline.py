@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,36 +48,31 @@ def run_pipeline(
 ) -> dict[str, Any]:
     """Run every step whose result is missing or made from other settings; returns the run's summary.
 
-    `only` runs one step (earlier ones must be done), `until` stops after one. `resume`: continue an interrupted step.
-    `redo`: replace results that depend on changed settings; None: as `resume`. `force` continues past a failed gate.
-    `console`: where to report progress, and events from `level` on. Raises UserError for anything the user can fix.
+    `only` runs one step (earlier ones must be done), `until` stops after one. `resume` continues an interrupted step,
+    `redo` (None: as `resume`) replaces results that depend on changed settings, `force` continues past a failed gate.
+    Progress, and events from `level` on, go to `console`. Raises UserError for anything the user can fix.
     """
-    steps = steps_of(config)
-    address = "" if serial else cluster_address(config)
+    steps, address = steps_of(config), "" if serial else cluster_address(config)
     check_run(config, serial, address, steps, only, until)
+    asked = steps_in(steps, only, until)
     if not (out / CONFIG).exists():  # before anything is created there
-        check_steps(config, serial, [step for step in steps if only in (None, step.label)], until)
-    preflight(
-        config, out, serial=serial, address=address, stages={step.stage.name for step in steps_in(steps, only, until)}
-    )
+        check_steps(config, serial, asked)
+    preflight(config, out, serial=serial, address=address, stages={step.stage.name for step in asked})
     configure_process(config.cluster.threads_per_process)
     with open_folder(out, config) as folder:
         plan = plan_run(folder, config, steps)
         wanted = wanted_of(plan, only, until)
         check_resume(folder, wanted, resume, resume if redo is None else redo)
-        again = only is not None
-        check_steps(config, serial, [each.step for each in wanted if again or each.action is not Action.KEEP])
+        check_steps(config, serial, [each.step for each in wanted if only or each.action is not Action.KEEP])
         folder.accept(config, [step.label for step in steps])
         with watched(folder, plan) as status, event_log(folder.path, console, level, status.fault):
             reporter = Reporter(console, level > logging.INFO, status.progress)
             context = RunContext(config, folder, reporter, lambda: start_runtime(serial, address), force, status)
-            try:
+            with closing(context):
                 for planned in wanted:
-                    run_step(context, planned, plan, again)
-            finally:
-                context.close()
+                    run_step(context, planned, plan, again=only is not None)
             write_report(folder.path)
-            return folder.summary
+        return folder.summary
 
 
 def steps_in(steps: Sequence[Step], only: str | None, until: str | None) -> list[Step]:
@@ -126,12 +121,10 @@ def wanted_of(plan: Sequence[Planned], only: str | None, until: str | None) -> l
     return [plan[index]]
 
 
-def check_steps(config: Config, serial: bool, steps: Sequence[Step], until: str | None = None) -> None:
+def check_steps(config: Config, serial: bool, steps: Sequence[Step]) -> None:
     """Raises UserError or ConfigError for what a later stage would reject, before the first one begins."""
     for step in steps:
         step.stage.check(config, serial)
-        if step.label == until:
-            return
 
 
 @contextmanager

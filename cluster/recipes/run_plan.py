@@ -14,7 +14,7 @@ from typing import Any
 from cluster.recipes.recipe_table import steps_of
 from cluster.recipes.rounds import round_folder
 from cluster.recipes.stage import MadeFrom, Step, made_from
-from wmpo_ray.config.loading import config_differences
+from wmpo_ray.config.dumping import config_differences
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.section import shown

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from cluster.recipes.context import RunContext
-from wmpo_ray.config.loading import flatten
+from wmpo_ray.config.dumping import flatten
 from wmpo_ray.config.run import Config
 from wmpo_ray.runs.round_folders import label_of
 

@@ -36,7 +36,7 @@ def target_workers(
     of the curve: it maximises speedup x efficiency = g_1^2 / (n (g/n + u)^2), and both are at least half of what any
     other number gives (Eager, Zahorjan and Lazowska 1989, Speedup versus efficiency in parallel systems).
 
-    It grows at once and shrinks only past `HEADROOM`: measurements that vary by 10% change it at most once.
+    It grows at once and shrinks only past `HEADROOM`.
 
     Args:
         size: a fixed number, or (min, max)
@@ -44,8 +44,7 @@ def target_workers(
         demand: groups/s needed from all workers together; None: not measured yet
         worker_rate: groups/s of one busy worker; None: not measured yet
         most_useful: largest number of concurrent requests
-        in_waves: requests are issued together and awaited together, so a number that leaves workers idle in the
-            last wave is lowered to the smallest one with as many waves
+        in_waves: requests go out together, so workers that only idle in the last wave are not counted
         has_work: False once no more requests will be issued
     """
     low, high = bounds(size)

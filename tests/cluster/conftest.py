@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.documents import ROOT
-from wmpo_ray.config.loading import config_to_json, load_config
+from wmpo_ray.config.dumping import config_to_json
+from wmpo_ray.config.loading import load_config
 from wmpo_ray.core.files import atomic_write
 from wmpo_ray.runs.folder import CONFIG
 

@@ -9,7 +9,8 @@ import pytest
 
 from cluster.recipes.pipeline import run_pipeline
 from cluster.recipes.recipe_table import stage_labels
-from wmpo_ray.config.loading import config_to_json, load_config
+from wmpo_ray.config.dumping import config_to_json
+from wmpo_ray.config.loading import load_config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.data.store import load_episodes
 from wmpo_ray.runs.folder import RunFolder

@@ -12,7 +12,8 @@ from cluster.recipes.pipeline import run_pipeline
 from cluster.recipes.recipe_table import RECIPES, recipe_of, stage_labels, steps_of
 from cluster.recipes.run_plan import Action, Planned, check_resume, plan_run, source_of
 from cluster.recipes.stage import EVERYWHERE, FREE, is_among
-from wmpo_ray.config.loading import config_to_json, flatten, known_settings, validate
+from wmpo_ray.config.dumping import config_to_json, flatten
+from wmpo_ray.config.loading import known_settings, validate
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.runs.checkpoint import save_checkpoint

@@ -7,14 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.config_errors import error_of
-from wmpo_ray.config.loading import (
-    config_differences,
-    config_to_json,
-    config_to_toml,
-    flatten,
-    load_config,
-    read_config_json,
-)
+from wmpo_ray.config.dumping import config_differences, config_to_json, config_to_toml, flatten
+from wmpo_ray.config.loading import load_config, read_config_json
 from wmpo_ray.config.run import Config
 
 

@@ -9,18 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.config_errors import error_of
-from wmpo_ray.config.loading import (
-    config_differences,
-    config_hash,
-    config_to_json,
-    config_to_toml,
-    flatten,
-    list_presets,
-    load_config,
-    nearest_key,
-    read_config_json,
-    validate,
-)
+from wmpo_ray.config.dumping import config_differences, config_hash, config_to_json, config_to_toml, flatten
+from wmpo_ray.config.loading import list_presets, load_config, nearest_key, read_config_json, validate
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError
 

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from wmpo_ray.config.loading import config_differences, config_to_json, load_config, read_config_json
+from wmpo_ray.config.dumping import config_differences, config_to_json
+from wmpo_ray.config.loading import load_config, read_config_json
 from wmpo_ray.core.errors import ConfigError
 
 

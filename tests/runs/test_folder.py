@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wmpo_ray.config.loading import config_hash
+from wmpo_ray.config.dumping import config_hash
 from wmpo_ray.config.run import Config, GrpoConfig
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.runs.checkpoint import save_checkpoint

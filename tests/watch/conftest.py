@@ -10,7 +10,8 @@ import pytest
 
 from tests.support.fake_live import STAGES, fake_status, write_live
 from tests.support.fake_run import fake_metrics, fake_summary
-from wmpo_ray.config.loading import config_to_json, load_config
+from wmpo_ray.config.dumping import config_to_json
+from wmpo_ray.config.loading import load_config
 
 
 def write_run(folder: Path, overrides: tuple[str, ...] = (), status: dict[str, Any] | None = None) -> Path:

@@ -1,7 +1,6 @@
 """What comes from outside: a file's claims are compared with what is there before memory is taken for them.
 
-An uncompressed format cannot hold more than its file, so bounds come from the size on the disk where they can. All
-functions raise `UserError`, which names the file, the value and the bound. Nothing here unpickles or runs anything.
+All functions raise `UserError`, which names the file, the value and the bound. Nothing here unpickles or runs anything.
 """
 
 from __future__ import annotations
@@ -297,5 +296,5 @@ def _sizes(path: Path, build: Callable[[dict[str, Any]], nn.Module], settings: d
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             return build(settings).state_dict()
     except BAD_SETTINGS as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: no network can be made from these settings: {reason}") from error

@@ -11,7 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
-from wmpo_ray.config.loading import config_hash, config_to_json, read_config_json
+from wmpo_ray.config.dumping import config_hash, config_to_json
+from wmpo_ray.config.loading import read_config_json
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import atomic_write, is_leftover, json_clean, remove_directory, remove_leftovers

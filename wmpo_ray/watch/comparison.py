@@ -10,7 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from wmpo_ray.config.loading import config_differences, read_config_json
+from wmpo_ray.config.dumping import config_differences
+from wmpo_ray.config.loading import read_config_json
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.statistics import wilson_interval
 from wmpo_ray.core.types import Verdict as GroupVerdict

@@ -61,6 +61,14 @@ class UnusedCaptionEmbedder(nn.Module):
         self.register_buffer("y_embedding", torch.zeros(length, channels))
 
 
+def _check_width(hidden_size: int, num_heads: int) -> None:
+    if hidden_size % num_heads or (hidden_size // num_heads) % 2 or hidden_size % 4:
+        raise ValueError(
+            f"hidden_size={hidden_size}, num_heads={num_heads}: the width must be a multiple of 4 and of twice the number "
+            "of heads; set world_model.network"
+        )
+
+
 class STDiT(ModelMixin, ConfigMixin):
     """Spatio-temporal diffusion transformer.
 
@@ -95,11 +103,7 @@ class STDiT(ModelMixin, ConfigMixin):
         out_channels: int | None = None,
     ):
         super().__init__()
-        if hidden_size % num_heads or (hidden_size // num_heads) % 2 or hidden_size % 4:
-            raise ValueError(
-                f"hidden_size={hidden_size}, num_heads={num_heads}: the width must be a multiple of 4 and of twice "
-                "the number of heads; set world_model.network"
-            )
+        _check_width(hidden_size, num_heads)
         width = hidden_size
         self.patch_size = (patch_size[0], patch_size[1], patch_size[2])  # a list when it comes from a file
         self.out_channels = out_channels or (in_channels * 2 if pred_sigma else in_channels)
