@@ -39,8 +39,7 @@ def target_workers(
     It grows at once and shrinks only past `HEADROOM`.
 
     Args:
-        size: a fixed number, or (min, max)
-        current: the last target
+        size, current: a fixed number, or (min, max); the last target
         demand: groups/s needed from all workers together; None: not measured yet
         worker_rate: groups/s of one busy worker; None: not measured yet
         most_useful: largest number of concurrent requests

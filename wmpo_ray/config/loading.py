@@ -5,6 +5,7 @@ Every way in ends in the same strict check, so a number in quotes is an error wh
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import tomllib
@@ -46,7 +47,7 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         _merge(own, _parse_override(override))
     data = _with_variant(presets, own.pop(VARIANT_KEY, ""))
-    _merge(data, IMPLIED_BY_RECIPE.get(str(_table(own, "recipe").get("kind")), {}))
+    _merge(data, copy.deepcopy(IMPLIED_BY_RECIPE.get(str(_table(own, "recipe").get("kind")), {})))
     _keep_chosen_algorithm(data, own)
     _lay_over(data, own)
     return validate(data)
