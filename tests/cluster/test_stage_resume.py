@@ -146,7 +146,7 @@ def test_every_supervised_stage_is_gone_on_with_where_it_stopped(straight, tmp_p
             do(path, name, CONFIG, Listener(), resume=False)
         listener = Listener()
         assert do(path, name, CONFIG, listener) == straight[1][name]
-        resumed = [said for said in listener.said if "going on" in said]
+        resumed = [said for said in listener.said if "resuming from" in said]
         assert resumed and all(f"resuming from step {saved}" in said for said in resumed)
     assert files(path / "models") == files(straight[0] / "models")
     assert list((path / "checkpoints").iterdir()) == []
