@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -12,8 +14,16 @@ from wmpo_ray.config.loading import load_config
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.runs.trackers.jsonl import JsonlTracker
 
-# As little as shows that every stage does its part.
-SMALL = ("policy.cloning.steps=150", "evaluation.num_starts=8", "gate.num_trajectories=4")
+# As little as shows that every stage does its part: some of the episodes of such a policy succeed.
+SMALL = ("evaluation.num_starts=8", "gate.num_trajectories=4")
+
+
+@pytest.fixture(scope="module")
+def collected(tmp_path_factory) -> Path:
+    """A run that has come as far as all recipes are the same."""
+    folder = tmp_path_factory.mktemp("recipes") / "run"
+    run_pipeline(load_config("smoke", SMALL), folder, serial=True, until="collect")
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -48,11 +58,12 @@ def test_what_does_not_go_together_is_refused_before_anything_is_made(settings, 
 
 
 @pytest.mark.parametrize("recipe", ["grpo-online", "dpo", "bc-real"])
-def test_a_recipe_runs_to_its_result(recipe, tmp_path):
+def test_a_recipe_runs_to_its_result_from_what_another_has_collected(recipe, collected, tmp_path):
+    shutil.copytree(collected, tmp_path / "run")
     section = {"grpo-online": "grpo", "dpo": "dpo", "bc-real": "filtered_bc"}[recipe]
     few = [] if section == "grpo" else [f"{section}.episodes_per_update=16", f"{section}.minibatch_trajectories=8"]
     config = load_config("smoke", [f"recipe.kind={recipe}", *SMALL, f"{section}.num_updates=2", *few])
-    summary = run_pipeline(config, tmp_path / "run", serial=True)
+    summary = run_pipeline(config, tmp_path / "run", serial=True, resume=True)
     assert tuple(summary["stages"]) == stage_labels(config) and summary["result"]["final_success"]["num"] == 8
     metrics = JsonlTracker.read(tmp_path / "run")
     assert [line["update"] for line in metrics if "policy/loss" in line] == [1, 2]
