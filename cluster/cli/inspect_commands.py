@@ -61,6 +61,7 @@ def plan(
     """
     config = load_config(source, overrides or ())
     from cluster.cli.plan_tables import print_fit, print_plan, read_nodes, totals
+    from cluster.recipes.recipe_table import recipe_of
     from cluster.workers.placement import check_placement
     from wmpo_ray.planning.plan import make_plan
 
@@ -68,6 +69,7 @@ def plan(
     prepare_ray(cluster)
     nodes = read_nodes(cluster) if cluster else []
     here = {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(_num_gpus())}
+    recipe_of(config)  # raises for what a run would refuse
     print_plan(make_console(), make_plan(config), config, totals(nodes) if cluster else here, tflops)
     if cluster:
         print_fit(make_console(), config, nodes)

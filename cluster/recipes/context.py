@@ -175,7 +175,11 @@ class RunContext:
         return (root / "trajectories" / f"{name}.parquet").absolute()
 
     def episodes(self, name: str) -> Episodes:
-        return load_episodes(self.trajectory_file(name))
+        try:
+            return load_episodes(self.trajectory_file(name))
+        except UserError as error:
+            stage = "demos" if name == "demos" else "collect"
+            raise UserError(f"{error}; `wmpo stage {stage}` with the same config and --out records it again") from error
 
     def collected(self) -> tuple[Episodes, Episodes]:
         """The P real episodes of the acting policy: (for training, for validation)."""

@@ -15,6 +15,7 @@ from cluster.recipes.collect import failure_rates
 from cluster.recipes.context import RunContext
 from cluster.recipes.rounds import round_folder
 from cluster.recipes.stage import Stage
+from wmpo_ray.config.loading import read_config_json
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.runtime_settings import configure_process
@@ -23,6 +24,7 @@ from wmpo_ray.core.statistics import wilson_interval
 from wmpo_ray.core.types import Episodes
 from wmpo_ray.registry import load_policy, make_environment
 from wmpo_ray.rollout.evaluation import rollout_outcomes, rollout_policy
+from wmpo_ray.runs.folder import CONFIG
 
 
 def evaluate(context: RunContext) -> dict[str, Any]:
@@ -70,6 +72,11 @@ EVALUATE = Stage(
 )
 
 
+def _rounds_of(out: Path) -> int:
+    """How many rounds the run in a folder has, whatever the configuration at hand says."""
+    return read_config_json(out / CONFIG).recipe.rounds if (out / CONFIG).is_file() else 1
+
+
 def evaluate_policy(
     config: Config,
     out: Path,
@@ -79,7 +86,7 @@ def evaluate_policy(
 ) -> dict[str, Any]:
     """Success of a saved policy on held-out start states with its 95% interval; default: the run's final policy."""
     configure_process(config.cluster.threads_per_process)
-    path = policy_dir or round_folder(Path(out), config.recipe.rounds) / "models" / "policy"
+    path = policy_dir or round_folder(Path(out), _rounds_of(Path(out))) / "models" / "policy"
     if not path.is_dir():
         raise UserError(f"no policy at {path}; give one with --policy, or run the stages first")
     count = num_starts or config.evaluation.num_starts

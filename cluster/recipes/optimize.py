@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -89,27 +90,18 @@ def model_paths(context: RunContext, config: Config) -> ModelPaths:
     )
 
 
-def check(config: Config, serial: bool) -> None:
-    """Raises ConfigError for an algorithm that does not learn from rollouts, or for another world than the recipe's."""
-    online_algorithm(config)
-    check_world(config, "imagination")
-    check_ranks(config, serial)
+def suits_world(world: str) -> Callable[[Config], None]:
+    """Raises ConfigError for an algorithm that does not learn from rollouts, or for rollouts made elsewhere."""
 
+    def suits(config: Config) -> None:
+        online_algorithm(config)
+        if config.rollout.world != world:
+            raise ConfigError(
+                f'rollout.world = "{config.rollout.world}": the recipe "{config.recipe.kind}" makes its rollouts in '
+                f'"{world}"; remove rollout.world or choose another recipe.kind'
+            )
 
-def check_world(config: Config, wanted: str) -> None:
-    """Raises ConfigError if `rollout.world` is not the recipe's world."""
-    if config.rollout.world != wanted:
-        raise ConfigError(
-            f'rollout.world = "{config.rollout.world}": the recipe "{config.recipe.kind}" makes its rollouts in '
-            f'"{wanted}"; remove rollout.world or choose another recipe.kind'
-        )
-
-
-def check_online(config: Config, serial: bool) -> None:
-    """The same check for rollouts in the environment, which judges them itself."""
-    online_algorithm(config)
-    check_world(config, "environment")
-    check_ranks(config, serial)
+    return suits
 
 
 OPTIMIZE = Stage(
@@ -141,8 +133,9 @@ OPTIMIZE = Stage(
         FOLDER,
     ),
     keeps_state=True,
-    check=check,
+    check=check_ranks,
+    suits=suits_world("imagination"),
 )
 
 # On rollouts in the environment, judged by the environment.
-OPTIMIZE_ONLINE = replace(OPTIMIZE, check=check_online)
+OPTIMIZE_ONLINE = replace(OPTIMIZE, suits=suits_world("environment"))

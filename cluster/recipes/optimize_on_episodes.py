@@ -10,7 +10,6 @@ from cluster.events.run_log import FolderLog
 from cluster.loop.offline import train_offline
 from cluster.recipes.context import RunContext
 from cluster.recipes.optimize import OPTIMIZE, model_paths, telemetry
-from cluster.workers.learner_group import check_ranks
 from wmpo_ray.algorithms.base import offline_algorithm
 from wmpo_ray.config.run import Config
 
@@ -39,10 +38,9 @@ def optimize_on_episodes(context: RunContext) -> dict[str, Any]:
     }
 
 
-def check(config: Config, serial: bool) -> None:
+def suits(config: Config) -> None:
     """Raises ConfigError for an algorithm that does not learn from recorded episodes."""
     offline_algorithm(config)
-    check_ranks(config, serial)
 
 
-OPTIMIZE_ON_EPISODES = replace(OPTIMIZE, run=optimize_on_episodes, check=check)
+OPTIMIZE_ON_EPISODES = replace(OPTIMIZE, run=optimize_on_episodes, suits=suits)

@@ -45,10 +45,13 @@ RECIPES = {
 
 
 def recipe_of(config: Config) -> Recipe:
-    """Raises ConfigError for an unknown recipe."""
+    """Raises ConfigError for an unknown recipe, and for settings that do not suit it."""
     if config.recipe.kind not in RECIPES:
         raise ConfigError(f'recipe.kind = "{config.recipe.kind}": known are {", ".join(RECIPES)}; change recipe.kind')
-    return RECIPES[config.recipe.kind]
+    recipe = RECIPES[config.recipe.kind]
+    for stage in recipe.repeated:
+        stage.suits(config)
+    return recipe
 
 
 def steps_of(config: Config) -> list[Step]:

@@ -54,6 +54,10 @@ def no_check(config: Config, serial: bool) -> None:
     """The stage has no checks."""
 
 
+def suits_all(config: Config) -> None:
+    """Any algorithm will do."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """One step of a recipe. Patterns are relative to the folder of the round.
@@ -67,6 +71,7 @@ class Stage:
     state: patterns of the files that it resumes from after an interruption.
     keeps_state: whether these files are kept once the stage is done.
     check: raises UserError or ConfigError for problems that can be detected before the first stage begins.
+    suits: raises ConfigError for an algorithm or a place of rollouts that the stage is not for; always checked.
     format: version of its results; incremented when their meaning changes.
     """
 
@@ -81,6 +86,7 @@ class Stage:
     state: tuple[str, ...] = ()
     keeps_state: bool = False
     check: Callable[[Config, bool], None] = no_check
+    suits: Callable[[Config], None] = suits_all
     format: int = 1
 
 

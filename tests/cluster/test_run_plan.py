@@ -14,7 +14,7 @@ from cluster.recipes.run_plan import Action, Planned, check_resume, plan_run, so
 from cluster.recipes.stage import EVERYWHERE, FREE, is_among
 from wmpo_ray.config.dumping import config_to_json, flatten
 from wmpo_ray.config.loading import known_settings, validate
-from wmpo_ray.config.run import Config
+from wmpo_ray.config.run import IMPLIED_BY_RECIPE, Config
 from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.runs.checkpoint import save_checkpoint
 from wmpo_ray.runs.folder import RunFolder
@@ -29,7 +29,8 @@ def config_of(*changes: Mapping[str, Any]) -> Config:
     for change in changes:
         for section, values in change.items():
             settings[section] = {**settings.get(section, {}), **values} if isinstance(values, Mapping) else values
-    return validate(settings)
+    implied = IMPLIED_BY_RECIPE.get(settings.get("recipe", {}).get("kind"), {})
+    return validate({**implied, **settings})
 
 
 def plan_of(path: Path, config: Config) -> list[Planned]:

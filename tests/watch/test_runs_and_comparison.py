@@ -120,7 +120,7 @@ def test_a_comparison_says_what_differs(done: Path, other: Path):
     rows = {row.label: row for row in comparison.rows}
     assert rows["final success"].is_significant and "B is lower (p = 0.0085" in rows["final success"].verdict
     assert not rows["base success"].is_significant and not rows["gain"].is_significant
-    assert [key for key, _, _ in comparison.differences] == ["seed", "grpo.learning_rate"]
+    assert sorted(key for key, _, _ in comparison.differences) == ["grpo.learning_rate", "seed"]
     text = text_of(comparison_tables(comparison))
     assert all(word in text for word in ("58.2%", "50.0%", "two-proportion test", "grpo.learning_rate", "1e-05"))
     page = Page(render_comparison(comparison))

@@ -145,10 +145,12 @@ class GroupQueue:
         histogram = ", ".join(f"{k}/{size}: {outcomes[k]}" for k in range(size + 1) if outcomes[k])
         raise NothingAdmittedError(
             f"{attempts} groups were imagined for one update and only {issued.num_admitted} of the "
-            f"{self._size} needed have mixed outcomes; successes in a group -> groups: "
-            f"{histogram or 'none scored'}. If all are 0 the reward model never accepts: check the gate's metrics and its "
-            f"threshold. Else go on with --resume and a higher rollout.max_attempts={limit}, or with fewer "
-            f"rollout.groups_per_update={self._size}, which begins this stage anew"
+            f"{self._size} needed have mixed outcomes; successes in a scored group -> groups: "
+            f"{histogram or 'none scored'}. If all are 0, look at success_collect: a base policy that never succeeds has nothing "
+            "to learn from (raise policy.cloning.steps or demos.num_trajectories, which begin their stages anew); if it does "
+            "succeed, the reward model never accepts: check the gate's metrics and its threshold. Else go on with --resume "
+            f"and a higher rollout.max_attempts={limit}, or with fewer rollout.groups_per_update={self._size}, which begins "
+            "this stage anew"
         )
 
 

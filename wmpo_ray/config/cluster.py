@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from wmpo_ray.core.section import Count, NonNegative, Positive, Section, shown
 
@@ -61,11 +61,11 @@ class ClusterConfig(Section):
 
     @field_validator("imagination_actors", "reward_actors", "environment_actors")
     @classmethod
-    def _check_size(cls, size: Size) -> Size:
+    def _check_size(cls, size: Size, info: ValidationInfo) -> Size:
         low, high = bounds(size)
         if not (0 <= low <= high and high >= 1):
             raise ValueError(
-                f"{size}: a number of actors is 1 or more, or [min, max] with 0 <= min <= max and max >= 1"
+                f"cluster.{info.field_name} = {shown(size)}: a number of actors is 1 or more, or [min, max] with 0 <= min <= max and max >= 1"
             )
         return size
 

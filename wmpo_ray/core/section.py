@@ -42,6 +42,12 @@ def check_local(path: str, key: str) -> str:
     return path
 
 
+def check_heads(width: int, divisor: int, key: str) -> None:
+    """Raises ValueError for the width of a transformer that its heads cannot share equally."""
+    if width % divisor:
+        raise ValueError(f"{key} = {width}: it must be a multiple of {divisor}, because of num_heads; change {key}")
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 

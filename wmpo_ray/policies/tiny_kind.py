@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, Self, cast
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from wmpo_ray.config.models import PolicyConfig
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.plan_types import Blueprint, Depths, is_there
-from wmpo_ray.core.section import Count, Positive, Section, refuse_ignored
+from wmpo_ray.core.section import Count, Positive, Section, check_heads, refuse_ignored
 from wmpo_ray.core.untrusted import read_json
 from wmpo_ray.environments.facts import EnvironmentFacts
 from wmpo_ray.policies.policy_kind import PolicyKind
@@ -31,6 +31,11 @@ class TinyNetworkConfig(Section):
     num_bins: Annotated[int, Field(ge=2)] = 256
     num_bases: Annotated[int, Field(ge=0)] = 24  # smooth bumps that bin logits are built from; 0: independent bins
     mlp_ratio: Positive = 4.0
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        check_heads(self.width, self.num_heads, "policy.network.width")
+        return self
 
 
 class TinyPolicyConfig(PolicyConfig):

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from wmpo_ray.config.models import RewardConfig
-from wmpo_ray.core.section import Count, Positive, Section
+from wmpo_ray.core.section import Count, Positive, Section, check_heads
 
 
 class RewardNetworkConfig(Section):
@@ -17,6 +17,11 @@ class RewardNetworkConfig(Section):
     mlp_ratio: Positive = 2.0
     patch_size: Count = 8
     tubelet_size: Count = 2
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        check_heads(self.hidden_size, self.num_heads, "reward.network.hidden_size")
+        return self
 
 
 class NetworkRewardConfig(RewardConfig):

@@ -55,7 +55,8 @@ class RunStatus:
     def stages_done(self) -> list[str]:
         told = self.status.get("stages_done")
         done = {one_line(name) for name in told} if isinstance(told, list) else set()
-        return [name for name in self.stages if name in done or name in mapping(self.run.summary, "stages")]
+        recorded, begun = mapping(self.run.summary, "stages"), mapping(self.run.summary, "begun")
+        return [name for name in self.stages if name in done or (name in recorded and name not in begun)]
 
     @property
     def stages(self) -> list[str]:
@@ -147,7 +148,12 @@ def is_run(folder: Path) -> bool:
 
 
 def _condition(folder: Path, run: RunData, status: dict[str, Any], now: float) -> Condition:
-    told = {"done": Condition.DONE, "failed": Condition.FAILED, "preempted": Condition.PREEMPTED}
+    told = {
+        "done": Condition.DONE,
+        "failed": Condition.FAILED,
+        "preempted": Condition.PREEMPTED,
+        "stopped": Condition.STOPPED,
+    }
     state = status.get("state")
     if state == "running":
         return _is_anyone_there(status, now)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from wmpo_ray.config.models import WorldModelConfig, WorldModelTrainingConfig
-from wmpo_ray.core.section import Count, Positive, Section, Share, check_local
+from wmpo_ray.core.section import Count, Positive, Section, Share, check_heads, check_local
 
 
 class NetworkConfig(Section):
@@ -24,6 +24,11 @@ class NetworkConfig(Section):
     mlp_activation: Literal["gelu_tanh", "silu"] = "silu"
     gate: Literal["plain", "one_plus"] = "one_plus"
     per_block_modulation: bool = True
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        check_heads(self.hidden_size, 2 * self.num_heads, "world_model.network.hidden_size")
+        return self
 
 
 class DenoiserConfig(Section):
