@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from wmpo_ray.report.recipe_view import recipe_name
 
 
 def is_rate(value: Any) -> bool:
@@ -21,7 +24,7 @@ def print_summary(console: Console, summary: Mapping[str, Any]) -> None:
     result = summary.get("result")
     if result:
         table = Table("policy", "real success [95% interval]", "start states", title="Held-out start states")
-        for label, key in (("base", "base_success"), ("WMPO", "final_success")):
+        for label, key in (("base", "base_success"), (escape(recipe_name(summary).short), "final_success")):
             table.add_row(label, success_text(result[key]), str(result[key]["num"]))
         table.add_section()
         table.add_row("gain", f"{result['gain_points']:+.1f} points", "")

@@ -10,11 +10,12 @@ from wmpo_ray.report.model_sections import gate_section, reward_section, world_m
 from wmpo_ray.report.optimize_sections import (
     failures_section,
     health_section,
-    imagination_section,
     queue_section,
+    success_section,
     update_time_section,
 )
 from wmpo_ray.report.page import document, grid
+from wmpo_ray.report.recipe_view import IMAGINES, has_queue, has_stage, recipe_name
 from wmpo_ray.report.result_sections import header, provenance_section, result_section, time_section
 from wmpo_ray.report.run_data import RunData, read_run
 from wmpo_ray.report.timeline_section import timeline_section
@@ -37,35 +38,38 @@ def write_report(run_folder: Path) -> Path:
 
 def render(run: RunData, trace: Trace | None = None) -> str:
     """The whole page; `trace` is the update whose timeline it shows."""
-    return document(f"{run.name} · WMPO report", header(run), _sections(run, trace))
+    return document(f"{run.name} · {recipe_name(run.summary).short} report", header(run), _sections(run, trace))
 
 
 def _sections(run: RunData, trace: Trace | None) -> Markup:
-    budget = VideoBudget()
+    """The cards in groups; what the recipe does not have is left out."""
+    imagines, budget = has_stage(run, IMAGINES), VideoBudget()
+    featured = [featured_section(run, budget)] if imagines else []
+    pairs = [pairs_section(run, budget)] if imagines else []
+    queue = [queue_section(run)] if has_queue(run) else []
     groups = [
-        ("", [result_section(run), featured_section(run, budget), imagination_section(run), time_section(run)]),
+        ("", [result_section(run), *featured, success_section(run), time_section(run)]),
         (
-            "Can imagination be trusted?",
-            [
-                reward_section(run),
-                world_model_section(run),
-                gate_section(run),
-                failures_section(run),
-                training_section(run),
-            ],
+            "Can imagination be trusted?" if imagines else "What the policy learned",
+            [*_model_sections(run), failures_section(run), training_section(run)],
         ),
         (
             "How optimisation went",
-            [queue_section(run), update_time_section(run), timeline_section(trace), health_section(run)],
+            [*queue, update_time_section(run), timeline_section(trace), health_section(run)],
         ),
         (
             "Videos",
             [
-                pairs_section(run, budget),
+                *pairs,
                 policy_section(run.base, "Base policy", "base.npz", "base", budget),
-                policy_section(run.final, "WMPO policy", "final.npz", "final", budget),
+                policy_section(run.final, recipe_name(run.summary).policy, "final.npz", "final", budget),
             ],
         ),
         ("", [provenance_section(run)]),
     ]
     return join([grid(title, *cards) for title, cards in groups])
+
+
+def _model_sections(run: RunData) -> list[Markup]:
+    sections = {"reward-model": reward_section, "world-model": world_model_section, "gate": gate_section}
+    return [section(run) for stage, section in sections.items() if has_stage(run, stage)]

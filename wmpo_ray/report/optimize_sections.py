@@ -9,6 +9,7 @@ from wmpo_ray.report.card import absent, card, missing
 from wmpo_ray.report.charts import SMALL, Series, legend, line_chart, meter, stacked_bars
 from wmpo_ray.report.formats import compact, percent
 from wmpo_ray.report.markup import Markup, datum, join, table, tag
+from wmpo_ray.report.recipe_view import IMAGINES, has_queue, has_stage, recipe_name
 from wmpo_ray.report.result_sections import success
 from wmpo_ray.report.run_data import RunData, mapping, number
 
@@ -18,14 +19,42 @@ QUEUE_TONES = {"admit": "strong", "uniform": "third", "outside": "second", "stal
 TIMES = (("imagine", "imagined"), ("score", "second"), ("update", "final"), ("broadcast", "warn"))
 
 
-def imagination_section(run: RunData) -> Markup:
+def success_section(run: RunData) -> Markup:
+    """Success in training against real success, update by update; real success alone where nothing is rolled out."""
+    if has_stage(run, IMAGINES):
+        return _imagination_section(run)
+    title = "Rollout success against real success" if has_queue(run) else "Real success by update"
+    how = "Real: measured on held-out start states, with its 95% interval; update 0 is the base policy."
+    series = []
+    if has_queue(run):
+        how = "Rollouts: the share of the training rollouts in the environment that succeed. " + how
+        series.append(Series("rollouts", "second", rollout_curve(run), stroke="dashed"))
+    series = [one for one in [*series, Series("real", "real", *real_curve(run))] if one.points]
+    if not run.metrics or not series:
+        return card(title, missing(NOT_STARTED))
+    chart = line_chart(series, title, "update", lambda value: percent(value, 0), y_low=0.0, y_high=1.0)
+    return card(title, chart, how=how)
+
+
+def imagined_curve(run: RunData) -> list[tuple[float, float]]:
+    """(update, success of the imagined rollouts); empty where the recipe imagines nothing."""
+    return run.curve("imagined/success_rate") if has_stage(run, IMAGINES) else []
+
+
+def rollout_curve(run: RunData) -> list[tuple[float, float]]:
+    """(update, success of the training rollouts in the environment)."""
+    curve = run.curve("rollout/success_rate")
+    # Older runs logged it as imagined success even where the recipe imagines nothing.
+    return curve if curve or has_stage(run, IMAGINES) else run.curve("imagined/success_rate")
+
+
+def _imagination_section(run: RunData) -> Markup:
     """Imagined against real success, update by update."""
     title = "Imagined against real success"
-    series = [Series("imagined", "imagined", run.curve("imagined/success_rate"), stroke="dashed")]
-    series.append(Series("rollouts in the environment", "imagined", run.curve("rollout/success_rate"), stroke="dashed"))
+    series = [Series("imagined", "imagined", imagined_curve(run), stroke="dashed")]
+    series.append(Series("rollouts in the environment", "imagined", rollout_curve(run), stroke="dashed"))
     series.append(Series("verified", "second", run.curve("imagined/verified_success_rate"), stroke="dotted"))
-    points, intervals = real_curve(run)
-    series.append(Series("real", "real", points, intervals))
+    series.append(Series("real", "real", *real_curve(run)))
     series.append(Series("labels right", "strong", run.curve("real/label_agreement"), stroke="dotted"))
     series = [one for one in series if one.points]
     if not run.metrics or not series:
@@ -67,7 +96,7 @@ def exploits(run: RunData) -> bool:
 
 
 def queue_section(run: RunData) -> Markup:
-    """What became of the imagined groups of each update."""
+    """What became of the groups of each update."""
     parts = [(verdict.value, QUEUE_TONES.get(verdict.value, "warn"), f"queue/{verdict.value}") for verdict in Verdict]
     how = (
         "Groups per update. Only admitted ones train. Uniform: all outcomes equal, nothing to learn. "
@@ -78,8 +107,11 @@ def queue_section(run: RunData) -> Markup:
 
 def update_time_section(run: RunData) -> Markup:
     """Seconds of each update, by what they were spent on."""
-    parts = [(name, tone, f"time/{name}_s") for name, tone in TIMES]
-    how = "Seconds by work. Imagination should dominate; where actors work in parallel the sum exceeds the wall clock."
+    imagines = has_stage(run, IMAGINES)
+    names = {} if imagines else {"imagine": "rollout"}  # the world that they act in is then the environment
+    parts = [(names.get(name, name), tone, f"time/{name}_s") for name, tone in TIMES]
+    how = "Seconds by work. Imagination should dominate; " if imagines else "Seconds by work; "
+    how += "where actors work in parallel the sum exceeds the wall clock."
     return _stacked(run, "Seconds per update", parts, how)
 
 
@@ -132,6 +164,7 @@ def failures_section(run: RunData) -> Markup:
     modes = [mode for mode in {**base, **final} if (number(base, mode), number(final, mode)) != (None, None)]
     if not modes:
         return card(title, absent(run, "failure rates", "evaluate"))
+    short = recipe_name(run.summary).short
     largest = max(number(rates, mode) or 0.0 for rates in (base, final) for mode in modes) or 1.0
     rows = [
         [mode.replace("_", " "), *_rates(base, final, mode), _bars(base, final, mode, largest)]
@@ -139,8 +172,8 @@ def failures_section(run: RunData) -> Markup:
     ]
     return card(
         title,
-        legend([("base", "base"), ("WMPO", "final")]),
-        table(["failure", "base", "WMPO", ""], rows, numeric=(1, 2)),
+        legend([("base", "base"), (short, "final")]),
+        table(["failure", "base", short, ""], rows, numeric=(1, 2)),
         how="Share of all episodes that failed and showed this mistake on the way; one episode can show several. "
         "Learning shows as shorter second bars.",
     )

@@ -6,9 +6,15 @@ from wmpo_ray.report.card import absent, card, missing
 from wmpo_ray.report.charts import Interval, interval_chart, meter
 from wmpo_ray.report.formats import compact, percent, points, seconds
 from wmpo_ray.report.markup import Markup, datum, join, table, tag
+from wmpo_ray.report.recipe_view import IMAGINES, has_stage, recipe_name, rounds_note
 from wmpo_ray.report.run_data import RunData, mapping, number
 
-POLICIES = (("base_success", "Base policy", "base"), ("final_success", "WMPO policy", "final"))
+RESULTS = ("base_success", "final_success")
+
+
+def policies(run: RunData) -> tuple[tuple[str, str, str], ...]:
+    """(key of the result, name, tone) of the first and of the last policy."""
+    return (RESULTS[0], "Base policy", "base"), (RESULTS[1], recipe_name(run.summary).policy, "final")
 
 
 def success(run: RunData, key: str) -> tuple[float, float, float, int] | None:
@@ -24,13 +30,13 @@ def success(run: RunData, key: str) -> tuple[float, float, float, int] | None:
 def gain_points(run: RunData) -> float | None:
     """Gain in percentage points, as the summary gives it."""
     gain = number(run.summary, "result", "gain_points")
-    base, final = (success(run, key) for key, _, _ in POLICIES)
+    base, final = (success(run, key) for key in RESULTS)
     return 100 * (final[0] - base[0]) if gain is None and base and final else gain
 
 
 def verdict(run: RunData) -> str:
     """One sentence: what the run did to the policy."""
-    base, final = (success(run, key) for key, _, _ in POLICIES)
+    base, final = (success(run, key) for key in RESULTS)
     gain = gain_points(run)
     if base is None or final is None or gain is None:
         if base is not None:
@@ -40,22 +46,25 @@ def verdict(run: RunData) -> str:
         return "This run has not been evaluated yet."
     starts = f" on {final[3]} held-out start states" if final[3] else ""
     move = f"from {percent(base[0])} to {percent(final[0])}{starts}, {points(gain)}"
+    training = "Training in imagination" if has_stage(run, IMAGINES) else "Training"
     if final[1] > base[2]:
-        return f"Training in imagination raised real success {move}."
+        return f"{training} raised real success {move}."
     if final[2] < base[1]:
-        return f"Training in imagination lowered real success {move}."
+        return f"{training} lowered real success {move}."
     return f"Real success went {move}; the 95% intervals overlap, so this run alone does not show a change."
 
 
 def header(run: RunData) -> Markup:
     """Name, verdict, and notes about damaged files."""
     seed = run.summary.get("seed")
-    origin = "World-model policy optimization" + (f" · seed {seed}" if isinstance(seed, int) else "")
+    origin = recipe_name(run.summary).title + (f" · seed {seed}" if isinstance(seed, int) else "")
+    rounds = rounds_note(run)
     notes = [tag("p", note, class_="note") for note in run.notes]
     return tag(
         "header",
         tag("div", tag("h1", run.name), tag("p", origin, class_="eyebrow"), class_="name-line"),
         tag("p", verdict(run), class_="verdict"),
+        tag("p", rounds, class_="lead") if rounds else None,
         *notes,
     )
 
@@ -64,7 +73,7 @@ def result_section(run: RunData) -> Markup:
     """Base and final success with intervals: table and chart."""
     rows: list[list[object]] = []
     intervals = []
-    for key, label, tone in POLICIES:
+    for key, label, tone in policies(run):
         found = success(run, key)
         if found is None:
             continue

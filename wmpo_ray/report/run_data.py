@@ -56,9 +56,14 @@ class RunData:
     @property
     def stages(self) -> list[str]:
         """All stages of the run in order, as its recipe has them; those that are done where the summary has no recipe."""
-        planned = mapping(self.summary, "recipe").get("stages")
-        names = [name for name in planned if isinstance(name, str)] if isinstance(planned, list) else []
+        names = self.stages_planned
         return [*names, *(name for name in mapping(self.summary, "stages") if name not in names)]
+
+    @property
+    def stages_planned(self) -> list[str]:
+        """The stages of the recipe in order; empty where the summary has no recipe."""
+        planned = mapping(self.summary, "recipe").get("stages")
+        return [name for name in planned if isinstance(name, str)] if isinstance(planned, list) else []
 
     def stage_metrics(self, stage: str) -> dict[str, Any]:
         """Metrics of a stage; empty if it has not run."""

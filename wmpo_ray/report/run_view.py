@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from wmpo_ray.report.markup import Markup, tag
-from wmpo_ray.report.optimize_sections import imagination_section
+from wmpo_ray.report.optimize_sections import success_section
 from wmpo_ray.report.page import document, grid
+from wmpo_ray.report.recipe_view import recipe_name
 from wmpo_ray.report.result_sections import header, result_section, time_section
 from wmpo_ray.report.run_data import RunData, mapping, read_figures
 
@@ -16,8 +17,13 @@ HEIGHT_PIXELS = 620
 def run_html(folder: Path) -> Markup:
     """A frame with a page of its own, so that neither its style nor the notebook's reaches the other."""
     run = read_figures(folder)
-    cards = (result_section(run), imagination_section(run), time_section(run))
-    page = document(f"{run.name} · WMPO run", header(run), tag("p", progress(run), class_="lead"), grid("", *cards))
+    cards = (result_section(run), success_section(run), time_section(run))
+    page = document(
+        f"{run.name} · {recipe_name(run.summary).short} run",
+        header(run),
+        tag("p", progress(run), class_="lead"),
+        grid("", *cards),
+    )
     style = f"width:100%;height:{HEIGHT_PIXELS}px;border:0"
     return tag("div", tag("iframe", srcdoc=page, sandbox="", title=f"run {run.name}", style=style))
 

@@ -16,7 +16,8 @@ from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.statistics import wilson_interval
 from wmpo_ray.core.types import Verdict as GroupVerdict
 from wmpo_ray.report.formats import compact, percent, points, seconds
-from wmpo_ray.report.optimize_sections import TIMES
+from wmpo_ray.report.optimize_sections import TIMES, imagined_curve, rollout_curve
+from wmpo_ray.report.recipe_view import rounds_note
 from wmpo_ray.report.result_sections import gain_points, success
 from wmpo_ray.report.run_data import RunData, mapping, number
 from wmpo_ray.report.svg import Format
@@ -77,9 +78,10 @@ def _rows(a: RunData, b: RunData) -> list[MetricRow]:
         _gain_row([gain_points(run) for run in runs], base, final),
         _rate_row("real success on the way, last", *[_real(run) for run in runs]),
         _rate_row("labels right at the gate", *[_agreement(run) for run in runs]),
-        _plain_row("imagined success, last", [_last(run, "imagined/success_rate") for run in runs], percent),
+        _plain_row("imagined success, last", [_last_value(imagined_curve(run)) for run in runs], percent),
+        _plain_row("rollout success, last", [_last_value(rollout_curve(run)) for run in runs], percent),
         _plain_row("reward model F1", [number(run.stage_metrics("reward-model"), "f1") for run in runs], compact),
-        _plain_row("updates", [_last(run, "policy/loss", of_update=True) for run in runs], "{:.0f}".format),
+        _plain_row("updates", [_last_update(run) for run in runs], "{:.0f}".format),
         _plain_row(
             "groups decided",
             [sum(sum(curve.values()) for curve in verdicts(run).values()) for run in runs],
@@ -117,9 +119,13 @@ def _agreement(run: RunData) -> Rate | None:
     return Rate(value, *wilson_interval(round(value * num), round(num)), round(num))
 
 
-def _last(run: RunData, key: str, of_update: bool = False) -> float | None:
-    curve = run.curve(key)
-    return curve[-1][0 if of_update else 1] if curve else None
+def _last_value(curve: Sequence[tuple[float, float]]) -> float | None:
+    return curve[-1][1] if curve else None
+
+
+def _last_update(run: RunData) -> float | None:
+    curve = run.curve("policy/loss")
+    return curve[-1][0] if curve else None
 
 
 def verdicts(run: RunData) -> dict[str, dict[float, float]]:
@@ -217,6 +223,8 @@ def comparison_tables(comparison: Comparison) -> RenderableType:
     parts: list[RenderableType] = []
     for label, one in zip(LABELS, (comparison.a, comparison.b)):
         parts.append(Text.assemble((f"{label}  ", "bold"), str(one.folder), (f"  {one.sentence()}", "dim")))
+        if (rounds := rounds_note(one.run)) is not None:
+            parts.append(Text(f"{label}: {rounds}", style="dim"))
     parts += [Text(one_line(note), style="red") for note in comparison.notes]
     table = Table("metric", "A", "B", "B − A", "", box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     for row in comparison.rows:

@@ -8,8 +8,9 @@ from wmpo_ray.report.card import card, missing
 from wmpo_ray.report.charts import Series, line_chart
 from wmpo_ray.report.formats import percent, seconds
 from wmpo_ray.report.markup import Markup, join, table, tag
-from wmpo_ray.report.optimize_sections import real_curve
+from wmpo_ray.report.optimize_sections import imagined_curve, real_curve, rollout_curve
 from wmpo_ray.report.page import document, grid
+from wmpo_ray.report.recipe_view import has_queue, recipe_name, rounds_note
 from wmpo_ray.watch.comparison import FINAL, LABELS, Comparison, admitted_shares, verdicts, work_seconds
 from wmpo_ray.watch.run_status import RunStatus
 
@@ -20,12 +21,14 @@ NOTHING = "Nothing yet: neither run has logged such metrics."
 def render_comparison(comparison: Comparison) -> str:
     """The whole page."""
     runs = (comparison.a, comparison.b)
-    curves = [_imagined(runs), _real(runs), _admitted(runs), _time(runs)]
+    with_queue = any(has_queue(one.run) for one in runs)
+    curves = [_trained(runs), _real(runs), _admitted(runs), _time(runs)] if with_queue else [_real(runs), _time(runs)]
+    verdicts_or_none = [_verdicts(runs)] if with_queue else []
     parts = [
         _header(comparison),
         grid("", _metrics(comparison)),
         grid("Curves", *curves),
-        grid("", _verdicts(runs), _settings(comparison)),
+        grid("", *verdicts_or_none, _settings(comparison)),
     ]
     return document(f"{comparison.a.run.name} and {comparison.b.run.name}, compared", join(parts))
 
@@ -34,10 +37,13 @@ def _header(comparison: Comparison) -> Markup:
     lines = []
     for label, tone, one in zip(LABELS, TONES, (comparison.a, comparison.b)):
         seed = one.run.summary.get("seed")
-        names = [one.folder.resolve().name, one.run.name, f"seed {seed}" if isinstance(seed, int) else ""]
+        recipe = recipe_name(one.run.summary).short
+        names = [one.folder.resolve().name, one.run.name, recipe, f"seed {seed}" if isinstance(seed, int) else ""]
         about = " · ".join(filter(None, dict.fromkeys([*names, one.condition.value])))
         swatch = tag("i", class_=f"swatch tone-{tone}")
         lines.append(tag("p", swatch, tag("b", label), f" {about}", class_="verdict"))
+        rounds = rounds_note(one.run)
+        lines += [tag("p", f"{label}: {rounds}", class_="lead")] if rounds else []
     final = [row for row in comparison.rows if row.label == FINAL and row.verdict]
     lines += [tag("p", f"Final success: {row.verdict}.", class_="verdict") for row in final]
     notes = [tag("p", note, class_="note") for note in comparison.notes]
@@ -79,10 +85,16 @@ def _whole_percent(value: float) -> str:
     return percent(value, 0)
 
 
-def _imagined(runs: tuple[RunStatus, RunStatus]) -> Markup:
-    series = _series(runs, [one.run.curve("imagined/success_rate") for one in runs])
-    how = "As the reward model judges what was imagined for each update."
-    return _curves("Imagined success", series, how, _whole_percent, y_high=1.0)
+def _trained(runs: tuple[RunStatus, RunStatus]) -> Markup:
+    """Success of what the policies were trained on, in whichever world that was."""
+    imagined, rolled_out = ([curve(one.run) for one in runs] for curve in (imagined_curve, rollout_curve))
+    title, how = "Imagined success", "As the reward model judges what was imagined for each update."
+    if any(rolled_out):
+        title = "Success in training" if any(imagined) else "Rollout success"
+        judge = "the reward model judges what is imagined, the environment what is rolled out in it"
+        how = f"Of the rollouts for each update: {judge}."
+    series = _series(runs, [first or second for first, second in zip(imagined, rolled_out)])
+    return _curves(title, series, how, _whole_percent, y_high=1.0)
 
 
 def _real(runs: tuple[RunStatus, RunStatus]) -> Markup:
@@ -97,7 +109,7 @@ def _real(runs: tuple[RunStatus, RunStatus]) -> Markup:
 
 def _admitted(runs: tuple[RunStatus, RunStatus]) -> Markup:
     series = _series(runs, [admitted_shares(one.run) for one in runs])
-    how = "The rest is imagined for nothing: most of it had equal outcomes in the whole group."
+    how = "The rest is rolled out for nothing: most of it had equal outcomes in the whole group."
     return _curves("Admitted share of the groups", series, how, _whole_percent, y_high=1.0)
 
 

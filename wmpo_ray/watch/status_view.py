@@ -14,7 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from wmpo_ray.report.formats import compact, percent, points
-from wmpo_ray.report.result_sections import POLICIES, gain_points, success
+from wmpo_ray.report.optimize_sections import imagined_curve, rollout_curve
+from wmpo_ray.report.recipe_view import rounds_note
+from wmpo_ray.report.result_sections import gain_points, policies, success
 from wmpo_ray.report.run_data import mapping, number
 from wmpo_ray.watch.run_status import Condition, RunStatus, age, one_line
 from wmpo_ray.watch.sparkline import sparkline
@@ -66,6 +68,8 @@ def frame(status: RunStatus, height: int | None = None) -> RenderableType:
     workers = _dictionaries(status.status.get("workers"))
     if live and workers:
         parts.append(_worker_table(workers, status.now, None if height is None else max(4, height - OTHER_LINES)))
+    if (note := rounds_note(status.run)) is not None:
+        parts.append(Text(note, style="dim"))
     parts += _fault_lines(status)
     parts += [Text(one_line(note), style="red") for note in status.run.notes]
     return Group(*parts)
@@ -132,9 +136,9 @@ def _learning(status: RunStatus) -> Table:
         held = "" if version is None else f"weights {version:.0f}"
         behind = f", offered {offered:.0f}" if None not in (version, offered) and version != offered else ""
         table.add_row("update", f"{update:.0f}{of}", Text(held + behind, style="dim"))
-    curves = {name: [value for _, value in status.run.curve(f"{name}/success_rate")] for name in ("imagined", "real")}
+    curves = _success_curves(status)
     every = [value for curve in curves.values() for value in curve] or [0.0]
-    for (label, curve), style in zip(curves.items(), ("magenta", "cyan")):
+    for (label, curve), style in zip(curves.items(), ("magenta", "yellow", "cyan")):
         value = number(data, f"{label}_success")
         value = curve[-1] if value is None and curve else value
         if value is None:
@@ -146,9 +150,16 @@ def _learning(status: RunStatus) -> Table:
     return table
 
 
+def _success_curves(status: RunStatus) -> dict[str, list[float]]:
+    """Success in training, under the name of the world that the rollouts are made in, and real success."""
+    run = status.run
+    curves = {"imagined": imagined_curve(run), "rollout": rollout_curve(run), "real": run.curve("real/success_rate")}
+    return {name: [value for _, value in curve] for name, curve in curves.items()}
+
+
 def _result(status: RunStatus) -> Table:
     table = Table.grid(padding=(0, 1))
-    for key, label, _ in POLICIES:
+    for key, label, _ in policies(status.run):
         found = success(status.run, key)
         if found is not None:
             value, low, high, num = found
