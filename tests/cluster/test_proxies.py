@@ -43,6 +43,7 @@ def environment(monkeypatch):
     for name in (*SPELLINGS, *EXCEPTIONS, "no_grpc_proxy"):
         monkeypatch.setenv(name, "")  # so that it is restored, whoever sets it
         monkeypatch.delenv(name)
+    monkeypatch.setattr(urllib.request, "_opener", None)  # keeps the proxies of the process's first request
     return monkeypatch
 
 
