@@ -10,7 +10,7 @@ FIXTURES ?= tests/golden
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help setup demo cluster-demo test test-slow lint soak bench-demo bench-cache bench-memory bench-coordinator bench-autoscaling \
+.PHONY: help setup demo cluster-demo test test-slow lint soak bench-demo bench-cache bench-memory bench-house bench-coordinator bench-autoscaling \
 	bench-weights bench-operations bench-samplers bench-models bench-gpu pretrain-embedded clean
 .DEFAULT_GOAL := help
 
@@ -73,6 +73,9 @@ bench-samplers: setup  ## fidelity of the demo's world model against solver and 
 
 bench-memory: setup  ## memory that 1,280 full-size episodes take in optimize, in an alignment and in evaluate
 	$(BIN)/python -m benchmarks.memory
+
+bench-house: setup  ## sizes of rooms and files, loops, files per change (WEIGHTS="OLD NEW" CI_LOG=FILE: into its results)
+	$(BIN)/python -m benchmarks.house $(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(CI_LOG),--ci-log $(CI_LOG))
 
 bench-models: setup  ## parity with published fixtures, memory of loading (FIXTURES=tests/golden)
 	$(BIN)/python -m benchmarks.models --fixtures $(FIXTURES)

@@ -112,7 +112,12 @@ def presets(
 ) -> None:
     """List the presets, or show one in full."""
     if kinds:
-        typer.echo("\n".join(f"{table.key}: {', '.join(table.names())}" for table in TABLES))
+        from cluster.recipes.recipe_table import RECIPES
+        from wmpo_ray.algorithms.base import algorithm_names
+
+        names = {"recipe.kind": list(RECIPES), "algorithm.kind": algorithm_names()}
+        names |= {table.key: table.names() for table in TABLES}
+        typer.echo("\n".join(f"{key}: {', '.join(each)}" for key, each in names.items()))
     elif name is None:
         typer.echo("\n".join(list_presets()))
     else:

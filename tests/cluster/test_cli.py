@@ -15,7 +15,9 @@ from typer.testing import CliRunner
 
 from cluster.cli.app import app
 from cluster.host.doctor import Verdict, check_library, examine
+from wmpo_ray.config.dumping import flatten
 from wmpo_ray.config.loading import list_presets, load_config
+from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
 
 SUMMARY = {
@@ -137,6 +139,12 @@ def test_help_names_every_stage_and_command():
     assert "recipe.kind" in wmpo("run", "--help").output
     commands = wmpo("--help").output
     assert all(name in commands for name in ("run", "stage", "evaluate", "report", "plan", "doctor", "presets"))
+
+
+def test_everything_that_is_chosen_by_its_kind_is_listed():
+    lines = dict(line.split(": ") for line in wmpo("presets", "--kinds").output.splitlines())
+    assert {key for key in flatten(Config()) if key.endswith(".kind")} == set(lines)
+    assert all(value in lines[key].split(", ") for key, value in flatten(Config()).items() if key in lines)
 
 
 def test_presets_are_listed_and_shown_as_a_file_that_loads_again(tmp_path):

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from wmpo_ray.core.statistics import mean_interval, t_quantile, wilson_interval
+from wmpo_ray.core.statistics import mean_interval, wilson_interval
 
 
 def t_probability(bound: float, degrees: int) -> float:
@@ -18,8 +18,12 @@ def t_probability(bound: float, degrees: int) -> float:
 
 
 @pytest.mark.parametrize("degrees", [*range(1, 32), 40, 100, 10_000])
-def test_95_percent_of_student_t_lie_within_the_quantile(degrees):
-    assert t_probability(t_quantile(degrees), degrees) == pytest.approx(0.95, abs=1e-5)
+def test_95_percent_of_student_t_lie_within_the_interval_of_a_mean(degrees):
+    values = np.arange(degrees + 1.0)
+    mean, low, high = mean_interval(list(values))
+    scale = values.std(ddof=1) / math.sqrt(len(values))
+    assert t_probability((high - mean) / scale, degrees) == pytest.approx(0.95, abs=1e-5)
+    assert high - mean == pytest.approx(mean - low)
 
 
 def test_wilson_bounds_solve_the_score_equation():

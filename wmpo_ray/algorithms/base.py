@@ -95,6 +95,11 @@ class OfflineAlgorithm(Algorithm):
 # -- the table ---------------------------------------------------------------------------------------------------
 
 
+def algorithm_names() -> list[str]:
+    """Ours and those of installed packages."""
+    return sorted({*SECTIONS, *(entry.name for entry in entry_points(group=ENTRY_POINTS))})
+
+
 def algorithm_class(kind: str) -> type[Algorithm]:
     """The class of a kind, ours or from an installed package's entry point. Raises ConfigError for any other."""
     if kind in SECTIONS:
@@ -102,7 +107,7 @@ def algorithm_class(kind: str) -> type[Algorithm]:
         return getattr(import_module(module), name)
     found = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
     if kind not in found:
-        raise ConfigError(f"algorithm.kind = {shown(kind)}: known are {', '.join(sorted({*SECTIONS, *found}))}")
+        raise ConfigError(f"algorithm.kind = {shown(kind)}: known are {', '.join(algorithm_names())}")
     try:
         cls: Any = found[kind].load()
     except Exception as error:  # an external package may fail in any way
