@@ -83,8 +83,8 @@ def read_settings(path: Path, kind: type[Model]) -> Model:
         return kind.model_validate_json(read_bytes(path, MAX_SETTINGS_BYTES), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        what = f"{key} = {shown(first['input'])}: {first['msg']}" if key else first["msg"]
+        key, message = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
+        what = f"{key} = {shown(first['input'])}: {message}" if key else message
         raise UserError(f"{path} is damaged: {what}") from None
 
 

@@ -16,6 +16,7 @@ from wmpo_ray.core.untrusted import parse_json, read_json
 from wmpo_ray.report.run_data import RunData, mapping, number, read_figures
 
 STATUS, EVENTS, CONFIG, SUMMARY, LEDGER = "status.json", "events.jsonl", "config.json", "summary.json", "ledger.jsonl"
+RATES = ("imagined/success_rate", "rollout/success_rate", "real/success_rate")
 FRESH_S = 4.0  # a running run writes once a second
 SILENT_S = 20.0  # after this long it counts as dead, if its process cannot be checked
 TAIL_BYTES = 64 << 10
@@ -84,7 +85,7 @@ class RunStatus:
 
     def to_json(self) -> dict[str, Any]:
         """What is known, in JSON's types; the curves are lists of [update, value]."""
-        curves = {key: self.run.curve(key) for key in ("imagined/success_rate", "real/success_rate")}
+        curves = {key: self.run.curve(key) for key in RATES}
         return json_clean(
             {
                 "folder": str(self.folder),
