@@ -190,7 +190,7 @@ def test_a_training_that_fails_says_why_and_ends_its_processes(runtime, recorded
     training = Training("policy", "behaviour cloning", "policy.cloning", config.policy.cloning, "learner", job)
     folder = course.context.training_checkpoints("policy")
     with course.folder, pytest.raises(UserError, match="the demonstrations have no actions"):
-        train_on_workers(config, training, TrainingData(), folder, Reporter())
+        train_on_workers(config, training, TrainingData(), folder, Reporter(), course.context.curve("policy", 1))
     assert not leftovers.remaining(10.0, "TrainController") and not leftovers.remaining(10.0, "RayTrainWorker")
 
 
@@ -209,7 +209,9 @@ def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(runtime, reco
     log = ListLog()
     with course.folder:
         checkpoints = course.context.training_checkpoints("policy")
-        train_on_workers(config, training, data, checkpoints, course.context.reporter)
+        train_on_workers(
+            config, training, data, checkpoints, course.context.reporter, course.context.curve("policy", STEPS)
+        )
     log.close()
     assert (tmp_path / "killed").exists()
     assert any("resuming from step 6" in text for text in log.told)

@@ -192,7 +192,7 @@ from pathlib import Path
 import torch
 from learners.supervised.training_actor import TrainingActor
 from learners.supervised.training_state import TrainingCheckpoints
-from tests.support.trainings import train_world
+from tests.learners.test_stage_resume import train_world
 
 def progress(step, metrics):
     print(step, flush=True)
@@ -252,7 +252,7 @@ def align(folder: Path, *, checkpoint_dir: Path, every: int = 7, calls: int | No
 def test_alignment_goes_on_where_its_actor_was_lost(tmp_path):
     straight = align(tmp_path / "straight", checkpoint_dir=tmp_path / "never", every=0)
     assert straight[2] == [0, 10, 20, 25]
-    for calls, resumed in ((1, [7, 17, 25]), (3, [21, 25])):
+    for calls, resumed in ((1, [7, 10, 20, 25]), (3, [21, 25])):
         checkpoints = tmp_path / f"checkpoints-{calls}"
         align(tmp_path / "lost", checkpoint_dir=checkpoints, calls=calls)
         metrics, weights, steps, told = align(tmp_path / f"resumed-{calls}", checkpoint_dir=checkpoints)

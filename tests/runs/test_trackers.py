@@ -148,8 +148,9 @@ def test_tensorboard_shows_each_update_once_after_a_resume(tmp_path):
 
 
 def test_wandb_goes_on_in_the_same_run_offline(tmp_path):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     write_resumed_run(lambda: trackers(tmp_path, "wandb", wandb={"mode": "offline", "project": "laws"}))
+    wandb.teardown()  # its service would stay until this process ends
     identity = json.loads((tmp_path / "trackers.json").read_text())["wandb"]
     written = list(tmp_path.glob(f"wandb/offline-run-*/run-{identity}.wandb"))
     assert len(written) == 2  # one for each time that the run was started, to be uploaded as one
