@@ -34,10 +34,11 @@ class EnvironmentActor(RolloutActor):
         return episodes.success
 
     def compare_labels(self, trajectories: Trajectories, seeds: list[int], scores: tuple[Scores, float]) -> np.ndarray:
-        """Real outcome and imagined label [2, M] bool of imagined trajectories, by executing their actions.
+        """Real outcome and imagined label [2, m] bool of imagined trajectories, by executing their actions.
 
-        Evaluation only: nothing of it reaches the learner.
+        Those of unknown label are left out. Evaluation only: nothing of it reaches the learner.
         """
         actions = trajectories.actions.reshape(len(trajectories), -1, trajectories.actions.shape[-1])
         real = execute_actions(self.world, seeds, actions)
-        return np.stack([real, scores[0].success])
+        labels = np.stack([real, scores[0].success])
+        return labels if scores[0].known is None else labels[:, scores[0].known]

@@ -17,7 +17,8 @@ class RewardActor:
         configure_process(config.cluster.threads_per_process)
         self.judge: Judge = VideoJudge(load_reward_model(config, reward_model_dir), config.reward.min_steps)
         if verifier_dir:
-            self.judge = VerifiedJudge(self.judge, load_world_model(config, verifier_dir))
+            verifier = load_world_model(config, verifier_dir)
+            self.judge = VerifiedJudge(self.judge, verifier, config.reward.verify.disputed)
         self.num_beats = 0
 
     def score(self, videos: Videos) -> tuple[Scores, float]:

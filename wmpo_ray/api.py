@@ -147,10 +147,12 @@ class Run:
         windows = model.probabilities(clip.frames[None], videos.instructions)
         scores = model.decide(windows, settings.min_steps, videos.horizon)
         if settings.verify.enabled:
-            scores = verify(scores, videos, VideoJudge(model, settings.min_steps), self._replay_in_verifier)
+            judge, disputed = VideoJudge(model, settings.min_steps), settings.verify.disputed
+            scores = verify(scores, videos, judge, self._replay_in_verifier, disputed)
+        unknown = scores.known is not None and not scores.known[0]
         refuted = scores.refuted is not None and bool(scores.refuted[0])
         success, finish_step, probability = scores.success[0], scores.finish_step[0], scores.probability[0]
-        return Score(bool(success), int(finish_step), float(probability), refuted, windows[0])
+        return Score(bool(success), int(finish_step), float(probability), refuted, windows[0], unknown)
 
     def _replay_in_verifier(self, videos: Videos, rows: np.ndarray) -> np.ndarray:
         world: World = self._model("verifier", WORLD, "verifier", lambda path: load_world_model(self.config, path))

@@ -25,6 +25,7 @@ class Score:
     probability: float  # highest window probability; 1 or 0 where the environment has decided
     refuted: bool = False  # a success that the second world model did not confirm
     windows: np.ndarray | None = field(default=None, repr=False)  # [W] of each window; None from an environment
+    unknown: bool = False  # refuted, and by the run's settings therefore neither a success nor a failure
 
 
 @dataclass(eq=False)
@@ -73,7 +74,8 @@ class Clip:
         if self.score is None:
             return "not judged yet: clip.judge()"
         if self.score.refuted:
-            return "failure, because the second world model did not confirm it"
+            word = "unknown" if self.score.unknown else "failure"
+            return f"{word}, because the second world model did not confirm it"
         word = "success" if self.score.success else "failure"
         at_most = "" if self.score.windows is None else f", probability {self.score.probability:.2f}"
         return f"{word} after {self.score.finish_step} steps{at_most}"

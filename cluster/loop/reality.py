@@ -81,7 +81,9 @@ def success_metrics(success: np.ndarray) -> dict[str, float]:
 
 
 def label_metrics(labels: np.ndarray) -> dict[str, float]:
-    """labels [2, M] bool: real success, imagined success."""
+    """labels [2, M] bool: real success, imagined success; none, where no label is known."""
+    if not labels.shape[1]:
+        return {}
     return {
         "real/label_agreement": float((labels[0] == labels[1]).mean()),
         "real/false_positive_rate": float((labels[1] & ~labels[0]).mean()),

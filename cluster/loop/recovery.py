@@ -131,6 +131,7 @@ def _enter(loop: Restartable, request: RolloutRequest, group: GroupRequest, reco
         facts["refuted"],
         Handle(None, str(path), facts["sha256"]),
         rows,
+        np.array(facts["known"], bool) if "known" in facts else None,
     )
     assert loop.version is not None
     rollouts.enter(scored, loop.version.num_updates)

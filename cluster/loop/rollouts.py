@@ -118,7 +118,7 @@ class Rollouts:
         size = self.config.rollout.group_size
         for place, request in event.request.kept_groups:
             rows = slice(place * size, (place + 1) * size)
-            refuted = event.scores.refuted
+            refuted, known = event.scores.refuted, event.scores.known
             group = Group(
                 request,
                 event.request.version,
@@ -127,6 +127,7 @@ class Rollouts:
                 int(refuted[rows].sum()) if refuted is not None else 0,
                 event.trajectories,
                 (rows.start, rows.stop),
+                known[rows] if known is not None else None,
             )
             self.enter(group, learner_version)
 
@@ -146,6 +147,7 @@ class Rollouts:
             success=group.success.astype(int).tolist(),
             finish=group.finish_step.tolist(),
             refuted=group.num_refuted,
+            **({} if group.known is None else {"known": group.known.astype(int).tolist()}),
             rows=list(group.rows),
             file=Path(handle.path).name,
             sha256=handle.sha256,
@@ -239,7 +241,7 @@ def for_learner(batch: ReadyBatch, spooled: bool) -> tuple[list[GroupSlice], lis
         assert isinstance(handle, Handle)
         handles.setdefault(handle.path, handle)
         place = list(handles).index(handle.path)
-        slices.append(GroupSlice(place, group.rows, group.success, group.finish_step))
+        slices.append(GroupSlice(place, group.rows, group.success, group.finish_step, group.known))
     return slices, [
         Spooled(handle.path, handle.sha256) if spooled or handle.ref is None else handle.ref
         for handle in handles.values()

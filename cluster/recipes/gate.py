@@ -37,8 +37,10 @@ def gate(context: RunContext) -> dict[str, Any]:
     scores = plain_judge.judge(videos)
     plain = binary_report(scores.success, held_out.success)
     if config.reward.verify.enabled:
-        scores = verify(scores, videos, plain_judge, lambda videos, rows: imagine("verifier", rows))
-    report = binary_report(scores.success, held_out.success)
+        disputed = config.reward.verify.disputed
+        scores = verify(scores, videos, plain_judge, lambda videos, rows: imagine("verifier", rows), disputed)
+    known = np.ones(len(held_out), bool) if scores.known is None else scores.known
+    report = binary_report(scores.success[known], held_out.success[known])
     metrics = _label_metrics(report, plain) | _event_agreement(context, held_out, frames)
     misses = missed_bounds(metrics, config.gate)
     metrics |= {"passed": not misses, "bounds": config.gate.model_dump()}

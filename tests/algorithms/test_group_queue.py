@@ -50,6 +50,25 @@ def test_every_verdict_has_its_reason():
     assert verdict(np.array([True, False, False, False]), 4) is Verdict.OUTSIDE
 
 
+def test_members_of_unknown_outcome_do_not_make_a_group_mixed():
+    queue, request = GroupQueue(make_config(groups=1)), make_request(0, 3)
+    queue.issue(request)
+
+    def settle(i: int, success: list[bool], known: list[bool]) -> Verdict | None:
+        group = make_group(request, i, np.array(success))
+        group.known = np.array(known)
+        group.num_refuted = known.count(False)
+        return queue.settle(group, 0)
+
+    assert settle(0, [False, False], [True, False]) is Verdict.UNDECIDED
+    assert settle(1, [False, False], [False, False]) is Verdict.UNDECIDED
+    assert settle(2, [True, False], [True, True]) is Verdict.ADMIT
+    metrics = queue.take_batch(0).metrics
+    assert metrics["imagined/unknown_share"] == 0.5 and metrics["queue/undecided"] == 2
+    assert metrics["imagined/success_rate"] == pytest.approx(4 / 6), "what the reward model said"
+    assert metrics["imagined/verified_success_rate"] == pytest.approx(1 / 3), "among the known outcomes"
+
+
 def test_a_batch_waits_for_everything_issued_before_it():
     queue = GroupQueue(make_config(groups=2))
     request = make_request(0, 3)

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from learners.sharding import ALONE
+from tests.support.learner_groups import sample
+from tests.support.recorded import tiny_policy
+from tests.support.small_run import SETTINGS
 from wmpo_ray.algorithms import grpo
-from wmpo_ray.algorithms.batching import executed_mask
+from wmpo_ray.algorithms.batching import GroupSlice, executed_mask
+from wmpo_ray.config.run import Config
 from wmpo_ray.parity.grpo_fixtures import TokenPolicy
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "grpo"
@@ -135,3 +142,38 @@ def test_a_gain_is_clipped_and_a_loss_is_not():
         loss.backward()
         assert bool(new.grad.abs().sum() > 0) is has_gradient
         assert float(metrics["policy/clip_fraction"]) == 1.0
+
+
+@pytest.mark.parametrize("deviation", ["population", "unbiased"])
+def test_a_member_of_unknown_outcome_is_as_if_it_had_not_been_there(deviation):
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 1.0, 0.0]])
+    known = torch.tensor([[True, True, False, True], [True, True, True, True]])
+    ours = grpo.advantages(rewards, deviation, known)
+    assert torch.equal(ours[0, known[0]], grpo.advantages(rewards[:1, known[0]], deviation)[0])
+    assert ours[0, 2] == 0 and torch.equal(ours[1], grpo.advantages(rewards, deviation)[1])
+    all_known = torch.ones_like(known)
+    assert torch.equal(grpo.advantages(rewards, deviation, all_known), grpo.advantages(rewards, deviation))
+
+
+def test_the_loss_is_a_mean_over_trajectories_of_known_outcome():
+    """An unknown fourth member gives the loss and gradient of a batch of the other three."""
+    config = Config.model_validate(SETTINGS)
+    success, learner = np.array([True, False, False, True]), SimpleNamespace(policy=tiny_policy(config))
+    sampled = sample(learner, 4)  # type: ignore[arg-type]
+
+    def gradient(rows: tuple[int, int], known: list[bool] | None) -> tuple[float, torch.Tensor]:
+        algorithm = grpo.Grpo(config)
+        mask = None if known is None else np.array(known)
+        group = GroupSlice(0, rows, success[slice(*rows)], np.full(rows[1] - rows[0], 8), mask)
+        batch = algorithm.prepare(learner.policy, [group], [sampled])
+        learner.policy.zero_grad()
+        value = 0.0
+        for part in algorithm.losses(learner.policy, batch, slice(0, len(batch)), ALONE):
+            part.loss.backward()
+            value += float(part.loss.detach())
+        return value, torch.cat([p.grad.flatten() for p in learner.policy.parameters() if p.grad is not None])
+
+    three, four = gradient((0, 3), None), gradient((0, 4), [True, True, True, False])
+    assert four[0] == pytest.approx(three[0], rel=1e-5, abs=1e-6)
+    assert three[1].abs().sum() > 0
+    torch.testing.assert_close(four[1], three[1], rtol=1e-4, atol=1e-7)

@@ -107,3 +107,14 @@ def test_a_judge_without_what_it_judges_by_says_so():
         WorldJudge().judge(make_videos([0]))
     with pytest.raises(ValueError, match="no frames to judge"):
         VideoJudge(None, 0).judge(rolled_out(world_judges=True).videos)
+
+
+def test_a_disputed_success_can_be_left_open():
+    """Under "unknown" it is neither a success nor a failure; whatever is confirmed or failed at first stays known."""
+    judge, videos = Brightness(), make_videos([200, 0, 150])
+    first = judge.judge(videos)
+    again = {0: 0, 2: 255}
+    verified = verify(first, videos, judge, lambda _, rows: make_videos([again[i] for i in rows]).frames, "unknown")
+    assert verified.success.tolist() == [False, False, True] and verified.refuted.tolist() == [True, False, False]
+    assert verified.known.tolist() == [False, True, True]
+    assert verify(first, videos, judge, lambda _, rows: make_videos([again[i] for i in rows]).frames).known is None

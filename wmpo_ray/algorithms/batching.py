@@ -63,6 +63,7 @@ class GroupSlice(NamedTuple):
     rows: tuple[int, int]
     success: np.ndarray  # [G] bool
     finish_step: np.ndarray  # [G] int64
+    known: np.ndarray | None = None  # [G] bool: False where the outcome is unknown; None: all are known
 
 
 def slices_of(groups: Sequence[GroupSlice], sources: Sequence[Trajectories]) -> list[Trajectories]:

@@ -162,13 +162,16 @@ def metric_prefix(config: Config) -> str:
 def _metrics(groups: list[Group], admitted: list[Group], verdicts: Counter[Verdict], prefix: str) -> dict[str, float]:
     success = np.concatenate([group.success for group in groups])
     refuted = sum(group.num_refuted for group in groups)
+    known = np.concatenate([group.outcomes for group in groups])
     finish = np.concatenate([group.finish_step[group.success] for group in groups])
     metrics = {
         f"{prefix}/success_rate": float(success.mean() + refuted / len(success)),
         f"{prefix}/success_length_frames": float(finish.mean()) if len(finish) else float("nan"),
         f"{prefix}/trajectories": float(len(success)),
-        "queue/admitted_success_rate": float(np.mean([group.success.mean() for group in admitted])),
+        "queue/admitted_success_rate": float(np.mean([group.outcomes.mean() for group in admitted])),
     }
     if prefix == "imagined":
-        metrics["imagined/verified_success_rate"] = float(success.mean())
+        # Of none known, none succeeded.
+        metrics["imagined/verified_success_rate"] = float(known.mean()) if len(known) else 0.0
+        metrics["imagined/unknown_share"] = 1 - len(known) / len(success)
     return metrics | {f"queue/{verdict.value}": float(verdicts[verdict]) for verdict in Verdict}

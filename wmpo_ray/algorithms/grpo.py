@@ -35,6 +35,7 @@ UNBIASED_EPS = 1e-6
 class GrpoBatch(ActionBatch):
     behavior_logprobs: Tensor  # [B, N, L] of sampling time
     advantage: Tensor  # [B]
+    known: Tensor  # [B] bool: the others, whose outcome is unknown, have advantage 0 and no weight
 
 
 class Grpo(OnlineAlgorithm):
@@ -54,11 +55,11 @@ class Grpo(OnlineAlgorithm):
         """Dynamic sampling (paper section 3.3).
 
         A group whose outcomes are all equal has no advantage; one outside the configured success rates is too easy or
-        too hard to be worth a slot.
+        too hard to be worth a slot. Members of unknown outcome do not count.
         """
-        success, bounds = group.success, self.config.filter
+        success, bounds = group.outcomes, self.config.filter
         if success.all() or not success.any():
-            return Verdict.UNIFORM
+            return Verdict.UNIFORM if len(success) == len(group.success) else Verdict.UNDECIDED
         if not bounds.min_mean <= success.mean() <= bounds.max_mean:
             return Verdict.OUTSIDE
         return Verdict.ADMIT
@@ -67,13 +68,16 @@ class Grpo(OnlineAlgorithm):
         parts = slices_of(groups, sources)
         rewards = torch.from_numpy(np.stack([group.success for group in groups])).float()
         finish = torch.from_numpy(np.concatenate([group.finish_step for group in groups]))
-        advantage = advantages(rewards, self.settings.advantage_std).flatten()
+        known = torch.from_numpy(
+            np.stack([np.ones_like(group.success) if group.known is None else group.known for group in groups])
+        )
+        advantage = advantages(rewards, self.settings.advantage_std, known).flatten()
         states = [part.state for part in parts if part.state is not None]
         return GrpoBatch(
             images={camera: np.concatenate([part.images[camera] for part in parts]) for camera in parts[0].images},
             state=np.concatenate(states) if states else None,
             instructions=tuple(text for part in parts for text in part.instructions),
-            metrics={"policy/advantage_std": float(advantage.std())},
+            metrics={"policy/advantage_std": float(advantage[known.flatten()].std())},
             record={
                 name: torch.from_numpy(np.concatenate([part.record[name] for part in parts]))
                 for name in parts[0].record
@@ -81,6 +85,7 @@ class Grpo(OnlineAlgorithm):
             mask=executed_mask(policy, finish, parts[0].actions.shape[1]),
             behavior_logprobs=torch.from_numpy(np.concatenate([part.behavior_logprobs for part in parts])),
             advantage=advantage,
+            known=known.flatten(),
         )
 
     def measures(self, policy: Policy, batch: Batch, rows: slice, shares: Shares) -> Iterator[Measure]:
@@ -92,11 +97,13 @@ class Grpo(OnlineAlgorithm):
 
     def losses(self, policy: Policy, batch: Batch, rows: slice, shares: Shares) -> Iterator[PartLoss]:
         assert isinstance(batch, GrpoBatch)
-        settings = self.settings
+        settings, known = self.settings, batch.known[rows]
+        # A mean over the trajectories whose outcome is known, and 1 where all are.
+        weight = len(known) / known.sum().clamp_min(1)
         for part in self._parts(batch, rows, shares):
             mask = batch.mask[rows] & part[..., None]
             # The loss is a mean over each trajectory: a part of one weighs as much as its share of it.
-            share = self._num_ratios(mask) / self._num_ratios(batch.mask[rows]).clamp_min(1)
+            share = weight * self._num_ratios(mask) / self._num_ratios(batch.mask[rows]).clamp_min(1)
             value, metrics = loss(
                 self._logprobs(policy, batch, rows, part),
                 batch.behavior_logprobs[rows],
@@ -130,19 +137,32 @@ class Grpo(OnlineAlgorithm):
 # -- the formulas ------------------------------------------------------------------------------------------------
 
 
-def advantages(rewards: Tensor, deviation: Deviation = "population") -> Tensor:
+def advantages(rewards: Tensor, deviation: Deviation = "population", known: Tensor | None = None) -> Tensor:
     """(R - mean) / std within each group, [num_groups, G] -> [num_groups, G].
+
+    known [num_groups, G] bool: the members that make up a group's mean and spread; the others have advantage 0.
 
     `population`: the standard deviation of Algorithm 1. `unbiased`: that of the published code, sqrt(sum / (G - 1)) plus
     1e-6, which takes the reward itself in a group of one. A group of equal rewards has advantage 0.
     """
     if deviation == "unbiased" and rewards.shape[1] == 1:
         return rewards / (1 + UNBIASED_EPS)
+    if known is not None and not known.all():
+        return _advantages_of_known(rewards, deviation, known)
     exact = rewards.double()  # rounded once at the end: the order of sums in float32 depends on the processor
     centred = exact - exact.mean(1, keepdim=True)
     std = exact.std(1, keepdim=True, unbiased=deviation == "unbiased")
     divisor = std + UNBIASED_EPS if deviation == "unbiased" else std.clamp_min(torch.finfo(exact.dtype).tiny)
     return torch.where(std > 0, centred / divisor, torch.zeros_like(centred)).to(rewards.dtype)
+
+
+def _advantages_of_known(rewards: Tensor, deviation: Deviation, known: Tensor) -> Tensor:
+    """Group by group, because each has another size."""
+    found = torch.zeros_like(rewards)
+    for group, members in enumerate(known):
+        if members.any():
+            found[group, members] = advantages(rewards[group, members][None], deviation)[0]
+    return found
 
 
 def log_ratios(logprobs: Tensor, behavior_logprobs: Tensor, ratio: Ratio) -> Tensor:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from wmpo_ray.core.section import Count, NonNegative, Positive, Section, Share, check_local
+from wmpo_ray.core.types import Disputed
 
 Steps = Annotated[int, Field(ge=0)]  # of a training; 0: the pretrained model is taken as it is
 MicroBatch = Annotated[int, Field(ge=0)]  # samples in one forward pass, gradients add up; 0: a worker's whole share
@@ -96,6 +97,9 @@ class VerifyConfig(Section):
     """An imagined success counts only if the same actions also succeed in a second world model."""
 
     enabled: bool = False
+    disputed: Disputed = (
+        "failure"  # a success that it does not confirm; "unknown": left out of its group and of the loss
+    )
     pretrained: str = "embedded-b"
 
     @field_validator("pretrained")

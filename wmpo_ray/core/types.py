@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -198,6 +198,9 @@ class Videos:
         return self.actions.shape[1]
 
 
+Disputed = Literal["failure", "unknown"]  # what a success is that a second world does not confirm
+
+
 @dataclass(frozen=True)
 class Scores:
     """The one decision about each video; it drives reward, finish step and metric alike."""
@@ -206,6 +209,9 @@ class Scores:
     finish_step: np.ndarray  # [M] int64: actions executed until the decision, T where none fell before
     probability: np.ndarray  # [M] float32: highest window probability
     refuted: np.ndarray | None = None  # [M] bool: a success that the second world model did not confirm
+    known: np.ndarray | None = (
+        None  # [M] bool: False where the outcome is unknown and must not be learned from; None: all
+    )
 
 
 class Verdict(enum.Enum):
@@ -213,6 +219,7 @@ class Verdict(enum.Enum):
 
     ADMIT = "admit"
     UNIFORM = "uniform"  # all outcomes equal: no advantage
+    UNDECIDED = "undecided"  # the known outcomes are equal, and others of the group are unknown
     OUTSIDE = "outside"  # success rate outside [filter.min_mean, filter.max_mean]
     STALE = "stale"  # generated under weights that are too old
     SURPLUS = "surplus"  # not needed for the update it was issued for
@@ -230,6 +237,12 @@ class Group:
     num_refuted: int
     trajectories: object  # reference on a `Trajectories`
     rows: tuple[int, int]  # the rows of this group in it
+    known: np.ndarray | None = None  # [G] bool: False where the outcome is unknown; None: all are known
+
+    @property
+    def outcomes(self) -> np.ndarray:
+        """Success of the members whose outcome is known."""
+        return self.success if self.known is None else self.success[self.known]
 
 
 @dataclass

@@ -15,7 +15,14 @@ from wmpo_ray.report.run_data import RunData, mapping, number
 
 NOT_STARTED = "Nothing yet: metrics.jsonl has no such metrics because optimize has not started."
 EXPLOITATION = 0.05  # a rise of imagined and a fall of real success that are no noise any more
-QUEUE_TONES = {"admit": "strong", "uniform": "third", "outside": "second", "stale": "warn", "surplus": "faint"}
+QUEUE_TONES = {
+    "admit": "strong",
+    "uniform": "third",
+    "undecided": "imagined",
+    "outside": "second",
+    "stale": "warn",
+    "surplus": "faint",
+}
 TIMES = (("imagine", "imagined"), ("score", "second"), ("update", "final"), ("broadcast", "warn"))
 
 

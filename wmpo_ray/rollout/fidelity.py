@@ -75,19 +75,19 @@ def _mean_psnr(error: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def binary_report(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Agreement, F1 and error counts of two boolean arrays [M]."""
+    """Agreement, F1 and error counts of two boolean arrays [M]; of none, no agreement."""
     predicted, truth = np.asarray(predicted, bool), np.asarray(truth, bool)
     true_positive = int((predicted & truth).sum())
     false_positive = int((predicted & ~truth).sum())
     false_negative = int((~predicted & truth).sum())
     denominator = 2 * true_positive + false_positive + false_negative
     return {
-        "agreement": float((predicted == truth).mean()),
+        "agreement": float((predicted == truth).mean()) if len(truth) else 0.0,
         "f1": 2 * true_positive / denominator if denominator else 1.0,
         "false_positives": false_positive,
         "false_negatives": false_negative,
-        "predicted_rate": float(predicted.mean()),
-        "true_rate": float(truth.mean()),
+        "predicted_rate": float(predicted.mean()) if len(truth) else 0.0,
+        "true_rate": float(truth.mean()) if len(truth) else 0.0,
         "num": len(truth),
     }
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from wmpo_ray.core.interfaces import Judge, RewardModel, World
 from wmpo_ray.core.timeline import span
-from wmpo_ray.core.types import Scores, Videos
+from wmpo_ray.core.types import Disputed, Scores, Videos
 from wmpo_ray.reward_models.decisions import score_videos
 from wmpo_ray.rollout.replay import replay
 from wmpo_ray.rollout.requests import member_seeds, members_of
@@ -38,11 +38,11 @@ class VerifiedJudge:
     They are replayed there under seeds of the requests' members.
     """
 
-    def __init__(self, judge: Judge, world: World):
-        self.first, self.world = judge, world
+    def __init__(self, judge: Judge, world: World, disputed: Disputed = "failure"):
+        self.first, self.world, self.disputed = judge, world, disputed
 
     def judge(self, videos: Videos) -> Scores:
-        return verify(self.first.judge(videos), videos, self.first, self._replay_again)
+        return verify(self.first.judge(videos), videos, self.first, self._replay_again, self.disputed)
 
     def _replay_again(self, videos: Videos, rows: np.ndarray) -> np.ndarray:
         members = members_of(videos.requests)
@@ -52,10 +52,13 @@ class VerifiedJudge:
         return frames
 
 
-def verify(scores: Scores, videos: Videos, judge: Judge, replay_again: ReplayAgain) -> Scores:
+def verify(
+    scores: Scores, videos: Videos, judge: Judge, replay_again: ReplayAgain, disputed: Disputed = "failure"
+) -> Scores:
     """Judge each success again in a second world (called only if there are any).
 
-    A refuted success is a failure that keeps its finish step: what was done until then is what did not succeed.
+    A refuted success is no success. As a "failure" it keeps its finish step: what was done until then is what did not
+    succeed. As "unknown" it is left out of what is learned.
     """
     rows = np.flatnonzero(scores.success)
     refuted = np.zeros(len(scores.success), bool)
@@ -63,7 +66,8 @@ def verify(scores: Scores, videos: Videos, judge: Judge, replay_again: ReplayAga
         with span("verify"):
             again = judge.judge(replace(_chosen(videos, rows), frames=replay_again(videos, rows)))
         refuted[rows] = ~again.success
-    return replace(scores, success=scores.success & ~refuted, refuted=refuted)
+    known = ~refuted if disputed == "unknown" else None
+    return replace(scores, success=scores.success & ~refuted, refuted=refuted, known=known)
 
 
 class WorldJudge:
