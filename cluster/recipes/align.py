@@ -86,7 +86,13 @@ WORLD_MODEL = Stage(
     needs=("demos", "collect"),
     builds_on=("world-model",),
     makes=("models/world-model", "models/verifier", "curves/world-model.jsonl", "curves/verifier.jsonl"),
-    settings=("world_model", "reward.verify", "collect.validation_share", "rollout.chunk_length"),
+    settings=(
+        "world_model",
+        "reward.verify.enabled",
+        "reward.verify.pretrained",
+        "collect.validation_share",
+        "rollout.chunk_length",
+    ),
     state=("checkpoints/world-model", "checkpoints/verifier"),
     check=check,
 )
