@@ -84,7 +84,7 @@ class PolicyLearner:
         self._last_keys: list[tuple[int, int]] = []
         self._payloads: dict[int, tuple[WeightVersion, WeightPayload | None]] = {}
         num_earlier = (
-            config.filter.max_staleness if self.settings.source == "online" else 0
+            config.max_staleness if self.settings.source == "online" else 0
         )  # versions that replicas may still need
         self._earlier: deque[tuple[int, dict[str, Tensor]]] = deque(maxlen=num_earlier)
         self._recorded: Recorded | None = None
@@ -147,7 +147,7 @@ class PolicyLearner:
     def _publish(self, version: WeightVersion, full: WeightPayload | None) -> None:
         self._digests[version.num_updates] = version.digest
         self._payloads[version.num_updates] = version, full
-        for old in [v for v in self._payloads if v < version.num_updates - self.config.filter.max_staleness]:
+        for old in [v for v in self._payloads if v < version.num_updates - self.config.max_staleness]:
             del self._payloads[old]
 
     # -- training ------------------------------------------------------------------------------------------------

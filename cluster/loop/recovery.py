@@ -9,6 +9,7 @@ import numpy as np
 
 from cluster.events.event_log import emit
 from cluster.events.run_log import RunLog
+from cluster.loop.budget import Budget
 from cluster.loop.ledger import FILE_NAME, Key, Ledger, Record, State
 from cluster.loop.reality import Reality
 from cluster.loop.rollouts import Handle, Rollouts
@@ -42,6 +43,7 @@ class Restartable(Protocol):
     log: RunLog
     rollouts: Rollouts
     reality: Reality
+    budget: Budget
     version: WeightVersion | None
     training: ReadyBatch | None
     next_update: int
@@ -76,6 +78,7 @@ def restart(loop: Restartable, worker: Worker, state: LearnerState) -> None:
     taken = loop.ledger.restored(version)
     loop.crew.cancel(lambda task: task.method not in EVALUATIONS)
     loop.rollouts.queue, loop.training, loop.next_update = GroupQueue(loop.config), None, version
+    loop.budget.restore(state.history)
     loop.offered = -1
     loop.weights = {}
     for needed in range(loop.weights_for(version), version + 1):

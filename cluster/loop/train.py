@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from cluster.events.event_log import emit
 from cluster.events.run_log import RunLog
+from cluster.loop.budget import Budget
 from cluster.loop.learner_driver import TURN_S, LearnerDriver, Updated
 from cluster.loop.ledger import Ledger, State
 from cluster.loop.reality import Evaluated, Reality
@@ -42,7 +44,7 @@ class TrainingLoop(LearnerDriver):
     ):
         super().__init__(config, team, log)
         self.starts, self.ledger, self.rollouts = starts, ledger, rollouts
-        self.reality = Reality(config, team)
+        self.reality, self.budget = Reality(config, team), Budget(config)
         self.training: ReadyBatch | None = None
         self.next_update = 0  # the first update whose batch has not been taken
         self.offered = -1  # version of the weights that groups are imagined under
@@ -79,7 +81,14 @@ class TrainingLoop(LearnerDriver):
     @property
     def has_work(self) -> bool:
         """Whether more groups will be requested."""
-        return self.next_update < self.config.training.num_updates
+        return self.next_update < self.config.training.num_updates and not self.is_budget_spent
+
+    @property
+    def is_budget_spent(self) -> bool:
+        """Whether the batch of the next update cannot be completed within `rollout.max_trajectories`."""
+        update = self.next_update
+        counts = self.queue.counts(update)
+        return counts["free"] > 0 and not counts["in_flight"] and not self.budget.allows(self.queue.num_issued(update))
 
     def handle(self, event: Any) -> None:
         match event:
@@ -99,7 +108,7 @@ class TrainingLoop(LearnerDriver):
 
     def weights_for(self, update: int) -> int:
         """The version that groups for an update are imagined under."""
-        return max(0, update - self.config.filter.max_staleness)
+        return max(0, update - self.config.max_staleness)
 
     def issue_requests(self) -> None:
         """Issue requests for updates whose weights are published, while slots are free."""
@@ -107,7 +116,7 @@ class TrainingLoop(LearnerDriver):
             return
         update = self.next_update
         while update < self.config.training.num_updates and self.weights_for(update) == self.offered:
-            while self.queue.has_free_slot(update):
+            while self.queue.has_free_slot(update) and self.budget.allows(self.queue.num_issued(update)):
                 self.queue.check_attempts(update)
                 self.rollouts.imagine(self.next_request(update))
             update += 1
@@ -155,6 +164,7 @@ class TrainingLoop(LearnerDriver):
         if self.version is None or self.training or (batch := self.queue.take_batch(self.next_update)) is None:
             return
         self.rollouts.drop_surplus(batch.surplus)
+        self.budget.take(batch.update, batch.metrics)
         self.telemetry.trains([self.version.num_updates - group.version for group in batch.groups])
         self.training, self.next_update, self.num_learner_losses = batch, self.next_update + 1, 0
         self.train(batch)
@@ -236,7 +246,7 @@ class TrainingLoop(LearnerDriver):
         version = min(self.version.num_updates, self.weights_for(unfinished))
         if version == self.offered and self.team.are_weights_lost:
             learner = self.crew.pools["learner"].ready
-            is_kept = self.training is None or version + self.config.filter.max_staleness > self.version.num_updates
+            is_kept = self.training is None or version + self.config.max_staleness > self.version.num_updates
             if not learner or learner[0].digest != self.version.digest or not is_kept:
                 return  # ask the replacement learner for them; after this update they are not needed
             self.weights[version] = (self.weights[version][0], ask_for_weights(self, learner[0], version), None)
@@ -247,8 +257,14 @@ class TrainingLoop(LearnerDriver):
 
     def finish(self, path: str) -> None:
         """Save the policy once all updates and evaluations are done."""
-        if self.version is None or self.version.num_updates < self.config.training.num_updates:
+        if self.version is None or self.has_work or self.version.num_updates < self.next_update:
             return
+        if self.is_budget_spent and not self.budget.is_closed and self.next_update < self.config.training.num_updates:
+            self.budget.is_closed = True
+            self.rollouts.drop_surplus(self.queue.abandon(self.next_update))
+            done, limit = self.version.num_updates, self.budget.limit
+            text = f"rollout.max_trajectories={limit} is spent: training ends after {done} updates"
+            emit("budget.spent", text, updates=done, trajectories=self.budget.spent)
         if not self.crew.is_busy("environment"):
             self.save_policy(path)
 

@@ -41,6 +41,7 @@ RECIPES = {
     "grpo-online": Recipe((DEMOS, POLICY), (COLLECT, OPTIMIZE_ONLINE)),
     "dpo": Recipe((DEMOS, POLICY), (COLLECT, OPTIMIZE_ON_EPISODES)),
     "bc-real": Recipe((DEMOS, POLICY), (COLLECT, OPTIMIZE_ON_EPISODES)),
+    "bc-imagined": Recipe((DEMOS, POLICY), (COLLECT, WORLD_MODEL, REWARD_MODEL, GATE, OPTIMIZE)),
 }
 
 

@@ -193,7 +193,7 @@ class SimulatedLearner:
         return LearnerState(self.version, digests, list(self.saved.history), trained, problems)
 
     def weights(self, num_updates: int) -> tuple[WeightVersion, Payload]:
-        oldest = self.version.num_updates - self.config.filter.max_staleness
+        oldest = self.version.num_updates - self.config.max_staleness
         assert max(0, oldest) <= num_updates <= self.version.num_updates, f"weights {num_updates} are not kept"
         version = WeightVersion(num_updates, self.saved.digests[num_updates])
         return version, Payload(version)
@@ -204,7 +204,7 @@ class SimulatedLearner:
         opened = [self._open(source) for source in sources]
         batch = [(opened[group.source][slice(*group.rows)], group.success) for group in groups]
         base = self.version
-        wanted = self.saved.digests[max(0, base.num_updates - self.config.filter.max_staleness)]
+        wanted = self.saved.digests[max(0, base.num_updates - self.config.max_staleness)]
         for (rows, _), key in zip(batch, facts.keys, strict=True):
             assert all(row.key == key and row.weights == wanted for row in rows), f"{key}: wanted {wanted}, got {rows}"
         digest = trained_digest(base.digest, batch)

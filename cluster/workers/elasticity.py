@@ -92,7 +92,7 @@ class WorkerTargets:
         if not self._last or (has_work == self._had_work and not self._is_new):
             return self._last
         self._had_work, self._is_new = has_work, False
-        rollout, staleness = self.config.rollout, self.config.filter.max_staleness
+        rollout, staleness = self.config.rollout, self.config.max_staleness
         most_useful = math.ceil((staleness + 1) * rollout.groups_per_update / rollout.groups_per_request)
         leader, worker_rate = rollout_role(self.config), self._rolled_out.value
         sizes = {

@@ -33,6 +33,7 @@ def collected(tmp_path_factory) -> Path:
         ("grpo-online", "grpo", "environment"),
         ("dpo", "dpo", "imagination"),
         ("bc-real", "filtered_bc", "imagination"),
+        ("bc-imagined", "rollout_bc", "imagination"),
     ],
 )
 def test_a_recipe_chooses_algorithm_and_world(recipe, kind, world):

@@ -14,9 +14,9 @@ import ray
 
 from cluster.runtimes.ray_runtime import RayRuntime
 from cluster.runtimes.serial_runtime import SerialRuntime
-from tests.support.small_run import finish, make_loop, run, save_models, small_config
+from tests.support.small_run import SETTINGS, finish, make_loop, run, save_models, small_config
 from wmpo_ray.config.cluster import WeightsConfig
-from wmpo_ray.config.run import Config
+from wmpo_ray.config.run import IMPLIED_BY_RECIPE, Config
 from wmpo_ray.core.errors import UserError
 
 
@@ -139,3 +139,61 @@ def test_a_reward_model_that_never_accepts_stops_the_run_with_a_histogram(models
 def test_more_actors_than_cpus_is_refused(models, tmp_path, ray_runtime):
     with pytest.raises(UserError, match=r"imagination_actors=100"):
         run(small_config(imagination_actors=100), ray_runtime, models, tmp_path)
+
+
+def with_budget(limit: int) -> Config:
+    """One group a request, so that no more is issued than is needed."""
+    rollout = {**SETTINGS["rollout"], "groups_per_request": 1, "max_trajectories": limit}
+    return Config.model_validate({**SETTINGS, "rollout": rollout})
+
+
+def test_training_ends_where_the_budget_of_trajectories_does(models, tmp_path):
+    """Every trajectory counts, those of rejected groups too; what was trained is what a longer run trains first."""
+    loop, log = make_loop(with_budget(0), SerialRuntime(), models, tmp_path / "free")
+    finish(loop, tmp_path / "free")
+    each = [int(line["imagined/trajectories"]) for line in log.lines if "policy/loss" in line]
+    limit = sum(each[:2]) + 4  # enough for two updates, and one group of the third
+    loop, ours = make_loop(with_budget(limit), SerialRuntime(), models, tmp_path / "short")
+    finish(loop, tmp_path / "short")
+    assert [line["policy/loss"] for line in ours.lines if "policy/loss" in line] == [
+        line["policy/loss"] for line in log.lines if "policy/loss" in line
+    ][:2]
+    account = loop.ledger.account()
+    assert account.issued * 4 <= limit and account.waiting == account.in_flight == 0
+    assert [event["updates"] for event in ours.events if event["event"] == "budget.spent"] == [2]
+
+
+def test_a_budget_is_counted_on_from_a_checkpoint(models, tmp_path):
+    """A run that was interrupted after an update spends no more than one that was not."""
+    config = with_budget(40)
+    loop, _ = make_loop(config, SerialRuntime(), models, tmp_path / "whole")
+    whole = finish(loop, tmp_path / "whole"), loop.budget.spent
+    loop, _ = make_loop(config, SerialRuntime(), models, tmp_path / "cut")
+    advance = loop.advance
+
+    def stop(event) -> None:
+        advance(event)
+        raise KeyboardInterrupt
+
+    loop.advance = stop  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        finish(loop, tmp_path / "cut")
+    loop, _ = make_loop(config, SerialRuntime(), models, tmp_path / "cut")
+    assert (finish(loop, tmp_path / "cut"), loop.budget.spent) == whole and 0 < whole[1] <= 40
+
+
+def test_a_budget_too_small_for_one_update_is_refused():
+    with pytest.raises(ValueError, match="below the 16 of one update"):
+        with_budget(15)
+
+
+def test_imagined_successes_can_all_be_the_base_policys(models, tmp_path):
+    """As the recipe `bc-imagined` sets it: no rollout is of weights that were trained."""
+    implied = {"algorithm": {"kind": "rollout_bc"}, "filter": IMPLIED_BY_RECIPE["bc-imagined"]["filter"]}
+    others = {key: value for key, value in SETTINGS.items() if key != "grpo"}
+    config = Config.model_validate({**others, **implied, "rollout_bc": SETTINGS["grpo"]})
+    loop, log = make_loop(config, SerialRuntime(), models, tmp_path)
+    finish(loop, tmp_path)
+    updates = [line for line in log.lines if "policy/loss" in line]
+    assert [line["update"] for line in updates] == [1, 2, 3] and all(line["cloning/episodes"] for line in updates)
+    assert len({record.facts["weights"] for record in loop.ledger.records.values()}) == 1

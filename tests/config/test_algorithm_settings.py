@@ -39,7 +39,7 @@ def test_another_algorithm_takes_the_place_of_the_presets(tmp_path):
             "dpo.beta = 0.1 has no effect: it belongs to the algorithm 'dpo', and algorithm.kind = \"grpo\"; remove the key",
         ),
         (["algorithm.kind=dpo", "grpo.clip_low=0.1"], "grpo.clip_low = 0.1 has no effect"),
-        (["algorithm.kind=ppo"], 'algorithm.kind = "ppo": known are grpo, filtered_bc, dpo'),
+        (["algorithm.kind=ppo"], 'algorithm.kind = "ppo": known are grpo, rollout_bc, filtered_bc, dpo'),
         (["algorithm.kind=mine", "algorithm.settings=ppo"], 'algorithm.settings = "ppo": known are grpo'),
         (["algorithm.kind=dpo", "dpo.bet=1"], "unknown key dpo.bet; did you mean dpo.beta"),
         (["algorithm.kind=dpo", "dpo.minibatch_trajectories=7"], "dpo.minibatch_trajectories=7: a pair is two"),

@@ -37,8 +37,16 @@ def grpo_config(**settings: Any) -> Config:
     return Config.model_validate({**SETTINGS, "grpo": {**SETTINGS["grpo"], **settings}})
 
 
+def rollout_bc_config(**settings: Any) -> Config:
+    own = {key: value for key, value in SETTINGS.items() if key != "grpo"}
+    return Config.model_validate(
+        {**own, "algorithm": {"kind": "rollout_bc"}, "rollout_bc": {**SETTINGS["grpo"], **settings}}
+    )
+
+
 CONFIGS: dict[str, Callable[..., Config]] = {
     "grpo": grpo_config,
+    "rollout_bc": rollout_bc_config,
     "filtered_bc": lambda **settings: offline_config("filtered_bc", **settings),
     "dpo": lambda **settings: offline_config("dpo", **settings),
 }
@@ -93,7 +101,7 @@ def test_a_batch_is_known_by_what_it_teaches(kind):
 
 
 @pytest.mark.parametrize("kind", [kind for kind, section in SECTIONS.items() if section.source == "online"])
-def test_a_group_of_equal_outcomes_teaches_nothing(kind):
+def test_a_group_teaches_by_its_successes_or_by_their_difference(kind):
     algorithm = online_algorithm(CONFIGS[kind]())
     request = GroupRequest(0, 0, 0, StartState(np.zeros((1, 2, 2, 3), np.uint8), "go"), 2, 0)
 
@@ -101,7 +109,8 @@ def test_a_group_of_equal_outcomes_teaches_nothing(kind):
         return algorithm.admit(Group(request, 0, np.array(success), np.full(2, 8), 0, None, (0, 2)))
 
     assert verdict(True, False) is Verdict.ADMIT
-    assert verdict(True, True) is verdict(False, False) is Verdict.UNIFORM
+    assert verdict(False, False) is Verdict.UNIFORM
+    assert verdict(True, True) is (Verdict.ADMIT if kind == "rollout_bc" else Verdict.UNIFORM)
 
 
 # -- from a package ------------------------------------------------------------------------------------------------

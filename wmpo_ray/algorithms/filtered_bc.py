@@ -70,10 +70,17 @@ class FilteredBc(OfflineAlgorithm):
 
     def losses(self, policy: Policy, batch: Batch, rows: slice, shares: Shares) -> Iterator[PartLoss]:
         assert isinstance(batch, CloningBatch)
-        decided = batch.decided[rows]
-        for part in parts_of(decided, shares, self.settings.chunks_per_pass):
-            places, weight = places_of(part, decided), float(part.sum())
-            first, second = places.unbind(1)
-            loss = policy.cloning_loss(batch.observed(rows, places), batch.actions[rows][first, second])
-            # A mean over the decisions of the part, which is this share of the mini-batch.
-            yield PartLoss(loss.cpu() * (weight / float(decided.sum())), {}, weight)
+        return cloning_losses(policy, batch, rows, shares, self.settings.chunks_per_pass)
+
+
+def cloning_losses(
+    policy: Policy, batch: CloningBatch, rows: slice, shares: Shares, chunks_per_pass: int
+) -> Iterator[PartLoss]:
+    """The mean cross-entropy of the decisions of a mini-batch, in parts."""
+    decided = batch.decided[rows]
+    for part in parts_of(decided, shares, chunks_per_pass):
+        places, weight = places_of(part, decided), float(part.sum())
+        first, second = places.unbind(1)
+        loss = policy.cloning_loss(batch.observed(rows, places), batch.actions[rows][first, second])
+        # A mean over the decisions of the part, which is this share of the mini-batch.
+        yield PartLoss(loss.cpu() * (weight / float(decided.sum())), {}, weight)

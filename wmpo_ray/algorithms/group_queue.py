@@ -120,6 +120,11 @@ class GroupQueue:
         scored = [group for _, group in taken if group is not None]
         return ReadyBatch(update, admitted, surplus, _metrics(scored, admitted, verdicts, metric_prefix(self.config)))
 
+    def abandon(self, update: int) -> list[Key]:
+        """Close an update without a batch; returns its groups, in issue order."""
+        issued = self._updates.pop(update, None)
+        return issued.keys if issued else []
+
     def _prefix(self, update: int) -> list[Key] | None:
         issued = self._updates.get(update)
         if issued is None or issued.num_admitted < self._size:

@@ -12,7 +12,7 @@ Source = Literal["online", "offline"]
 
 
 class AlgorithmConfig(Section):
-    kind: str = "grpo"  # or "filtered_bc", "dpo", or an algorithm that an installed package brings
+    kind: str = "grpo"  # or "rollout_bc", "filtered_bc", "dpo", or an algorithm that an installed package brings
     settings: str = ""  # the section that an algorithm from a package reads, such as "grpo"; "": the one named `kind`
 
     @property
@@ -62,6 +62,13 @@ class GrpoConfig(TrainingSection):
     advantage_std: Literal["population", "unbiased"] = "population"  # Algorithm 1, or the reference's with its 1e-6
 
 
+class RolloutBcConfig(TrainingSection):
+    """Behaviour cloning of the rollouts that succeed."""
+
+    implementation: ClassVar[str] = "wmpo_ray.algorithms.rollout_bc:RolloutBc"
+    source: ClassVar[Source] = "online"
+
+
 class OfflineSection(TrainingSection):
     """An algorithm that learns from recorded episodes; an update draws some of them."""
 
@@ -106,6 +113,7 @@ class AlgorithmSections(Section):
 
     algorithm: AlgorithmConfig = Field(default_factory=AlgorithmConfig)
     grpo: GrpoConfig = GrpoConfig()
+    rollout_bc: RolloutBcConfig = RolloutBcConfig()
     filtered_bc: FilteredBcConfig = FilteredBcConfig()
     dpo: DpoConfig = DpoConfig()
 

@@ -20,6 +20,7 @@ from wmpo_ray.config.algorithms import (
     FilteredBcConfig,
     GrpoConfig,
     OfflineSection,
+    RolloutBcConfig,
     TrainingSection,
 )
 from wmpo_ray.config.cluster import (
@@ -63,6 +64,7 @@ __all__ = [
     "PolicyConfig",
     "RecipeConfig",
     "RewardConfig",
+    "RolloutBcConfig",
     "RolloutConfig",
     "TrainingSection",
     "VerifyConfig",
@@ -115,6 +117,8 @@ class RolloutConfig(Section):
     )
     speculation: Share = 0.0  # groups imagined ahead beyond those that may be needed, as a share of B: shorter tails
     max_attempts: Count = 512  # groups issued for one update before the run gives up
+    # Trajectories of the whole run, rejected ones included, after which training ends as it stands; 0: any number.
+    max_trajectories: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -124,6 +128,12 @@ class RolloutConfig(Section):
             raise ValueError(
                 f"max_attempts={self.max_attempts} is below groups_per_update={self.groups_per_update}; "
                 "set rollout.max_attempts"
+            )
+        smallest = self.groups_per_update * self.group_size
+        if 0 < self.max_trajectories < smallest:
+            raise ValueError(
+                f"max_trajectories={self.max_trajectories} is below the {smallest} of one update; raise "
+                "rollout.max_trajectories or lower rollout.groups_per_update"
             )
         return self
 
@@ -135,17 +145,19 @@ class FilterConfig(Section):
 
 
 # What a recipe is about, unless the user says otherwise: the settings that a preset made for another recipe has not.
-IMPLIED_BY_RECIPE: Mapping[str, Mapping[str, Mapping[str, str]]] = {
+IMPLIED_BY_RECIPE: Mapping[str, Mapping[str, Mapping[str, str | int]]] = {
     "grpo-online": {"rollout": {"world": "environment"}},
     "dpo": {"algorithm": {"kind": "dpo"}},
     "bc-real": {"algorithm": {"kind": "filtered_bc"}},
+    # All rollouts are the base policy's.
+    "bc-imagined": {"algorithm": {"kind": "rollout_bc"}, "filter": {"max_staleness": 10**6}},
 }
 
 
 class RecipeConfig(Section):
     """Which stages a run has; `cluster/recipes/recipe_table.py` lists them."""
 
-    kind: str = "wmpo"  # or "grpo-online", "dpo", "bc-real"
+    kind: str = "wmpo"  # or "grpo-online", "dpo", "bc-real", "bc-imagined"
     rounds: Annotated[int, Field(ge=1, le=1000)] = 1  # of collecting with the last policy and improving it
 
 
@@ -201,6 +213,11 @@ class Config(AlgorithmSections):
         return self.environment.horizon // self.rollout.chunk_length
 
     @property
+    def max_staleness(self) -> int:
+        """`filter.max_staleness`, of which more than all updates means nothing."""
+        return min(self.filter.max_staleness, self.training.num_updates)
+
+    @property
     def training(self) -> TrainingSection:
         """The settings of the chosen algorithm."""
         return getattr(self, self.algorithm.section)
@@ -254,6 +271,11 @@ class Config(AlgorithmSections):
             )
         if self.filter.min_mean > self.filter.max_mean:
             raise ValueError(f"filter.min_mean={self.filter.min_mean} is above filter.max_mean={self.filter.max_mean}")
+        if self.rollout.max_trajectories and self.filter.max_staleness:
+            raise ValueError(
+                f"rollout.max_trajectories={self.rollout.max_trajectories} is counted update by update: set "
+                f"filter.max_staleness={self.filter.max_staleness} to 0"
+            )
         if self.reward.verify.enabled and not self.world_model.is_learned:
             raise ValueError(
                 f"reward.verify.enabled needs world_model.kind of a learned model: {shown(self.world_model.kind)} is never "

@@ -65,7 +65,7 @@ def learner_memory(config: Config, policy: PolicyCost) -> RoleMemory:
         MemoryPart("optimizer state", MOMENTS * trained),
         MemoryPart("weights as computed with", _computed_bytes(config, policy)),
         MemoryPart("activations", decisions * policy.held_bytes + _working_bytes(config, policy, decisions)),
-        MemoryPart("earlier versions", config.filter.max_staleness * weights),
+        MemoryPart("earlier versions", config.max_staleness * weights),
     ]
     return _role("learner", parts)
 

@@ -119,11 +119,11 @@ def make_plan(config: Config) -> Plan:
         models=_models(policy, world, reward, verifier),
         work=_work(config, policy, world, reward, verifier),
         num_frames=num_trajectories * config.environment.horizon,
-        overlapping=config.filter.max_staleness > 0,
+        overlapping=config.max_staleness > 0,
         collocated=_is_collocated(config),
         real_budget=config.collect.num_trajectories,
         real_demos=config.demos.num_trajectories,
-        num_slots=(config.filter.max_staleness + 1) * rollout.groups_per_update,
+        num_slots=(config.max_staleness + 1) * rollout.groups_per_update,
         video_bytes=request * (config.environment.horizon + 1) * frame_bytes,
         batch_bytes=num_trajectories * config.num_decisions * decision_bytes,
     )

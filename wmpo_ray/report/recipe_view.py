@@ -21,6 +21,7 @@ NAMES = {
     "grpo-online": RecipeName("GRPO on rollouts in the environment", "GRPO", "GRPO policy"),
     "dpo": RecipeName("Direct preference optimization on real episodes", "DPO", "DPO policy"),
     "bc-real": RecipeName("Behaviour cloning of real successes", "BC", "BC policy"),
+    "bc-imagined": RecipeName("Behaviour cloning of imagined successes", "Imagined BC", "Imagined BC policy"),
 }
 
 
