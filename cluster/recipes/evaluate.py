@@ -18,6 +18,7 @@ from cluster.recipes.stage import Stage
 from wmpo_ray.config.loading import read_config_json
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.files import atomic_write
 from wmpo_ray.core.runtime_settings import configure_process
 from wmpo_ray.core.starts import start_seeds
 from wmpo_ray.core.statistics import wilson_interval
@@ -26,14 +27,19 @@ from wmpo_ray.registry import load_policy, make_environment
 from wmpo_ray.rollout.evaluation import rollout_outcomes, rollout_policy
 from wmpo_ray.runs.folder import CONFIG
 
+OUTCOMES = "outcomes.json"
+
 
 def evaluate(context: RunContext) -> dict[str, Any]:
-    """Evaluate the base policy and the final policy in the real environment on held-out start states."""
+    """Evaluate the base policy and the final policy in the real environment on held-out start states.
+
+    Both on the same ones; `outcomes.json` keeps the outcome of each, so that policies and runs can be compared in pairs.
+    """
     config = context.config
     environment = make_environment(config.environment)
     seeds = start_seeds("evaluate", config.evaluation.num_starts, config.seed)
     metrics: dict[str, Any] = {}
-    results = {}
+    results, outcomes = {}, {}
     for label, path in (("base", context.model("base-policy")), ("final", context.last_policy)):
         network = load_policy(config, str(path))
         with context.reporter.bar(f"real episodes ({label})", len(seeds)) as advance:
@@ -48,8 +54,24 @@ def evaluate(context: RunContext) -> dict[str, Any]:
             float(episodes.lengths[episodes.success].mean()) if episodes.success.any() else None
         )
         save_videos(context, label, videos)
+        outcomes[label] = outcomes_of(episodes)
+    starts = {"seeds": seeds.tolist(), "temperature": config.evaluation.temperature}
+    atomic_write(context.root / OUTCOMES, json.dumps({**starts, "policies": outcomes}))
     context.folder.set_result(results["base"], results["final"])
     return metrics
+
+
+def outcomes_of(episodes: Episodes) -> dict[str, Any]:
+    """Outcome of each episode: success as a string of 1 and 0, steps until it (T without), and failures likewise."""
+    return {
+        "success": _bits(episodes.success),
+        "lengths": episodes.lengths.tolist(),
+        "failures": {name: _bits(flags) for name, flags in episodes.failures.items()},
+    }
+
+
+def _bits(flags: np.ndarray) -> str:
+    return "".join("1" if flag else "0" for flag in flags)
 
 
 def save_videos(context: RunContext, name: str, chosen: Episodes) -> None:
@@ -67,7 +89,7 @@ EVALUATE = Stage(
     "evaluate",
     evaluate,
     needs=("policy", "optimize"),
-    makes=("videos/base.npz", "videos/final.npz"),
+    makes=("videos/base.npz", "videos/final.npz", OUTCOMES),
     settings=("evaluation.num_starts", "evaluation.temperature"),
 )
 
