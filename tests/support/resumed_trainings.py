@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from learners.supervised.cloning import clone_policy
+from learners.supervised.loop import Progress
 from learners.supervised.reward_training import train_reward_model
 from learners.supervised.training_state import TrainingCheckpoints
 from learners.supervised.world_model_training import WorldModelTrainer, train_world_model
@@ -19,7 +19,6 @@ from wmpo_ray.data.windows import WindowSampler
 from wmpo_ray.environments.pocket.play import collect_play
 
 STEPS = 8
-Progress = Callable[[int, dict[str, float]], None]
 
 
 class Outcome(NamedTuple):
