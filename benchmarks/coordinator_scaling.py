@@ -10,10 +10,7 @@ from typing import NamedTuple
 from wmpo_ray.report.charts import Series, line_chart
 
 SERVICE_TIMES = Path(__file__).with_name("service_times.json")
-
-
 PICTURE = Path(__file__).parents[1] / "docs" / "scaling.svg"
-
 
 GROUPS_PER_UPDATE = 64
 ACTORS = (8, 16, 32, 64, 128, 256)

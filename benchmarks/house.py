@@ -29,24 +29,26 @@ WHOLE = (*SOURCE, "benchmarks", "tests")
 
 
 class House(NamedTuple):
+    """File and function lengths count benchmarks and tests too; floors, loops and names are those of the source alone."""
+
     largest_floor: tuple[int, str]  # files in one folder, its name
     largest_file: tuple[int, str]  # lines
     longest_function: tuple[int, str]  # lines
     folder_loops: list[str]
     file_circles: list[str]
-    names_twice: list[str]  # of files, without benchmarks and tests
+    names_twice: list[str]  # of files
 
 
 def survey(root: Path = ROOT) -> House:
-    """Walk the source."""
-    files = source_files(root, SOURCE)
+    """Walk the tree."""
+    files, everything = source_files(root, SOURCE), source_files(root, WHOLE)
     floors = Counter(path.parent.relative_to(root).as_posix() for path in files if path.name != "__init__.py")
     names = Counter(path.name for path in files if not path.name.startswith("__"))
     graph = import_graph(root)
     return House(
         max((count, floor) for floor, count in floors.items()),
-        max((len(path.read_text().splitlines()), path.relative_to(root).as_posix()) for path in files),
-        max((lines, name) for path in files for lines, name in function_lengths(path, root)),
+        max((len(path.read_text().splitlines()), path.relative_to(root).as_posix()) for path in everything),
+        max((lines, name) for path in everything for lines, name in function_lengths(path, root)),
         loops(folder_graph(graph, root)),
         loops(graph),
         sorted(name for name, count in names.items() if count > 1),

@@ -141,7 +141,7 @@ class Study:
             shown = np.arange(first - c + 1, first + 1).clip(0)
             starts.append(StartState(episodes.frames[i, shown], episodes.instructions[i]))
             actions.append(episodes.actions[i, first : first + k])
-        context = world.start(starts).latents
+        context = world.start(starts)[0].latents
         noise = keyed_noise(seeds, (context.shape[1], c + k, *context.shape[3:])).to(context.device)
         conditioning = world.denoiser.condition(context, noise[:, :, :c])
         acted = torch.from_numpy(np.stack(actions)).to(context.device)

@@ -185,6 +185,16 @@ def test_floors_files_and_functions_stay_small_and_a_file_name_stands_once():
     assert house.longest_function[0] <= 40, house.longest_function
 
 
+@pytest.mark.parametrize("top", ["cluster", "benchmarks", "tests"])
+def test_a_long_file_and_a_long_function_are_found_in_tests_too(tmp_path, top):
+    for room in {"cluster", top}:
+        (tmp_path / room).mkdir()
+        (tmp_path / room / "short.py").write_text("def f():\n    pass\n")
+    (tmp_path / top / "long.py").write_text("def f():\n" + "    pass\n" * 400)
+    house = survey(tmp_path)
+    assert house.largest_file == (401, f"{top}/long.py") and house.longest_function == (401, f"{top}/long.py:f")
+
+
 def test_no_test_module_is_imported_by_another():
     found = [
         f"{path.relative_to(ROOT)} imports {module}"

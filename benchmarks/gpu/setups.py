@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,10 @@ FULL = (
     "reward.clip_length=8",
     "weights.dtype=bfloat16",
 )
+SMALL_TOWERS = {
+    "featurizer": {"embed_dim": 24, "depth": 3, "num_heads": 3},
+    "fused_featurizer": {"embed_dim": 16, "depth": 2, "num_heads": 2},
+}
 SMALL_OPENVLA = {
     "text_config": {
         "vocab_size": 400,
@@ -48,10 +52,7 @@ SMALL_OPENVLA = {
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
     },
-    "timm_overrides": {
-        "featurizer": {"embed_dim": 24, "depth": 3, "num_heads": 3},
-        "fused_featurizer": {"embed_dim": 16, "depth": 2, "num_heads": 2},
-    },
+    "timm_overrides": SMALL_TOWERS,
     "image_sizes": [28, 28],
 }
 SMALL_AUTOENCODER = {
@@ -167,16 +168,21 @@ def instruction() -> str:
     return " ".join(["push"] * INSTRUCTION_WORDS)
 
 
+def word_tokenizer(words: Sequence[str]) -> bytes:
+    """A `tokenizer.json` that knows these words."""
+    vocabulary = {word: i for i, word in enumerate(["<unk>", "<s>", "</s>", *words])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    return tokenizer.to_str().encode()
+
+
 def companions(config: Config, facts: EnvironmentFacts) -> dict[str, bytes]:
     """Tokenizer and statistics of a random policy."""
     words = {*PROMPT.format("").lower().replace(":", " : ").replace("?", " ? ").split(), "In", "What", "Out", "push"}
     for text in facts.instructions:
         words |= set(text.lower().split())
-    vocabulary = {word: i for i, word in enumerate(["<unk>", "<s>", "</s>", *sorted(words)])}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = Whitespace()
     scale = {"q01": [-1.0] * facts.action_dim, "q99": [1.0] * facts.action_dim}
     return {
-        TOKENIZER: tokenizer.to_str().encode(),
+        TOKENIZER: word_tokenizer(sorted(words)),
         STATISTICS: json.dumps({"random": {"action": scale}}).encode(),
     }

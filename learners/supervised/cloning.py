@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import time
 from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from learners.supervised.loop import WHOLE, Progress, SupervisedTraining, WorkerShare, run_training, trained_parameters
+from learners.supervised.loop import WHOLE, Progress, SupervisedTraining, WorkerShare, train_network, trained_parameters
 from learners.supervised.training_state import NO_CHECKPOINTS, Parts, TrainingCheckpoints
 from wmpo_ray.config.run import CloningConfig
 from wmpo_ray.core.interfaces import Policy
@@ -85,12 +84,7 @@ def clone_policy(
     What is trained are the parameters that want a gradient. Steps with a loss that is not finite are skipped and
     counted.
     """
-    started = time.monotonic()
-    cloner = PolicyCloner(policy, demos, config, seed, share)
-    cloner.network.train()
-    run_training(cloner, progress, checkpoints)
-    cloner.network.eval()
-    return {**cloner.numbers, "seconds": time.monotonic() - started}
+    return train_network(PolicyCloner(policy, demos, config, seed, share), progress, checkpoints)
 
 
 def _schedule(step: int, total: int, warmup: int = 50) -> float:

@@ -8,6 +8,7 @@ from how many ranks there are, and not from where a training was taken up again,
 from __future__ import annotations
 
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -139,6 +140,10 @@ class SupervisedTraining(ABC):
     def update(self, loss: float) -> dict[str, float]:
         """Take or skip the step; gradients and `loss` are those of the whole batch. Returns the metrics to show."""
 
+    def metrics(self) -> dict[str, float]:
+        """What is reported of the whole training."""
+        return dict(self.numbers)
+
     # -- a step --------------------------------------------------------------------------------------------------
 
     @property
@@ -217,6 +222,20 @@ def run_training(
     """Run all remaining steps, resuming from the newest checkpoint if any."""
     training.restore(checkpoints)
     go_on(training, progress, checkpoints)
+
+
+def train_network(
+    training: SupervisedTraining, progress: Progress, checkpoints: TrainingCheckpoints
+) -> dict[str, float]:
+    """Run all remaining steps with the network in training mode, and leave it in evaluation mode.
+
+    Returns the training's metrics and the seconds.
+    """
+    started = time.monotonic()
+    training.network.train()
+    run_training(training, progress, checkpoints)
+    training.network.eval()
+    return {**training.metrics(), "seconds": time.monotonic() - started}
 
 
 def go_on(training: SupervisedTraining, progress: Progress, checkpoints: TrainingCheckpoints) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -13,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from learners.supervised.loop import WHOLE, Progress, SupervisedTraining, WorkerShare, run_training
+from learners.supervised.loop import WHOLE, Progress, SupervisedTraining, WorkerShare, train_network
 from learners.supervised.training_state import NO_CHECKPOINTS, Parts, TrainingCheckpoints
 from wmpo_ray.config.run import RewardConfig
 from wmpo_ray.core.seeding import generator_for
@@ -170,12 +169,7 @@ def train_reward_model(
     share: WorkerShare = WHOLE,
 ) -> dict[str, float]:
     """Train in place, resuming from the newest checkpoint if any; returns the last smoothed loss and the seconds."""
-    started = time.monotonic()
-    trainer = RewardTrainer(model, config, episodes, seed, share)
-    model.network.train()
-    run_training(trainer, progress, checkpoints)
-    model.network.eval()
-    return {**trainer.metrics(), "seconds": time.monotonic() - started}
+    return train_network(RewardTrainer(model, config, episodes, seed, share), progress, checkpoints)
 
 
 def choose_threshold(best_probability: np.ndarray, success: np.ndarray) -> tuple[float, list[dict[str, float]]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import struct
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from cluster.cli.app import app
+from tests.support.hostile_files import Code, edit_json
 from tests.support.openvla import small_policy
 from wmpo_ray.checkpoints.conversion import convert_checkpoint
 from wmpo_ray.checkpoints.inspection import inspect_path
@@ -34,10 +34,6 @@ def saved(tmp_path_factory) -> Path:
 @pytest.fixture
 def folder(saved, tmp_path) -> Path:
     return shutil.copytree(saved, tmp_path / "policy")
-
-
-def edit_json(path: Path, **changes: object) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def edit_weights(folder: Path, **tensors: torch.Tensor | None) -> None:
@@ -199,14 +195,6 @@ def test_a_policy_that_would_not_load_is_not_written(folder, tmp_path, tensors, 
     with pytest.raises(UserError, match=told):
         convert_checkpoint(folder, tmp_path / "out", "transformers")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["policy"], "nothing half-written is left"
-
-
-class Code:
-    def __init__(self, trace: Path):
-        self.trace = trace
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.trace}",)
 
 
 def test_code_in_pickled_parts_is_not_run(folder, tmp_path):

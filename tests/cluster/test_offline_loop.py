@@ -39,7 +39,7 @@ class RunLogOf(ListLog):
         return set()
 
 
-def run(config: Config, folder: Path, out: Path, runtime: Runtime | None = None, **options) -> tuple[Trained, ListLog]:
+def run(config: Config, folder: Path, out: Path, runtime: Runtime | None = None, **options) -> tuple[Trained, RunLogOf]:
     nowhere = folder / "nowhere"  # an offline run has no actors that would read these
     paths = ModelPaths(folder / "policy", nowhere, None, nowhere, out / "checkpoints")
     log = RunLogOf()

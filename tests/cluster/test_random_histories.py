@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.random_faults import History, draw, expected, run_history
+from tests.support.random_faults import run_history
+from tests.support.random_histories import History, draw, expected
 
 HISTORIES = 2_000
 ALL_HISTORIES = 10_000

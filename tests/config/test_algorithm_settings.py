@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from tests.support.config_errors import error_of
+from tests.support.config_errors import error_of, write_config
 from wmpo_ray.config.dumping import config_differences, config_to_json, config_to_toml, flatten
 from wmpo_ray.config.loading import load_config, read_config_json
 from wmpo_ray.config.run import Config
-
-
-def write(folder: Path, text: str) -> str:
-    path = folder / "config.toml"
-    path.write_text(text)
-    return str(path)
 
 
 def test_another_algorithm_takes_the_place_of_the_presets(tmp_path):
@@ -54,8 +46,8 @@ def test_a_setting_without_effect_or_sense_is_refused(overrides, message):
 
 
 def test_a_section_that_is_not_chosen_is_refused_in_a_file_and_in_python(tmp_path):
-    assert "dpo.beta = 0.3 has no effect" in error_of(write(tmp_path, "[dpo]\nbeta = 0.3\n"))
+    assert "dpo.beta = 0.3 has no effect" in error_of(write_config(tmp_path, "[dpo]\nbeta = 0.3\n"))
     with pytest.raises(ValueError, match="dpo.beta = 0.3 has no effect"):
         Config.model_validate({"dpo": {"beta": 0.3}})
-    config = load_config(write(tmp_path, 'preset = "smoke"\n[algorithm]\nkind = "mine"\nsettings = "grpo"\n'))
+    config = load_config(write_config(tmp_path, 'preset = "smoke"\n[algorithm]\nkind = "mine"\nsettings = "grpo"\n'))
     assert config.training is config.grpo and config.grpo.num_updates == 2

@@ -8,15 +8,10 @@ import sys
 
 import pytest
 
+from tests.support.config_errors import error_of
 from wmpo_ray.config.dumping import config_differences, config_to_json
 from wmpo_ray.config.loading import load_config, read_config_json
 from wmpo_ray.core.errors import ConfigError
-
-
-def error_of(source: str, *overrides: str) -> str:
-    with pytest.raises(ConfigError) as caught:
-        load_config(source, overrides)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.support.hostile_files import Code
 from wmpo_ray.checkpoints.inspection import inspect_path
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.model_files.pickled_tensors import MAX_WRAPPERS, open_pickled
@@ -131,14 +132,6 @@ def test_every_protocol_gives_the_same_tensors(tmp_path, protocol):
     tensors = open_pickled(save(state, tmp_path / "a.pt", protocol)).tensors
     assert tensors.keys() == state.keys() and not any(tensor.requires_grad for tensor in tensors.values())
     assert all(torch.equal(tensors[name], t) and tensors[name].dtype == t.dtype for name, t in state.items())
-
-
-class Code:
-    def __init__(self, trace: Path):
-        self.trace = trace
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.trace}",)
 
 
 class Room:

@@ -103,12 +103,15 @@ def fake_status(now: float | None = None, stage: str = "optimize", num_workers: 
         ],
         "dashboard": "http://127.0.0.1:8265",
     }
-    if stage != "optimize":
-        return status
+    return status | optimization_status(now, num_workers) if stage == "optimize" else status
+
+
+def optimization_status(now: float, num_workers: int) -> dict[str, Any]:
+    """What stands in the status during the main loop alone."""
     doing = ("imagine", "imagine", "load_weights", "")
     workers = [("imagination", i, doing[i % 4]) for i in range(num_workers)]
     workers += [("reward", 0, "score"), ("learner", 0, ""), ("environment", 0, "evaluate")]
-    return status | {
+    return {
         "update": 7,
         "num_updates": 15,
         "version": 7,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,28 @@ from wmpo_ray.environments.pocket.env import PocketEnvironment
 
 HORIZON = 32
 NUM_VIDEOS = {"side_by_side": 3, "base": 2, "final": 2}
+GATE = {
+    "label_agreement": 0.914,
+    "f1": 0.897,
+    "grasp_agreement": 0.953,
+    "placement_agreement": 0.918,
+    "imagined_success": 0.398,
+    "real_success": 0.422,
+    "false_positives": 8,
+    "false_negatives": 14,
+    "num": 256,
+    "passed": True,
+    "bounds": {
+        "min_label_agreement": 0.85,
+        "min_f1": 0.85,
+        "min_event_agreement": 0.85,
+        "max_success_gap": 0.12,
+    },
+}
+EVALUATE = {
+    "failures_base": {"miss": 0.471, "jam": 0.193, "drop": 0.049, "wrong_pocket": 0.168},
+    "failures_final": {"miss": 0.312, "jam": 0.143, "drop": 0.037, "wrong_pocket": 0.090},
+}
 
 
 def fake_summary() -> dict[str, Any]:
@@ -33,28 +56,8 @@ def fake_summary() -> dict[str, Any]:
         f1 = 2 * precision * recall / (precision + recall)
         curve.append({"threshold": t, "f1": f1, "precision": precision, "recall": recall})
     metrics["reward-model"] = {"f1": 0.9791, "threshold": 0.6, "threshold_curve": curve}
-    metrics["gate"] = {
-        "label_agreement": 0.914,
-        "f1": 0.897,
-        "grasp_agreement": 0.953,
-        "placement_agreement": 0.918,
-        "imagined_success": 0.398,
-        "real_success": 0.422,
-        "false_positives": 8,
-        "false_negatives": 14,
-        "num": 256,
-        "passed": True,
-        "bounds": {
-            "min_label_agreement": 0.85,
-            "min_f1": 0.85,
-            "min_event_agreement": 0.85,
-            "max_success_gap": 0.12,
-        },
-    }
-    metrics["evaluate"] = {
-        "failures_base": {"miss": 0.471, "jam": 0.193, "drop": 0.049, "wrong_pocket": 0.168},
-        "failures_final": {"miss": 0.312, "jam": 0.143, "drop": 0.037, "wrong_pocket": 0.090},
-    }
+    metrics["gate"] = deepcopy(GATE)
+    metrics["evaluate"] = deepcopy(EVALUATE)
     return {
         "name": "demo",
         "seed": 3,

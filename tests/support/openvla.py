@@ -6,10 +6,8 @@ import json
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
 
+from benchmarks.gpu.setups import SMALL_TOWERS, word_tokenizer
 from wmpo_ray.policies.openvla.oft import OpenVLAOFTPolicy
 from wmpo_ray.policies.openvla.prompt import TOKENIZER
 from wmpo_ray.policies.openvla.published_files import PREPROCESSOR, STATISTICS
@@ -44,10 +42,6 @@ TEXT = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-TOWERS = {
-    "featurizer": {"embed_dim": 24, "depth": 3, "num_heads": 3},
-    "fused_featurizer": {"embed_dim": 16, "depth": 2, "num_heads": 2},
-}
 STATISTICS_OF_TWO_TASKS = {
     "coffee": {"action": {"q01": [-1.0, -2.0, 0.0], "q99": [1.0, 2.0, 1.0], "mask": [True, True, False]}},
     "square": {"action": {"q01": [0.0, 0.0, 0.0], "q99": [1.0, 1.0, 1.0]}},
@@ -64,7 +58,7 @@ PROCESSOR = {
 def small_config(**changes: Any) -> OpenVLAConfig:
     settings = {
         "text_config": TEXT,
-        "timm_overrides": TOWERS,
+        "timm_overrides": SMALL_TOWERS,
         "image_sizes": [28, 28],
         "num_actions_chunk": 2,
         "action_dim": 3,
@@ -75,10 +69,7 @@ def small_config(**changes: Any) -> OpenVLAConfig:
 
 
 def tokenizer_json() -> bytes:
-    vocabulary = {word: i for i, word in enumerate(["<unk>", "<s>", "</s>", *WORDS])}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = Whitespace()
-    return tokenizer.to_str().encode()
+    return word_tokenizer(WORDS)
 
 
 def small_policy(seed: int = 0, **changes: Any) -> OpenVLAOFTPolicy:

@@ -23,6 +23,20 @@ from wmpo_ray.world_models.stdit import STDiT
 
 CHUNK, CONTEXT, HORIZON = 4, 4, 8
 NETWORK = {"hidden_size": 32, "depth": 1, "num_heads": 2, "patch_size": (1, 2, 2), "action_dim": 3}
+ANY_GATE = {
+    "num_trajectories": 4,
+    "min_label_agreement": 0.0,
+    "min_f1": 0.0,
+    "min_event_agreement": 0.0,
+    "max_success_gap": 1.0,
+}
+ROLLOUT = {
+    "chunk_length": CHUNK,
+    "group_size": 4,
+    "groups_per_update": 2,
+    "groups_per_request": 2,
+    "max_attempts": 32,
+}
 
 
 def small_autoencoder() -> AutoencoderKL:
@@ -118,20 +132,8 @@ def published_settings(folders: dict[str, Path]) -> dict[str, Any]:
             "clip_length": 4,
             "threshold": 0.5,
         },
-        "gate": {
-            "num_trajectories": 4,
-            "min_label_agreement": 0.0,
-            "min_f1": 0.0,
-            "min_event_agreement": 0.0,
-            "max_success_gap": 1.0,
-        },
-        "rollout": {
-            "chunk_length": CHUNK,
-            "group_size": 4,
-            "groups_per_update": 2,
-            "groups_per_request": 2,
-            "max_attempts": 32,
-        },
+        "gate": dict(ANY_GATE),
+        "rollout": dict(ROLLOUT),
         "grpo": {"num_updates": 1, "minibatch_trajectories": 4, "learning_rate": 1e-2},
         "evaluation": {"num_starts": 4, "every_updates": 0, "num_starts_on_the_way": 4},
     }

@@ -1,15 +1,11 @@
-"""Random histories of a small run on a simulated cluster, and what each of them must come to."""
+"""What goes wrong in a random history on a simulated cluster, and the laws that hold all the same."""
 
 from __future__ import annotations
 
 import os
 import random
 from collections import Counter
-from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-
-import numpy as np
 
 from actors.rollout_actor import RolloutActor
 from cluster.loop.ledger import Ledger, State
@@ -17,147 +13,18 @@ from cluster.loop.rollouts import Rollouts
 from cluster.loop.team import ModelPaths, Team
 from cluster.loop.train import TrainingLoop
 from cluster.recipes.optimize import rollout_folders
-from cluster.simulation.simulated_actors import SimulatedWorld, digest_of, outcomes_of, rollouts_of, trained_digest
+from cluster.simulation.simulated_actors import SimulatedWorld
 from cluster.simulation.simulated_parts import Call, Faults, Node, SimulatedActor
 from cluster.simulation.simulated_runtime import SimulatedRuntime
-from wmpo_ray.config.run import Config
-from wmpo_ray.core.seeding import seed_for
-from wmpo_ray.core.types import GroupRequest, StartState
+from tests.support.random_histories import STARTS, History, expected, make_config
 
 IDEMPOTENT = ("rollout", "score", "load_weights", "evaluate", "compare_labels", "weights", "save_policy")
-STARTS = [StartState(np.zeros((1, 2, 2, 3), np.uint8), "", seed) for seed in range(5)]
 MEAN_S = {"locate": 0.05, "__init__": 0.1, "rollout": 0.8, "score": 0.1, "load_weights": 0.05, "update": 0.6}
 HOPELESS_S = 2000.0  # a history that takes longer will not end
 
 
 class DriverDied(BaseException):
     """Thrown through the main loop at some moment; nothing in it may catch this."""
-
-
-@dataclass
-class History:
-    """One drawn run: its settings and what goes wrong."""
-
-    seed: int
-    num_updates: int
-    groups_per_update: int
-    groups_per_request: int
-    num_actors: int
-    staleness: int
-    speculation: float
-    keep_rate: float
-    every_updates: int
-    payload: str
-    spool: str
-    num_strikes: int
-    gap_s: float  # mean time between strikes
-    disorder: float  # share of answers that are delayed, of calls that are doubled, ...
-    is_elastic: bool
-    num_driver_deaths: int
-    world_judges: bool  # no reward worker has anything to do
-    max_crashes: int = 1000  # random deaths are not to be taken for the fault of a request
-    poison: frozenset[tuple[int, int]] = frozenset()
-    rng: random.Random = field(repr=False, default_factory=random.Random)
-
-
-def draw(seed: int) -> History:
-    rng = random.Random(seed)
-    num_driver_deaths = rng.choice((1, 2)) if rng.random() < 0.12 else 0
-    return History(
-        seed=seed,
-        num_updates=rng.choice((2, 2, 3)),
-        groups_per_update=rng.randint(2, 3),
-        groups_per_request=rng.randint(1, 3),
-        num_actors=rng.randint(1, 6),
-        staleness=rng.randint(0, 1),
-        speculation=rng.choice((0.0, 0.0, 0.5)),
-        keep_rate=rng.choice((0.5, 0.7, 0.9)),
-        every_updates=rng.choice((1, 1, 2)),
-        payload=rng.choice(("full", "delta")),
-        spool=rng.choice(("none", "memory")) if not num_driver_deaths else rng.choice(("none", "file")),
-        num_strikes=rng.choice((0, 1, 2, 4, 8)),
-        gap_s=rng.uniform(0.3, 2.0),
-        disorder=rng.choice((0.0, 0.05, 0.2)),
-        is_elastic=rng.random() < 0.5,
-        num_driver_deaths=num_driver_deaths,
-        world_judges=rng.random() < 0.3,
-        rng=rng,
-    )
-
-
-@cache
-def config_of(*settings) -> Config:
-    updates, groups, per_request, actors, staleness, speculation, every, payload, max_crashes, seed = settings
-    return Config.model_validate(
-        {
-            "seed": seed,
-            "environment": {"horizon": 8},
-            "rollout": {
-                "group_size": 2,
-                "groups_per_update": groups,
-                "groups_per_request": per_request,
-                "speculation": speculation,
-            },
-            "grpo": {"num_updates": updates, "minibatch_trajectories": 2},
-            "filter": {"max_staleness": staleness},
-            "evaluation": {"every_updates": 2, "num_starts_on_the_way": 2},
-            "cluster": {"imagination_actors": actors},
-            "checkpoint": {"every_updates": every},
-            "weights": {"payload": payload},
-            "faults": {
-                "heartbeat_every_s": 1.0,
-                "heartbeat_timeout_s": 1.8,
-                "stall_timeout_s": 6.0,
-                "max_start_failures": 1000,
-                "backoff_s": 0.1,
-                "max_backoff_s": 0.4,
-                "max_crashes": max_crashes,
-            },
-        }
-    )
-
-
-def make_config(h: History) -> Config:
-    return config_of(
-        h.num_updates,
-        h.groups_per_update,
-        h.groups_per_request,
-        h.num_actors,
-        h.staleness,
-        h.speculation,
-        h.every_updates,
-        h.payload,
-        h.max_crashes,
-        h.seed % 7,
-    )
-
-
-@cache
-def expected(
-    seed: int,
-    num_updates: int,
-    groups_per_update: int,
-    staleness: int,
-    keep_rate: float,
-    poison: frozenset = frozenset(),
-) -> tuple[str, list[list[tuple[int, int]]]]:
-    """Final digest and keys of the trained groups of each update, from the algorithm's definition alone."""
-    digests, trained = [digest_of("untrained", seed)], []
-    for update in range(num_updates):
-        weights = digests[max(0, update - staleness)]
-        shuffled = np.random.default_rng(seed_for(seed, "starts", update)).permutation(len(STARTS))
-        batch: list = []
-        attempt = 0
-        while len(batch) < groups_per_update:
-            key, index = (update, attempt), int(shuffled[attempt % len(STARTS)])
-            rows = rollouts_of(GroupRequest(*key, index, STARTS[index], 2, seed), weights)
-            success = outcomes_of(rows, keep_rate)
-            if key not in poison and 0 < success.sum() < len(rows):
-                batch.append((rows, success))
-            attempt += 1
-        digests.append(trained_digest(digests[-1], batch))
-        trained.append([rows[0].key for rows, _ in batch])
-    return digests[-1], trained
 
 
 def service_time(cls: str, method: str, rng: random.Random) -> float:

@@ -64,7 +64,17 @@ def recast(classes: Mapping[str, type]) -> Callable[[Role], Any]:
 
 
 def faulty_classes(plan: Plan) -> dict[str, type]:
-    # Made inside a function: they travel to the workers by value, with the plan.
+    return {
+        "RolloutActor": faulty_imagination(plan),
+        "RewardActor": faulty_reward(plan),
+        "PolicyLearner": faulty_learner(plan),
+    }
+
+
+# The classes are made inside functions: they travel to the workers by value, with the plan.
+
+
+def faulty_imagination(plan: Plan) -> type:
     class FaultyImagination(RolloutActor):
         def rollout(self, request, spool=None):
             self.key, self.chunk = request.kept_groups[0][1].key, 0
@@ -88,6 +98,10 @@ def faulty_classes(plan: Plan) -> dict[str, type]:
                 os.kill(victim, signal.SIGKILL)
             return super().load_weights(payload)
 
+    return FaultyImagination
+
+
+def faulty_reward(plan: Plan) -> type:
     class FaultyReward(RewardActor):
         def score(self, videos):
             plan.reached("score-{}-{}".format(*videos.requests[0].key))
@@ -95,6 +109,10 @@ def faulty_classes(plan: Plan) -> dict[str, type]:
             plan.reached("scored-{}-{}".format(*videos.requests[0].key))
             return result
 
+    return FaultyReward
+
+
+def faulty_learner(plan: Plan) -> type:
     class FaultyLearner(PolicyLearner):
         def __init__(self, *args):
             super().__init__(*args)
@@ -125,4 +143,4 @@ def faulty_classes(plan: Plan) -> dict[str, type]:
             plan.reached(f"before-broadcast-{self.num_updates}")
             return result
 
-    return {"RolloutActor": FaultyImagination, "RewardActor": FaultyReward, "PolicyLearner": FaultyLearner}
+    return FaultyLearner

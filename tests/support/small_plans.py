@@ -5,31 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from benchmarks.gpu.setups import SMALL_AUTOENCODER, SMALL_TOWERS
+from tests.support.openvla import TEXT
 from wmpo_ray.config.loading import load_config
 from wmpo_ray.config.run import Config
 
-AUTOENCODER = {
-    "_class_name": "AutoencoderKL",
-    "down_block_types": ["DownEncoderBlock2D"] * 2,
-    "up_block_types": ["UpDecoderBlock2D"] * 2,
-    "block_out_channels": [8, 16],
-    "layers_per_block": 1,
-    "latent_channels": 4,
-    "norm_num_groups": 4,
-    "scaling_factor": 0.13025,
-}
 OPENVLA = {
-    "text_config": {
-        "vocab_size": 400,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 5,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    },
+    "text_config": {**TEXT, "num_hidden_layers": 5},
     "timm_overrides": {
-        "featurizer": {"embed_dim": 24, "depth": 5, "num_heads": 3},
-        "fused_featurizer": {"embed_dim": 16, "depth": 4, "num_heads": 2},
+        "featurizer": {**SMALL_TOWERS["featurizer"], "depth": 5},
+        "fused_featurizer": {**SMALL_TOWERS["fused_featurizer"], "depth": 4},
     },
     "image_sizes": [126, 126],
 }
@@ -43,7 +28,7 @@ def config_of(*settings: str) -> Config:
 def autoencoder_settings(folder: Path) -> list[str]:
     """A fresh world model of latents; `folder` is written."""
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(AUTOENCODER))
+    (folder / "config.json").write_text(json.dumps(SMALL_AUTOENCODER))
     return [f"world_model.codec={folder}", *(f"world_model.network.{setting}" for setting in NETWORK)]
 
 

@@ -3,22 +3,21 @@
 import numpy as np
 import torch
 
+from benchmarks.pretrain_embedded import DENOISER
 from wmpo_ray.core.types import StartState
 from wmpo_ray.environments.pocket.env import PocketEnvironment
 from wmpo_ray.world_models.diffusion import DiffusionWorldModel
 from wmpo_ray.world_models.diffusion_settings import DenoiserConfig, DiffusionConfig, NetworkConfig, SamplerConfig
 
 NETWORK = NetworkConfig(hidden_size=24, depth=2, num_heads=2, mlp_ratio=2.0)
-EMBEDDED = DenoiserConfig(
-    prediction="sample",
-    input_scaling=True,
-    residual=True,
-    conditioning_noise=0.07,
-    sampling_noise=0.07,
-    changed_pixel_weight=6.0,
-    action_bands=2,
-    time_distribution="uniform",
-    pure_noise_share=0.5,
+# That of the shipped world models, on actions alone and in full precision.
+EMBEDDED = DENOISER.model_copy(
+    update={
+        "action_bands": 2,
+        "action_map": False,
+        "pure_noise_share": 0.5,
+        "precision": "fp32",
+    }
 )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,9 +16,11 @@ from learners.supervised.world_model_training import WorldModelTrainer, train_wo
 from tests.support.openvla import small_policy
 from tests.support.small_world import small_world_model
 from wmpo_ray.config.run import CloningConfig, WorldModelTrainingConfig
+from wmpo_ray.core.types import Episodes
 from wmpo_ray.data.windows import WindowSampler
 from wmpo_ray.environments.pocket.env import PocketEnvironment
 from wmpo_ray.environments.pocket.play import collect_play
+from wmpo_ray.policies.openvla.oft import OpenVLAOFTPolicy
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
 from wmpo_ray.reward_models.videomae import VideoMAERewardModel
 from wmpo_ray.reward_models.videomae_settings import VideoMAERewardConfig
@@ -27,30 +31,48 @@ BATCH = 7  # no two equal shares
 Outcome = tuple[dict[str, Tensor], dict[str, float]]
 
 
-def clone_tiny(share: WorkerShare = WHOLE, micro_batch_size: int = 0) -> Outcome:
-    demos = rollout_expert(PocketEnvironment(8), np.arange(6), 0.1, (0, "demos"))
+def expert_demos(num: int) -> Episodes:
+    return rollout_expert(PocketEnvironment(8), np.arange(num), 0.1, (0, "demos"))
+
+
+def tiny_policy() -> TinyPolicy:
     torch.manual_seed(0)
     vocabulary = vocabulary_of(PocketEnvironment.instructions)
-    policy = TinyPolicy(TinyPolicyHFConfig(width=16, num_layers=1, num_heads=2, patch_size=8, vocabulary=vocabulary))
-    config = CloningConfig(steps=STEPS, batch_size=BATCH, micro_batch_size=micro_batch_size, learning_rate=3e-3)
+    return TinyPolicy(TinyPolicyHFConfig(width=16, num_layers=1, num_heads=2, patch_size=8, vocabulary=vocabulary))
+
+
+def reward_training(**settings: Any) -> tuple[VideoMAERewardModel, VideoMAERewardConfig, Episodes]:
+    """A fresh reward model, its settings, and rollouts of which some fail."""
+    episodes = rollout_expert(PocketEnvironment(24), np.arange(12), 3.0, (0, "demos"))
+    network = {"hidden_size": 16, "num_layers": 1, "num_heads": 2}
+    config = VideoMAERewardConfig.model_validate({"network": network, "swapped_share": 0.4, **settings})
+    return VideoMAERewardModel.create(config, 16, sorted(set(episodes.instructions)), seed=0), config, episodes
+
+
+def clone(
+    policy: TinyPolicy | OpenVLAOFTPolicy,
+    demos: Episodes,
+    share: WorkerShare,
+    micro_batch_size: int,
+    learning_rate: float,
+) -> Outcome:
+    config = CloningConfig(
+        steps=STEPS, batch_size=BATCH, micro_batch_size=micro_batch_size, learning_rate=learning_rate
+    )
     metrics = clone_policy(policy, demos, config, 5, share=share)
     return policy.state_dict(), metrics
+
+
+def clone_tiny(share: WorkerShare = WHOLE, micro_batch_size: int = 0) -> Outcome:
+    return clone(tiny_policy(), expert_demos(6), share, micro_batch_size, 3e-3)
 
 
 def clone_openvla(share: WorkerShare = WHOLE, micro_batch_size: int = 0) -> Outcome:
-    demos = rollout_expert(PocketEnvironment(8), np.arange(4), 0.1, (0, "demos"))
-    policy = small_policy(compute_dtype="float32")
-    config = CloningConfig(steps=STEPS, batch_size=BATCH, micro_batch_size=micro_batch_size, learning_rate=1e-3)
-    metrics = clone_policy(policy, demos, config, 5, share=share)
-    return policy.state_dict(), metrics
+    return clone(small_policy(compute_dtype="float32"), expert_demos(4), share, micro_batch_size, 1e-3)
 
 
 def train_rewards(share: WorkerShare = WHOLE, micro_batch_size: int = 0) -> Outcome:
-    episodes = rollout_expert(PocketEnvironment(24), np.arange(12), 3.0, (0, "demos"))
-    network = {"hidden_size": 16, "num_layers": 1, "num_heads": 2}
-    settings = {"steps": STEPS, "batch_size": 2 * BATCH, "micro_batch_size": micro_batch_size, "swapped_share": 0.4}
-    config = VideoMAERewardConfig.model_validate({"network": network, **settings})
-    model = VideoMAERewardModel.create(config, 16, sorted(set(episodes.instructions)), seed=0)
+    model, config, episodes = reward_training(steps=STEPS, batch_size=2 * BATCH, micro_batch_size=micro_batch_size)
     metrics = train_reward_model(model, config, episodes, 5, share=share)
     return model.network.state_dict(), metrics
 

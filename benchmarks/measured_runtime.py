@@ -1,0 +1,96 @@
+"""The simulated cluster of the coordinator benchmark: full-size service times, and what is measured beside them."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.coordinator_scaling import SERVICE_TIMES
+from cluster.loop.ledger import Ledger
+from cluster.simulation.simulated_runtime import ServiceTime, SimulatedRuntime
+from wmpo_ray.core.types import RolloutRequest
+
+
+def read_service_times(groups_per_request: int, speed: float = 1.0, path: Path = SERVICE_TIMES) -> ServiceTime:
+    """Log-normal times around the medians in the file; a request takes as long as its groups one after the other."""
+    content = json.loads(path.read_text())
+    medians = {
+        method: (entry["seconds"] * groups_per_request, entry["spread"])
+        for method, entry in content["per_group"].items()
+    }
+    medians |= {method: (entry["seconds"], entry["spread"]) for method, entry in content["per_call"].items()}
+
+    def service_time(cls: str, method: str, rng: random.Random) -> float:
+        seconds, spread = medians[method]
+        return seconds / speed * math.exp(spread * rng.gauss(0.0, 1.0))
+
+    return service_time
+
+
+class MeasuredRuntime(SimulatedRuntime):
+    """Counts the processor seconds that the simulation itself takes inside its verbs, and what is begun."""
+
+    own_s = 0.0
+
+    def __init__(self, *args: Any, **options: Any):
+        self.begun: set[tuple[int, int]] = set()
+        super().__init__(*args, **options)
+
+    def call(self, actor: Any, method: str, *args: Any, num_returns: int = 1) -> Any:
+        if method == "rollout":
+            request: RolloutRequest = args[0]
+            self.begun.update(group.key for group in request.groups)
+        return self._timed(super().call, actor, method, *args, num_returns=num_returns)
+
+    def beat(self, actor: Any) -> Any:
+        return self._timed(super().beat, actor)
+
+    def wait(self, refs: list, timeout_s: float | None = None) -> list:
+        return self._timed(super().wait, refs, timeout_s)
+
+    def _timed(self, verb: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        started = time.thread_time()
+        try:
+            return verb(*args, **options)
+        finally:
+            self.own_s += time.thread_time() - started
+
+
+class MeasuredLedger(Ledger):
+    """Notes the seconds of waiting for the disk, which are no processor time."""
+
+    def __init__(self, path: Path):
+        self.waits: list[float] = []
+        super().__init__(path)
+
+    @property
+    def waited_s(self) -> float:
+        """From the median: other processes of the machine must not count as the driver's."""
+        return statistics.median(self.waits) * len(self.waits)
+
+    def flush(self) -> None:
+        if not self._unwritten:
+            return
+        started, busy = time.perf_counter(), time.thread_time()
+        super().flush()
+        self.waits.append(max(0.0, time.perf_counter() - started - (time.thread_time() - busy)))
+
+
+class Times:
+    """A run log that only notes when updates were done."""
+
+    def __init__(self, clock: Callable[[], float]):
+        self.clock = clock
+        self.updates: list[float] = []
+
+    def metrics(self, update: int, values: dict[str, float]) -> None:
+        self.updates.append(self.clock())
+
+    def restore(self, history: list[dict]) -> set[int]:
+        return set()
