@@ -26,6 +26,8 @@ from wmpo_ray.core.types import Episodes
 from wmpo_ray.registry import load_policy, make_environment
 from wmpo_ray.rollout.evaluation import rollout_outcomes, rollout_policy
 from wmpo_ray.runs.folder import CONFIG
+from wmpo_ray.runs.trackers.jsonl import JsonlTracker
+from wmpo_ray.runs.trust import trust_card
 
 OUTCOMES = "outcomes.json"
 
@@ -58,7 +60,8 @@ def evaluate(context: RunContext) -> dict[str, Any]:
     starts = {"seeds": seeds.tolist(), "temperature": config.evaluation.temperature}
     atomic_write(context.root / OUTCOMES, json.dumps({**starts, "policies": outcomes}))
     context.folder.set_result(results["base"], results["final"])
-    return metrics
+    lines = JsonlTracker.read(round_folder(context.root, config.recipe.rounds))
+    return metrics | {"trust": trust_card(lines)}
 
 
 def outcomes_of(episodes: Episodes) -> dict[str, Any]:

@@ -11,10 +11,12 @@ from cluster.recipes.context import RunContext
 from cluster.recipes.stage import Stage
 from wmpo_ray.config.run import GateConfig
 from wmpo_ray.core.errors import UserError
-from wmpo_ray.core.types import Episodes, Videos
+from wmpo_ray.core.types import Episodes, Scores, Videos
 from wmpo_ray.registry import load_reward_model, load_world_model, make_environment
+from wmpo_ray.rollout.evaluation import execute_actions
 from wmpo_ray.rollout.fidelity import binary_report, replay_videos, starts_of
 from wmpo_ray.rollout.judge import VideoJudge, verify
+from wmpo_ray.statistics.agreement import agreement_by_step, safe_horizon
 
 
 def gate(context: RunContext) -> dict[str, Any]:
@@ -42,6 +44,8 @@ def gate(context: RunContext) -> dict[str, Any]:
     known = np.ones(len(held_out), bool) if scores.known is None else scores.known
     report = binary_report(scores.success[known], held_out.success[known])
     metrics = _label_metrics(report, plain) | _event_agreement(context, held_out, frames)
+    metrics |= _step_agreement(scores, held_out, config.gate.min_label_agreement)
+    metrics |= counterfactuals(context, held_out, plain_judge)
     misses = missed_bounds(metrics, config.gate)
     metrics |= {"passed": not misses, "bounds": config.gate.model_dump()}
     _save_side_by_side(context, held_out, frames, scores.success)
@@ -67,6 +71,39 @@ def _label_metrics(report: dict[str, Any], plain: dict[str, Any]) -> dict[str, A
         "real_success": report["true_rate"],
         "num": report["num"],
         "unverified_label_agreement": plain["agreement"],
+    }
+
+
+def _step_agreement(scores: Scores, episodes: Episodes, bound: float) -> dict[str, Any]:
+    """Agreement of the outcome by each step, and for how many steps it stays above a bound."""
+    horizon = episodes.actions.shape[1]
+    agreement = agreement_by_step(scores.success, scores.finish_step, episodes.success, episodes.lengths, horizon)
+    return {"agreement_by_step": agreement.tolist(), "safe_horizon": safe_horizon(agreement, bound)}
+
+
+def counterfactuals(context: RunContext, episodes: Episodes, judge: VideoJudge) -> dict[str, Any]:
+    """Give each start the actions of another episode: a world that has learned what actions do changes its outcome.
+
+    The environment executes them as well, on held-out start states that are not counted in P. Empty where no world model
+    is learned.
+    """
+    config, num = context.config, min(context.config.gate.num_counterfactuals, len(episodes))
+    if not num:
+        return {}
+    starts = starts_of(episodes.rows(slice(num)))
+    actions = np.roll(episodes.actions[:num], 1, axis=0)
+    real = execute_actions(make_environment(config.environment), episodes.seeds[:num], actions)
+    world = load_world_model(config, str(context.model("world-model")))
+    with context.reporter.bar("other actions, imagined", num) as advance:
+        frames = replay_videos(world, starts, actions, config.seed, progress=advance)
+    texts = episodes.instructions[:num]
+    imagined = judge.judge(Videos(frames, texts, actions, tuple(starts))).success
+    report = binary_report(imagined, real)
+    return {
+        "counterfactual_num": num,
+        "counterfactual_agreement": report["agreement"],
+        "counterfactual_imagined_success": report["predicted_rate"],
+        "counterfactual_real_success": report["true_rate"],
     }
 
 

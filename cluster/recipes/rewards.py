@@ -22,6 +22,7 @@ from wmpo_ray.data.store import episode_writer, load_episodes
 from wmpo_ray.registry import load_reward_model, load_world_model, pretrained_reward_model
 from wmpo_ray.reward_models.decisions import best_probabilities
 from wmpo_ray.rollout.fidelity import binary_report, one_chunk_ahead
+from wmpo_ray.statistics.agreement import calibration
 
 
 def reward_model(context: RunContext) -> dict[str, Any]:
@@ -54,9 +55,12 @@ def reward_model(context: RunContext) -> dict[str, Any]:
         judged.append(best(one_chunk_ahead(world, validation, config.seed)))
     chosen, curve = choose_threshold(np.concatenate(judged), np.concatenate([validation.success] * len(judged)))
     model.threshold = config.reward.threshold or chosen
-    report = binary_report(best(parts_of(held_out)) >= model.threshold, held_out.success)
+    unseen = best(parts_of(held_out))
+    report = binary_report(unseen >= model.threshold, held_out.success)
     model.save(context.model("reward-model"))
-    return {**metrics, "threshold": model.threshold, "threshold_curve": curve, **report}
+    reliability = calibration(unseen, held_out.success)
+    trust = {"calibration_error": reliability.error, "reliability_curve": reliability.curve}
+    return {**metrics, "threshold": model.threshold, "threshold_curve": curve, **report, **trust}
 
 
 @contextmanager

@@ -104,6 +104,7 @@ class GateConfig(Section):
     min_f1: Share = 0.85
     min_event_agreement: Share = 0.8
     max_success_gap: Share = 0.12
+    num_counterfactuals: Annotated[int, Field(ge=0)] = 64  # replays with the actions of another episode; 0: none
 
 
 class RolloutConfig(Section):

@@ -21,6 +21,7 @@ from wmpo_ray.report.run_data import RunData, read_run
 from wmpo_ray.report.timeline_section import timeline_section
 from wmpo_ray.report.trace_data import Trace, newest_trace
 from wmpo_ray.report.training_section import training_section
+from wmpo_ray.report.trust_section import trust_section
 from wmpo_ray.report.video_sections import VideoBudget, featured_section, pairs_section, policy_section
 
 
@@ -72,4 +73,6 @@ def _sections(run: RunData, trace: Trace | None) -> Markup:
 
 def _model_sections(run: RunData) -> list[Markup]:
     sections = {"reward-model": reward_section, "world-model": world_model_section, "gate": gate_section}
-    return [section(run) for stage, section in sections.items() if has_stage(run, stage)]
+    found = [section(run) for stage, section in sections.items() if has_stage(run, stage)]
+    trust = trust_section(run) if has_stage(run, IMAGINES) else None
+    return found if trust is None else [*found, trust]
