@@ -18,6 +18,7 @@ from cluster.workers.actor_pool import Worker
 from cluster.workers.crew import Joined, Task
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.types import LearnerState, UpdateResult, WeightVersion
+from wmpo_ray.runs.trust import TrustWatch
 
 LOGGED = {  # metrics shown with an update, and their display names
     "imagined/success_rate": "imagined_success",
@@ -55,6 +56,7 @@ class LearnerDriver(ABC):
         self.num_learner_losses = 0  # during the current update
         self.resumed_from = 0
         self.saved: str | None = None
+        self._trust = TrustWatch()
 
     # -- for subclasses ------------------------------------------------------------------------------------------
 
@@ -164,3 +166,5 @@ class LearnerDriver(ABC):
         shown: dict[str, Any] = {name: round(metrics[key], 4) for key, name in LOGGED.items() if key in metrics}
         text = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in shown.items())
         emit("update.metrics", f"update {update}: {text}", update=update, **shown)
+        if warning := self._trust.note(update, metrics):
+            emit("trust.exploitation", f"update {update}: {warning}", logging.WARNING, update=update)

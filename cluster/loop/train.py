@@ -10,7 +10,6 @@ number of actors nor on their faults.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -35,7 +34,6 @@ from wmpo_ray.config.run import Config
 from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.core.types import GroupRequest, LearnerState, RolloutRequest, StartState, WeightVersion
 from wmpo_ray.data.spool import SpoolError
-from wmpo_ray.runs.trust import TrustWatch
 
 
 class TrainingLoop(LearnerDriver):
@@ -53,7 +51,6 @@ class TrainingLoop(LearnerDriver):
         self.weights: dict[int, tuple[WeightVersion, Ref, Ref | None]] = {}
         self.num_requests = 0
         self._orders: dict[int, np.ndarray] = {}
-        self._trust = TrustWatch()
         self.busy_s = 0.0  # time spent in the loop itself, waits excluded
 
     @property
@@ -216,11 +213,6 @@ class TrainingLoop(LearnerDriver):
         num_groups = event.result.metrics[f"{metric_prefix(self.config)}/trajectories"] / self.config.rollout.group_size
         self.team.rates.updated(round(num_groups), event.result.metrics["time/update_s"])
         self.reality.evaluate(version.num_updates, event.full)
-
-    def log_metrics(self, update: int, metrics: dict[str, float]) -> None:
-        super().log_metrics(update, metrics)
-        if text := self._trust.note(update, metrics):
-            emit("trust.exploitation", f"update {update}: {text}", logging.WARNING, update=update)
 
     def report(self) -> None:
         """Publish the run's status once a second."""
