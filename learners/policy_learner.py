@@ -22,9 +22,10 @@ from wmpo_ray.algorithms.batching import Batch, GroupSlice
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.files import atomic_directory, json_clean
+from wmpo_ray.core.learner_types import LearnerState, UpdateResult
 from wmpo_ray.core.runtime_settings import configure_process
 from wmpo_ray.core.timeline import span
-from wmpo_ray.core.types import LearnerState, Trajectories, UpdateResult, WeightVersion
+from wmpo_ray.core.types import Trajectories, WeightVersion
 from wmpo_ray.data.spool import load_trajectories
 from wmpo_ray.data.store import load_episodes
 from wmpo_ray.policies.weight_exchange import WeightEncoder

@@ -17,7 +17,8 @@ from cluster.runtimes.runtime import ActorLostError, Ref
 from cluster.workers.actor_pool import Worker
 from cluster.workers.crew import Joined, Task
 from wmpo_ray.config.run import Config
-from wmpo_ray.core.types import LearnerState, UpdateResult, WeightVersion
+from wmpo_ray.core.learner_types import LearnerState, UpdateResult
+from wmpo_ray.core.types import WeightVersion
 from wmpo_ray.runs.trust import TrustWatch
 
 LOGGED = {  # metrics shown with an update, and their display names

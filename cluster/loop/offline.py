@@ -19,7 +19,8 @@ from cluster.workers.crew import Task
 from cluster.workers.telemetry import Telemetry
 from wmpo_ray.algorithms.base import offline_algorithm
 from wmpo_ray.config.run import Config
-from wmpo_ray.core.types import LearnerState, UpdateResult, WeightVersion
+from wmpo_ray.core.learner_types import LearnerState, UpdateResult
+from wmpo_ray.core.types import WeightVersion
 
 NO_GROUPS = {"in_flight": 0, "admitted": 0, "needed": 0, "free": 0}
 

@@ -19,14 +19,8 @@ from cluster.workers.actor_pool import Worker
 from cluster.workers.crew import Crew
 from wmpo_ray.algorithms.group_queue import GroupQueue, ReadyBatch
 from wmpo_ray.config.run import Config
-from wmpo_ray.core.types import (
-    Group,
-    GroupRequest,
-    LearnerState,
-    RolloutRequest,
-    Verdict,
-    WeightVersion,
-)
+from wmpo_ray.core.learner_types import LearnerState
+from wmpo_ray.core.types import Group, GroupRequest, RolloutRequest, Verdict, WeightVersion
 from wmpo_ray.core.untrusted import inside
 from wmpo_ray.data.spool import SpoolError, check_spooled
 

@@ -22,7 +22,8 @@ from actors.rollout_actor import Imagination, RolloutActor
 from learners.policy_learner import PolicyLearner, Spooled, UpdateFacts
 from wmpo_ray.algorithms.batching import GroupSlice
 from wmpo_ray.config.run import Config
-from wmpo_ray.core.types import GroupRequest, LearnerState, RolloutRequest, Scores, UpdateResult, WeightVersion
+from wmpo_ray.core.learner_types import LearnerState, UpdateResult
+from wmpo_ray.core.types import GroupRequest, RolloutRequest, Scores, WeightVersion
 from wmpo_ray.data.spool import SpoolError
 from wmpo_ray.policies.weight_payload import WeightMismatchError
 

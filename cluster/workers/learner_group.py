@@ -21,8 +21,9 @@ from cluster.runtimes.runtime import ActorLostError
 from learners.sharding import Ranks, RankSpec
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.learner_types import LearnerState, UpdateResult
 from wmpo_ray.core.runtime_settings import process_device
-from wmpo_ray.core.types import LearnerState, UpdateResult, WeightVersion
+from wmpo_ray.core.types import WeightVersion
 from wmpo_ray.policies.weight_payload import WeightPayload
 
 POLL_S = 0.5  # interval between checks of the other ranks

@@ -1,0 +1,27 @@
+"""What the learner reports to the driver."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from wmpo_ray.core.types import WeightVersion
+
+
+@dataclass
+class UpdateResult:
+    """The learner's report to the driver after an update."""
+
+    version: WeightVersion
+    metrics: dict[str, float] = field(default_factory=dict)
+    oldest_checkpoint: int = 0  # the run can still go back to this update
+
+
+@dataclass(frozen=True)
+class LearnerState:
+    """The state of a learner that was (re)started."""
+
+    version: WeightVersion
+    digests: dict[int, str]  # hash of the weights of every version so far
+    history: list[dict]  # metrics of every update
+    trained: list[tuple[int, int]]  # keys of the groups of the last update
+    problems: list[str]  # problems with newer checkpoints
