@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -38,6 +39,7 @@ CURVES = (
     "queue/undecided",
 )
 GREEDY = 0.0
+CPU = "processor_seconds.txt"  # of each process that worked on a run
 
 
 class CellFailed(RuntimeError):
@@ -67,11 +69,11 @@ def run_cell(cell: Cell, base: Path, runs: Path) -> Path:
     if not folder.exists():
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(base, partial, ignore=shutil.ignore_patterns("report", "*.lock"))
+        shutil.copytree(base, partial, ignore=shutil.ignore_patterns("report", "*.lock", CPU))
         partial.rename(folder)
     _run(folder, cell.settings, "--force")  # past the gate, whose metrics are kept
     CELLS.mkdir(parents=True, exist_ok=True)
-    atomic_write(path_of(cell), json.dumps(_found(cell, folder), indent=1, allow_nan=False) + "\n")
+    atomic_write(path_of(cell), json.dumps(_found(cell, folder, base), indent=1, allow_nan=False) + "\n")
     return path_of(cell)
 
 
@@ -79,9 +81,13 @@ def _run(folder: Path, settings: tuple[str, ...], *options: str) -> None:
     command = [*_command(settings), "--out", str(folder), "--resume", "--quiet", *options]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.with_suffix(".log"), "a") as log:
-        code = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-    if code:
-        raise CellFailed(f"{folder.name} ended with {code}; see {folder.with_suffix('.log')}")
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    with open(folder / CPU, "a") as file:
+        file.write(f"{usage.ru_utime + usage.ru_stime:.1f}\n")
+    if process.returncode:
+        raise CellFailed(f"{folder.name} ended with {process.returncode}; see {folder.with_suffix('.log')}")
 
 
 def _command(settings: tuple[str, ...]) -> list[str]:
@@ -89,7 +95,13 @@ def _command(settings: tuple[str, ...]) -> list[str]:
     return [sys.executable, "-m", "wmpo_ray", "run", "demo", "--serial", *words]
 
 
-def _found(cell: Cell, folder: Path) -> dict[str, Any]:
+def _core_seconds(folder: Path) -> float | None:
+    """Processor seconds of all processes that worked on a folder; None if they were not measured."""
+    path = folder / CPU
+    return sum(map(float, path.read_text().split())) if path.is_file() else None
+
+
+def _found(cell: Cell, folder: Path, base: Path) -> dict[str, Any]:
     run = RunFolder(folder)
     stages = run.summary["stages"]
     lines = JsonlTracker.read(folder)
@@ -103,7 +115,9 @@ def _found(cell: Cell, folder: Path) -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
         "cell": {"method": cell.method, "budget": cell.budget, "seed": cell.seed},
-        "core_seconds": {name: stage["seconds"] for name, stage in stages.items()},
+        "core_seconds": _core_seconds(folder),  # of what the cell itself did
+        "shared_core_seconds": _core_seconds(base),
+        "stage_seconds": {name: stage["seconds"] for name, stage in stages.items()},  # beside other work
         "real_episodes": {"collected": cell.budget, "online": trained},
         "gate": run.metrics("gate") if "gate" in stages else None,
         "reward_model": run.metrics("reward-model") if "reward-model" in stages else None,

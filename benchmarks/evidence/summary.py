@@ -1,2 +1,83 @@
-def summarize():
-    return []
+"""Sums the cells up: `evidence.json` with every figure, `evidence.md` with tables and plots."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from benchmarks.evidence.pages import write_page
+from benchmarks.evidence.plan import BUDGETS, METHODS, VARIANTS
+from benchmarks.evidence.results import (
+    Result,
+    best_baseline,
+    imagined_real_gap,
+    lead,
+    result_of,
+    trust_r,
+)
+from benchmarks.results_file import write_results
+
+NAME = "evidence"
+
+
+def summarize() -> list[Path]:
+    """The files written, from whatever cells there are; none if there are no cells."""
+    found = [result for budget in BUDGETS for method in METHODS if (result := result_of(method, budget))]
+    variants = [result for variant in VARIANTS if (result := result_of(variant))]
+    if not found and not variants:
+        return []
+    figures = {key: value for result in [*found, *variants] for key, value in _figures(result).items()}
+    ours, other = result_of("wmpo"), best_baseline()
+    if ours is not None:
+        figures |= _ours(ours)
+        if other is not None:
+            figures |= _lead(ours, other)
+    written = write_results(NAME, figures, "python -m benchmarks.evidence")
+    return [written, write_page(found, variants)]
+
+
+def _figures(result: Result) -> dict[str, dict[str, Any]]:
+    key, gain = f"{result.method}/p{result.budget}", result.gain
+    figures = {
+        f"{key}/success": {
+            "value": result.success("final"),
+            "unit": "share",
+            "seeds": result.by_seed("final"),
+            "base": result.by_seed("base"),
+        },
+        f"{key}/success_greedy": {"value": result.success("final", "greedy"), "unit": "share"},
+        f"{key}/gain": {"value": gain.value, "unit": "points", "interval": [gain.low, gain.high]},
+        f"{key}/core_seconds": {"value": result.core_seconds, "unit": "s"},
+    }
+    ratio = result.length_ratio
+    return figures | ({f"{key}/length_ratio": {"value": ratio, "unit": "ratio"}} if math.isfinite(ratio) else {})
+
+
+def _ours(ours: Result) -> dict[str, dict[str, Any]]:
+    gain, r = ours.gain, trust_r(ours)
+    figures: dict[str, dict[str, Any]] = {
+        "gain_points": {"value": gain.value, "unit": "points", "interval": [gain.low, gain.high]},
+        "gain_low": {"value": gain.low, "unit": "points"},
+        "reward_f1": {"value": ours.mean("reward_model", "f1"), "unit": "F1"},
+        "imagined_real_gap": {"value": imagined_real_gap(ours), "unit": "points"},
+    }
+    if r is not None:
+        figures["trust_r"] = {"value": r, "unit": "Pearson r"}
+    return {key: figure for key, figure in figures.items() if math.isfinite(figure["value"])}
+
+
+def _lead(ours: Result, other: Result) -> dict[str, dict[str, Any]]:
+    found = lead(ours, other)
+    if found is None:
+        return {}
+    points = found.points
+    return {
+        "lead_over_best_baseline_points": {
+            "value": points.value,
+            "unit": "points",
+            "interval": [points.low, points.high],
+            "baseline": other.method,
+        },
+        "lead_p_value": {"value": found.p_value, "unit": "p, exact McNemar, two-sided"},
+    }
