@@ -26,6 +26,7 @@ class Method:
     title: str
     settings: tuple[str, ...]
     base: Literal["world", "verified"] = "world"
+    min_budget: int = 0  # real episodes that one update takes
 
 
 def _grpo(*settings: str) -> tuple[str, ...]:
@@ -59,7 +60,7 @@ METHODS = {
     "wmpo": Method("WMPO", _grpo()),
     # A batch of 8 trajectories and one of 64, the learning rate scaled with the square root of it.
     "grpo-online-8": Method("online GRPO, batch 8", _online(1, 3.5e-5)),
-    "grpo-online-64": Method("online GRPO, batch 64", _online(8, 1e-4)),
+    "grpo-online-64": Method("online GRPO, batch 64", _online(8, 1e-4), min_budget=64),
     "dpo": Method("DPO, rate 1e-5", _offline("dpo", "dpo", 30, 1e-5)),
     "dpo-fast": Method("DPO, rate 5e-5", _offline("dpo", "dpo", 15, 5e-5)),
     "bc-real": Method("cloning of real successes, 30 updates", _offline("bc-real", "filtered_bc", 30, 1e-4)),
@@ -126,6 +127,6 @@ def cells(
     return [
         Cell(name, budget, seed)
         for name, budget in at
-        if name in chosen and budget in (budgets or BUDGETS)
+        if name in chosen and budget in (budgets or BUDGETS) and budget >= ALL[name].min_budget
         for seed in seeds or SEEDS
     ]

@@ -75,7 +75,8 @@ class Result:
         means = {}
         for policy in ("base", "final"):
             lengths = np.array([cell["sampled"]["policies"][policy]["lengths"] for cell in self.cells.values()])
-            means[policy] = lengths[self.outcomes(policy)].mean()
+            successes = lengths[self.outcomes(policy)]
+            means[policy] = successes.mean() if len(successes) else math.nan
         return float(means["final"] / means["base"])
 
     def mean(self, *keys: str) -> float:
