@@ -11,7 +11,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .PHONY: help setup demo cluster-demo test test-slow lint soak bench-demo bench-cache bench-memory bench-house bench-coordinator bench-autoscaling \
-	bench-weights bench-operations bench-samplers bench-models bench-gpu pretrain-embedded clean
+	bench-weights bench-operations bench-samplers bench-models bench-gpu evidence pretrain-embedded clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -76,6 +76,9 @@ bench-memory: setup  ## memory that 1,280 full-size episodes take in optimize, i
 
 bench-house: setup  ## sizes of rooms and files, loops, files per change (WEIGHTS="OLD NEW" CI_LOG=FILE: into its results)
 	$(BIN)/python -m benchmarks.house $(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(CI_LOG),--ci-log $(CI_LOG))
+
+evidence: setup  ## the paper's comparisons, cell by cell, for hours; goes on with what is missing (EVIDENCE="--methods wmpo dpo --seeds 0")
+	$(BIN)/python -m benchmarks.evidence $(EVIDENCE)
 
 bench-models: setup  ## parity with published fixtures, memory of loading (FIXTURES=tests/golden)
 	$(BIN)/python -m benchmarks.models --fixtures $(FIXTURES)

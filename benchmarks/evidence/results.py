@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from wmpo_ray.statistics.paired import Pairs, bootstrap_difference, mcnemar
 
 from benchmarks.evidence.cells import read
 from benchmarks.evidence.plan import ALL, BUDGET, METHODS, SEEDS, Cell
 from wmpo_ray.runs.trust import versions
 from wmpo_ray.statistics.agreement import correlation
+from wmpo_ray.statistics.paired import Pairs, bootstrap_difference, mcnemar
 
 FAMILIES = {  # the best setting of each counts
     "online GRPO": ("grpo-online-8", "grpo-online-64"),
