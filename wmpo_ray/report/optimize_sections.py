@@ -16,6 +16,14 @@ from wmpo_ray.report.run_data import RunData, mapping, number
 NOT_STARTED = "Nothing yet: metrics.jsonl has no such metrics because optimize has not started."
 EXPLOITATION = 0.05  # a rise of imagined and a fall of real success that are no noise any more
 QUEUE_TONES = {"admit": "strong", "uniform": "third", "outside": "second", "stale": "warn", "surplus": "faint"}
+LEARNING = (  # where the policy learns from recorded episodes: the loss of GRPO says nothing
+    ("policy/loss", "Loss", "Mean over the steps of an update."),
+    (
+        "preference/accuracy",
+        "Preference accuracy",
+        "Share of pairs whose preferred trajectory gained more; a half is chance.",
+    ),
+)
 TIMES = (("imagine", "imagined"), ("score", "second"), ("update", "final"), ("broadcast", "warn"))
 
 
@@ -129,6 +137,7 @@ def health_section(run: RunData) -> Markup:
     """Signs that the policy updates are sound."""
     charts = []
     for key, title, how in (
+        *(() if has_queue(run) else LEARNING),
         (
             "policy/clip_fraction",
             "Clipped share",
