@@ -204,7 +204,9 @@ def measure_cost(prepared: Path, folder: Path, num_updates: int) -> Figures:
         f"mean of {len(shares)} pairs in one run"
     )
     own, own_low, own_high = mean_interval(telemetry.own_shares)
-    own_unit = "of an update's processor time goes to exporting its metrics: calls, and the thread that sets gauges again"
+    own_unit = (
+        "of an update's processor time goes to exporting its metrics: calls, and the thread that sets gauges again"
+    )
     return {
         "metrics_cost_share": figure(mean, unit) | {"interval": [low, high]},
         "metrics_own_share": figure(own, own_unit) | {"interval": [own_low, own_high]},

@@ -19,7 +19,10 @@ from wmpo_ray.core.errors import UserError
 def test_auto_where_no_cluster_runs(monkeypatch, tmp_path):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    with hide_local_clusters(), pytest.raises(UserError, match='no Ray cluster runs on this machine, so "auto" finds none; .*cluster.address'):
+    with (
+        hide_local_clusters(),
+        pytest.raises(UserError, match='no Ray cluster runs on this machine, so "auto" finds none; .*cluster.address'),
+    ):
         require_cluster("auto")
 
 
