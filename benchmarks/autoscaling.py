@@ -26,6 +26,7 @@ from ray.autoscaler.v2.sdk import get_cluster_status
 
 from benchmarks.results_file import write_results
 from cluster.host.ports import free_port
+from cluster.host.ray_private import FAKE_NODE_PROVIDER
 from cluster.runtimes.resources import ray_options
 from cluster.workers.elasticity import Autoscaler
 from cluster.workers.placement import PlacementBook, Reservation, bundle_of
@@ -34,7 +35,6 @@ from wmpo_ray.config.run import Config
 # Any loopback address but 127.0.0.1, which Ray's drivers take for "this machine" and turn into its outer address.
 HEAD_IP = "127.0.0.2"
 HEAD_ID = "f" * 51 + "00000"  # what the provider of fake nodes calls the head
-PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 COMMANDS = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
@@ -139,7 +139,7 @@ class AutoscalingCluster:
         head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
         node = {"resources": dict(worker), "node_config": {}, "min_workers": 0, "max_workers": max_workers}
         # "external" and not "fake_multinode": the defaults of the latter are in a file that the wheel lacks.
-        provider = {"type": "external", "module": PROVIDER, "gcs_address": self.address}
+        provider = {"type": "external", "module": FAKE_NODE_PROVIDER, "gcs_address": self.address}
         return {
             "cluster_name": "fake",
             "max_workers": max_workers,

@@ -116,7 +116,7 @@ def figures_of(runs: list[dict]) -> dict[str, dict]:
         mean, low, high = mean_interval(values)
         return {"value": mean, "unit": unit, "interval": [low, high], "seeds": values}
 
-    gate = [run["stages"]["gate"]["figures"] for run in runs]
+    gate = [run["stages"]["gate"]["metrics"] for run in runs]
     figures = {
         "seconds": {**figure([run["wall_s"] for run in runs], "s"), "value": max(run["wall_s"] for run in runs)},
         "peak_memory_gb": {
@@ -129,7 +129,7 @@ def figures_of(runs: list[dict]) -> dict[str, dict]:
         "gain_points": figure([run["result"]["gain_points"] for run in runs], "points"),
         "label_agreement": figure([g["label_agreement"] for g in gate], "share"),
         "unverified_label_agreement": figure([g["unverified_label_agreement"] for g in gate], "share"),
-        "reward_f1": figure([run["stages"]["reward-model"]["figures"]["f1"] for run in runs], "F1"),
+        "reward_f1": figure([run["stages"]["reward-model"]["metrics"]["f1"] for run in runs], "F1"),
     }
     for stage in runs[0]["stages"]:
         figures[f"stage_{stage.replace('-', '_')}_s"] = figure([run["stages"][stage]["seconds"] for run in runs], "s")

@@ -3,7 +3,7 @@
     python -m benchmarks.operations [--run DIR] [--updates 40]
 
 Measures the seconds from the submission of the demo's GRPO stage until its first group is imagined; how many of the
-board's queries return data, with one worker killed on the way; what the live figures cost, on against off, update by
+board's queries return data, with one worker killed on the way; what the live metrics cost, on against off, update by
 update within one run; and which doors answer without a token. Needs Prometheus.
 """
 
@@ -111,7 +111,7 @@ def kill_a_worker(out: Path) -> None:
     os.kill([line["pid"] for line in lines if line["role"] == "imagination"][-1], signal.SIGKILL)
 
 
-# -- what the figures cost ---------------------------------------------------------------------------------------
+# -- what the metrics cost ---------------------------------------------------------------------------------------
 
 
 class Timed:
@@ -140,7 +140,7 @@ class SwitchedTelemetry(Telemetry):
         super().__init__()
         self._traces = TraceLog(traces, 4)
         self.seconds: list[tuple[bool, float]] = []  # (whether it listened, processor time of the process per group)
-        self.own_shares: list[float] = []  # of an update's processor time, what telling its figures took
+        self.own_shares: list[float] = []  # of an update's processor time, what exporting its metrics took
         self._began = 0.0
         self._num_groups = 0  # of the updates before
         self._switch(True)
@@ -172,7 +172,7 @@ class SwitchedTelemetry(Telemetry):
 
 
 def measure_cost(prepared: Path, folder: Path, num_updates: int) -> Figures:
-    """Everything in this process, so that its processor time is all there is; figures go to a real Ray."""
+    """Everything in this process, so that its processor time is all there is; metrics go to a real Ray."""
     settings = [f"grpo.num_updates={num_updates}", "evaluation.every_updates=0"]
     config = copy_run(prepared, folder / "cost", settings)
     configure_process(config.cluster.threads_per_process)
@@ -200,11 +200,13 @@ def measure_cost(prepared: Path, folder: Path, num_updates: int) -> Figures:
     shares = [(dict(pair)[True] / dict(pair)[False]) - 1 for pair in pairs]
     mean, low, high = mean_interval(shares)
     unit = (
-        "processor time of an update, for each group of it, with figures over without, minus 1; "
+        "processor time of an update, for each group of it, with metrics over without, minus 1; "
         f"mean of {len(shares)} pairs in one run"
     )
     own, own_low, own_high = mean_interval(telemetry.own_shares)
-    own_unit = "of an update's processor time goes to telling its figures: calls, and the thread that sets gauges again"
+    own_unit = (
+        "of an update's processor time goes to exporting its metrics: calls, and the thread that sets gauges again"
+    )
     return {
         "metrics_cost_share": figure(mean, unit) | {"interval": [low, high]},
         "metrics_own_share": figure(own, own_unit) | {"interval": [own_low, own_high]},
@@ -218,7 +220,7 @@ def figure(value: float, unit: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, help="a run of the demo done up to the gate; it is copied")
-    parser.add_argument("--updates", type=int, default=40, help="in the run that tells what the figures cost")
+    parser.add_argument("--updates", type=int, default=40, help="in the run that measures what the metrics cost")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -16,12 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import ray._private.utils
-import ray._raylet
-from ray._private.node import Node
-from ray._private.ray_constants import PROCESS_TYPE_RAYLET
 from ray.cluster_utils import Cluster
-from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+from cluster.host.ray_private import Node, drain_node, raylet_pid, read_ray_address, reset_ray_address
 
 # Any loopback address but 127.0.0.1, which Ray's drivers take for "this machine" and turn into its outer address.
 NODE_IP = "127.0.0.2"
@@ -81,8 +78,8 @@ class CrashableCluster:
         address = self._cluster.address
         self._cluster.shutdown()
         self._starter.shutdown()
-        if address and ray._private.utils.read_ray_address() == address:
-            ray._private.utils.reset_ray_address()  # nobody else is to look for this cluster
+        if address and read_ray_address() == address:
+            reset_ray_address()  # nobody else is to look for this cluster
         for key, value in self._before.items():
             os.environ.pop(key, None) if value is None else os.environ.update({key: value})
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -94,9 +91,7 @@ class CrashableCluster:
     @property
     def nodes(self) -> list[Node]:
         """All but the head, the oldest first."""
-        return sorted(
-            self._cluster.worker_nodes, key=lambda node: node.all_processes[PROCESS_TYPE_RAYLET][0].process.pid
-        )
+        return sorted(self._cluster.worker_nodes, key=raylet_pid)
 
     def add_node(self) -> Node:
         """Another one beside the head; returns once it is there."""
@@ -108,13 +103,7 @@ class CrashableCluster:
 
     def drain_node(self, node: Node, seconds: float) -> None:
         """What a cloud does before it takes a spot machine back. Raises RuntimeError if the GCS does not accept it."""
-        deadline_ms = int((time.time() + seconds) * 1000)
-        reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-        accepted, why = ray._raylet.GcsClient(address=self.address).drain_node(
-            node.node_id, reason, "preempted", deadline_ms
-        )
-        if not accepted:
-            raise RuntimeError(f"the drain request was not accepted: {why}")
+        drain_node(self.address, node.node_id, int((time.time() + seconds) * 1000))
 
     def restart_gcs(self, away_s: float) -> Future[None]:
         """Kill the GCS now and start it again after a while; resolves when that is done."""
@@ -133,8 +122,7 @@ class CrashableCluster:
 
 def actors_of(node: Node, cls: str) -> list[int]:
     """Process ids of the actors of a class on a node."""
-    raylet = node.all_processes[PROCESS_TYPE_RAYLET][0].process.pid
-    return [pid for pid, title in _children(raylet) if title.startswith(f"ray::{cls}")]
+    return [pid for pid, title in _children(raylet_pid(node)) if title.startswith(f"ray::{cls}")]
 
 
 def _children(parent: int) -> Iterator[tuple[int, str]]:

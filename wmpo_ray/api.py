@@ -28,7 +28,7 @@ from wmpo_ray.data.store import load_episodes
 from wmpo_ray.environments.environment_world import EnvironmentWorld
 from wmpo_ray.registry import load_policy, load_reward_model, load_world_model, make_environment
 from wmpo_ray.report.result_sections import verdict
-from wmpo_ray.report.run_data import read_figures
+from wmpo_ray.report.run_data import read_run_metrics
 from wmpo_ray.report.run_view import progress, run_html
 from wmpo_ray.rollout.act import SeedsOf, act
 from wmpo_ray.rollout.fidelity import starts_of
@@ -68,7 +68,7 @@ class Run:
         return RunFolder(self.path).summary
 
     def __repr__(self) -> str:
-        run = read_figures(self.path)
+        run = read_run_metrics(self.path)
         return f"<run {run.name!r} in {self.path}: {progress(run)} {verdict(run)}>"
 
     def _repr_html_(self) -> str:

@@ -88,7 +88,8 @@ def compare(
     first: Annotated[Path, typer.Argument(metavar="A", parser=user_path, help="Folder of a run.")],
     second: Annotated[Path, typer.Argument(metavar="B", parser=user_path, help="Folder of another one.")],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", parser=user_path, help="HTML file to write.")
+        Path | None,
+        typer.Option("--out", metavar="FILE", parser=user_path, help="HTML file to write; beside A if absent."),
     ] = None,
 ) -> None:
     """Compare two runs: metrics with intervals, significance, curves, settings."""
@@ -98,13 +99,13 @@ def compare(
 
     comparison = compare_runs(first, second)
     names = (first.resolve().name, second.resolve().name)
-    path = out if out is not None else Path(f"compare-{names[0]}-{names[1]}.html")
+    path = out if out is not None else first.resolve().parent / f"compare-{names[0]}-{names[1]}.html"
     if not path.parent.is_dir():
         raise UserError(f"--out {path}: the folder {path.parent} does not exist")
     console = make_console()
     console.print(comparison_tables(comparison))
     atomic_write(path, render_comparison(comparison))
-    _print_path(console, str(path))
+    _print_path(console, f"comparison: {path}")
 
 
 def _print_path(console: Console, text: str) -> None:

@@ -35,7 +35,7 @@ class Status:
             self._facts |= facts
 
     def progress(self, done: int, total: int, metrics: dict[str, float]) -> None:
-        self.update(progress={"done": done, "total": total, "figures": metrics})
+        self.update(progress={"done": done, "total": total, "metrics": metrics})
 
     def fault(self, record: logging.LogRecord) -> None:
         """A warning or an error: the newest few are shown."""

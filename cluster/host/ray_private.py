@@ -6,21 +6,37 @@ used: that takes seconds, and most processes never need them.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
+from unittest import mock
 
+from ray._common.utils import reset_ray_address
 from ray._private import services as _services
 from ray._private import worker as _worker
+from ray._private.node import Node
 from ray._private.state import state as _state
-from ray._private.utils import write_ray_address
+from ray._private.utils import read_ray_address, write_ray_address
+
+# The provider whose nodes are processes of one machine, as a cluster's configuration names it.
+FAKE_NODE_PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 
 __all__ = [
+    "FAKE_NODE_PROVIDER",
+    "Node",
     "address_from_environment",
     "autoscaler_config",
     "block_sizes",
+    "check_cluster_config",
     "dashboard_url",
+    "drain_node",
     "draining_nodes",
     "grpc_channel",
+    "hide_local_clusters",
+    "is_token_auth_enabled",
     "raised_in_worker",
+    "raylet_pid",
+    "read_ray_address",
+    "reset_ray_address",
     "train_record_name",
     "write_ray_address",
 ]
@@ -54,6 +70,46 @@ def autoscaler_config() -> Any:
 def draining_nodes() -> dict[str, int]:
     """Node -> time of its end, milliseconds since the epoch."""
     return _state.get_draining_nodes()
+
+
+def drain_node(address: str, node_id: str, deadline_ms: int) -> None:
+    """Announce to the GCS at `address` that a node is preempted; milliseconds since the epoch.
+
+    Raises RuntimeError if the GCS does not accept it.
+    """
+    from ray._raylet import GcsClient
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+    reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    accepted, why = GcsClient(address=address).drain_node(node_id, reason, "preempted", deadline_ms)
+    if not accepted:
+        raise RuntimeError(f"the drain request was not accepted: {why}")
+
+
+def raylet_pid(node: Node) -> int:
+    """The process of a node that this process started; its workers are the children."""
+    from ray._private.ray_constants import PROCESS_TYPE_RAYLET
+
+    return node.all_processes[PROCESS_TYPE_RAYLET][0].process.pid
+
+
+def is_token_auth_enabled() -> bool:
+    """Whether Ray's processes ask each other for a token."""
+    from ray._private.authentication.authentication_utils import is_token_auth_enabled as is_enabled
+
+    return is_enabled()
+
+
+def check_cluster_config(config: dict[str, Any]) -> None:
+    """What `ray up` checks of its YAML file. Raises ValidationError of jsonschema."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    validate_config(prepare_config(config))
+
+
+def hide_local_clusters() -> AbstractContextManager[Any]:
+    """While it is entered, this process finds no cluster of this machine. For tests: others may run one beside them."""
+    return mock.patch.object(_services, "find_gcs_addresses", set)
 
 
 def train_record_name() -> str:

@@ -26,11 +26,20 @@ LEARNING = Row(
             band=("real, low", "real, high"),
         ),
         Panel(
+            "Rollout success",
+            "Share of the training rollouts in the real environment that succeeded, last update. Empty for recipes that "
+            "train on imagined rollouts or on recorded episodes.",
+            SHARE,
+            (query(gauge("wmpo_rollout_success_rate"), "rollouts"),),
+            6,
+            maximum=1,
+        ),
+        Panel(
             "Label agreement",
             "Share of imagined outcomes that execution of the same actions confirmed. Below 80% the reward is noise.",
             SHARE,
             (query(gauge("wmpo_label_agreement_rate"), "agreement"),),
-            12,
+            6,
             thresholds=((None, BAD), (0.8, WARN), (0.9, OK)),
             maximum=1,
         ),

@@ -101,7 +101,7 @@ class DoorReport:
     def beyond_loopback(self) -> tuple[Listener, ...]:
         return tuple(listener for listener in self.listeners if not listener.is_loopback)
 
-    def figures(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, Any]:
         """JSON-ready."""
         return {
             "doors_tested": len(self.doors),

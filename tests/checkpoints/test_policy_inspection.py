@@ -122,7 +122,7 @@ def test_a_value_that_is_no_number_is_found_at_load_too(folder, dtype):
     ("name", "content"),
     [
         ("tokenizer.json", "{"),
-        ("dataset_statistics.json", '{"coffee": {"action": {"q01": [0], "q99": [1]}}}'),
+        ("dataset_statistics.json", '{"coffee": {"action": {"q01": [0], "q99": [1, 2]}}}'),
         ("preprocessor_config.json", '{"tvf_normalize_params": 3}'),
     ],
 )

@@ -152,6 +152,6 @@ def test_what_the_readme_shows_runs_as_it_stands(whole_run, tmp_path, monkeypatc
             before = {name: tensor.clone() for name, tensor in names["run"].policy().state_dict().items()}
         exec(line, names)  # noqa: S102  the README is ours
     run = names["run"]
-    assert run.summary["stages"]["optimize"]["figures"]["num_updates"] == 3
+    assert run.summary["stages"]["optimize"]["metrics"]["num_updates"] == 3
     assert any(not torch.equal(tensor, before[name]) for name, tensor in run.policy().state_dict().items())
     assert Path("runs/demo/metrics.jsonl").read_text().count("policy/loss") == 3

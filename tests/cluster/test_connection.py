@@ -8,19 +8,21 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
-from ray._private import services
 
 from cluster.host import connection
 from cluster.host.connection import require_cluster
 from cluster.host.local_cluster import LocalCluster
+from cluster.host.ray_private import hide_local_clusters
 from wmpo_ray.core.errors import UserError
 
 
 def test_auto_where_no_cluster_runs(monkeypatch, tmp_path):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    monkeypatch.setattr(services, "find_gcs_addresses", set)  # others may run one on this machine
-    with pytest.raises(UserError, match='no Ray cluster runs on this machine, so "auto" finds none; .*cluster.address'):
+    with (
+        hide_local_clusters(),
+        pytest.raises(UserError, match='no Ray cluster runs on this machine, so "auto" finds none; .*cluster.address'),
+    ):
         require_cluster("auto")
 
 
@@ -31,10 +33,9 @@ def test_auto_where_the_last_cluster_has_ended(monkeypatch, tmp_path):
         ended = f"127.0.0.1:{probe.getsockname()[1]}"
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    monkeypatch.setattr(services, "find_gcs_addresses", set)
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray" / "ray_current_cluster").write_text(ended)
-    with pytest.raises(UserError, match=f"nothing answers at {ended}.*RAY_ADDRESS"):
+    with hide_local_clusters(), pytest.raises(UserError, match=f"nothing answers at {ended}.*RAY_ADDRESS"):
         require_cluster("auto")
 
 

@@ -16,9 +16,9 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from ray.autoscaler._private.util import prepare_config, validate_config
 
 from cluster.host.preemption import LEAVE_WITHIN_S
+from cluster.host.ray_private import check_cluster_config
 from cluster.loop.team import HAND_BACK_S
 from tests.support.documents import ROOT
 from tests.support.manifests import DEPLOY, cluster_spec, containers, documents, manifest, parse_wmpo, pod_specs, stages
@@ -273,9 +273,9 @@ def test_images_start_from_pinned_public_ones_and_take_what_is_needed():
 
 def test_the_ray_up_file_is_one_for_ray_and_carries_the_token():
     config = yaml.safe_load((DEPLOY / "ray-up.yaml").read_text())
-    validate_config(prepare_config(copy.deepcopy(config)))
+    check_cluster_config(copy.deepcopy(config))
     with pytest.raises(jsonschema.ValidationError):
-        validate_config(prepare_config(copy.deepcopy(config) | {"setup_command": []}))
+        check_cluster_config(copy.deepcopy(config) | {"setup_command": []})
     assert "~/.ray/auth_token" in config["file_mounts"]
     assert any("chmod 600 ~/.ray/auth_token" in command for command in config["setup_commands"])
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import cli as ray_cli
 
+from cluster.host.ray_private import check_cluster_config
 from tests.support.documents import ROOT, commands_of
 from tests.support.manifests import (
     DEPLOY,
@@ -53,7 +53,7 @@ def check_command(command: str) -> None:
         case ["kubectl", "port-forward", service, "8265"]:
             assert service == f"service/{manifest('raycluster.yaml')['metadata']['name']}-head-svc"
         case ["ray", "up" | "down" | "dashboard", *_, file]:
-            validate_config(prepare_config(yaml.safe_load((ROOT / file).read_text())))
+            check_cluster_config(yaml.safe_load((ROOT / file).read_text()))
             check_ray_options(words[1:-1])
         case ["ray", "get-auth-token", *_]:
             check_ray_options(words[1:])

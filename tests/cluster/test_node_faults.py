@@ -20,10 +20,10 @@ from pathlib import Path
 
 import pytest
 import ray
-from ray._private.node import Node
 
 from actors.rollout_actor import RolloutActor
 from benchmarks.soak_cluster import CrashableCluster
+from cluster.host.ray_private import Node
 from cluster.loop.learner_driver import Saved
 from cluster.loop.ledger import FILE_NAME, Ledger, State
 from cluster.loop.rollouts import Imagined, Scored

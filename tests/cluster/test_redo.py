@@ -53,7 +53,7 @@ def test_more_updates_end_with_the_bits_of_a_run_that_had_them_from_the_beginnin
     summary = run(folder, *THREE, "evaluation.num_starts=8")
     assert files(folder / "models" / "policy") == files(three_updates / "models" / "policy")
     assert {name: files(folder / "models" / name) for name in untouched} == untouched
-    assert summary["stages"]["optimize"]["figures"]["resumed_from"] == 2
+    assert summary["stages"]["optimize"]["metrics"]["resumed_from"] == 2
     trained = [line["update"] for line in JsonlTracker.read(folder) if "policy/loss" in line]
     assert trained == [1, 2, 3]
     assert summary["result"]["final_success"]["num"] == 8
@@ -108,7 +108,7 @@ def test_a_stage_alone_names_what_must_be_redone_before_it(whole_run, tmp_path):
     folder = whole_run.copy(tmp_path / "run")
     with pytest.raises(UserError, match=r"stage gate needs reward-model \(reward.steps: 120 -> 10\) first"):
         run(folder, "reward.steps=10", only="gate")
-    assert run(folder, only="gate")["stages"]["gate"]["figures"]["passed"]
+    assert run(folder, only="gate")["stages"]["gate"]["metrics"]["passed"]
 
 
 def test_a_second_round_begins_with_what_the_first_one_left(whole_run, tmp_path):
@@ -120,8 +120,8 @@ def test_a_second_round_begins_with_what_the_first_one_left(whole_run, tmp_path)
     round_two = folder / "rounds" / "2"
     collected, earlier = (load_episodes(path / "trajectories" / "collect.parquet") for path in (round_two, folder))
     assert set(collected.seeds.tolist()).isdisjoint(earlier.seeds.tolist())
-    before = summary["stages"]["world-model-2"]["figures"]["psnr_db_before"]
-    assert before != summary["stages"]["world-model"]["figures"]["psnr_db_before"]
+    before = summary["stages"]["world-model-2"]["metrics"]["psnr_db_before"]
+    assert before != summary["stages"]["world-model"]["metrics"]["psnr_db_before"]
     assert files(round_two / "models" / "world-model") != files(folder / "models" / "world-model")
     assert summary["recipe"]["stages"][-1] == "evaluate" and "optimize-2" in summary["recipe"]["stages"]
     assert json.loads((folder / "status.json").read_text())["state"] == "stopped"

@@ -72,7 +72,7 @@ import os
 from cluster.host.security import prepare_ray
 prepare_ray("")
 import ray
-from ray._private.authentication.authentication_utils import is_token_auth_enabled
+from cluster.host.ray_private import is_token_auth_enabled
 print(is_token_auth_enabled(), ray.util.get_node_ip_address())
 """
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}

@@ -52,7 +52,7 @@ def test_it_leaves_what_the_readme_lists(on_ray):
 
 def test_without_ray_every_stage_gives_the_same_weights(on_ray, whole_run):
     ours, other = (json.loads((folder / "summary.json").read_text()) for folder in (whole_run.folder, on_ray[0]))
-    assert ours["stages"]["optimize"]["figures"]["weights"] == other["stages"]["optimize"]["figures"]["weights"]
+    assert ours["stages"]["optimize"]["metrics"]["weights"] == other["stages"]["optimize"]["metrics"]["weights"]
     assert ours["result"] == other["result"]
 
 

@@ -77,6 +77,15 @@ def test_a_recipe_without_imagination_is_not_described_as_wmpo(tmp_path: Path, k
     assert policy in status and "imagined" not in status and ("rollout" in status) == (kind == "grpo-online")
 
 
+def test_what_dpo_learns_is_charted(tmp_path: Path):
+    folder = write_run(tmp_path / "run", "dpo")
+    assert "Preference accuracy" not in shown(write_report(folder).read_text(encoding="utf-8"))
+    lines = [{"update": n, "policy/loss": 0.7 / n, "preference/accuracy": 1 - 0.5 / n} for n in (1, 2)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert "Preference accuracy" in shown(page) and "0.35" in shown(page) and "0.75" in shown(page)
+
+
 def test_time_of_rollouts_is_not_called_imagination(tmp_path: Path):
     page = write_report(write_run(tmp_path / "run", "grpo-online")).read_text(encoding="utf-8")
     assert "rollout: " in page and "imagine: " not in page

@@ -58,10 +58,10 @@ def test_every_number_of_the_result_stands_on_the_page(page: str):
     assert summary["result"]["gain_points"] in values
     seconds = {stage["seconds"] for stage in summary["stages"].values()}
     assert seconds | {sum(stage["seconds"] for stage in summary["stages"].values())} <= values
-    gate = summary["stages"]["gate"]["figures"]
+    gate = summary["stages"]["gate"]["metrics"]
     assert {gate[key] for key in ("label_agreement", "f1", "grasp_agreement", "placement_agreement")} <= values
     assert set(gate["bounds"].values()) <= values
-    assert summary["stages"]["reward-model"]["figures"]["f1"] in values
+    assert summary["stages"]["reward-model"]["metrics"]["f1"] in values
     text = Page(page).text
     assert "from 41.0% to 58.2% on 512 held-out start states, +17.2 points" in text
     assert all(word in text for word in (summary["config_hash"], summary["machine"], *summary["versions"].values()))
@@ -164,7 +164,7 @@ def test_names_from_files_are_text_and_nothing_else(tmp_path: Path):
         return HOSTILE if isinstance(data, str) else data
 
     summary = poisoned(fake_summary())
-    summary["stages"][HOSTILE] = {"seconds": 1.0, "figures": {HOSTILE: HOSTILE}}
+    summary["stages"][HOSTILE] = {"seconds": 1.0, "metrics": {HOSTILE: HOSTILE}}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     write_videos(tmp_path / "videos", {name: 1 for name in NUM_VIDEOS}, instructions=[HOSTILE])
     parsed = Page(write_report(tmp_path).read_text(encoding="utf-8"))

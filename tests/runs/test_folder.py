@@ -10,6 +10,7 @@ import pytest
 from wmpo_ray.config.dumping import config_hash
 from wmpo_ray.config.run import Config, GrpoConfig
 from wmpo_ray.core.errors import UserError
+from wmpo_ray.report.run_data import read_run_metrics
 from wmpo_ray.runs.checkpoint import save_checkpoint
 from wmpo_ray.runs.folder import RunFolder
 
@@ -82,7 +83,7 @@ def test_a_stage_is_begun_until_it_is_finished(tmp_path):
         assert run.begun("policy") == {"made_from": {"key": "a"}, "is_clear": True} and not run.is_done("policy")
         run.finish("policy", 1.0, {"loss": 2.0}, {"key": "a"})
         assert run.begun("policy") is None
-        assert run.record("policy") == {"seconds": 1.0, "figures": {"loss": 2.0}, "made_from": {"key": "a"}}
+        assert run.record("policy") == {"seconds": 1.0, "metrics": {"loss": 2.0}, "made_from": {"key": "a"}}
 
 
 def with_state(path: Path, content: str) -> list[Path]:
@@ -178,6 +179,18 @@ def test_a_damaged_config_is_named(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(UserError, match=r"config\.json"):
         RunFolder.open(tmp_path, CONFIG)
+
+
+def test_a_run_of_an_earlier_version_opens_and_is_written_in_the_form_of_today(tmp_path):
+    with RunFolder.open(tmp_path, CONFIG) as run:
+        run.finish("demos", 1.0, {"num": 60})
+    path = tmp_path / "summary.json"
+    path.write_text(path.read_text().replace('"metrics"', '"figures"'))
+    assert read_run_metrics(tmp_path).stage_metrics("demos") == {"num": 60}
+    with RunFolder.open(tmp_path, CONFIG) as run:
+        assert run.metrics("demos") == {"num": 60}
+        run.finish("policy", 2.0, {})
+    assert json.loads(path.read_text())["stages"]["demos"] == {"seconds": 1.0, "metrics": {"num": 60}}
 
 
 def test_only_a_run_folder_can_be_looked_at(tmp_path):

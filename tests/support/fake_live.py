@@ -96,7 +96,7 @@ def fake_status(now: float | None = None, stage: str = "optimize", num_workers: 
         "stage": stage,
         "stages_done": list(STAGES[: STAGES.index(stage)]),
         "stages": list(STAGES),
-        "progress": {"done": 7, "total": 15, "figures": {"loss": 0.2691}},
+        "progress": {"done": 7, "total": 15, "metrics": {"loss": 0.2691}},
         "faults": [
             {"time": now - 95, "event": "worker.lost", "text": "imagination-1 was lost: killed by signal 9"},
             {"time": now - 80, "event": "worker.back", "text": "imagination-1 serves again after 14.8 s"},

@@ -65,7 +65,7 @@ def fake_summary() -> dict[str, Any]:
         "versions": {"wmpo-ray": "0.1.0", "torch": "2.13.0", "ray": "2.60.0", "python": "3.11.9"},
         "machine": "2 CPU cores, 16 GB, no GPU",
         "recipe": {"kind": "wmpo", "stages": list(STAGES)},
-        "stages": {stage: {"seconds": seconds[stage], "figures": metrics[stage]} for stage in seconds},
+        "stages": {stage: {"seconds": seconds[stage], "metrics": metrics[stage]} for stage in seconds},
         "result": {
             "base_success": {"value": 0.4102, "low": 0.3684, "high": 0.4533, "num": 512},
             "final_success": {"value": 0.5820, "low": 0.5389, "high": 0.6240, "num": 512},

@@ -50,5 +50,7 @@ def test_runs_looks_where_the_environment_says(app, done: Path, tmp_path: Path, 
 def test_compare_writes_a_page(app: typer.Typer, running: Path, done: Path, tmp_path: Path):
     text = call(app, "compare", running, done, "--out", tmp_path / "page.html")
     assert "All settings are equal" in text and (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+    beside = done.parent / f"compare-{done.name}-{running.name}.html"
+    assert str(beside) in call(app, "compare", done, running).replace("\n", "") and beside.is_file()
     with pytest.raises(UserError, match="does not exist"):
         call(app, "compare", running, done, "--out", tmp_path / "nowhere" / "page.html")

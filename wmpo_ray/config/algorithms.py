@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from wmpo_ray.core.section import Count, NonNegative, Positive, Section, Share, shown
+from wmpo_ray.core.section import Count, NonNegative, Positive, Section, Share, Trajectories, shown
 
 Source = Literal["online", "offline"]
 
@@ -37,11 +37,11 @@ class TrainingSection(Section):
     source: ClassVar[Source]  # rollouts of the newest weights, or recorded episodes
     learns_every_step: ClassVar[bool] = False  # what to do is learned at every step, not only where a chunk begins
 
-    num_updates: Count = 15
+    num_updates: Annotated[int, Field(ge=1, le=10**7)] = 15
     learning_rate: Positive = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: NonNegative = 0.0
-    minibatch_trajectories: Count = 64
+    minibatch_trajectories: Trajectories = 64
     num_epochs: Count = 1
     # Chunks that a learner rank computes at once, which bounds the memory of activations; 0: its whole mini-batch.
     chunks_per_pass: Annotated[int, Field(ge=0)] = 0
@@ -74,7 +74,7 @@ class OfflineSection(TrainingSection):
 
     source: ClassVar[Source] = "offline"
 
-    episodes_per_update: Count = 64  # drawn without replacement; all, where there are fewer
+    episodes_per_update: Trajectories = 64  # drawn without replacement; all, where there are fewer
 
     def check(self, name: str) -> None:
         """Raises ValueError for sizes that do not fit each other; `name`: of the section."""

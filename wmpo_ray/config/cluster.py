@@ -10,9 +10,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from wmpo_ray.core.section import Count, NonNegative, Positive, Section, shown
+from wmpo_ray.core.section import MAX_PROCESSES, Count, Positive, Processes, Section, shown
 
 Size = int | tuple[int, int]  # a fixed number of actors, or (min, max)
+Cpus = Annotated[float, Field(ge=0, le=4096)]
 
 
 def bounds(size: Size) -> tuple[int, int]:
@@ -48,10 +49,10 @@ class ClusterConfig(Section):
     imagination_actors: Size = 2  # or [min, max]: elastic
     reward_actors: Size = 1
     environment_actors: Size = 1  # they evaluate and, without imagination, make the rollouts
-    learner_ranks: Count = 1  # processes that share the learner's weights (FSDP2)
+    learner_ranks: Processes = 1  # processes that share the learner's weights (FSDP2)
     training_workers: Size = 1  # of the supervised stages; more than one, or [min, max]: Ray Train
     device: Literal["auto", "cpu", "cuda"] = "auto"  # "auto": cuda in a process that sees a GPU
-    threads_per_process: Count = 1
+    threads_per_process: Annotated[int, Field(ge=1, le=4096)] = 1
     address: str = ""  # a running cluster; "" starts one on this machine
 
     @field_validator("address")
@@ -63,9 +64,10 @@ class ClusterConfig(Section):
     @classmethod
     def _check_size(cls, size: Size, info: ValidationInfo) -> Size:
         low, high = bounds(size)
-        if not (0 <= low <= high and high >= 1):
+        if not (0 <= low <= high and 1 <= high <= MAX_PROCESSES):
             raise ValueError(
-                f"cluster.{info.field_name} = {shown(size)}: a number of actors is 1 or more, or [min, max] with 0 <= min <= max and max >= 1"
+                f"cluster.{info.field_name} = {shown(size)}: a number of actors is 1 or more, or [min, max] with 0 <= min <= "
+                f"max and max >= 1, at most {MAX_PROCESSES}; change cluster.{info.field_name}"
             )
         return size
 
@@ -73,10 +75,10 @@ class ClusterConfig(Section):
     @classmethod
     def _check_workers(cls, size: Size) -> Size:
         low, high = bounds(size)
-        if not 1 <= low <= high:
+        if not 1 <= low <= high <= MAX_PROCESSES:
             raise ValueError(
-                f"cluster.training_workers = {shown(size)}: give a number of workers from 1 on, or [min, max] with "
-                "1 <= min <= max"
+                f"cluster.training_workers = {shown(size)}: give a number of workers from 1 to {MAX_PROCESSES}, or "
+                f"[min, max] with 1 <= min <= max <= {MAX_PROCESSES}; change cluster.training_workers"
             )
         return size
 
@@ -84,8 +86,8 @@ class ClusterConfig(Section):
 class RolePlacement(Section):
     """Resources of one actor of a role."""
 
-    cpus: NonNegative = 0.0
-    gpus: NonNegative = 0.0  # a fraction shares the GPU
+    cpus: Cpus = 0.0
+    gpus: Annotated[float, Field(ge=0, le=128)] = 0.0  # a fraction shares the GPU
     accelerator_type: str = ""  # such as "H100"; "": any
     labels: tuple[str, ...] = ()  # of the node, such as "ray.io/market-type=spot"
 
@@ -100,15 +102,15 @@ class RolePlacement(Section):
 
 
 class ImaginationPlacement(RolePlacement):
-    cpus: NonNegative = 0.7
+    cpus: Cpus = 0.7
 
 
 class RewardPlacement(RolePlacement):
-    cpus: NonNegative = 0.3
+    cpus: Cpus = 0.3
 
 
 class LearnerPlacement(RolePlacement):
-    cpus: NonNegative = 0.3
+    cpus: Cpus = 0.3
 
 
 class PlacementConfig(Section):

@@ -9,13 +9,15 @@ from pydantic import Field, field_validator, model_validator
 from wmpo_ray.core.section import Count, NonNegative, Positive, Section, Share, check_local
 from wmpo_ray.core.types import Disputed
 
-Steps = Annotated[int, Field(ge=0)]  # of a training; 0: the pretrained model is taken as it is
-MicroBatch = Annotated[int, Field(ge=0)]  # samples in one forward pass, gradients add up; 0: a worker's whole share
+Steps = Annotated[int, Field(ge=0, le=10**9)]  # of a training; 0: the pretrained model is taken as it is
+MicroBatch = Annotated[
+    int, Field(ge=0, le=10**7)
+]  # samples in one forward pass, gradients add up; 0: a worker's whole share
 
 
 class CloningConfig(Section):
     steps: Steps = 500
-    batch_size: Count = 64
+    batch_size: Annotated[int, Field(ge=1, le=10**7)] = 64
     micro_batch_size: MicroBatch = 0
     learning_rate: Positive = 5e-4
     weight_decay: NonNegative = 0.01
@@ -61,7 +63,7 @@ class PolicyConfig(Section):
 
 class WorldModelTrainingConfig(Section):
     steps: Steps = 300
-    batch_size: Count = 32
+    batch_size: Annotated[int, Field(ge=1, le=10**7)] = 32
     micro_batch_size: MicroBatch = 0
     learning_rate: Positive = 3e-4
     weight_decay: NonNegative = 0.01
@@ -117,7 +119,7 @@ class RewardConfig(Section):
     clip_length: Annotated[int, Field(ge=2)] = 4  # L
     min_steps: Annotated[int, Field(ge=0)] = 0  # windows that end before are not judged
     steps: Steps = 800
-    batch_size: Annotated[int, Field(ge=4)] = 64
+    batch_size: Annotated[int, Field(ge=4, le=10**7)] = 64
     micro_batch_size: MicroBatch = 0
     learning_rate: Positive = 2e-3
     weight_decay: NonNegative = 0.05

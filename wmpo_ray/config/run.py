@@ -40,7 +40,7 @@ from wmpo_ray.config.models import (
     WorldModelConfig,
     WorldModelTrainingConfig,
 )
-from wmpo_ray.core.section import Count, NonNegative, Positive, Section, Share, shown
+from wmpo_ray.core.section import Count, NonNegative, Positive, Section, Share, Trajectories, shown
 from wmpo_ray.kinds import ENVIRONMENTS, POLICIES, REWARD_MODELS, WORLD_MODELS
 
 __all__ = [
@@ -81,17 +81,17 @@ class EnvironmentConfig(Section):
 
     kind: str = "pocket"
     task: str = ""  # such as "Coffee_D0", of a kind that has several
-    horizon: Count = 32  # frames per episode, a multiple of rollout.chunk_length
+    horizon: Annotated[int, Field(ge=1, le=10**5)] = 32  # frames per episode, a multiple of rollout.chunk_length
     disruption: Literal["none", "position", "background", "texture"] = "none"
 
 
 class DemosConfig(Section):
-    num_trajectories: Count = 60
+    num_trajectories: Trajectories = 60
     action_noise: NonNegative = 0.2  # pixels, added to the expert's targets
 
 
 class CollectConfig(Section):
-    num_trajectories: Annotated[int, Field(ge=2)] = 128  # the real budget P of the paper
+    num_trajectories: Annotated[int, Field(ge=2, le=10**7)] = 128  # the real budget P of the paper
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.25
     temperature: Positive = 1.0
 
@@ -99,7 +99,7 @@ class CollectConfig(Section):
 class GateConfig(Section):
     """Bounds that the imagined world must meet before `optimize` starts."""
 
-    num_trajectories: Count = 256  # evaluation rollouts on held-out start states, not counted in P
+    num_trajectories: Trajectories = 256  # evaluation rollouts on held-out start states, not counted in P
     min_label_agreement: Share = 0.85
     min_f1: Share = 0.85
     min_event_agreement: Share = 0.8
@@ -109,9 +109,9 @@ class GateConfig(Section):
 
 class RolloutConfig(Section):
     chunk_length: Count = 4  # K
-    group_size: int = 8  # G
-    groups_per_update: Count = 40  # B
-    groups_per_request: Count = 4  # groups that one actor imagines in one batch
+    group_size: Annotated[int, Field(le=10**4)] = 8  # G
+    groups_per_update: Annotated[int, Field(ge=1, le=10**5)] = 40  # B
+    groups_per_request: Annotated[int, Field(ge=1, le=10**5)] = 4  # groups that one actor imagines in one batch
     temperature: Positive = 1.0
     world: Literal["imagination", "environment"] = (
         "imagination"  # where rollouts are made; an environment judges itself
@@ -163,10 +163,10 @@ class RecipeConfig(Section):
 
 
 class EvaluationConfig(Section):
-    num_starts: Count = 512
+    num_starts: Trajectories = 512
     temperature: NonNegative = 1.0  # 0: the most likely action
     every_updates: Annotated[int, Field(ge=0)] = 5  # real success on the way, for the curves; 0: never
-    num_starts_on_the_way: Count = 128
+    num_starts_on_the_way: Trajectories = 128
 
 
 class Config(AlgorithmSections):

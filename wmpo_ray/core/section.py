@@ -13,6 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from wmpo_ray.core.errors import ConfigError
 
 Count = Annotated[int, Field(ge=1)]
+# Bounds far above any run there is: what is beyond is a slip of the keyboard.
+Trajectories = Annotated[int, Field(ge=1, le=10**7)]
+MAX_PROCESSES = 10**4
+Processes = Annotated[int, Field(ge=1, le=MAX_PROCESSES)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]

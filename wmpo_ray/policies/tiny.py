@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
@@ -15,12 +15,20 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.interfaces import Decision
 from wmpo_ray.core.rounding import rounded
 from wmpo_ray.core.section import Count, Positive
 from wmpo_ray.core.seeding import keyed_noise
 from wmpo_ray.core.types import Observation
-from wmpo_ray.core.untrusted import NetworkSettings, check_finite, check_network
+from wmpo_ray.core.untrusted import (
+    MAX_SETTINGS_BYTES,
+    NetworkSettings,
+    check_finite,
+    check_network,
+    read_json,
+    read_settings,
+)
 from wmpo_ray.policies.action_tokens import decode_tokens, encode_actions, executed_tokens, sample_tokens
 from wmpo_ray.world_models.attention import attend
 
@@ -130,6 +138,14 @@ class TinyPolicy(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         """PyTorch's own initialisation is kept."""
+
+    @classmethod
+    def build_of(cls, folder: Path, num_tensors: int) -> Callable[[], Self]:
+        """What makes the network of a folder's config.json. Raises UserError for more layers than there are tensors."""
+        path = folder / "config.json"
+        if (settings := read_settings(path, _FileSettings)).num_layers > num_tensors:
+            raise UserError(f"{path} declares {settings.num_layers} layers; the weights are {num_tensors} tensors")
+        return lambda: cls(TinyPolicyHFConfig.from_dict(read_json(path, MAX_SETTINGS_BYTES)))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

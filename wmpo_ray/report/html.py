@@ -48,15 +48,17 @@ def _sections(run: RunData, trace: Trace | None) -> Markup:
     featured = [featured_section(run, budget)] if imagines else []
     pairs = [pairs_section(run, budget)] if imagines else []
     queue = [queue_section(run)] if has_queue(run) else []
+    update_time = [update_time_section(run)]
+    beside_time, beside_queue = ([], update_time) if queue else (update_time, [])  # cards in pairs leave no gap
     groups = [
-        ("", [result_section(run), *featured, success_section(run), time_section(run)]),
+        ("", [result_section(run), *featured, success_section(run), time_section(run), *beside_time]),
         (
             "Can imagination be trusted?" if imagines else "What the policy learned",
             [*_model_sections(run), failures_section(run), training_section(run)],
         ),
         (
             "How optimisation went",
-            [*queue, update_time_section(run), timeline_section(trace), health_section(run)],
+            [*queue, *beside_queue, timeline_section(trace), health_section(run)],
         ),
         (
             "Videos",

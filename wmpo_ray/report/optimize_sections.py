@@ -23,6 +23,14 @@ QUEUE_TONES = {
     "stale": "warn",
     "surplus": "faint",
 }
+LEARNING = (  # where the policy learns from recorded episodes: the loss of GRPO says nothing
+    ("policy/loss", "Loss", "Mean over the steps of an update."),
+    (
+        "preference/accuracy",
+        "Preference accuracy",
+        "Share of pairs whose preferred trajectory gained more; a half is chance.",
+    ),
+)
 TIMES = (("imagine", "imagined"), ("score", "second"), ("update", "final"), ("broadcast", "warn"))
 
 
@@ -136,6 +144,7 @@ def health_section(run: RunData) -> Markup:
     """Signs that the policy updates are sound."""
     charts = []
     for key, title, how in (
+        *(() if has_queue(run) else LEARNING),
         (
             "policy/clip_fraction",
             "Clipped share",

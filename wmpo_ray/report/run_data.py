@@ -11,11 +11,12 @@ import numpy as np
 
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.npz_files import load_npz
-from wmpo_ray.core.untrusted import parse_json, read_json, read_lines
+from wmpo_ray.core.untrusted import parse_json, read_lines
+from wmpo_ray.runs.summary_file import SUMMARY, read_summary
 
 MAX_VIDEO_FILE_BYTES = 2 * 2**30  # of a video file, and of what it unpacks to
 MAX_CURVES = 16  # a run trains a handful of models
-LARGEST = 1e30  # what is beyond is no figure of a run and would break the arithmetic of an axis
+LARGEST = 1e30  # what is beyond is no metric of a run and would break the arithmetic of an axis
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class RunData:
 
     def stage_metrics(self, stage: str) -> dict[str, Any]:
         """Metrics of a stage; empty if it has not run."""
-        return mapping(self.summary, "stages", stage, "figures")
+        return mapping(self.summary, "stages", stage, "metrics")
 
     def curve(self, key: str) -> list[tuple[float, float]]:
         """(update, value) of one metric, where it was logged."""
@@ -107,7 +108,7 @@ def read_run(folder: Path) -> RunData:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run folder; give the one that --out named")
-    run = read_figures(folder)
+    run = read_run_metrics(folder)
     videos, notes = folder / "videos", run.notes
     return replace(
         run,
@@ -117,10 +118,10 @@ def read_run(folder: Path) -> RunData:
     )
 
 
-def read_figures(folder: Path) -> RunData:
+def read_run_metrics(folder: Path) -> RunData:
     """The same without the videos: what `summary.json`, `metrics.jsonl` and `curves/*.jsonl` hold."""
     notes: list[str] = []
-    summary = _read_summary(folder / "summary.json", notes)
+    summary = _read_summary(folder / SUMMARY, notes)
     name = summary.get("name")
     return RunData(
         name=name if isinstance(name, str) and name else folder.resolve().name,
@@ -135,7 +136,7 @@ def _read_summary(path: Path, notes: list[str]) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        summary = read_json(path)
+        summary = read_summary(path)
     except UserError as error:
         notes.append(f"{path.name} is not readable as JSON ({error}).")
         return {}

@@ -38,13 +38,15 @@ h1 { margin: 0; font-size: 27px; line-height: 1.25; font-weight: 650; overflow-w
 h2 { margin: 0 0 6px; font-size: 16px; font-weight: 620; }
 h2.group { margin: 34px 0 12px; font-size: 20px; }
 h3 { margin: 0 0 4px; font-size: 14px; font-weight: 600; }
-.grid { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 14px; margin-bottom: 14px; }
+.grid {
+  display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); grid-auto-flow: dense; gap: 14px; margin-bottom: 14px;
+}
 .card {
   display: flex; flex-direction: column; min-width: 0; padding: 12px 18px 11px;
   background: var(--card); border: 1px solid var(--edge); border-radius: 10px;
 }
-.wide { grid-column: 1 / -1; }
-.thirds { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 20px; }
+.wide, .grid > :nth-last-child(1 of .card:not(.wide)):nth-child(odd of .card:not(.wide)) { grid-column: 1 / -1; }
+.thirds { display: grid; grid-template-columns: repeat(auto-fit, minmax(280px, 1fr)); gap: 20px; }
 .how { margin: auto 0 0; padding-top: 6px; color: var(--soft); font-size: 13px; line-height: 1.45; }
 .missing { margin: 0; color: var(--soft); font-style: italic; }
 .lead { margin: 0 0 8px; }
@@ -87,6 +89,7 @@ summary { cursor: pointer; color: var(--soft); }
 .tone-phase-compare { --tone: var(--compare); }
 
 .chart { display: block; width: 100%; height: auto; margin: 4px 0; font-family: inherit; }
+.wide-chart { max-width: 620px; } .small-chart { max-width: 500px; }
 .gridline { stroke: var(--grid); stroke-width: 1; }
 .axis { stroke: var(--third); stroke-width: 1; }
 .rule { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 2 3; }

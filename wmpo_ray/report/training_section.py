@@ -26,7 +26,7 @@ def training_section(run: RunData) -> Markup:
     how = (
         "Loss by optimizer step. A curve that still falls at its end asks for more steps; one that rises has diverged."
     )
-    return card(title, tag("div", *charts, class_="thirds"), how=how, kind="card wide")
+    return card(title, tag("div", *charts, class_="thirds"), how=how, kind="card wide" if len(charts) > 1 else "card")
 
 
 def _chart(run: RunData, name: str) -> Markup | None:

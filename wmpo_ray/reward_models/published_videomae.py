@@ -19,6 +19,7 @@ from wmpo_ray.core.files import atomic_directory
 from wmpo_ray.core.section import Count, shown
 from wmpo_ray.core.types import Scores
 from wmpo_ray.core.untrusted import NetworkSettings, TensorSpec, read_json, read_settings, refuse_unread
+from wmpo_ray.core.wording import counted
 from wmpo_ray.model_files.weight_files import WeightFiles, find_weights, load_network
 from wmpo_ray.reward_models.decisions import decide
 from wmpo_ray.reward_models.preprocessing import PREPROCESSOR_FILE, FramePreprocessing
@@ -224,7 +225,7 @@ def _sizes_of(specs: Mapping[str, TensorSpec], path: Path) -> dict[str, Any]:
         num_labels = specs["classifier.bias"].shape[0]
         if num_labels != NUM_LABELS:
             raise UserError(
-                f"{path}: the classifier has {num_labels} outputs, the score is the second of {NUM_LABELS} (failure, "
+                f"{path}: the classifier has {counted(num_labels, 'output')}, the score is the second of {NUM_LABELS} (failure, "
                 "success); set reward.pretrained to a classifier with 2"
             )
         width, channels, tubelet, patch, _ = specs["videomae.embeddings.patch_embeddings.projection.weight"].shape

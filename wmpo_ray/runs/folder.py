@@ -17,10 +17,10 @@ from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import atomic_write, is_leftover, json_clean, remove_directory, remove_leftovers
 from wmpo_ray.core.section import check_local
-from wmpo_ray.core.untrusted import read_json
 from wmpo_ray.runs.folder_lock import FolderLock, LockedError
+from wmpo_ray.runs.summary_file import SUMMARY, checked_summary
 
-CONFIG, SUMMARY, LOCK = "config.json", "summary.json", ".lock"
+CONFIG, LOCK = "config.json", ".lock"
 SUB_FOLDERS = ("checkpoints", "trajectories", "videos", "models", "report")
 REPLACED = "replaced"  # holds the state of results that are being replaced, until the new ones are there
 MOVING = ".moving"  # ends the name of such a folder that is not complete
@@ -36,7 +36,7 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = path
         self._lock: FolderLock | None = None
-        self._summary = _read_summary(path / SUMMARY) if (path / SUMMARY).exists() else {}
+        self._summary = checked_summary(path / SUMMARY) if (path / SUMMARY).exists() else {}
         if not (path / CONFIG).exists():
             raise UserError(f"{path} is not the folder of a run: it holds no {CONFIG}")
 
@@ -103,7 +103,7 @@ class RunFolder:
         """The metrics of a finished stage. Raises `UserError` if it is not done."""
         if not self.is_done(stage):
             raise UserError(f"{self.path}: the stage {stage} is not done yet; run it first")
-        return dict(self._summary["stages"][stage]["figures"])
+        return dict(self._summary["stages"][stage]["metrics"])
 
     def record(self, stage: str) -> dict | None:
         """The record of a finished stage; None if it is not done."""
@@ -131,7 +131,7 @@ class RunFolder:
 
     def finish(self, stage: str, seconds: float, metrics: dict, made_from: dict[str, Any] | None = None) -> None:
         """Record a stage as done, on the disk when this returns."""
-        record = {"seconds": seconds, "figures": metrics} | ({} if made_from is None else {"made_from": made_from})
+        record = {"seconds": seconds, "metrics": metrics} | ({} if made_from is None else {"made_from": made_from})
         begun = {name: note for name, note in self._summary.get("begun", {}).items() if name != stage}
         self._write({"stages": {**self._summary["stages"], stage: record}, "begun": begun})
 
@@ -240,25 +240,6 @@ def remove_all(paths: Sequence[Path]) -> None:
             remove_directory(path)
         else:
             path.unlink()
-
-
-def _read_summary(path: Path) -> dict:
-    try:
-        summary = read_json(path)
-    except UserError as error:
-        raise UserError(f"{error}; delete it to run every stage again") from error
-    stages = summary.get("stages") if isinstance(summary, dict) else None
-    if not isinstance(stages, dict):
-        raise UserError(f"{path} is damaged: it lists no stages; delete it to run every stage again")
-    for stage, entry in stages.items():
-        if not isinstance(entry, dict) or not isinstance(entry.get("figures"), dict):
-            raise UserError(
-                f"{path} is damaged: the stage {stage!r} has no metrics; delete it to run every stage again"
-            )
-    begun = summary.get("begun", {})
-    if not isinstance(begun, dict) or not all(isinstance(note, dict) for note in begun.values()):
-        raise UserError(f"{path} is damaged: what was begun is unreadable; delete it to run every stage again")
-    return summary
 
 
 def _fresh_summary(config: Config) -> dict:

@@ -96,6 +96,10 @@ METRICS = {
         _gauge("wmpo_gradient_norm", "Norm of the gradient before clipping, mean over the last update's steps"),
         _gauge("wmpo_imagined_success_rate", "Success of imagined trajectories as the reward model says, last update"),
         _gauge("wmpo_verified_success_rate", "The same after the second world model's verdict"),
+        _gauge(
+            "wmpo_rollout_success_rate",
+            "Success of the training rollouts in the real environment, last update; recipes such as grpo-online",
+        ),
         _gauge("wmpo_real_success_rate", "Success in the real environment, last evaluation"),
         _gauge("wmpo_real_success_low", "Lower end of its 95% interval"),
         _gauge("wmpo_real_success_high", "Upper end of its 95% interval"),

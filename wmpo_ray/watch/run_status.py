@@ -13,9 +13,10 @@ from typing import Any
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import json_clean
 from wmpo_ray.core.untrusted import parse_json, read_json
-from wmpo_ray.report.run_data import RunData, mapping, number, read_figures
+from wmpo_ray.report.run_data import RunData, mapping, number, read_run_metrics
+from wmpo_ray.runs.summary_file import SUMMARY
 
-STATUS, EVENTS, CONFIG, SUMMARY, LEDGER = "status.json", "events.jsonl", "config.json", "summary.json", "ledger.jsonl"
+STATUS, EVENTS, CONFIG, LEDGER = "status.json", "events.jsonl", "config.json", "ledger.jsonl"
 RATES = ("imagined/success_rate", "rollout/success_rate", "real/success_rate")
 FRESH_S = 4.0  # a running run writes once a second
 SILENT_S = 20.0  # after this long it counts as dead, if its process cannot be checked
@@ -129,7 +130,7 @@ def read_status(folder: Path, now: float | None = None) -> RunStatus:
         raise UserError(f"{folder}: no such folder; give the folder of a run")
     if not is_run(folder):
         raise UserError(f"{folder} is not the folder of a run: it holds neither {CONFIG} nor {STATUS}")
-    run = read_figures(folder)
+    run = read_run_metrics(folder)
     status, damage = read_object(folder / STATUS)
     if damage:
         run.notes.append(damage)

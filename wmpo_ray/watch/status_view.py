@@ -106,7 +106,7 @@ def _progress(status: RunStatus) -> RenderableType | None:
     if done is None or not total or total < 0:
         return None
     row = Table.grid(padding=(0, 1))
-    metrics = [(key, number({"": value}, "")) for key, value in mapping(progress, "figures").items()]
+    metrics = [(key, number({"": value}, "")) for key, value in mapping(progress, "metrics").items()]
     told = "  ".join(f"{one_line(key)} {compact(value)}" for key, value in metrics if value is not None)
     bar = ProgressBar(total=total, completed=min(max(done, 0.0), total), width=40)
     row.add_row(Text(status.stage), bar, f"{done:,.0f} of {total:,.0f}", Text(told, style="dim"))

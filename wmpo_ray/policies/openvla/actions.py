@@ -71,8 +71,11 @@ class ActionStatistics:
         self.mask = torch.tensor(mask if mask is not None else [True] * len(q01))
 
     @classmethod
-    def find(cls, statistics: Any, key: str | None, action_dim: int, where: str) -> ActionStatistics:
-        """Those of the data set `key`, or of the only one. Raises UserError, which names the data sets there are."""
+    def find(cls, statistics: Any, key: str | None, action_dim: int | None, where: str) -> ActionStatistics:
+        """Those of the data set `key`, or of the only one; `action_dim` None: of any number of dimensions.
+
+        Raises UserError, which names the data sets there are.
+        """
         if not isinstance(statistics, dict) or not statistics:
             raise UserError(f"{where} has no action statistics; actions of a data set need its dataset_statistics.json")
         if key is None and len(statistics) > 1:
@@ -81,7 +84,7 @@ class ActionStatistics:
         if key not in statistics:
             raise UserError(f"unnorm_key={shown(key)} is not in {where}, which has {sorted(statistics)}")
         action = _read(statistics[key], f"{where}, data set {shown(key)}")
-        if len(action.q01) != action_dim:
+        if action_dim is not None and len(action.q01) != action_dim:
             raise UserError(
                 f"{where}, data set {shown(key)}: q01 and q99 have {len(action.q01)} values and the policy's "
                 f"action_dim is {action_dim}; set action_dim"

@@ -60,10 +60,11 @@ def _statistics(companions: Mapping[str, bytes], config: OpenVLAConfig) -> str:
     else:
         return "none: actions stay in [-1, 1]"
     names = sorted(content) if isinstance(content, dict) else []
-    for name in names or [None]:
-        ActionStatistics.find(content, name, config.action_dim, where)
+    # The robot of a run has the last word on the dimensions of actions: here they are only reported.
+    sizes = {len(ActionStatistics.find(content, name, None, where).q01) for name in names or [None]}
+    dims = "" if sizes == {config.action_dim} else f"; of {', '.join(map(str, sorted(sizes)))} dimensions"
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return f"{where}: {', '.join(names[:MAX_NAMED])}{more}"
+    return f"{where}: {', '.join(names[:MAX_NAMED])}{more}{dims}"
 
 
 def _images(companions: Mapping[str, bytes], config: OpenVLAConfig) -> str:

@@ -14,6 +14,7 @@ LAST_UPDATE = {
     "policy/grad_norm": "wmpo_gradient_norm",
     "imagined/success_rate": "wmpo_imagined_success_rate",
     "imagined/verified_success_rate": "wmpo_verified_success_rate",
+    "rollout/success_rate": "wmpo_rollout_success_rate",
     "real/success_rate": "wmpo_real_success_rate",
     "real/success_low": "wmpo_real_success_low",
     "real/success_high": "wmpo_real_success_high",
