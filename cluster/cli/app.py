@@ -114,8 +114,9 @@ def run(
 ) -> None:
     """Run every stage of the recipe in order; skip stages that are done.
 
-    Which stages there are, `recipe.kind` says; an unknown STAGE lists them. Ends with a table and a report. With
-    --resume and other settings, the stages that depend on them are redone and the others kept.
+    `recipe.kind` decides which stages there are; an unknown STAGE lists them. Ends with a table and a report.
+
+    With --resume and other settings, the stages that depend on them are redone and the others kept.
     """
     config = load_config(source, overrides or ())
     if restarts:

@@ -48,7 +48,15 @@ def trace(
     update: Annotated[
         int | None, typer.Option(min=0, help="Update number, from 0; the newest complete one if absent.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", parser=user_path, help="File to write.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            parser=user_path,
+            help="File to write; trace-update-NUMBER.json in the run's folder if absent.",
+        ),
+    ] = None,
 ) -> None:
     """Write one update as a Chrome trace: what each worker did when."""
     from wmpo_ray.watch.trace import find_trace, trace_sentence, trace_tables, write_chrome_trace
@@ -79,7 +87,8 @@ def runs(
     if as_json:
         _print_json([row.to_json() for row in rows])
     elif rows:
-        make_console().print(run_table(rows, time.time()))
+        console = make_console()
+        console.print(run_table(rows, time.time(), console.width))
     else:
         typer.echo(f"{place} holds no runs; `wmpo run demo --out {place / 'demo'}` makes one")
 

@@ -43,11 +43,18 @@ def test_a_key_is_found_again_when_its_last_letter_is_lost():
         ("grpo.learning_rate=nan", "grpo.learning_rate = NaN: it must be a finite number"),
         ("reward.verify.enabled=yes", 'reward.verify.enabled = "yes": it must be a valid boolean'),
         ("grpo.ratio=word", "grpo.ratio = \"word\": it must be 'chunk' or 'token'"),
+        ("grpo.betas=[0.9, 1.0]", "grpo.betas.1 = 1.0: it must be less than 1"),
         ("world_model.network.patch_size=[1, 2]", "world_model.network.patch_size = [1, 2]: an item is missing"),
     ],
 )
 def test_an_ill_typed_value_gives_key_value_and_what_is_expected(override, message):
     assert error_of("demo", override) == message
+
+
+@pytest.mark.parametrize("value", ["true", "[3]", "1000000000", "[1, 10001]", '"many"'])
+def test_a_number_of_actors_that_has_neither_form_is_one_line(value):
+    wanted = "give a whole number, or [min, max], of at most 10,000; change cluster.reward_actors"
+    assert error_of("demo", f"cluster.reward_actors={value}") == f"cluster.reward_actors = {value}: {wanted}"
 
 
 @pytest.mark.parametrize(
@@ -59,6 +66,10 @@ def test_an_ill_typed_value_gives_key_value_and_what_is_expected(override, messa
         (["reward.clip_length=5"], "reward.clip_length=5 is not a multiple of reward.network.tubelet_size=2"),
         (["filter.min_mean=0.9", "filter.max_mean=0.1"], "filter.min_mean=0.9 is above filter.max_mean=0.1"),
         (["grpo.minibatch_trajectories=513"], "grpo.minibatch_trajectories=513 is more than the 512 trajectories"),
+        (
+            ["grpo.trained_parameters=lora_("],
+            'grpo.trained_parameters = "lora_(" is not a regular expression: missing )',
+        ),
         (["rollout.max_attempts=8"], "max_attempts=8 is below groups_per_update=64; set rollout.max_attempts"),
         (["world_model.kind=simulator", "reward.verify.enabled=true"], "reward.verify.enabled needs world_model.kind"),
         (["policy.kind=openvla_oft"], 'policy.pretrained = "": policy.kind = "openvla_oft" has no fresh network'),

@@ -65,6 +65,13 @@ def test_one_run_can_be_named_and_a_missing_folder_is_said(done: Path, tmp_path:
         find_runs(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(("width", "missing"), [(200, ""), (100, "machine"), (80, "base")])
+def test_a_narrow_terminal_loses_whole_columns(running: Path, done: Path, width: int, missing: str):
+    text = text_of(run_table(find_runs(done.parent), time.time(), width), width)
+    assert "…" not in text and "15 of 15" in text and "+17.2" in text
+    assert not missing or missing not in text.splitlines()[0].split()
+
+
 def test_a_damaged_run_stays_in_the_table(running: Path, done: Path):
     (done / "summary.json").write_text("{")
     (done / "status.json").write_text("{")

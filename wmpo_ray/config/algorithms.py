@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from wmpo_ray.core.section import Count, NonNegative, Positive, Section, Share, Trajectories, shown
 
 Source = Literal["online", "offline"]
+Beta = Annotated[float, Field(ge=0, lt=1)]  # of a running mean
 
 
 class AlgorithmConfig(Section):
@@ -39,7 +40,7 @@ class TrainingSection(Section):
 
     num_updates: Annotated[int, Field(ge=1, le=10**7)] = 15
     learning_rate: Positive = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: NonNegative = 0.0
     minibatch_trajectories: Trajectories = 64
     num_epochs: Count = 1

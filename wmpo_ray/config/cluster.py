@@ -6,14 +6,39 @@ None of them changes its result but the threads and, by rounding, the device and
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
 from wmpo_ray.core.section import MAX_PROCESSES, Count, Positive, Processes, Section, shown
 
-Size = int | tuple[int, int]  # a fixed number of actors, or (min, max)
 Cpus = Annotated[float, Field(ge=0, le=4096)]
+
+
+def _check_size(value: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+    """One message where neither form fits, in place of one for each form."""
+    try:
+        size = validate(tuple(value) if isinstance(value, list) else value)  # JSON has no tuples
+    except ValidationError:
+        size = None
+    if size is None or bounds(size)[1] > MAX_PROCESSES:
+        raise ValueError(
+            f"cluster.{info.field_name} = {shown(value)}: give a whole number, or [min, max], of at most "
+            f"{MAX_PROCESSES:,}; change cluster.{info.field_name}"
+        )
+    return size
+
+
+# A fixed number of actors, or (min, max).
+Size = Annotated[int | tuple[int, int], WrapValidator(_check_size)]
 
 
 def bounds(size: Size) -> tuple[int, int]:

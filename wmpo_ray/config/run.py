@@ -248,6 +248,13 @@ class Config(AlgorithmSections):
             for key, value in section:
                 if value != getattr(default, key):
                     raise ValueError(unchosen(f"{name}.{key}", value, name, self.algorithm.kind))
+        try:
+            re.compile(settings.trained_parameters)
+        except re.error as error:
+            raise ValueError(
+                f"{chosen}.trained_parameters = {shown(settings.trained_parameters)} is not a regular expression: {error}; "
+                f"set {chosen}.trained_parameters"
+            ) from None
         if isinstance(settings, OfflineSection):
             settings.check(chosen)
         elif settings.minibatch_trajectories > self.trajectories_per_update:

@@ -20,6 +20,8 @@ from wmpo_ray.report.run_data import mapping, number
 from wmpo_ray.watch.run_status import CONFIG, Condition, RunStatus, is_run, one_line, read_object, read_status
 from wmpo_ray.watch.status_view import STYLES
 
+COLUMNS = ("run", "state", "started", "took", "updates", "base", "final", "gain", "seed", "machine")
+EXPENDABLE = ("machine", "seed", "base", "started", "took")  # in the order in which a narrow terminal loses them
 MAX_WIDTH = 26  # of a column: one absurd value must not push the others off the table
 Rate = tuple[float, float, float, int]  # value, low, high, number of start states
 
@@ -103,27 +105,43 @@ def _duration(status: RunStatus) -> float | None:
     return max(0.0, (status.now if not status.condition.is_over else status.last_sign) - status.started)
 
 
-def run_table(rows: list[RunRow], now: float) -> RenderableType:
-    """The table that `wmpo runs` prints."""
+def run_table(rows: list[RunRow], now: float, width: int | None = None) -> RenderableType:
+    """The table that `wmpo runs` prints. width: of the terminal; columns that do not fit are left out, not cut."""
+    columns = {name: [cells[name] for cells in (_cells(row, now) for row in rows)] for name in COLUMNS}
+    for name in EXPENDABLE:
+        if width is None or sum(_width(name, cells) for name, cells in columns.items()) <= width:
+            break
+        del columns[name]
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    for name in ("run", "state", "started", "took", "updates", "base", "final", "gain", "seed", "machine"):
+    for name in columns:
         numeric = name in ("took", "updates", "gain", "seed")
         table.add_column(name, justify="right" if numeric else "left", no_wrap=True, max_width=MAX_WIDTH)
-    for row in rows:
-        table.add_row(
-            Text(one_line(row.folder.resolve().name), style="bold"),
-            Text(row.state, style=STYLES[row.condition]),
-            _moment(row.started, now),
-            "" if row.seconds is None else seconds(row.seconds),
-            _updates(row),
-            _rate(row.base),
-            _rate(row.final),
-            "" if row.gain_points is None else Text(points(row.gain_points).removesuffix(" points"), style="bold"),
-            "" if row.seed is None else str(row.seed),
-            Text(row.machine, style="dim"),
-        )
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*cells)
     notes = [Text(f"{row.folder.name}: {row.note}", style="red") for row in rows if row.note]
     return Group(table, *notes)
+
+
+def _cells(row: RunRow, now: float) -> dict[str, Text]:
+    """Column -> text."""
+    gain = "" if row.gain_points is None else points(row.gain_points).removesuffix(" points")
+    return {
+        "run": Text(one_line(row.folder.resolve().name), style="bold"),
+        "state": Text(row.state, style=STYLES[row.condition]),
+        "started": Text(_moment(row.started, now)),
+        "took": Text("" if row.seconds is None else seconds(row.seconds)),
+        "updates": Text(_updates(row)),
+        "base": _rate(row.base),
+        "final": _rate(row.final),
+        "gain": Text(gain, style="bold"),
+        "seed": Text("" if row.seed is None else str(row.seed)),
+        "machine": Text(row.machine, style="dim"),
+    }
+
+
+def _width(name: str, cells: list[Text]) -> int:
+    """Of a column with the space behind it."""
+    return min(MAX_WIDTH, max(len(name), *(cell.cell_len for cell in cells), 0)) + 2
 
 
 def _moment(when: float | None, now: float) -> str:
