@@ -11,7 +11,6 @@ import torch
 from rich.console import Console
 
 from cluster.events.progress import Reporter
-from cluster.recipes.collect import failure_rates
 from cluster.recipes.context import RunContext
 from cluster.recipes.rounds import round_folder
 from cluster.recipes.stage import Stage
@@ -25,6 +24,7 @@ from wmpo_ray.core.types import Episodes
 from wmpo_ray.registry import load_policy, make_environment
 from wmpo_ray.rollout.evaluation import rollout_outcomes, rollout_policy
 from wmpo_ray.runs.folder import CONFIG
+from wmpo_ray.runs.outcomes import Outcomes, outcomes_file, write_outcomes
 
 
 def evaluate(context: RunContext) -> dict[str, Any]:
@@ -32,21 +32,19 @@ def evaluate(context: RunContext) -> dict[str, Any]:
     config = context.config
     environment = make_environment(config.environment)
     seeds = start_seeds("evaluate", config.evaluation.num_starts, config.seed)
+    sampling_key = (config.seed, "evaluate")
     metrics: dict[str, Any] = {}
     results = {}
     for label, path in (("base", context.model("base-policy")), ("final", context.last_policy)):
         network = load_policy(config, str(path))
         with context.reporter.bar(f"real episodes ({label})", len(seeds)) as advance:
             episodes, videos = rollout_outcomes(
-                network, environment, seeds, config.evaluation.temperature, (config.seed, "evaluate"), progress=advance
+                network, environment, seeds, config.evaluation.temperature, sampling_key, progress=advance
             )
-        low, high = wilson_interval(int(episodes.success.sum()), len(episodes))
-        results[label] = {"value": float(episodes.success.mean()), "low": low, "high": high, "num": len(episodes)}
-        metrics[f"success_{label}"] = results[label]["value"]
-        metrics[f"failures_{label}"] = failure_rates(episodes)
-        metrics[f"success_length_{label}"] = (
-            float(episodes.lengths[episodes.success].mean()) if episodes.success.any() else None
-        )
+        outcomes = Outcomes.of(episodes, config, path, sampling_key)
+        write_outcomes(outcomes_file(context.root, label), outcomes)
+        results[label] = outcomes.rate
+        metrics |= {f"{name}_{label}": value for name, value in outcomes.metrics.items()}
         save_videos(context, label, videos)
     context.folder.set_result(results["base"], results["final"])
     return metrics
@@ -67,7 +65,7 @@ EVALUATE = Stage(
     "evaluate",
     evaluate,
     needs=("policy", "optimize"),
-    makes=("videos/base.npz", "videos/final.npz"),
+    makes=("videos/base.npz", "videos/final.npz", "outcomes/base.json", "outcomes/final.json"),
     settings=("evaluation.num_starts", "evaluation.temperature"),
 )
 

@@ -21,7 +21,7 @@ from wmpo_ray.core.untrusted import read_json
 from wmpo_ray.runs.folder_lock import FolderLock, LockedError
 
 CONFIG, SUMMARY, LOCK = "config.json", "summary.json", ".lock"
-SUB_FOLDERS = ("checkpoints", "trajectories", "videos", "models", "report")
+SUB_FOLDERS = ("checkpoints", "trajectories", "videos", "models", "outcomes", "report")
 REPLACED = "replaced"  # holds the state of results that are being replaced, until the new ones are there
 MOVING = ".moving"  # ends the name of such a folder that is not complete
 PACKAGES = ("torch", "ray", "diffusers", "transformers", "numpy", "wmpo-ray")
