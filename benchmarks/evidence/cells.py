@@ -8,17 +8,18 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.evidence.plan import Cell, base_settings
 from benchmarks.results_file import RESULTS_DIR, current_commit, machine
-from cluster.recipes.evaluate import OUTCOMES, outcomes_of
 from wmpo_ray.core.files import atomic_write
 from wmpo_ray.core.starts import start_seeds
 from wmpo_ray.registry import load_policy, make_environment
 from wmpo_ray.rollout.evaluation import rollout_policy
 from wmpo_ray.runs.folder import RunFolder
+from wmpo_ray.runs.outcomes import POLICIES, Outcomes, outcomes_file, read_outcomes
 from wmpo_ray.runs.trackers.jsonl import JsonlTracker
 
 ROOT = Path(__file__).parents[2]
@@ -122,20 +123,37 @@ def _found(cell: Cell, folder: Path, base: Path) -> dict[str, Any]:
         "gate": run.metrics("gate") if "gate" in stages else None,
         "reward_model": run.metrics("reward-model") if "reward-model" in stages else None,
         "num_updates": run.metrics("optimize")["num_updates"],
-        "sampled": json.loads((folder / OUTCOMES).read_text()),
-        "greedy": _greedy(run),
+        "sampled": _decoded(read_outcomes(outcomes_file(folder, label)) for label in POLICIES),
+        "greedy": _decoded(_greedy(run)),
         "curves": {key: values for key, values in curves.items() if values},
     }
 
 
-def _greedy(run: RunFolder) -> dict[str, Any]:
+def _decoded(outcomes: Iterable[Outcomes]) -> dict[str, Any]:
+    """Outcomes of the base policy and the final one, from the same starts; a string of 1 and 0 for each list of bits."""
+    base, final = outcomes
+    policies = {
+        label: {
+            "success": _bits(each.success),
+            "lengths": each.lengths,
+            "failures": {name: _bits(flags) for name, flags in each.failures.items()},
+        }
+        for label, each in zip(POLICIES, (base, final), strict=True)
+    }
+    return {"seeds": base.starts, "temperature": base.temperature, "policies": policies}
+
+
+def _bits(flags: Sequence[bool]) -> str:
+    return "".join("1" if flag else "0" for flag in flags)
+
+
+def _greedy(run: RunFolder) -> Iterator[Outcomes]:
     """Outcomes of the most likely actions, on the same starts."""
-    config = run.config
-    seeds = start_seeds("evaluate", config.evaluation.num_starts, config.seed)
+    evaluation = run.config.evaluation.model_copy(update={"temperature": GREEDY})
+    config = run.config.model_copy(update={"evaluation": evaluation})
+    seeds, key = start_seeds("evaluate", evaluation.num_starts, config.seed), (config.seed, "evaluate")
     environment = make_environment(config.environment)
-    found = {}
-    for label, name in (("base", "base-policy"), ("final", "policy")):
+    for name in ("base-policy", "policy"):
         policy = load_policy(config, str(run.models / name))
-        episodes = rollout_policy(policy, environment, seeds, GREEDY, (config.seed, "evaluate"), keep_frames=False)
-        found[label] = outcomes_of(episodes)
-    return {"seeds": seeds.tolist(), "temperature": GREEDY, "policies": found}
+        episodes = rollout_policy(policy, environment, seeds, GREEDY, key, keep_frames=False)
+        yield Outcomes.of(episodes, config, run.models / name, key)

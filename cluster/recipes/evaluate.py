@@ -11,14 +11,12 @@ import torch
 from rich.console import Console
 
 from cluster.events.progress import Reporter
-from cluster.recipes.collect import failure_rates
 from cluster.recipes.context import RunContext
 from cluster.recipes.rounds import round_folder
 from cluster.recipes.stage import Stage
 from wmpo_ray.config.loading import read_config_json
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
-from wmpo_ray.core.files import atomic_write
 from wmpo_ray.core.runtime_settings import configure_process
 from wmpo_ray.core.starts import start_seeds
 from wmpo_ray.core.statistics import wilson_interval
@@ -26,55 +24,36 @@ from wmpo_ray.core.types import Episodes
 from wmpo_ray.registry import load_policy, make_environment
 from wmpo_ray.rollout.evaluation import rollout_outcomes, rollout_policy
 from wmpo_ray.runs.folder import CONFIG
+from wmpo_ray.runs.outcomes import Outcomes, outcomes_file, write_outcomes
 from wmpo_ray.runs.trackers.jsonl import JsonlTracker
 from wmpo_ray.runs.trust import trust_card
-
-OUTCOMES = "outcomes.json"
 
 
 def evaluate(context: RunContext) -> dict[str, Any]:
     """Evaluate the base policy and the final policy in the real environment on held-out start states.
 
-    Both on the same ones; `outcomes.json` keeps the outcome of each, so that policies and runs can be compared in pairs.
+    Both on the same ones; `outcomes` keeps how each of them ended, so that policies and runs can be compared in pairs.
     """
     config = context.config
     environment = make_environment(config.environment)
     seeds = start_seeds("evaluate", config.evaluation.num_starts, config.seed)
+    sampling_key = (config.seed, "evaluate")
     metrics: dict[str, Any] = {}
-    results, outcomes = {}, {}
+    results = {}
     for label, path in (("base", context.model("base-policy")), ("final", context.last_policy)):
         network = load_policy(config, str(path))
         with context.reporter.bar(f"real episodes ({label})", len(seeds)) as advance:
             episodes, videos = rollout_outcomes(
-                network, environment, seeds, config.evaluation.temperature, (config.seed, "evaluate"), progress=advance
+                network, environment, seeds, config.evaluation.temperature, sampling_key, progress=advance
             )
-        low, high = wilson_interval(int(episodes.success.sum()), len(episodes))
-        results[label] = {"value": float(episodes.success.mean()), "low": low, "high": high, "num": len(episodes)}
-        metrics[f"success_{label}"] = results[label]["value"]
-        metrics[f"failures_{label}"] = failure_rates(episodes)
-        metrics[f"success_length_{label}"] = (
-            float(episodes.lengths[episodes.success].mean()) if episodes.success.any() else None
-        )
+        outcomes = Outcomes.of(episodes, config, path, sampling_key)
+        write_outcomes(outcomes_file(context.root, label), outcomes)
+        results[label] = outcomes.rate
+        metrics |= {f"{name}_{label}": value for name, value in outcomes.metrics.items()}
         save_videos(context, label, videos)
-        outcomes[label] = outcomes_of(episodes)
-    starts = {"seeds": seeds.tolist(), "temperature": config.evaluation.temperature}
-    atomic_write(context.root / OUTCOMES, json.dumps({**starts, "policies": outcomes}))
     context.folder.set_result(results["base"], results["final"])
     lines = JsonlTracker.read(round_folder(context.root, config.recipe.rounds))
     return metrics | {"trust": trust_card(lines)}
-
-
-def outcomes_of(episodes: Episodes) -> dict[str, Any]:
-    """Outcome of each episode: success as a string of 1 and 0, steps until it (T without), and failures likewise."""
-    return {
-        "success": _bits(episodes.success),
-        "lengths": episodes.lengths.tolist(),
-        "failures": {name: _bits(flags) for name, flags in episodes.failures.items()},
-    }
-
-
-def _bits(flags: np.ndarray) -> str:
-    return "".join("1" if flag else "0" for flag in flags)
 
 
 def save_videos(context: RunContext, name: str, chosen: Episodes) -> None:
@@ -92,7 +71,7 @@ EVALUATE = Stage(
     "evaluate",
     evaluate,
     needs=("policy", "optimize"),
-    makes=("videos/base.npz", "videos/final.npz", OUTCOMES),
+    makes=("videos/base.npz", "videos/final.npz", "outcomes/base.json", "outcomes/final.json"),
     settings=("evaluation.num_starts", "evaluation.temperature"),
 )
 

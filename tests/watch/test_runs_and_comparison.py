@@ -22,7 +22,7 @@ from wmpo_ray.watch.comparison import compare_runs, comparison_tables
 from wmpo_ray.watch.comparison_page import render_comparison
 from wmpo_ray.watch.run_status import Condition
 from wmpo_ray.watch.run_table import find_runs, run_table
-from wmpo_ray.watch.significance import Rate, compare_rates, gain_interval, gains_test, two_proportion_test
+from wmpo_ray.watch.significance import Rate, compare_rates, difference_interval, gains_test, two_proportion_test
 
 
 def text_of(renderable, width: int = 200) -> str:
@@ -108,8 +108,8 @@ def test_gains_differ_only_beyond_the_noise_of_four_rates():
     assert gains_test(base, rate(0.8), base, rate(0.45)).is_significant
     assert not gains_test(base, rate(0.58), base, rate(0.50)).is_significant
     assert not gains_test(base, rate(0.9, 0), base, rate(0.1)).is_significant
-    low, high = gain_interval(base, rate(0.58)) or (0, 0)
-    assert low < 0.18 < high and gain_interval(base, rate(0.5, 0)) is None
+    low, high = difference_interval(base, rate(0.58)) or (0, 0)
+    assert low < 0.18 < high and difference_interval(base, rate(0.5, 0)) is None
 
 
 @pytest.fixture

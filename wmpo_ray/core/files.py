@@ -110,6 +110,13 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_of_folder(path: Path) -> str:
+    """Hexadecimal SHA-256 of the names and contents of all files in a folder and its sub-folders."""
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    lines = [f"{sha256_of(file)}  {file.relative_to(path).as_posix()}\n" for file in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def write_all(descriptor: int, data: bytes) -> None:
     """Write and flush to the disk; `os.write` alone may stop early."""
     rest = memoryview(data)

@@ -21,7 +21,7 @@ from wmpo_ray.runs.folder_lock import FolderLock, LockedError
 from wmpo_ray.runs.summary_file import SUMMARY, checked_summary
 
 CONFIG, LOCK = "config.json", ".lock"
-SUB_FOLDERS = ("checkpoints", "trajectories", "videos", "models", "report")
+SUB_FOLDERS = ("checkpoints", "trajectories", "videos", "models", "outcomes", "report")
 REPLACED = "replaced"  # holds the state of results that are being replaced, until the new ones are there
 MOVING = ".moving"  # ends the name of such a folder that is not complete
 PACKAGES = ("torch", "ray", "diffusers", "transformers", "numpy", "wmpo-ray")

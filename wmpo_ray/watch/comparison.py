@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -21,8 +22,9 @@ from wmpo_ray.report.recipe_view import rounds_note
 from wmpo_ray.report.result_sections import gain_points, success
 from wmpo_ray.report.run_data import RunData, mapping, number
 from wmpo_ray.report.svg import Format
+from wmpo_ray.watch.paired_outcomes import Interval, PairedOutcomes, paired_verdict
 from wmpo_ray.watch.run_status import CONFIG, RunStatus, one_line, read_status
-from wmpo_ray.watch.significance import Rate, Verdict, compare_rates, gain_interval, gains_test
+from wmpo_ray.watch.significance import Rate, Verdict, compare_rates, difference_interval, gains_test
 
 LABELS = ("A", "B")
 FINAL = "final success"
@@ -59,7 +61,8 @@ def compare_runs(a: Path, b: Path) -> Comparison:
         differences = [_setting(line) for line in config_differences(*configs)]
     except ConfigError as error:
         notes.append(f"The settings cannot be compared: {' '.join(str(error).splitlines())}")
-    return Comparison(first, second, _rows(first.run, second.run), differences, notes)
+    paired = PairedOutcomes.read((a, b), notes)
+    return Comparison(first, second, _rows(first.run, second.run, paired), differences, notes)
 
 
 def _setting(line: str) -> tuple[str, str, str]:
@@ -68,14 +71,15 @@ def _setting(line: str) -> tuple[str, str, str]:
     return key, before, after
 
 
-def _rows(a: RunData, b: RunData) -> list[MetricRow]:
+def _rows(a: RunData, b: RunData, paired: PairedOutcomes | None) -> list[MetricRow]:
     runs = (a, b)
     base = [_result(run, "base_success") for run in runs]
     final = [_result(run, "final_success") for run in runs]
     rows = [
-        _rate_row("base success", *base),
-        _rate_row(FINAL, *final),
-        _gain_row([gain_points(run) for run in runs], base, final),
+        _rate_row("base success", *base, paired and paired.base),
+        _rate_row(FINAL, *final, paired and paired.final),
+        MetricRow("the same, start by start", "", "", "", paired.sequential) if paired and paired.sequential else None,
+        _gain_row([gain_points(run) for run in runs], base, final, paired),
         _rate_row("real success on the way, last", *[_real(run) for run in runs]),
         _rate_row("labels right at the gate", *[_agreement(run) for run in runs]),
         _plain_row("imagined success, last", [_last_value(imagined_curve(run)) for run in runs], percent),
@@ -169,24 +173,37 @@ def _all_seconds(run: RunData) -> float | None:
 # -- rows --------------------------------------------------------------------------------------------------------
 
 
-def _rate_row(label: str, a: Rate | None, b: Rate | None) -> MetricRow | None:
+def _rate_row(
+    label: str, a: Rate | None, b: Rate | None, paired: tuple[np.ndarray, np.ndarray] | None = None
+) -> MetricRow | None:
+    """paired: outcomes of A and B on the same starts."""
     if a is None and b is None:
         return None
     if a is None or b is None:
         return MetricRow(label, _rate(a), _rate(b))
+    if paired is not None:
+        verdict, difference, interval = paired_verdict(paired)
+        return MetricRow(label, _rate(a), _rate(b), _points(difference, interval), *_describe(verdict, difference))
     verdict, difference = compare_rates(a, b), b.value - a.value
-    return MetricRow(label, _rate(a), _rate(b), points(100 * difference), *_describe(verdict, difference))
+    shown = _points(difference, difference_interval(a, b))
+    return MetricRow(label, _rate(a), _rate(b), shown, *_describe(verdict, difference))
 
 
-def _gain_row(gains: list[float | None], base: list[Rate | None], final: list[Rate | None]) -> MetricRow | None:
+def _gain_row(
+    gains: list[float | None], base: list[Rate | None], final: list[Rate | None], paired: PairedOutcomes | None
+) -> MetricRow | None:
     if gains == [None, None]:
         return None
-    a, b = (_gain(*entry) for entry in zip(gains, base, final))
+    rates = list(zip(base, final, strict=True))
+    intervals = (
+        paired.gain_intervals if paired else [difference_interval(*pair) if all(pair) else None for pair in rates]
+    )
+    a, b = ("–" if gain is None else _points(gain / 100, interval) for gain, interval in zip(gains, intervals))
     if None in gains or None in base or None in final:
         return MetricRow("gain", a, b)
     difference = (gains[1] or 0.0) - (gains[0] or 0.0)
-    rates = (base[0], final[0], base[1], final[1])
-    verdict = gains_test(*(rate for rate in rates if rate is not None))
+    four = (base[0], final[0], base[1], final[1])
+    verdict = paired.gains_verdict if paired else gains_test(*(rate for rate in four if rate is not None))
     return MetricRow("gain", a, b, points(difference), *_describe(verdict, difference))
 
 
@@ -208,11 +225,9 @@ def _rate(rate: Rate | None) -> str:
     return f"{percent(rate.value)} [{percent(rate.low)}, {percent(rate.high)}]{of}"
 
 
-def _gain(gain: float | None, base: Rate | None, final: Rate | None) -> str:
-    if gain is None:
-        return "–"
-    interval = gain_interval(base, final) if base and final else None
-    return points(gain) + ("" if interval is None else f" [{100 * interval[0]:+.1f}, {100 * interval[1]:+.1f}]")
+def _points(difference: float, interval: Interval | None) -> str:
+    brackets = "" if interval is None else f" [{100 * interval[0]:+.1f}, {100 * interval[1]:+.1f}]"
+    return points(100 * difference) + brackets
 
 
 # -- tables ------------------------------------------------------------------------------------------------------

@@ -58,9 +58,9 @@ def _metrics(comparison: Comparison) -> Markup:
         for row in comparison.rows
     ]
     how = (
-        "In brackets: 95% intervals. Bold: a difference that chance alone would make less than once in twenty. Where both "
-        "were measured on the same start states these tests are careful, because they leave that out. One run of each: "
-        "with other seeds the difference may be another."
+        "In brackets: 95% intervals. Bold: a difference that chance alone would make less than once in twenty. Where a "
+        "run keeps the outcome of each start, both are compared start by start; elsewhere the tests are careful, because "
+        "they ignore that the start states are the same. One run of each: with other seeds the difference may be another."
     )
     return card("Metrics", table(["", "A", "B", "B − A", ""], rows), how=how, kind="card wide comparison")
 

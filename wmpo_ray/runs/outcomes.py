@@ -1,0 +1,120 @@
+"""How each start state of an evaluation ended: what success rates are computed from, and compared start by start."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from wmpo_ray.config.dumping import flatten
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.files import atomic_write, sha256_of_folder
+from wmpo_ray.core.section import shown
+from wmpo_ray.core.statistics import wilson_interval
+from wmpo_ray.core.types import Episodes
+from wmpo_ray.core.untrusted import read_bytes
+
+FOLDER = "outcomes"  # in a run's folder
+POLICIES = ("base", "final")
+MAX_BYTES = 32 * 2**20  # 100,000 starts have about 4 MiB
+
+
+class Outcomes(BaseModel):
+    """One episode from each start state. All lists have the same order."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    format: Literal[1] = 1
+    environment: str  # hash of its settings: the same seed is another start state in another environment
+    policy: str  # hash of its files
+    temperature: float
+    sampling_key: list[int | str]  # with the start and the chunk, the seed of every random number
+    starts: list[int]  # their seeds
+    success: list[bool]
+    lengths: list[int]  # steps until the end
+    failures: dict[str, list[bool]]  # of episodes that succeeded later, too
+
+    @model_validator(mode="after")
+    def _lists_fit(self) -> Self:
+        sizes = {len(each) for each in (self.starts, self.success, self.lengths, *self.failures.values())}
+        if sizes != {len(self.starts)} or not self.starts:
+            raise ValueError(f"lists of {sorted(sizes)} entries: every start needs one entry in each")
+        if len(set(self.starts)) != len(self.starts):
+            raise ValueError("a start state occurs twice")
+        return self
+
+    @classmethod
+    def of(cls, episodes: Episodes, config: Config, policy: Path, sampling_key: Sequence[int | str]) -> Self:
+        """Outcomes of the episodes of the policy in a folder."""
+        return cls(
+            environment=environment_hash(config),
+            policy=sha256_of_folder(policy),
+            temperature=config.evaluation.temperature,
+            sampling_key=list(sampling_key),
+            starts=episodes.seeds.tolist(),
+            success=episodes.success.tolist(),
+            lengths=episodes.lengths.tolist(),
+            failures={name: flags.tolist() for name, flags in episodes.failures.items()},
+        )
+
+    @property
+    def rate(self) -> dict[str, Any]:
+        """Success rate with its 95% interval, as `RunFolder.set_result` takes it."""
+        low, high = wilson_interval(sum(self.success), len(self.success))
+        return {"value": float(np.mean(self.success)), "low": low, "high": high, "num": len(self.success)}
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Metrics of the stage: success, share of each failure without success, mean steps to success or None."""
+        success, lengths = np.array(self.success), np.array(self.lengths)
+        return {
+            "success": float(success.mean()),
+            "failures": {name: float((np.array(flags) & ~success).mean()) for name, flags in self.failures.items()},
+            "success_length": float(lengths[success].mean()) if success.any() else None,
+        }
+
+
+def environment_hash(config: Config) -> str:
+    """16 hex digits that are equal for environments with equal settings."""
+    settings = {key: value for key, value in flatten(config).items() if key.startswith("environment.")}
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def outcomes_file(run: Path, policy: str) -> Path:
+    return run / FOLDER / f"{policy}.json"
+
+
+def write_outcomes(path: Path, outcomes: Outcomes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, outcomes.model_dump_json() + "\n")
+
+
+def read_outcomes(path: Path) -> Outcomes:
+    """Raises `UserError` for a file that is missing or damaged."""
+    try:
+        return Outcomes.model_validate_json(read_bytes(path, MAX_BYTES))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        raise UserError(
+            f"{path} is damaged: {key + ' = ' + shown(first['input']) + ': ' if key else ''}{message}"
+        ) from None
+
+
+def on_common_starts(all_outcomes: Sequence[Outcomes]) -> list[np.ndarray] | None:
+    """Success [N] bool of each on the N start states that all of them have, in the order of the first.
+
+    None where the environments differ, or there is no such start state.
+    """
+    first, *rest = all_outcomes
+    by_start = [dict(zip(each.starts, each.success, strict=True)) for each in all_outcomes]
+    common = [start for start in first.starts if all(start in found for found in by_start)]
+    if not common or any(each.environment != first.environment for each in rest):
+        return None
+    return [np.array([success[start] for start in common], bool) for success in by_start]
