@@ -77,7 +77,7 @@ def drain_node(address: str, node_id: str, deadline_ms: int) -> None:
 
     Raises RuntimeError if the GCS does not accept it.
     """
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
     reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
