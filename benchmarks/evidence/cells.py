@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.evidence.imagined import imagined_outcomes
 from benchmarks.evidence.plan import Cell, base_settings
 from benchmarks.results_file import RESULTS_DIR, current_commit, machine
 from wmpo_ray.core.files import atomic_write
@@ -125,6 +126,7 @@ def _found(cell: Cell, folder: Path, base: Path) -> dict[str, Any]:
         "num_updates": run.metrics("optimize")["num_updates"],
         "sampled": _decoded(read_outcomes(outcomes_file(folder, label)) for label in POLICIES),
         "greedy": _decoded(_greedy(run)),
+        "imagined": imagined_outcomes(run) if (run.models / "reward-model").is_dir() else None,
         "curves": {key: values for key, values in curves.items() if values},
     }
 
