@@ -15,7 +15,6 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
-from rich.table import Table
 from typer.core import TyperGroup
 
 from cluster.cli.inspect_commands import add_inspection
@@ -23,7 +22,7 @@ from cluster.cli.job_commands import add_jobs
 from cluster.cli.model_commands import add_models
 from cluster.cli.monitor_commands import add_monitoring
 from cluster.cli.options import Folder, Out, Overrides, Source, user_path
-from cluster.cli.tables import is_rate, print_summary, success_text
+from cluster.cli.tables import print_evaluation, print_summary
 from cluster.cli.watch_commands import add_watching
 from cluster.host.job import cluster_address, job_id, run_folder
 from cluster.host.preemption import Preempted, end_now, leave_on_sigterm, restart_on_crash
@@ -188,10 +187,7 @@ def evaluate(
     from cluster.recipes.evaluate import evaluate_policy
 
     result = evaluate_policy(config, run_folder(out, config), policy, num_starts, make_console(stderr=True))
-    table = Table("", "value", title=f"disruption: {config.environment.disruption}")
-    for key, value in result.items():
-        table.add_row(key, success_text(value) if is_rate(value) else str(value))
-    make_console().print(table)
+    print_evaluation(make_console(), result, config.environment.disruption)
 
 
 @app.command()

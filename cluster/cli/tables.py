@@ -12,12 +12,18 @@ from rich.table import Table
 from wmpo_ray.report.recipe_view import recipe_name
 
 
-def is_rate(value: Any) -> bool:
-    return isinstance(value, Mapping) and {"value", "low", "high"} <= value.keys()
-
-
 def success_text(rate: Mapping[str, float]) -> str:
     return f"{rate['value']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}]"
+
+
+def print_evaluation(console: Console, result: Mapping[str, Any], disruption: str) -> None:
+    """result: what `evaluate_policy` returns."""
+    table = Table("", "value", title=f"disruption: {disruption}")
+    table.add_row("real success [95% interval]", success_text(result))
+    table.add_row("start states", str(result["num"]))
+    for name, share in result["failures"].items():
+        table.add_row(f"failure: {name.replace('_', ' ')}", f"{share:.1%}")
+    console.print(table)
 
 
 def print_summary(console: Console, summary: Mapping[str, Any]) -> None:

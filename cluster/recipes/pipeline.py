@@ -21,7 +21,7 @@ from cluster.host.preemption import is_leaving
 from cluster.host.preflight import preflight
 from cluster.recipes.context import RunContext
 from cluster.recipes.recipe_table import steps_of
-from cluster.recipes.run_plan import Action, Planned, check_resume, is_within, plan_run, source_of
+from cluster.recipes.run_plan import Action, Planned, check_later, check_resume, is_within, plan_run, source_of
 from cluster.recipes.stage import Step
 from cluster.runtimes.start import start_runtime
 from cluster.workers.placement import check_placement
@@ -63,6 +63,7 @@ def run_pipeline(
         plan = plan_run(folder, config, steps)
         wanted = wanted_of(plan, only, until)
         check_resume(folder, wanted, resume, resume if redo is None else redo)
+        check_later(folder, [each for each in plan if each not in wanted], resume if redo is None else redo)
         check_steps(config, serial, [each.step for each in wanted if only or each.action is not Action.KEEP])
         folder.accept(config, [step.label for step in steps])
         with watched(folder, plan) as status, event_log(folder.path, console, level, status.fault):

@@ -161,3 +161,17 @@ def check_resume(folder: RunFolder, plan: Sequence[Planned], resume: bool, redo:
             f"{folder.path}: its stage {stopped} stopped in the middle; "
             "add --resume to go on from its last checkpoint or choose another --out"
         )
+
+
+def check_later(folder: RunFolder, later: Sequence[Planned], redo: bool) -> None:
+    """Raises UserError if stages that are not asked for hold results that other settings would outdate.
+
+    Without this the folder would claim the new settings for results that the old ones made.
+    """
+    outdated = [f"{each.label} ({each.reason})" for each in later if each.action.changes_results]
+    if outdated and not redo:
+        raise UserError(
+            f"{folder.path} holds results of other settings: {'; '.join(outdated)}. Give the settings that the run has, "
+            "add --resume to change them (these stages are redone when they are next run), or choose another folder "
+            "with --out"
+        )

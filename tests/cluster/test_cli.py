@@ -52,7 +52,7 @@ def pipeline(monkeypatch):
 
     def evaluate_policy(config, out, policy_dir, num_starts, console):
         module.calls.append((config, out, policy_dir, num_starts))
-        return {"success": SUMMARY["result"]["final_success"], "mean_steps": 17.5}
+        return {**SUMMARY["result"]["final_success"], "failures": {"wrong_pocket": 0.175}}
 
     evaluation = ModuleType("cluster.recipes.evaluate")
     module.run_pipeline, evaluation.evaluate_policy = run_pipeline, evaluate_policy
@@ -85,7 +85,8 @@ def test_stage_runs_that_stage_only(pipeline, tmp_path):
 
 def test_evaluate_puts_the_disruption_into_the_configuration(pipeline, tmp_path):
     result = wmpo("evaluate", "smoke", "--out", tmp_path, "--disruption", "texture", "--num-starts", 64)
-    assert result.exit_code == 0 and "58.0% [53.0%, 63.0%]" in result.output and "17.5" in result.output
+    assert result.exit_code == 0 and "58.0% [53.0%, 63.0%]" in result.output
+    assert re.search(r"failure: wrong pocket\W+17.5%", result.output)
     ((config, _, policy_dir, num_starts),) = pipeline.calls
     assert (config.environment.disruption, policy_dir, num_starts) == ("texture", None, 64)
 

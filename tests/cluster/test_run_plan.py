@@ -223,6 +223,17 @@ def test_going_on_and_redoing_have_to_be_asked_for(tmp_path):
             check_resume(folder, plan_run(folder, other, steps_of(other))[:5], resume=False, redo=False)
 
 
+@pytest.mark.parametrize("wanted", [{"only": "gate"}, {"until": "gate"}], ids=str)
+def test_settings_that_made_a_later_result_are_not_replaced_by_running_an_earlier_stage(tmp_path, wanted):
+    """The folder would claim a learning rate that its policy was not trained with."""
+    config, other = config_of({"grpo": {"learning_rate": 2e-4}}), config_of({"grpo": {"learning_rate": 1e-4}})
+    make_done(tmp_path / "run", config)
+    with pytest.raises(UserError, match="optimize .grpo.learning_rate: 0.0002 -> 0.0001.; evaluate .*add --resume"):
+        run_pipeline(other, tmp_path / "run", serial=True, **wanted)
+    with RunFolder.open(tmp_path / "run", config) as folder:
+        assert folder.config == config
+
+
 def test_a_run_of_an_earlier_version_is_gone_on_with(tmp_path):
     """Its records do not say what they were made from; its config does."""
     config = config_of({"grpo": {"num_updates": 2}})
