@@ -42,9 +42,7 @@ def held_out_starts(config: Config, policy: Policy) -> list[StartState]:
     return starts_of(rollout_policy(policy, environment, seeds, temperature, key, keep_frames=False))
 
 
-def _imagined(
-    config: Config, policy: Policy, world: World, judge: VideoJudge, starts: list[StartState]
-) -> np.ndarray:
+def _imagined(config: Config, policy: Policy, world: World, judge: VideoJudge, starts: list[StartState]) -> np.ndarray:
     success = []
     for first in range(0, len(starts), BATCH):
         part = starts[first : first + BATCH]
