@@ -9,7 +9,7 @@ import pytest
 from benchmarks.evidence import cells as cell_files
 from benchmarks.evidence import pages
 from benchmarks.evidence.plan import ALL, BUDGET, METHODS, SEEDS, Cell, cells
-from benchmarks.evidence.results import best_baseline, imagined_real_gap, lead, result_of, trust_pairs
+from benchmarks.evidence.results import best_baseline, imagined_real_gaps, lead, result_of, trust_pairs
 from benchmarks.evidence.summary import summarize
 from cluster.recipes.recipe_table import recipe_of
 from wmpo_ray.config.loading import load_config
@@ -48,6 +48,7 @@ def write(cell: Cell, final: str) -> None:
         "reward_model": {"f1": 0.97},
         "sampled": outcomes,
         "greedy": outcomes,
+        "imagined": {"temperature": 1.0, "base": "0000", "final": "1111"},
         "curves": curves,
     }
     path = cell_files.path_of(cell)
@@ -79,7 +80,7 @@ def test_a_lead_is_of_the_same_seeds_and_starts(folder):
     found = lead(ours, other)
     assert found.points.value == pytest.approx(25.0) and found.seeds == (0, 1)
     assert found.p_value == pytest.approx(2 * 0.5**16), "16 starts of 64 differ, all of them for one side"
-    assert ours.length_ratio == 1.0 and imagined_real_gap(ours) == pytest.approx(10.0)
+    assert ours.length_ratio == 1.0 and imagined_real_gaps(ours) == pytest.approx([25.0, 25.0])
     assert trust_pairs(ours)[:2] == [(0, 0, 0.5, 0.5), (0, 1, 0.6, 0.55)]
 
 

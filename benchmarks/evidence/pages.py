@@ -9,7 +9,16 @@ import numpy as np
 
 from benchmarks.evidence.pictures import Row, draw_lines, draw_rows, draw_trust
 from benchmarks.evidence.plan import BUDGET, BUDGETS, METHODS, VARIANTS
-from benchmarks.evidence.results import FAMILIES, Result, best_of, lead, result_of, trust_pairs, trust_r
+from benchmarks.evidence.results import (
+    FAMILIES,
+    Result,
+    best_of,
+    imagined_real_gaps,
+    lead,
+    result_of,
+    trust_pairs,
+    trust_r,
+)
 from benchmarks.results_file import RESULTS_DIR
 from wmpo_ray.core.files import atomic_write
 
@@ -133,10 +142,12 @@ def _trust() -> str:
         for name, place in (("imagined", 2), ("real", 3)):
             curves[f"{name}, seed {seed}"] = [(pair[1], pair[place]) for pair in pairs if pair[0] == seed]
     said = "" if r is None else f" Pearson r = {r:.3f}."
+    gaps = ", ".join(f"{gap:+.1f}" for gap in imagined_real_gaps(ours))
     text = (
         f"{len(pairs)} versions of the policy, imagined on training starts and measured on 256 others.{said} Labels "
         f"right on 256 held-out replays: {ours.mean('gate', 'label_agreement'):.1%}; reward model F1 on held-out real "
-        f"episodes {ours.mean('reward_model', 'f1'):.3f}."
+        f"episodes {ours.mean('reward_model', 'f1'):.3f}. Imagined minus real success of the final policies on the same "
+        f"256 held-out starts: {gaps or 'not measured'} points."
     )
     return "\n".join(
         [

@@ -139,10 +139,15 @@ def trust_r(result: Result) -> float | None:
     return correlation([pair[2] for pair in pairs], [pair[3] for pair in pairs])
 
 
-def imagined_real_gap(result: Result) -> float:
-    """Imagined minus real success of the last version measured in both worlds, points, mean over seeds."""
-    last = {seed: (imagined, real) for seed, _, imagined, real in trust_pairs(result)}
-    return 100 * float(np.mean([imagined - real for imagined, real in last.values()])) if last else math.nan
+def imagined_real_gaps(result: Result) -> list[float]:
+    """Imagined minus real success of the final policy on the same held-out starts, points, by seed."""
+    gaps = []
+    for seed in result.seeds:
+        if imagined := result.cells[seed].get("imagined"):
+            bits = imagined["final"]
+            real = result.outcomes("final", seeds=(seed,))[0, : len(bits)]
+            gaps.append(100 * (bits.count("1") / len(bits) - float(real.mean())))
+    return gaps
 
 
 def _points(shares: tuple[float, float, float]) -> Interval:
