@@ -73,9 +73,14 @@ def run_pipeline(
             with closing(context):
                 for planned in wanted:
                     run_step(context, planned, plan, again=only is not None)
-            write_report(folder.path)
-            write_receipt(folder, inputs_of(config))
+            conclude(folder, config)
         return folder.summary
+
+
+def conclude(folder: RunFolder, config: Config) -> None:
+    """Write what shows a run, and what it can be verified by."""
+    write_report(folder.path)
+    write_receipt(folder, inputs_of(config))
 
 
 def steps_in(steps: Sequence[Step], only: str | None, until: str | None) -> list[Step]:
