@@ -9,11 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from cluster.cli.app import app
 from tests.support.fake_run import fake_summary
 from tests.watch.conftest import write_run
+from wmpo_ray.core.errors import UserError
 from wmpo_ray.runs.outcomes import POLICIES, Outcomes, outcomes_file, write_outcomes
 from wmpo_ray.watch.comparison import MetricRow, compare_runs, comparison_tables
+from wmpo_ray.watch.seed_comparison import compare_groups, iqm_of, read_group
 from wmpo_ray.watch.significance import Rate, paired_test, sequential_sentence, two_proportion_test
 
 STARTS = list(range(3_000_000_000, 3_000_000_100))
@@ -109,3 +113,57 @@ def test_a_sequential_test_stops_early_where_the_difference_is_large():
 def test_equal_outcomes_are_no_difference_whatever_the_number():
     verdict = paired_test(np.ones(30, bool), np.ones(30, bool))
     assert not verdict.is_significant and verdict.needed is None and "needed" not in verdict.sentence(0.0)
+
+
+def group_of(folder: Path, rates: list[float], seeds: list[int], environment: str = "e") -> Path:
+    """A folder of runs, one of each seed."""
+    rng = np.random.default_rng(len(folder.name))
+    for rate, seed in zip(rates, seeds, strict=True):
+        run = evaluated(
+            folder / f"{environment}-{seed}", rng.random(100) < 0.4, rng.random(100) < rate, environment=environment
+        )
+        summary = json.loads((run / "summary.json").read_text())
+        (run / "summary.json").write_text(json.dumps(summary | {"seed": seed}))
+    return folder
+
+
+def test_several_seeds_are_compared_as_seeds_and_starts(tmp_path):
+    a = group_of(tmp_path / "a", [0.40, 0.45, 0.5, 0.42, 0.48], [0, 1, 2, 3, 4])
+    b = group_of(tmp_path / "b", [0.9, 0.95, 0.85, 0.9, 0.92], [4, 3, 2, 1, 0])
+    first, second = read_group(a), read_group(b)
+    (task,) = compare_groups(first, second).values()
+    assert task.is_significant and task.are_seeds_matched and task.num_runs == (5, 5) and task.num_starts == 100
+    assert task.interval[0] < task.success[1] - task.success[0] < task.interval[1]
+    (swapped,) = compare_groups(second, first).values()
+    assert swapped.interval == pytest.approx((-task.interval[1], -task.interval[0]))
+    (same,) = compare_groups(first, first).values()
+    assert same.interval == pytest.approx((0, 0)) and not same.is_significant
+    value, low, high = iqm_of(first)
+    assert low <= value <= high and 0.3 < value < 0.6
+    result = CliRunner().invoke(app, ["compare", str(a), str(b)])
+    assert result.exit_code == 0 and "B is higher" in " ".join(result.stdout.split())
+
+
+def test_the_spread_of_seeds_is_in_the_interval(tmp_path):
+    """From other starts of the same seeds the difference would be certain; from other seeds it is not."""
+    a = read_group(group_of(tmp_path / "a", [0.5, 0.5, 0.5, 0.5], [0, 1, 2, 3]))
+    b = read_group(group_of(tmp_path / "b", [1.0, 1.0, 1.0, 0.0], [4, 5, 6, 7]))
+    (task,) = compare_groups(a, b).values()
+    assert not task.are_seeds_matched and not task.is_significant and task.success[1] - task.success[0] > 0.2
+
+
+def test_tasks_are_compared_one_by_one_and_must_be_the_same(tmp_path):
+    a = group_of(group_of(tmp_path / "a", [0.5, 0.5], [0, 1]), [0.2, 0.2], [0, 1], environment="f")
+    b = group_of(group_of(tmp_path / "b", [0.5, 0.6], [0, 1]), [0.9, 0.9], [0, 1], environment="f")
+    assert [task.num_runs for task in compare_groups(read_group(a), read_group(b)).values()] == [(2, 2), (2, 2)]
+    result = CliRunner().invoke(app, ["compare", str(a), str(b)])
+    assert "task 2, mean" in " ".join(result.stdout.split())
+    only = group_of(tmp_path / "only", [0.5], [0])
+    with pytest.raises(UserError, match="other ones"):
+        compare_groups(read_group(a), read_group(only))
+
+
+def test_a_folder_of_runs_without_outcomes_is_named(tmp_path):
+    write_run(tmp_path / "group" / "run")
+    result = CliRunner().invoke(app, ["compare", str(tmp_path / "group"), str(tmp_path / "group")])
+    assert result.exit_code == 2 and "no run that is evaluated" in result.stderr

@@ -76,12 +76,12 @@ def _rows(a: RunData, b: RunData, paired: PairedOutcomes | None) -> list[MetricR
     base = [_result(run, "base_success") for run in runs]
     final = [_result(run, "final_success") for run in runs]
     rows = [
-        _rate_row("base success", *base, paired and paired.base),
-        _rate_row(FINAL, *final, paired and paired.final),
+        _rate_row("base success", base, paired and paired.base),
+        _rate_row(FINAL, final, paired and paired.final),
         MetricRow("the same, start by start", "", "", "", paired.sequential) if paired and paired.sequential else None,
         _gain_row([gain_points(run) for run in runs], base, final, paired),
-        _rate_row("real success on the way, last", *[_real(run) for run in runs]),
-        _rate_row("labels right at the gate", *[_agreement(run) for run in runs]),
+        _rate_row("real success on the way, last", [_real(run) for run in runs]),
+        _rate_row("labels right at the gate", [_agreement(run) for run in runs]),
         _plain_row("imagined success, last", [_last_value(imagined_curve(run)) for run in runs], percent),
         _plain_row("rollout success, last", [_last_value(rollout_curve(run)) for run in runs], percent),
         _plain_row("reward model F1", [number(run.stage_metrics("reward-model"), "f1") for run in runs], compact),
@@ -174,9 +174,10 @@ def _all_seconds(run: RunData) -> float | None:
 
 
 def _rate_row(
-    label: str, a: Rate | None, b: Rate | None, paired: tuple[np.ndarray, np.ndarray] | None = None
+    label: str, rates: Sequence[Rate | None], paired: tuple[np.ndarray, np.ndarray] | None = None
 ) -> MetricRow | None:
     """paired: outcomes of A and B on the same starts."""
+    a, b = rates
     if a is None and b is None:
         return None
     if a is None or b is None:
@@ -194,10 +195,11 @@ def _gain_row(
 ) -> MetricRow | None:
     if gains == [None, None]:
         return None
-    rates = list(zip(base, final, strict=True))
-    intervals = (
-        paired.gain_intervals if paired else [difference_interval(*pair) if all(pair) else None for pair in rates]
-    )
+    intervals: Sequence[Interval | None] = [
+        difference_interval(first, last) if first and last else None for first, last in zip(base, final, strict=True)
+    ]
+    if paired:
+        intervals = paired.gain_intervals
     a, b = ("–" if gain is None else _points(gain / 100, interval) for gain, interval in zip(gains, intervals))
     if None in gains or None in base or None in final:
         return MetricRow("gain", a, b)
