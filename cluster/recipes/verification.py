@@ -19,7 +19,7 @@ from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import sha256_of, sha256_of_folder
 from wmpo_ray.core.starts import start_seeds
-from wmpo_ray.runs.folder import RunFolder
+from wmpo_ray.runs.folder import CONFIG, RunFolder
 from wmpo_ray.runs.outcomes import POLICIES, Outcomes, environment_hash, outcomes_file, read_outcomes
 from wmpo_ray.runs.receipt import (
     Receipt,
@@ -208,12 +208,14 @@ def rerun(path: Path, out: Path, *, serial: bool, console: Console | None = None
     """Run the config of a run again into `out` and compare: bit for bit, or intervals on another kind of processor.
 
     What is done in `out` is kept, so a repetition that was interrupted goes on. It runs as far as the run had come.
-    Raises UserError for a run of which no stage is done.
+    Raises UserError for a run of which no stage is done, and where `out` holds a run of other settings.
     """
     folder, receipt = RunFolder(path), read_receipt(path)
     done = [label for label in stage_labels(folder.config) if folder.is_done(label)]
     if not done:
         raise UserError(f"{path}: no stage is done, so there is nothing to repeat")
+    if (out / CONFIG).exists() and config_hash(RunFolder(out).config) != config_hash(folder.config):
+        raise UserError(f"{out} holds a run of other settings, which would be replaced; choose another --out")
     # A missed gate of the run was passed by force, or it would not have come further.
     run_pipeline(folder.config, out, resume=True, serial=serial, force=True, until=done[-1], console=console)
     return list(compare_receipts(receipt, read_receipt(out)))

@@ -119,6 +119,16 @@ def test_a_repetition_is_compared_bit_for_bit_on_the_same_processor(run, whole_r
     assert check.verdict is Verdict.FAIL and "models/policy/model.safetensors differs" in check.detail
 
 
+def test_a_repetition_replaces_no_other_run(run, whole_run, tmp_path):
+    other = whole_run.copy(tmp_path / "other", "grpo.num_updates=3")
+    before = (other / "summary.json").read_bytes()
+    with pytest.raises(UserError, match="other settings"):
+        rerun(run, other, serial=True)
+    assert (other / "summary.json").read_bytes() == before
+    result = CliRunner().invoke(app, ["verify", str(run), "--rerun", "--out", str(run)])
+    assert result.exit_code == 2 and "is the run itself" in result.stderr
+
+
 def test_on_another_processor_the_intervals_are_compared(run):
     first = read_receipt(run)
     other = first.model_copy(
