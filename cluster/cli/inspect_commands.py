@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from cluster.cli.options import Folder, Overrides, Source
+from cluster.cli.options import Folder, Overrides, Source, user_path
 from cluster.host.job import cluster_address
 from cluster.host.security import prepare_ray
 from wmpo_ray.config.dumping import config_to_toml
@@ -17,10 +20,14 @@ from wmpo_ray.config.loading import list_presets, load_config
 from wmpo_ray.core.console import make_console
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.kinds import TABLES
+from wmpo_ray.runs.folder import RunFolder
+
+if TYPE_CHECKING:
+    from cluster.host.preflight import Check
 
 
 def add_inspection(app: typer.Typer) -> None:
-    for command in (ledger, plan, doctor, presets):
+    for command in (ledger, verify, plan, doctor, presets):
         app.command()(command)
 
 
@@ -42,6 +49,44 @@ def ledger(folder: Folder) -> None:
     console.print(table)
     if not book.account().balances:
         raise UserError(f"{folder}: the account does not balance")
+
+
+def verify(
+    folder: Folder,
+    repeat: Annotated[
+        bool, typer.Option("--rerun", help="Also run it again and compare: bit for bit on the same kind of processor.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", parser=user_path, help="Folder of the repetition; a temporary one if absent."
+        ),
+    ] = None,
+    serial: Annotated[bool, typer.Option("--serial", help="Repeat it in this process, without Ray.")] = False,
+) -> None:
+    """Verify a run: hashes of its files, and its result derived from the outcome of each start.
+
+    The exit code is 1 if something does not match.
+    """
+    if (out is not None or serial) and not repeat:
+        raise UserError("--out and --serial say how a run is repeated: add --rerun")
+    if out is not None and out.resolve() == folder.resolve():
+        raise UserError(f"--out {out} is the run itself: choose another folder")
+    from cluster.host.preflight import Verdict
+    from cluster.recipes.verification import rerun, verify_run
+
+    checks = verify_run(folder)
+    _print_checks(f"wmpo verify {folder}", checks)
+    if repeat:
+        if not serial:
+            prepare_ray(cluster_address(RunFolder(folder).config))
+        with tempfile.TemporaryDirectory(prefix="wmpo-verify-") as temporary:
+            place = out if out is not None else Path(temporary) / "run"
+            repeated = rerun(folder, place, serial=serial, console=make_console(stderr=True, highlight=False))
+        _print_checks("repeated", repeated)
+        checks += repeated
+    if any(check.verdict is Verdict.FAIL for check in checks):
+        raise typer.Exit(1)
 
 
 def plan(
@@ -92,14 +137,10 @@ def doctor(
         raise UserError("--set changes the settings of a run: name its preset or file before it")
     config = load_config(source, overrides or ()) if source is not None else None
     prepare_ray("")
-    from cluster.host.doctor import VERDICT_STYLES, Verdict, examine
+    from cluster.host.doctor import Verdict, examine
 
     checks = examine(with_ray=ray, config=config)
-    table = Table("check", "verdict", "found", title="wmpo doctor")
-    for check in checks:
-        style = VERDICT_STYLES[check.verdict]
-        table.add_row(check.name, Text(check.verdict.value, style), check.detail)
-    make_console().print(table)
+    _print_checks("wmpo doctor", checks)
     if any(check.verdict is Verdict.FAIL for check in checks):
         raise typer.Exit(1)
 
@@ -122,6 +163,15 @@ def presets(
         typer.echo("\n".join(list_presets()))
     else:
         typer.echo(config_to_toml(load_config(name)), nl=False)
+
+
+def _print_checks(title: str, checks: Sequence[Check]) -> None:
+    from cluster.host.doctor import VERDICT_STYLES
+
+    table = Table("check", "verdict", "found", title=title)
+    for check in checks:
+        table.add_row(check.name, Text(check.verdict.value, VERDICT_STYLES[check.verdict]), Text(check.detail))
+    make_console().print(table)
 
 
 def _num_gpus() -> int:

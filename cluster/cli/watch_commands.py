@@ -94,18 +94,29 @@ def runs(
 
 
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="A", parser=user_path, help="Folder of a run.")],
+    first: Annotated[
+        Path, typer.Argument(metavar="A", parser=user_path, help="Folder of a run, or of the runs of one method.")
+    ],
     second: Annotated[Path, typer.Argument(metavar="B", parser=user_path, help="Folder of another one.")],
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE", parser=user_path, help="HTML file to write; beside A if absent."),
     ] = None,
 ) -> None:
-    """Compare two runs: metrics with intervals, significance, curves, settings."""
+    """Compare two runs: metrics with intervals, significance, curves, settings.
+
+    Of two folders of runs, such as the seeds of two methods, it compares the final success, seeds and starts resampled.
+    """
     from wmpo_ray.core.files import atomic_write
     from wmpo_ray.watch.comparison import compare_runs, comparison_tables
     from wmpo_ray.watch.comparison_page import render_comparison
+    from wmpo_ray.watch.seed_comparison import group_tables, is_group
 
+    if is_group(first) and is_group(second):
+        if out is not None:
+            raise UserError(f"--out {out}: a page is written of two runs only, not of two folders of runs")
+        make_console().print(group_tables((first, second)))
+        return
     comparison = compare_runs(first, second)
     names = (first.resolve().name, second.resolve().name)
     path = out if out is not None else first.resolve().parent / f"compare-{names[0]}-{names[1]}.html"

@@ -20,6 +20,7 @@ from cluster.host.job import cluster_address, job_id
 from cluster.host.preemption import is_leaving
 from cluster.host.preflight import preflight
 from cluster.recipes.context import RunContext
+from cluster.recipes.receipts import inputs_of
 from cluster.recipes.recipe_table import steps_of
 from cluster.recipes.run_plan import Action, Planned, check_later, check_resume, is_within, plan_run, source_of
 from cluster.recipes.stage import Step
@@ -31,6 +32,7 @@ from wmpo_ray.core.runtime_settings import configure_process
 from wmpo_ray.registry import check_kinds
 from wmpo_ray.report.html import write_report
 from wmpo_ray.runs.folder import CONFIG, RunFolder, remove_all
+from wmpo_ray.runs.receipt import write_receipt
 
 
 def run_pipeline(
@@ -72,8 +74,14 @@ def run_pipeline(
             with closing(context):
                 for planned in wanted:
                     run_step(context, planned, plan, again=only is not None)
-            write_report(folder.path)
+            conclude(folder, config)
         return folder.summary
+
+
+def conclude(folder: RunFolder, config: Config) -> None:
+    """Write what shows a run, and what it can be verified by."""
+    write_report(folder.path)
+    write_receipt(folder, inputs_of(config))
 
 
 def steps_in(steps: Sequence[Step], only: str | None, until: str | None) -> list[Step]:

@@ -63,7 +63,7 @@ def test_other_commands_print_where_the_terminal_knows_ascii_only(arguments):
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "file", "other"])
-@pytest.mark.parametrize("command", ["status", "trace", "ledger", "report", "compare", "parity"])
+@pytest.mark.parametrize("command", ["status", "trace", "ledger", "verify", "report", "compare", "parity"])
 def test_what_is_no_run_is_named_in_one_line_and_left_alone(command, kind, tmp_path):
     place = tmp_path / "[red]é"
     if kind == "file":

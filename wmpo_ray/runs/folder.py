@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,13 +15,13 @@ from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import atomic_write, is_leftover, json_clean, remove_directory, remove_leftovers
 from wmpo_ray.core.section import check_local
 from wmpo_ray.runs.folder_lock import FolderLock, LockedError
+from wmpo_ray.runs.machine import machine_name, package_versions
 from wmpo_ray.runs.summary_file import SUMMARY, checked_summary
 
 CONFIG, LOCK = "config.json", ".lock"
 SUB_FOLDERS = ("checkpoints", "trajectories", "videos", "models", "outcomes", "report")
 REPLACED = "replaced"  # holds the state of results that are being replaced, until the new ones are there
 MOVING = ".moving"  # ends the name of such a folder that is not complete
-PACKAGES = ("torch", "ray", "diffusers", "transformers", "numpy", "wmpo-ray")
 
 
 class RunFolder:
@@ -247,34 +244,13 @@ def _fresh_summary(config: Config) -> dict:
         "name": config.name,
         "seed": config.seed,
         "config_hash": config_hash(config),
-        "versions": _versions(),
-        "machine": _machine(),
+        "versions": package_versions(),
+        "machine": machine_name(),
         "recipe": {},
         "begun": {},
         "stages": {},
         "result": {},
     }
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def _machine() -> str:
-    """Such as `AMD EPYC 7B13, 2 cores, 8 GiB`."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{model}, {os.cpu_count()} cores, {gib:.0f} GiB"
 
 
 def _to_json(content: dict) -> str:

@@ -41,8 +41,7 @@ class Outcomes(BaseModel):
 
     @model_validator(mode="after")
     def _lists_fit(self) -> Self:
-        lists: list[list] = [self.starts, self.success, self.lengths, *self.failures.values()]
-        sizes = {len(each) for each in lists}
+        sizes = {len(self.starts), len(self.success), len(self.lengths), *map(len, self.failures.values())}
         if sizes != {len(self.starts)} or not self.starts:
             raise ValueError(f"lists of {sorted(sizes)} entries: every start needs one entry in each")
         if len(set(self.starts)) != len(self.starts):

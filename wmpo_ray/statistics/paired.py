@@ -74,9 +74,9 @@ def _correlation(pairs: Pairs) -> float:
     margins = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
     if not margins:
         return 0.0
-    product: float = both * neither - only_a * only_b
+    product = float(both * neither - only_a * only_b)
     if product > 0:
-        product = max(product - pairs.num / 2, 0)
+        product = max(product - pairs.num / 2, 0.0)
     return product / math.sqrt(margins)
 
 

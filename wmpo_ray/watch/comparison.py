@@ -73,15 +73,15 @@ def _setting(line: str) -> tuple[str, str, str]:
 
 def _rows(a: RunData, b: RunData, paired: PairedOutcomes | None) -> list[MetricRow]:
     runs = (a, b)
-    base = _result(a, "base_success"), _result(b, "base_success")
-    final = _result(a, "final_success"), _result(b, "final_success")
+    base = [_result(run, "base_success") for run in runs]
+    final = [_result(run, "final_success") for run in runs]
     rows = [
-        _rate_row("base success", *base, paired and paired.base),
-        _rate_row(FINAL, *final, paired and paired.final),
+        _rate_row("base success", base, paired and paired.base),
+        _rate_row(FINAL, final, paired and paired.final),
         MetricRow("the same, start by start", "", "", "", paired.sequential) if paired and paired.sequential else None,
         _gain_row([gain_points(run) for run in runs], base, final, paired),
-        _rate_row("real success on the way, last", _real(a), _real(b)),
-        _rate_row("labels right at the gate", _agreement(a), _agreement(b)),
+        _rate_row("real success on the way, last", [_real(run) for run in runs]),
+        _rate_row("labels right at the gate", [_agreement(run) for run in runs]),
         _plain_row("imagined success, last", [_last_value(imagined_curve(run)) for run in runs], percent),
         _plain_row("rollout success, last", [_last_value(rollout_curve(run)) for run in runs], percent),
         _plain_row("reward model F1", [number(run.stage_metrics("reward-model"), "f1") for run in runs], compact),
@@ -174,9 +174,10 @@ def _all_seconds(run: RunData) -> float | None:
 
 
 def _rate_row(
-    label: str, a: Rate | None, b: Rate | None, paired: tuple[np.ndarray, np.ndarray] | None = None
+    label: str, rates: Sequence[Rate | None], paired: tuple[np.ndarray, np.ndarray] | None = None
 ) -> MetricRow | None:
     """paired: outcomes of A and B on the same starts."""
+    a, b = rates
     if a is None and b is None:
         return None
     if a is None or b is None:
@@ -190,16 +191,15 @@ def _rate_row(
 
 
 def _gain_row(
-    gains: list[float | None],
-    base: tuple[Rate | None, Rate | None],
-    final: tuple[Rate | None, Rate | None],
-    paired: PairedOutcomes | None,
+    gains: list[float | None], base: list[Rate | None], final: list[Rate | None], paired: PairedOutcomes | None
 ) -> MetricRow | None:
     if gains == [None, None]:
         return None
-    pairs = zip(base, final, strict=True)
-    unpaired = [difference_interval(first, last) if first and last else None for first, last in pairs]
-    intervals = paired.gain_intervals if paired else unpaired
+    intervals: Sequence[Interval | None] = [
+        difference_interval(first, last) if first and last else None for first, last in zip(base, final, strict=True)
+    ]
+    if paired:
+        intervals = paired.gain_intervals
     a, b = ("–" if gain is None else _points(gain / 100, interval) for gain, interval in zip(gains, intervals))
     if None in gains or None in base or None in final:
         return MetricRow("gain", a, b)

@@ -43,7 +43,11 @@ class Verdict(NamedTuple):
         if self.is_significant:
             return f"B is {'higher' if difference > 0 else 'lower'} ({how})"
         with_starts = f" with {self.num:,} starts" if self.num else ""
-        needed = "" if self.needed is None else f"; about {_two_digits(self.needed):,} would be needed"
+        needed = (
+            ""
+            if self.needed is None
+            else f"; about {_two_digits(self.needed):,} starts would be needed for a difference this large"
+        )
         return f"no difference shown{with_starts} ({how}){needed}"
 
 
