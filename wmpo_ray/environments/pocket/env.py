@@ -34,8 +34,8 @@ INSTRUCTIONS = ("put the block into the blue pocket", "put the block into the pi
 LOOKS: dict[str, Look] = {
     "none": Look(),
     "position": Look(),
-    "background": Look(background=(62.0, 50.0, 44.0)),
-    "texture": Look(block_stripes=0.35),
+    "background": Look(background_checks=0.5),
+    "texture": Look(block_stripes=0.6),
 }
 FAILURES = ("miss", "jam", "drop", "wrong_pocket")
 
@@ -97,8 +97,8 @@ class PocketEnvironment:
         return self.render() if render else None
 
     def _place(self, i: int, rng: np.random.Generator) -> None:
-        # A displaced start is drawn from the band that the undisturbed task never uses.
-        low, high = ([2.0, 2.5], [7.5, 13.5]) if self.disruption != "position" else ([7.5, 2.0], [8.8, 14.0])
+        # A displaced start is drawn from a band just beyond the one that the undisturbed task uses.
+        low, high = ([2.0, 2.5], [7.5, 13.5]) if self.disruption != "position" else ([7.5, 2.0], [8.0, 14.0])
         self.block[i] = rng.uniform(low, high)
         while True:
             self.gripper[i] = rng.uniform([1.5, 1.5], [9.0, 14.5])
