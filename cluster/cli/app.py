@@ -7,6 +7,7 @@ imported inside the commands, so that `--help` and a wrong key answer at once.
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import sys
 from collections.abc import Mapping
@@ -15,7 +16,6 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
-from rich.table import Table
 from typer.core import TyperGroup
 
 from cluster.cli.inspect_commands import add_inspection
@@ -23,7 +23,7 @@ from cluster.cli.job_commands import add_jobs
 from cluster.cli.model_commands import add_models
 from cluster.cli.monitor_commands import add_monitoring
 from cluster.cli.options import Folder, Out, Overrides, Source, user_path
-from cluster.cli.tables import is_rate, print_summary, success_text
+from cluster.cli.tables import print_evaluation, print_summary
 from cluster.cli.watch_commands import add_watching
 from cluster.host.job import cluster_address, job_id, run_folder
 from cluster.host.preemption import Preempted, end_now, leave_on_sigterm, restart_on_crash
@@ -33,6 +33,7 @@ from wmpo_ray.config.loading import describe_errors, load_config
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.console import make_console, replace_unencodable
 from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.files import atomic_write
 
 USER_ERROR, INTERRUPTED = 2, 130
 RESUMABLE = ("run", "stage")
@@ -176,21 +177,31 @@ def evaluate(
     disruption: Annotated[
         str | None, typer.Option(help="Change to the scene: none, position, background or texture.")
     ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of the sampled actions; 0: the most likely ones. Else evaluation.temperature.")
+    ] = None,
     num_starts: Annotated[int | None, typer.Option(min=1, help="Held-out start states.")] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", parser=user_path, help="Write the result and every outcome there, as JSON."),
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Measure the real success of a policy on held-out start states."""
+    """Measure the real success of a policy on held-out start states, with its 95% interval; saves nothing by itself."""
     chosen = list(overrides or ())
     if disruption is not None:
         chosen.append(f"environment.disruption={disruption}")
+    if temperature is not None:
+        chosen.append(f"evaluation.temperature={temperature}")
     config = load_config(source, chosen)
+    if save is not None and not save.absolute().parent.is_dir():
+        raise UserError(f"--save {save}: there is no folder {save.parent}; create it first")
     from cluster.recipes.evaluate import evaluate_policy
 
     result = evaluate_policy(config, run_folder(out, config), policy, num_starts, make_console(stderr=True))
-    table = Table("", "value", title=f"disruption: {config.environment.disruption}")
-    for key, value in result.items():
-        table.add_row(key, success_text(value) if is_rate(value) else str(value))
-    make_console().print(table)
+    print_evaluation(make_console(), config, result)
+    if save is not None:
+        atomic_write(save, json.dumps({"environment": config.environment.model_dump(), "seed": config.seed, **result}))
 
 
 @app.command()

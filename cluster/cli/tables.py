@@ -9,11 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from wmpo_ray.config.run import Config
 from wmpo_ray.report.recipe_view import recipe_name
-
-
-def is_rate(value: Any) -> bool:
-    return isinstance(value, Mapping) and {"value", "low", "high"} <= value.keys()
 
 
 def success_text(rate: Mapping[str, float]) -> str:
@@ -38,3 +35,14 @@ def print_summary(console: Console, summary: Mapping[str, Any]) -> None:
         table.add_section()
         table.add_row("all", f"{sum(metrics['seconds'] for metrics in stages.values()):.1f}")
         console.print(table)
+
+
+def print_evaluation(console: Console, config: Config, result: Mapping[str, Any]) -> None:
+    """The result of `evaluate_policy`."""
+    table = Table("", "value", title=f"disruption: {config.environment.disruption}")
+    table.add_row("real success [95% interval]", success_text(result["success"]))
+    table.add_row("start states", str(result["success"]["num"]))
+    table.add_row("temperature", f"{config.evaluation.temperature:g}")
+    for name, share in result["failures"].items():
+        table.add_row(f"failed with {name}", f"{share:.1%}")
+    console.print(table)

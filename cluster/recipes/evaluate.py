@@ -109,7 +109,11 @@ def evaluate_policy(
     num_starts: int | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Success of a saved policy on held-out start states with its 95% interval; default: the run's final policy."""
+    """Success of a saved policy on held-out start states with its 95% interval; default: the run's final policy.
+
+    Nothing is written. `outcomes` holds the outcome of each start, for comparisons in pairs. Raises UserError where there
+    is no policy.
+    """
     configure_process(config.cluster.threads_per_process)
     path = policy_dir or round_folder(Path(out), _rounds_of(Path(out))) / "models" / "policy"
     if not path.is_dir():
@@ -129,5 +133,6 @@ def evaluate_policy(
             progress=advance,
         )
     low, high = wilson_interval(int(episodes.success.sum()), count)
-    failures = {name: float((flags & ~episodes.success).mean()) for name, flags in episodes.failures.items()}
-    return {"value": float(episodes.success.mean()), "low": low, "high": high, "num": count, "failures": failures}
+    success = {"value": float(episodes.success.mean()), "low": low, "high": high, "num": count}
+    starts = {"seeds": seeds.tolist(), "temperature": config.evaluation.temperature}
+    return {"success": success, "failures": failure_rates(episodes), "outcomes": {**starts, **outcomes_of(episodes)}}
