@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 from tests.support.pocket_actions import random_actions
+from wmpo_ray.config.dumping import config_differences
+from wmpo_ray.config.loading import load_config
 from wmpo_ray.core.starts import seeded_starts
 from wmpo_ray.environments.pocket.env import PocketEnvironment
 from wmpo_ray.environments.pocket.geometry import PLACE_DWELL, SEATED_X
+from wmpo_ray.registry import make_environment
 
 OPEN, CLOSE = -1.0, 1.0
 
@@ -72,9 +75,14 @@ def test_only_the_end_differs_from_the_plain_task():
     assert place.any() and (plain | ~place).all() and (plain & ~place).any()
 
 
+def test_the_hard_demo_is_the_demo_with_another_end():
+    changed = {line.split(":")[0] for line in config_differences(load_config("demo"), load_config("demo-hard"))}
+    assert changed == {"name", "environment.task", "environment.horizon"}
+
+
 @pytest.mark.parametrize("noise", [0.0, 0.2])
-def test_the_expert_lets_go(noise):
-    env = PocketEnvironment(horizon=24, task="place")
+def test_the_expert_lets_go_in_time(noise):
+    env = make_environment(load_config("demo-hard").environment)
     env.reset(np.arange(200), render=False)
     rng = np.random.default_rng(0)
     for _ in range(env.horizon):
