@@ -7,6 +7,7 @@ imported inside the commands, so that `--help` and a wrong key answer at once.
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import sys
 from collections.abc import Mapping
@@ -32,6 +33,7 @@ from wmpo_ray.config.loading import describe_errors, load_config
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.console import make_console, replace_unencodable
 from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.files import atomic_write
 
 USER_ERROR, INTERRUPTED = 2, 130
 RESUMABLE = ("run", "stage")
@@ -176,18 +178,31 @@ def evaluate(
     disruption: Annotated[
         str | None, typer.Option(help="Change to the scene: none, position, background or texture.")
     ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of the sampled actions; 0: the most likely ones. Else evaluation.temperature.")
+    ] = None,
     num_starts: Annotated[int | None, typer.Option(min=1, help="Held-out start states.")] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", parser=user_path, help="Write the result and every outcome there, as JSON."),
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Measure the real success of a policy on held-out start states."""
+    """Measure the real success of a policy on held-out start states, with its 95% interval; saves nothing by itself."""
     chosen = list(overrides or ())
     if disruption is not None:
         chosen.append(f"environment.disruption={disruption}")
+    if temperature is not None:
+        chosen.append(f"evaluation.temperature={temperature}")
     config = load_config(source, chosen)
+    if save is not None and not save.absolute().parent.is_dir():
+        raise UserError(f"--save {save}: there is no folder {save.parent}; create it first")
     from cluster.recipes.evaluate import evaluate_policy
 
     result = evaluate_policy(config, run_folder(out, config), policy, num_starts, make_console(stderr=True))
-    print_evaluation(make_console(), result, config.environment.disruption)
+    print_evaluation(make_console(), config, result)
+    if save is not None:
+        atomic_write(save, json.dumps({"environment": config.environment.model_dump(), "seed": config.seed, **result}))
 
 
 @app.command()

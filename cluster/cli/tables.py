@@ -9,21 +9,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from wmpo_ray.config.run import Config
 from wmpo_ray.report.recipe_view import recipe_name
 
 
 def success_text(rate: Mapping[str, float]) -> str:
     return f"{rate['value']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}]"
-
-
-def print_evaluation(console: Console, result: Mapping[str, Any], disruption: str) -> None:
-    """result: what `evaluate_policy` returns."""
-    table = Table("", "value", title=f"disruption: {disruption}")
-    table.add_row("real success [95% interval]", success_text(result))
-    table.add_row("start states", str(result["num"]))
-    for name, share in result["failures"].items():
-        table.add_row(f"failure: {name.replace('_', ' ')}", f"{share:.1%}")
-    console.print(table)
 
 
 def print_summary(console: Console, summary: Mapping[str, Any]) -> None:
@@ -44,3 +35,14 @@ def print_summary(console: Console, summary: Mapping[str, Any]) -> None:
         table.add_section()
         table.add_row("all", f"{sum(metrics['seconds'] for metrics in stages.values()):.1f}")
         console.print(table)
+
+
+def print_evaluation(console: Console, config: Config, result: Mapping[str, Any]) -> None:
+    """The result of `evaluate_policy`."""
+    table = Table("", "value", title=f"disruption: {config.environment.disruption}")
+    table.add_row("real success [95% interval]", success_text(result["success"]))
+    table.add_row("start states", str(result["success"]["num"]))
+    table.add_row("temperature", f"{config.evaluation.temperature:g}")
+    for name, share in result["failures"].items():
+        table.add_row(f"failure: {name.replace('_', ' ')}", f"{share:.1%}")
+    console.print(table)

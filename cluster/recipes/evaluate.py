@@ -19,7 +19,6 @@ from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.runtime_settings import configure_process
 from wmpo_ray.core.starts import start_seeds
-from wmpo_ray.core.statistics import wilson_interval
 from wmpo_ray.core.types import Episodes
 from wmpo_ray.registry import load_policy, make_environment
 from wmpo_ray.rollout.evaluation import rollout_outcomes, rollout_policy
@@ -88,7 +87,11 @@ def evaluate_policy(
     num_starts: int | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Success of a saved policy on held-out start states with its 95% interval; default: the run's final policy."""
+    """Success of a saved policy on held-out start states with its 95% interval; default: the run's final policy.
+
+    Nothing is written. `outcomes` holds the outcome of each start, for comparisons in pairs. Raises UserError where there
+    is no policy.
+    """
     configure_process(config.cluster.threads_per_process)
     path = policy_dir or round_folder(Path(out), _rounds_of(Path(out))) / "models" / "policy"
     if not path.is_dir():
@@ -96,17 +99,20 @@ def evaluate_policy(
     count = num_starts or config.evaluation.num_starts
     policy = load_policy(config, str(path))
     environment = make_environment(config.environment)
-    seeds = start_seeds("evaluate", count, config.seed)
+    seeds, sampling_key = start_seeds("evaluate", count, config.seed), (config.seed, "evaluate")
     with torch.no_grad(), Reporter(console).bar("real episodes", count) as advance:
         episodes = rollout_policy(
             policy,
             environment,
             seeds,
             config.evaluation.temperature,
-            (config.seed, "evaluate"),
+            sampling_key,
             keep_frames=False,
             progress=advance,
         )
-    low, high = wilson_interval(int(episodes.success.sum()), count)
-    failures = {name: float((flags & ~episodes.success).mean()) for name, flags in episodes.failures.items()}
-    return {"value": float(episodes.success.mean()), "low": low, "high": high, "num": count, "failures": failures}
+    outcomes = Outcomes.of(episodes, config, path, sampling_key)
+    return {
+        "success": outcomes.rate,
+        "failures": outcomes.metrics["failures"],
+        "outcomes": outcomes.model_dump(),
+    }

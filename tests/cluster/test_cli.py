@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import re
 import subprocess
@@ -52,7 +53,11 @@ def pipeline(monkeypatch):
 
     def evaluate_policy(config, out, policy_dir, num_starts, console):
         module.calls.append((config, out, policy_dir, num_starts))
-        return {**SUMMARY["result"]["final_success"], "failures": {"wrong_pocket": 0.175}}
+        return {
+            "success": SUMMARY["result"]["final_success"],
+            "failures": {"jam": 0.175},
+            "outcomes": {"success": "101"},
+        }
 
     evaluation = ModuleType("cluster.recipes.evaluate")
     module.run_pipeline, evaluation.evaluate_policy = run_pipeline, evaluate_policy
@@ -85,10 +90,21 @@ def test_stage_runs_that_stage_only(pipeline, tmp_path):
 
 def test_evaluate_puts_the_disruption_into_the_configuration(pipeline, tmp_path):
     result = wmpo("evaluate", "smoke", "--out", tmp_path, "--disruption", "texture", "--num-starts", 64)
-    assert result.exit_code == 0 and "58.0% [53.0%, 63.0%]" in result.output
-    assert re.search(r"failure: wrong pocket\W+17.5%", result.output)
+    assert result.exit_code == 0 and "58.0% [53.0%, 63.0%]" in result.output and "17.5%" in result.output
     ((config, _, policy_dir, num_starts),) = pipeline.calls
     assert (config.environment.disruption, policy_dir, num_starts) == ("texture", None, 64)
+    assert config.evaluation.temperature == load_config("smoke").evaluation.temperature
+    assert not list(tmp_path.iterdir()), "nothing is saved unless it is asked for"
+
+
+def test_evaluate_takes_a_temperature_and_saves_where_it_is_told(pipeline, tmp_path):
+    path = tmp_path / "result.json"
+    result = wmpo("evaluate", "smoke", "--out", tmp_path, "--temperature", 0, "--save", path)
+    assert result.exit_code == 0, result.output
+    assert pipeline.calls[0][0].evaluation.temperature == 0
+    saved = json.loads(path.read_text())
+    assert saved["success"]["num"] == 512 and saved["outcomes"] == {"success": "101"}
+    assert saved["environment"]["disruption"] == "none"
 
 
 @pytest.mark.parametrize(
@@ -101,6 +117,8 @@ def test_evaluate_puts_the_disruption_into_the_configuration(pipeline, tmp_path)
         (["run", "smoke", "--set", "rollout.group_size=1"], "group_size=1: GRPO needs at least 2"),
         (["run", "smok"], "'smok' is neither a preset"),
         (["evaluate", "smoke", "--disruption", "rain"], 'environment.disruption = "rain": it must be'),
+        (["evaluate", "smoke", "--temperature", "-1"], "evaluation.temperature = -1.0: it must be"),
+        (["evaluate", "smoke", "--save", "/nowhere/x.json"], "--save /nowhere/x.json: there is no folder /nowhere"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(pipeline, tmp_path, arguments, message):

@@ -38,7 +38,7 @@ def test_without_its_simulator_a_task_is_known_and_cannot_be_run():
     ("settings", "message"),
     [
         ({"kind": "mimicgen", "task": "Tea_D0"}, r'environment.task="Tea_D0": known tasks of mimicgen are Coffee_D0, '),
-        ({"task": "Tea_D0"}, r'environment.task = "Tea_D0": the embedded environment has one task'),
+        ({"task": "Tea_D0"}, r'environment.task = "Tea_D0": the tasks of pocket are "" '),
         ({"kind": "kitchen"}, r"environment.kind='kitchen' is unknown; known are \['aloha', 'mimicgen', 'pocket'\]"),
     ],
 )

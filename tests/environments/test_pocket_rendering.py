@@ -81,6 +81,14 @@ def test_background_changes_nothing_on_wall_block_or_gripper():
     assert not same[empty].any() and empty.mean() > 0.3
 
 
+def test_the_background_keeps_its_mean():
+    """A policy that sums patches of pixels would take a shift of all of them for an object."""
+    plain, other = PocketEnvironment(), PocketEnvironment(disruption="background")
+    plain.reset([0], render=False), other.reset([0], render=False)
+    columns = slice(0, 8)  # left of the wall, whole squares
+    assert np.allclose(plain.backdrop()[0, :, columns].mean((0, 1)), other.backdrop()[0, :, columns].mean((0, 1)))
+
+
 def test_texture_changes_nothing_off_the_block():
     seeds = np.arange(50)
     plain, other = PocketEnvironment(), PocketEnvironment(disruption="texture")

@@ -4,6 +4,10 @@ Seen from above, 16x16 pixels, vectorised over scenes with numpy. An action is a
 [-1, 1]; the gripper moves towards it at a bounded speed and closes while grip > 0. What can go wrong is visible: a
 closed gripper beside the block (miss), a block stuck at the wall (jam), a block let go on the way (drop), a block in
 the other pocket (wrong pocket). All of it can be recovered from: open and grasp again, back off, pull it out.
+
+The task "place" is the harder one: success also takes letting go of the block, deep enough, without touching it again
+for `PLACE_DWELL` frames. Scenes, motion and pixels are those of the task without a name, so a world model of one is a
+world model of the other.
 """
 
 from __future__ import annotations
@@ -22,9 +26,11 @@ from wmpo_ray.environments.pocket.geometry import (
     FRAME_SIZE,
     GRASP_REACH,
     MAX_SPEED,
+    PLACE_DWELL,
     POCKET_END_X,
     POCKET_TOLERANCE,
     SEATED_X,
+    TASKS,
     WALL_X,
 )
 from wmpo_ray.environments.pocket.rendering import Look, detect_events, draw, draw_backdrop
@@ -34,8 +40,8 @@ INSTRUCTIONS = ("put the block into the blue pocket", "put the block into the pi
 LOOKS: dict[str, Look] = {
     "none": Look(),
     "position": Look(),
-    "background": Look(background=(62.0, 50.0, 44.0)),
-    "texture": Look(block_stripes=0.35),
+    "background": Look(background_checks=0.5),
+    "texture": Look(block_stripes=0.6),
 }
 FAILURES = ("miss", "jam", "drop", "wrong_pocket")
 
@@ -60,10 +66,15 @@ class PocketEnvironment:
     frame_shape = (FRAME_SIZE, FRAME_SIZE, 3)
     instructions = INSTRUCTIONS
 
-    def __init__(self, horizon: int = 32, disruption: Disruption = "none", ends_on_success: bool = True):
+    def __init__(
+        self, horizon: int = 32, disruption: Disruption = "none", ends_on_success: bool = True, task: str = ""
+    ):
         if disruption not in LOOKS:
             raise ValueError(f"disruption={disruption!r}: known are {sorted(LOOKS)}; set environment.disruption")
+        if task not in TASKS:
+            raise ValueError(f"task={task!r}: known are {list(TASKS)}; set environment.task")
         self.horizon = horizon
+        self.task = task
         self.disruption = disruption
         self.look = LOOKS[disruption]
         self.ends_on_success = ends_on_success
@@ -71,10 +82,10 @@ class PocketEnvironment:
 
     @classmethod
     def from_config(cls, config: EnvironmentConfig) -> PocketEnvironment:
-        """Raises ConfigError for a task: there is only one."""
-        if config.task:
-            raise ConfigError(f"environment.task={shown(config.task)}: pocket has a single task; remove the key")
-        return cls(config.horizon, config.disruption)
+        """Raises ConfigError for a task that is not known."""
+        if config.task not in TASKS:
+            raise ConfigError(f"environment.task = {shown(config.task)}: known tasks of pocket are {list(TASKS)}")
+        return cls(config.horizon, config.disruption, task=config.task)
 
     # -- episodes ------------------------------------------------------------------------------------------------
 
@@ -92,13 +103,14 @@ class PocketEnvironment:
         self.closed, self.held, self.terminated, self.success = np.zeros((4, n), bool)
         self.failures = {name: np.zeros(n, bool) for name in FAILURES}
         self.num_steps = np.zeros(n, np.int64)
+        self._num_placed = np.zeros(n, np.int64)  # frames in a row in which the block was in place
         self._inserting = np.zeros(n, bool)
         self._backdrop: np.ndarray | None = None
         return self.render() if render else None
 
     def _place(self, i: int, rng: np.random.Generator) -> None:
-        # A displaced start is drawn from the band that the undisturbed task never uses.
-        low, high = ([2.0, 2.5], [7.5, 13.5]) if self.disruption != "position" else ([7.5, 2.0], [8.8, 14.0])
+        # A displaced start is drawn from a band just beyond the one that the undisturbed task uses.
+        low, high = ([2.0, 2.5], [7.5, 13.5]) if self.disruption != "position" else ([7.5, 2.0], [8.0, 14.0])
         self.block[i] = rng.uniform(low, high)
         while True:
             self.gripper[i] = rng.uniform([1.5, 1.5], [9.0, 14.5])
@@ -140,7 +152,7 @@ class PocketEnvironment:
     def _parts(self) -> dict[str, np.ndarray]:
         """Everything that a scene consists of, [N, ...] each."""
         names = ("gripper", "block", "pocket_y", "pocket_colour", "goal", "closed", "held", "terminated", "success")
-        parts = {name: getattr(self, name) for name in (*names, "num_steps", "_inserting")}
+        parts = {name: getattr(self, name) for name in (*names, "num_steps", "_num_placed", "_inserting")}
         return parts | {f"failures.{name}": flags for name, flags in self.failures.items()}
 
     def step(self, actions: np.ndarray, render: bool = True) -> tuple[np.ndarray | None, np.ndarray]:
@@ -208,11 +220,17 @@ class PocketEnvironment:
 
     def _judge(self) -> None:
         seated = self.block[:, 0] >= SEATED_X
-        right = np.abs(self.block[:, 1] - self.goal_y) <= POCKET_TOLERANCE + 0.01
+        right = self._at_goal_height()
         self.failures["wrong_pocket"] |= seated & ~right
-        self.success = self.success & self.terminated | (seated & right)
+        placed = seated & right & ~(self.held & (self.task == "place"))
+        self._num_placed = np.where(self.terminated, self._num_placed, np.where(placed, self._num_placed + 1, 0))
+        dwell = PLACE_DWELL if self.task == "place" else 1
+        self.success = self.success & self.terminated | (self._num_placed >= dwell)
         if self.ends_on_success:
             self.terminated = self.terminated | self.success
+
+    def _at_goal_height(self) -> np.ndarray:
+        return np.abs(self.block[:, 1] - self.goal_y) <= POCKET_TOLERANCE + 0.01
 
     # -- views ---------------------------------------------------------------------------------------------------
 
@@ -261,5 +279,10 @@ class PocketEnvironment:
         near = (np.abs(self.block - goal) < 0.6).all(1)
         half = FRAME_SIZE / 2
         position = (goal + rng.normal(0, noise, goal.shape) - half) / half
-        grip = np.where(self.held | (near & ~self.closed), 0.6, -0.6) + rng.normal(0, 0.1, len(goal))
+        grip = np.where((self.held | (near & ~self.closed)) & ~self._can_let_go(), 0.6, -0.6)
+        grip = grip + rng.normal(0, 0.1, len(goal))
         return np.clip(np.concatenate([position, grip[:, None]], 1), -1, 1).astype(np.float32)
+
+    def _can_let_go(self) -> np.ndarray:
+        """Scenes [N] in which the block is where the task "place" wants it, with room to spare."""
+        return (self.block[:, 0] >= SEATED_X + 0.5) & self._at_goal_height() & (self.task == "place")

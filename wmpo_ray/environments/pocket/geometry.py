@@ -1,4 +1,4 @@
-"""Sizes of the pocket task, in pixels of its 16x16 frame (the origin is the upper left corner)."""
+"""Tasks of the pocket environment, and its sizes in pixels of the 16x16 frame (the origin is the upper left corner)."""
 
 FRAME_SIZE = 16
 BLOCK_HALF = 1.5
@@ -9,3 +9,5 @@ POCKET_END_X = 15.5
 POCKET_TOLERANCE = 1.0  # play of the block in a pocket, up and down
 POCKET_HALF = BLOCK_HALF + POCKET_TOLERANCE
 SEATED_X = 12.5  # a block whose centre is at least this deep is placed
+TASKS = ("", "place")  # push the block into its pocket; the same, and let go of it there
+PLACE_DWELL = 2  # frames in a row that the block must lie in its pocket, let go, in the task "place"

@@ -10,6 +10,7 @@ from wmpo_ray.config.run import EnvironmentConfig
 from wmpo_ray.core.section import shown
 from wmpo_ray.environments.environment_kind import EnvironmentKind
 from wmpo_ray.environments.facts import EnvironmentFacts
+from wmpo_ray.environments.pocket.geometry import TASKS
 
 if TYPE_CHECKING:  # a configuration is read without torch
     from wmpo_ray.core.interfaces import Environment
@@ -20,10 +21,10 @@ class PocketConfig(EnvironmentConfig):
 
     @model_validator(mode="after")
     def _check_task(self) -> Self:
-        if self.task:
+        if self.task not in TASKS:
             raise ValueError(
-                f"environment.task = {shown(self.task)}: the embedded environment has one task, without a name; "
-                'set environment.task to "" or change environment.kind'
+                f'environment.task = {shown(self.task)}: the tasks of pocket are "" (push the block into its pocket) '
+                'and "place" (and let go of it there); set environment.task or change environment.kind'
             )
         return self
 

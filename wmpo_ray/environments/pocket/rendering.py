@@ -36,7 +36,7 @@ _PIXEL = np.arange(FRAME_SIZE, dtype=np.float32)
 class Look:
     """Appearance of a scene; the disruptions of the paper's Table 2 change it and nothing else."""
 
-    background: tuple[float, float, float] = (40.0, 44.0, 52.0)
+    background_checks: float = 0.0  # squares of 2x2 pixels, by turns lighter and darker by this share; the mean stays
     block_stripes: float = 0.0  # darkening of every second pixel row of the block, 0 to 1
 
 
@@ -55,8 +55,11 @@ def _paint(image, x_low, x_high, y_low, y_high, colour) -> None:
 def draw_backdrop(pocket_y: np.ndarray, pocket_colour: np.ndarray, look: Look = Look()) -> np.ndarray:
     """Wall and pockets, which never move: pocket_y [N, 2], pocket_colour [N, 2] -> [N, H, W, 3] float32."""
     n = len(pocket_y)
-    background = np.asarray(look.background, np.float32)
-    image = np.broadcast_to(background, (n, FRAME_SIZE, FRAME_SIZE, 3)).copy()
+    image = np.broadcast_to(BACKGROUND, (n, FRAME_SIZE, FRAME_SIZE, 3)).copy()
+    if look.background_checks:
+        square = np.arange(FRAME_SIZE) // 2
+        sign = 1 - 2 * ((square + square[:, None]) % 2)[..., None]
+        image *= (1 + look.background_checks * sign).astype(np.float32)
     one = np.ones(n, np.float32)
     _paint(image, one * WALL_X, one * FRAME_SIZE, one * 0, one * FRAME_SIZE, WALL)
     for pocket in (0, 1):
