@@ -18,6 +18,7 @@ from wmpo_ray.core.starts import start_seeds
 from wmpo_ray.registry import load_policy, make_environment
 from wmpo_ray.rollout.evaluation import rollout_policy
 from wmpo_ray.runs.folder import RunFolder
+from wmpo_ray.runs.round_folders import round_folder
 from wmpo_ray.runs.trackers.jsonl import JsonlTracker
 
 ROOT = Path(__file__).parents[2]
@@ -108,7 +109,7 @@ def _found(cell: Cell, folder: Path) -> dict[str, Any]:
         "gate": run.metrics("gate") if "gate" in stages else None,
         "reward_model": run.metrics("reward-model") if "reward-model" in stages else None,
         "num_updates": run.metrics("optimize")["num_updates"],
-        "sampled": json.loads((folder / OUTCOMES).read_text()),
+        "sampled": json.loads((round_folder(folder, run.config.recipe.rounds) / OUTCOMES).read_text()),
         "greedy": _greedy(run),
         "curves": {key: values for key, values in curves.items() if values},
     }
@@ -120,8 +121,9 @@ def _greedy(run: RunFolder) -> dict[str, Any]:
     seeds = start_seeds("evaluate", config.evaluation.num_starts, config.seed)
     environment = make_environment(config.environment)
     found = {}
-    for label, name in (("base", "base-policy"), ("final", "policy")):
-        policy = load_policy(config, str(run.models / name))
+    last = round_folder(run.path, config.recipe.rounds)
+    for label, path in (("base", run.models / "base-policy"), ("final", last / "models" / "policy")):
+        policy = load_policy(config, str(path))
         episodes = rollout_policy(policy, environment, seeds, GREEDY, (config.seed, "evaluate"), keep_frames=False)
         found[label] = outcomes_of(episodes)
     return {"seeds": seeds.tolist(), "temperature": GREEDY, "policies": found}

@@ -31,7 +31,8 @@ def success_section(run: RunData) -> Markup:
     if has_stage(run, IMAGINES):
         return _imagination_section(run)
     title = "Rollout success against real success" if has_queue(run) else "Real success by update"
-    how = "Real: measured on held-out start states, with its 95% interval; update 0 is the base policy."
+    first = "the base policy" if run.round == 1 else f"the policy of round {run.round - 1}"
+    how = f"Real: measured on held-out start states, with its 95% interval; update 0 is {first}."
     series = []
     if has_queue(run):
         how = "Rollouts: the share of the training rollouts in the environment that succeed. " + how
@@ -171,7 +172,7 @@ def failures_section(run: RunData) -> Markup:
     modes = [mode for mode in {**base, **final} if (number(base, mode), number(final, mode)) != (None, None)]
     if not modes:
         return card(title, absent(run, "failure rates", "evaluate"))
-    short = recipe_name(run.summary).short
+    short, before = recipe_name(run.summary).short, "base" if run.round == 1 else "before"
     largest = max(number(rates, mode) or 0.0 for rates in (base, final) for mode in modes) or 1.0
     rows = [
         [mode.replace("_", " "), *_rates(base, final, mode), _bars(base, final, mode, largest)]
@@ -179,8 +180,8 @@ def failures_section(run: RunData) -> Markup:
     ]
     return card(
         title,
-        legend([("base", "base"), (short, "final")]),
-        table(["failure", "base", short, ""], rows, numeric=(1, 2)),
+        legend([(before, "base"), (short, "final")]),
+        table(["failure", before, short, ""], rows, numeric=(1, 2)),
         how="Share of all episodes that failed and showed this mistake on the way; one episode can show several. "
         "Learning shows as shorter second bars.",
     )
