@@ -10,6 +10,7 @@ from wmpo_ray.core.files import atomic_write
 from wmpo_ray.report.markup import Markup, join, tag
 from wmpo_ray.report.model_sections import gate_section, reward_section, world_model_section
 from wmpo_ray.report.optimize_sections import (
+    curves_by_round_section,
     failures_section,
     health_section,
     queue_section,
@@ -17,7 +18,7 @@ from wmpo_ray.report.optimize_sections import (
     update_time_section,
 )
 from wmpo_ray.report.page import document, grid
-from wmpo_ray.report.recipe_view import IMAGINES, has_queue, has_stage, recipe_name, rounds_of
+from wmpo_ray.report.recipe_view import IMAGINES, has_queue, has_stage, newest_round, recipe_name, rounds_of
 from wmpo_ray.report.result_sections import header, provenance_section, result_section, rounds_section, time_section
 from wmpo_ray.report.run_data import RunData, read_run
 from wmpo_ray.report.timeline_section import timeline_section
@@ -55,14 +56,15 @@ def _sections(run: RunData, traces: Mapping[int, Trace | None]) -> Markup:
     parts = [_round(one, traces.get(one.round), budget, is_only=len(rounds) == 1) for one in reversed(rounds)]
     if len(rounds) == 1:
         return join([*parts, grid("", provenance_section(run))])
-    top = grid("", result_section(run), rounds_section(run), time_section(run))
+    top = grid("", result_section(run), rounds_section(run), curves_by_round_section(rounds), time_section(run))
+    newest = newest_round(run).round
     folded = [
         tag(
             "details",
             tag("summary", tag("h2", f"Round {one.round}")),
             part,
             class_="round",
-            open="" if one is rounds[-1] else None,
+            open="" if one.round == newest else None,
         )
         for one, part in zip(rounds, reversed(parts), strict=True)
     ]

@@ -14,6 +14,7 @@ from wmpo_ray.report.result_sections import success
 from wmpo_ray.report.run_data import RunData, mapping, number
 
 NOT_STARTED = "Nothing yet: metrics.jsonl has no such metrics because optimize has not started."
+MAX_SMALL_CHARTS = 12  # on one card
 EXPLOITATION = 0.05  # a rise of imagined and a fall of real success that are no noise any more
 QUEUE_TONES = {
     "admit": "strong",
@@ -41,7 +42,37 @@ def success_section(run: RunData) -> Markup:
     if not run.metrics or not series:
         return card(title, missing(NOT_STARTED))
     chart = line_chart(series, title, "update", lambda value: percent(value, 0), y_low=0.0, y_high=1.0)
-    return card(title, chart, how=how)
+    return card(title, chart, best_note(run), how=how)
+
+
+def curves_by_round_section(rounds: Sequence[RunData]) -> Markup:
+    """Success in training and real success, update by update: a small chart for each of the newest rounds."""
+    title, charts = "Success by update, round by round", []
+    for run in [one for one in rounds if one.metrics][-MAX_SMALL_CHARTS:]:
+        series = [Series("imagined", "imagined", imagined_curve(run), stroke="dashed")]
+        if not has_stage(run, IMAGINES):
+            series = [Series("rollouts", "second", rollout_curve(run), stroke="dashed")]
+        series = [one for one in [*series, Series("real", "real", *real_curve(run))] if one.points]
+        if series:
+            name, rate = f"Round {run.round}", lambda value: percent(value, 0)
+            chart = line_chart(series, f"{title}: {name}", "update", rate, y_low=0.0, y_high=1.0, size=SMALL)
+            charts.append(tag("div", tag("h3", name), chart))
+    if not charts:
+        return card(title, missing(NOT_STARTED), kind="card wide")
+    how = "Update 0 is the policy that the round began with. Real success with its 95% interval."
+    return card(title, tag("div", *charts, class_="thirds"), how=how, kind="card wide")
+
+
+def best_note(run: RunData) -> Markup | None:
+    """Which version had the highest success on the way, and which one the run ends with; None where none was measured."""
+    metrics = run.stage_metrics("optimize")
+    update, value = number(metrics, "best", "update"), number(metrics, "best", "value")
+    kept, metric = number(metrics, "policy_update"), mapping(metrics, "best").get("metric")
+    if update is None or value is None or kept is None:
+        return None
+    kind = "real" if metric == "real/success_rate" else "training"
+    text = f"Highest {kind} success on the way: {percent(value)} after update {update:.0f}. "
+    return tag("p", text, f"The policy that this ended with is that of update {kept:.0f}.", class_="lead")
 
 
 def imagined_curve(run: RunData) -> list[tuple[float, float]]:
@@ -70,6 +101,7 @@ def _imagination_section(run: RunData) -> Markup:
     return card(
         title,
         line_chart(series, title, "update", lambda value: percent(value, 0), y_low=0.0, y_high=1.0),
+        best_note(run),
         tag("p", "This happened here: align the world model again.", class_="bad") if exploits(run) else None,
         how="Both should rise: imagined rising while real falls is world-model exploitation. "
         "Labels right: share of imagined outcomes that the real environment confirms.",

@@ -13,7 +13,9 @@ RESULTS = ("base_success", "final_success")
 
 
 def policies(run: RunData) -> tuple[tuple[str, str, str], ...]:
-    """(key of the result, name, tone) of the first and of the last policy."""
+    """(key of the result, name, tone) of the first and of the last policy of a run or of a round."""
+    if run.round > 1:
+        return (RESULTS[0], "Before the round", "base"), (RESULTS[1], "After it", "final")
     return (RESULTS[0], "Base policy", "base"), (RESULTS[1], recipe_name(run.summary).policy, "final")
 
 
