@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from actors.rollout_actor import RolloutActor
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.types import Scores, Trajectories
 from wmpo_ray.environments.environment_world import EnvironmentWorld
 from wmpo_ray.policies.weight_payload import WeightPayload
-from wmpo_ray.registry import make_environment
+from wmpo_ray.registry import load_policy, make_environment
 from wmpo_ray.rollout.evaluation import execute_actions, rollout_policy
 from wmpo_ray.rollout.judge import WorldJudge
 
@@ -32,6 +33,17 @@ class EnvironmentActor(RolloutActor):
         with self.borrowed(weights):
             episodes = rollout_policy(self.policy, self.world, seeds, temperature, key, keep_frames=False)
         return episodes.success
+
+    def evaluate_saved(self, path: str, seeds: list[int], temperature: float) -> np.ndarray:
+        """The same of a saved policy, in the precision in which weights travel."""
+        policy = load_policy(self.config, path)
+        travelling = getattr(torch, self.config.weights.dtype)
+        with torch.no_grad():
+            for tensor in policy.state_dict().values():
+                if tensor.is_floating_point() and tensor.element_size() > travelling.itemsize:
+                    tensor.copy_(tensor.to(travelling))
+        key = (self.config.seed, "evaluate")
+        return rollout_policy(policy, self.world, seeds, temperature, key, keep_frames=False).success
 
     def compare_labels(self, trajectories: Trajectories, seeds: list[int], scores: tuple[Scores, float]) -> np.ndarray:
         """Real outcome and imagined label [2, m] bool of imagined trajectories, by executing their actions.

@@ -16,21 +16,24 @@ from torch import Tensor
 
 from learners.divergence import check_num_skipped, check_update, was_skipped
 from learners.learner_checkpoint import LearnerCheckpoints
+from learners.policy_files import save_policy
 from learners.sharding import ALONE, Bystander, MetricMeans, Ranks, WholeWeights, whole
 from wmpo_ray.algorithms.base import OfflineAlgorithm, OnlineAlgorithm, Recorded, make_algorithm
 from wmpo_ray.algorithms.batching import Batch, GroupSlice
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError
-from wmpo_ray.core.files import atomic_directory, json_clean
+from wmpo_ray.core.files import json_clean
 from wmpo_ray.core.learner_types import LearnerState, UpdateResult
 from wmpo_ray.core.runtime_settings import configure_process
 from wmpo_ray.core.timeline import span
 from wmpo_ray.core.types import Trajectories, WeightVersion
+from wmpo_ray.data.episodes import concatenate_episodes
 from wmpo_ray.data.spool import load_trajectories
 from wmpo_ray.data.store import load_episodes
 from wmpo_ray.policies.weight_exchange import WeightEncoder
 from wmpo_ray.policies.weight_payload import WeightPayload
 from wmpo_ray.registry import load_policy
+from wmpo_ray.runs.best_policy import candidate_path, is_candidate
 
 
 class Spooled(NamedTuple):
@@ -108,16 +111,15 @@ class PolicyLearner:
 
     # -- weights -------------------------------------------------------------------------------------------------
 
-    def resume(self, episodes: str = "") -> LearnerState:
+    def resume(self, *episodes: str) -> LearnerState:
         """Load the newest valid checkpoint, if there is one; returns the learner's state.
 
-        `episodes`: the file that an offline algorithm learns from. Called once, while the policy is the base policy.
+        `episodes`: the files that an offline algorithm learns from. Called once, while the policy is the base policy.
         """
         if episodes:
             assert isinstance(self.algorithm, OfflineAlgorithm)
-            self._recorded = self.algorithm.prepare(
-                self.policy, load_episodes(Path(episodes)), self.ranks, self._count_beat
-            )
+            recorded = concatenate_episodes([load_episodes(Path(path)) for path in episodes])
+            self._recorded = self.algorithm.prepare(self.policy, recorded, self.ranks, self._count_beat)
         problems: list[str] = []
         checkpoint = self.checkpoints.load(problems)
         if checkpoint is not None:
@@ -190,6 +192,9 @@ class PolicyLearner:
         with span("encode"):
             version, full, compact = self.encoder.encode(self.num_updates)
         self._publish(version, full)
+        if is_candidate(self.config, self.num_updates):  # before the checkpoint: a resumed run has both or neither
+            with span("checkpoint"):
+                self.save_policy(str(candidate_path(self.checkpoints.root, self.num_updates)))
         last = self.num_updates == self.settings.num_updates
         if self.num_updates % self.config.checkpoint.every_updates == 0 or last:
             with span("checkpoint"):
@@ -278,20 +283,12 @@ class PolicyLearner:
 
     def save_policy(self, path: str) -> str:
         """Save the policy as its class does, from rank 0."""
-        if self.ranks.size == 1:
-            with atomic_directory(Path(path)) as folder:
-                self.policy.save_pretrained(folder)
-            return path
-        gathered = WholeWeights(self.policy)
-        if not self.ranks.is_first:
-            gathered.pass_on()
-            return path
-        copy = load_policy(self.config, self._policy_dir, training=True, device="cpu")
-        state = copy.state_dict()
-        for name, tensor in gathered.items():
-            state[name].copy_(tensor)
-        with atomic_directory(Path(path)) as folder:
-            copy.save_pretrained(folder)
+        save_policy(
+            self.policy,
+            Path(path),
+            self.ranks,
+            lambda: load_policy(self.config, self._policy_dir, training=True, device="cpu"),
+        )
         return path
 
 

@@ -20,7 +20,8 @@ from wmpo_ray.core.starts import start_seeds
 from wmpo_ray.registry import load_policy, make_environment
 from wmpo_ray.rollout.evaluation import rollout_policy
 from wmpo_ray.runs.folder import RunFolder
-from wmpo_ray.runs.outcomes import POLICIES, Outcomes, outcomes_file, read_outcomes
+from wmpo_ray.runs.outcomes import POLICIES, Outcomes, read_outcomes, run_outcomes_file
+from wmpo_ray.runs.round_folders import round_folder
 from wmpo_ray.runs.trackers.jsonl import JsonlTracker
 
 ROOT = Path(__file__).parents[2]
@@ -124,7 +125,7 @@ def _found(cell: Cell, folder: Path, base: Path) -> dict[str, Any]:
         "gate": run.metrics("gate") if "gate" in stages else None,
         "reward_model": run.metrics("reward-model") if "reward-model" in stages else None,
         "num_updates": run.metrics("optimize")["num_updates"],
-        "sampled": _decoded(read_outcomes(outcomes_file(folder, label)) for label in POLICIES),
+        "sampled": _decoded(read_outcomes(run_outcomes_file(folder, label)) for label in POLICIES),
         "greedy": _decoded(_greedy(run)),
         "imagined": imagined_outcomes(run) if (run.models / "reward-model").is_dir() else None,
         "curves": {key: values for key, values in curves.items() if values},
@@ -155,7 +156,8 @@ def _greedy(run: RunFolder) -> Iterator[Outcomes]:
     config = run.config.model_copy(update={"evaluation": evaluation})
     seeds, key = start_seeds("evaluate", evaluation.num_starts, config.seed), (config.seed, "evaluate")
     environment = make_environment(config.environment)
-    for name in ("base-policy", "policy"):
-        policy = load_policy(config, str(run.models / name))
+    last = round_folder(run.path, config.recipe.rounds)
+    for path in (run.models / "base-policy", last / "models" / "policy"):
+        policy = load_policy(config, str(path))
         episodes = rollout_policy(policy, environment, seeds, GREEDY, key, keep_frames=False)
-        yield Outcomes.of(episodes, config, run.models / name, key)
+        yield Outcomes.of(episodes, config, path, key)

@@ -108,6 +108,10 @@ def run(
     serial: Serial = False,
     force: Force = False,
     overrides: Overrides = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rounds of collecting with the last policy and improving it: recipe.rounds."),
+    ] = None,
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
     restarts: Annotated[int, typer.Option(min=0, help="Number of automatic restarts after a crash.")] = 0,
     quiet: Quiet = False,
@@ -117,9 +121,11 @@ def run(
 
     `recipe.kind` decides which stages there are; an unknown STAGE lists them. Ends with a table and a report.
 
-    With --resume and other settings, the stages that depend on them are redone and the others kept.
+    With --resume and other settings, the stages that depend on them are redone and the others kept. More --rounds than a
+    finished run had go on with the next round.
     """
-    config = load_config(source, overrides or ())
+    in_rounds = [] if rounds is None else [f"recipe.rounds={rounds}"]
+    config = load_config(source, [*(overrides or ()), *in_rounds])
     if restarts:
         raise typer.Exit(restart_on_crash(_without_option(sys.argv[1:], "--restarts"), restarts, _log_restart))
     folder = run_folder(out, config)

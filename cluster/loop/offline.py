@@ -6,7 +6,7 @@ driver only requests the next update. `learner_driver.py` handles a lost learner
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,13 +32,13 @@ class Trained(NamedTuple):
 
 
 class OfflineLoop(LearnerDriver):
-    """`episodes`: the file of recorded episodes, readable by every learner process."""
+    """`episodes`: the files of recorded episodes, readable by every learner process."""
 
     def __init__(
         self,
         config: Config,
         team: Team,
-        episodes: Path,
+        episodes: Sequence[Path],
         log: RunLog,
         progress: Callable[[int, dict[str, float]], None] = lambda update, metrics: None,
     ):
@@ -48,7 +48,7 @@ class OfflineLoop(LearnerDriver):
 
     @property
     def resume_arguments(self) -> tuple:
-        return (str(self.episodes),)
+        return tuple(map(str, self.episodes))
 
     @property
     def has_work(self) -> bool:
@@ -119,7 +119,7 @@ def train_offline(
     config: Config,
     runtime: Runtime,
     paths: ModelPaths,
-    episodes: Path,
+    episodes: Sequence[Path],
     policy_path: Path,
     log: RunLog,
     progress: Callable[[int, dict[str, float]], None] = lambda update, metrics: None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,8 @@ from wmpo_ray.config.run import Config
 from wmpo_ray.core.starts import start_seeds
 from wmpo_ray.core.statistics import wilson_interval
 
+EVALUATE = ("evaluate", "evaluate_saved")
+
 
 class Evaluated(NamedTuple):
     update: int
@@ -28,6 +31,7 @@ class Reality:
 
     def __init__(self, config: Config, team: Team):
         self.config, self.team = config, team
+        self._asked: set[int] = set()  # updates whose success is being measured
         self._seeds = [
             int(seed) for seed in start_seeds("on_the_way", config.evaluation.num_starts_on_the_way, config.seed)
         ]
@@ -36,8 +40,17 @@ class Reality:
         """Measure the real success rate of these weights if this update is due for evaluation."""
         every = self.config.evaluation.every_updates
         if every and update % every == 0:
-            arguments = (weights, self._seeds, self.config.evaluation.temperature)
-            self._ask("evaluate", arguments, update, success_metrics)
+            self._evaluate("evaluate", weights, update)
+
+    def evaluate_saved(self, update: int, path: Path) -> None:
+        """The same of a candidate whose evaluation an interruption has lost."""
+        self._evaluate("evaluate_saved", str(path), update)
+
+    def _evaluate(self, method: str, policy: Ref | str, update: int) -> None:
+        if update in self._asked:  # a restarted learner does not take it back
+            return
+        self._asked.add(update)
+        self._ask(method, (policy, self._seeds, self.config.evaluation.temperature), update, success_metrics)
 
     def compare_labels(self, event: Scored) -> None:
         """Execute the first imagined trajectories of an update in the real environment; compare the labels."""
@@ -52,10 +65,12 @@ class Reality:
         self, method: str, arguments: tuple, update: int, metrics: Callable[[np.ndarray], dict[str, float]]
     ) -> None:
         def skip(error: Exception) -> None:
+            self._over(method, update)
             text = f"update {update}: skipped {method}: {error}"
             emit("evaluation.failed", text, logging.WARNING, update=update, error=str(error))
 
         def done(value: Any, _ref: Any) -> Evaluated:
+            self._over(method, update)
             return Evaluated(update, metrics(value))
 
         self.team.crew.submit(
@@ -73,6 +88,10 @@ class Reality:
                 ),
             )
         )
+
+    def _over(self, method: str, update: int) -> None:
+        if method in EVALUATE:
+            self._asked.discard(update)
 
 
 def success_metrics(success: np.ndarray) -> dict[str, float]:

@@ -11,7 +11,7 @@ from cluster.events.event_log import emit
 from cluster.events.run_log import RunLog
 from cluster.loop.budget import Budget
 from cluster.loop.ledger import FILE_NAME, Key, Ledger, Record, State
-from cluster.loop.reality import Reality
+from cluster.loop.reality import EVALUATE, Reality
 from cluster.loop.rollouts import Handle, Rollouts
 from cluster.loop.team import Team
 from cluster.runtimes.runtime import Ref
@@ -23,8 +23,9 @@ from wmpo_ray.core.learner_types import LearnerState
 from wmpo_ray.core.types import Group, GroupRequest, RolloutRequest, Verdict, WeightVersion
 from wmpo_ray.core.untrusted import inside
 from wmpo_ray.data.spool import SpoolError, check_spooled
+from wmpo_ray.runs.best_policy import BestPolicy
 
-EVALUATIONS = ("evaluate", "compare_labels")  # evaluations of earlier versions remain valid
+EVALUATIONS = (*EVALUATE, "compare_labels")  # evaluations of earlier versions remain valid
 
 
 class Restartable(Protocol):
@@ -38,6 +39,7 @@ class Restartable(Protocol):
     rollouts: Rollouts
     reality: Reality
     budget: Budget
+    best: BestPolicy
     version: WeightVersion | None
     training: ReadyBatch | None
     next_update: int
@@ -81,6 +83,16 @@ def restart(loop: Restartable, worker: Worker, state: LearnerState) -> None:
     reinstate(loop, taken)
     if version not in loop.log.restore(state.history):
         loop.reality.evaluate(version, loop.weights[version][1])
+    measure_candidates(loop, version)
+
+
+def measure_candidates(loop: Restartable, version: int) -> None:
+    """Evaluate the candidates again whose evaluation was lost. Those of later updates will be saved again."""
+    for update in loop.best.unmeasured():
+        if loop.best.is_real and update < version:
+            loop.reality.evaluate_saved(update, loop.best.candidate(update))
+        elif not loop.best.is_real and update < loop.weights_for(version):  # measured, and not deleted any more
+            loop.best.discard(update)
 
 
 def reinstate(loop: Restartable, taken: dict[Key, Record]) -> None:

@@ -35,6 +35,7 @@ from wmpo_ray.core.learner_types import LearnerState
 from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.core.types import GroupRequest, RolloutRequest, StartState, WeightVersion
 from wmpo_ray.data.spool import SpoolError
+from wmpo_ray.runs.best_policy import BestPolicy
 
 
 class TrainingLoop(LearnerDriver):
@@ -46,6 +47,7 @@ class TrainingLoop(LearnerDriver):
         super().__init__(config, team, log)
         self.starts, self.ledger, self.rollouts = starts, ledger, rollouts
         self.reality, self.budget = Reality(config, team), Budget(config)
+        self.best = BestPolicy(config, team.paths.checkpoints, team.paths.policy)
         self.training: ReadyBatch | None = None
         self.next_update = 0  # the first update whose batch has not been taken
         self.offered = -1  # version of the weights that groups are imagined under
@@ -101,6 +103,7 @@ class TrainingLoop(LearnerDriver):
             case WeightsLoaded():
                 self.team.loaded(event)
             case Evaluated():
+                self.best.measured(event.update, event.metrics)  # first: what is in the log is not measured again
                 self.log_metrics(event.update, event.metrics)
             case _:  # learner events (restored, updated, saved) and workers that have joined
                 self.handle_learner(event)
@@ -166,6 +169,8 @@ class TrainingLoop(LearnerDriver):
             return
         self.rollouts.drop_surplus(batch.surplus)
         self.budget.take(batch.update, batch.metrics)
+        if not self.best.is_real:  # its rollouts are those of an earlier version
+            self.best.measured(self.weights_for(batch.update), batch.metrics)
         self.telemetry.trains([self.version.num_updates - group.version for group in batch.groups])
         self.training, self.next_update, self.num_learner_losses = batch, self.next_update + 1, 0
         self.train(batch)

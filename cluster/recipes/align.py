@@ -12,6 +12,7 @@ from learners.supervised.jobs import AlignmentJob, EpisodeSource, Training
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.files import atomic_directory
 from wmpo_ray.core.seeding import seed_for
+from wmpo_ray.data.episodes import concatenate_episodes
 from wmpo_ray.registry import begin_world_model, load_world_model
 from wmpo_ray.rollout.fidelity import replay_error
 
@@ -55,10 +56,13 @@ def align(context: RunContext, names: dict[str, str]) -> dict[str, dict[str, Any
 
     def describe(source: EpisodeSource) -> list[Training]:
         demos = source.read("demos", context.trajectory_file("demos"))
-        path = context.trajectory_file("collect")
+        *earlier, path = context.files_so_far("collect")
         collected = source.read("collect", path)
         num_held_out = context.num_validation(len(collected))
         rollouts = collected.rows(slice(len(collected) - num_held_out))
+        if earlier:
+            before = [source.read(f"collect-{round}", file) for round, file in enumerate(earlier, start=1)]
+            rollouts = concatenate_episodes([*before, rollouts])
         trainings = []
         for name, pretrained in names.items():
             out = context.model(name).absolute()

@@ -18,6 +18,7 @@ from cluster.runtimes.runtime import Runtime
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.types import Episodes
+from wmpo_ray.data.episodes import concatenate_episodes
 from wmpo_ray.data.store import load_episodes
 from wmpo_ray.runs.folder import RunFolder
 from wmpo_ray.runs.live_metrics import Meter, NoMeter, PrometheusMeter
@@ -164,15 +165,14 @@ class RunContext:
             return self.model("base-policy")
         return round_folder(self.folder.path, self.round - 1) / "models" / "policy"
 
-    @property
-    def last_policy(self) -> Path:
-        """The policy of the last round."""
-        return round_folder(self.folder.path, self.run_config.recipe.rounds) / "models" / "policy"
-
     def trajectory_file(self, name: str) -> Path:
         """File of the episodes with this name; demonstrations are made once for all rounds."""
         root = self.folder.path if name == "demos" else self.root
         return (root / "trajectories" / f"{name}.parquet").absolute()
+
+    def files_so_far(self, name: str) -> list[Path]:
+        """The files of this name of all rounds up to this one, which comes last."""
+        return [self.of_round(round).trajectory_file(name) for round in range(1, self.round + 1)]
 
     def episodes(self, name: str) -> Episodes:
         try:
@@ -182,10 +182,15 @@ class RunContext:
             raise UserError(f"{error}; `wmpo stage {stage}` with the same config and --out records it again") from error
 
     def collected(self) -> tuple[Episodes, Episodes]:
-        """The P real episodes of the acting policy: (for training, for validation)."""
+        """Real episodes: (for training: those of all earlier rounds and most of this one's, this one's for validation).
+
+        Validation is on episodes of the acting policy, because that is what the models must be right about.
+        """
+        earlier = [load_episodes(path) for path in self.files_so_far("collect")[:-1]]
         episodes = self.episodes("collect")
         first = len(episodes) - self.num_validation(len(episodes))
-        return episodes.rows(slice(first)), episodes.rows(slice(first, None))
+        train = episodes.rows(slice(first))
+        return concatenate_episodes([*earlier, train]) if earlier else train, episodes.rows(slice(first, None))
 
     def num_validation(self, count: int) -> int:
         """How many of `count` real episodes, taken from the end, are kept for validation."""

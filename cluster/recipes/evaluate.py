@@ -23,36 +23,43 @@ from wmpo_ray.core.types import Episodes
 from wmpo_ray.registry import load_policy, make_environment
 from wmpo_ray.rollout.evaluation import rollout_outcomes, rollout_policy
 from wmpo_ray.runs.folder import CONFIG
-from wmpo_ray.runs.outcomes import Outcomes, outcomes_file, write_outcomes
+from wmpo_ray.runs.outcomes import Outcomes, outcomes_file, read_outcomes, write_outcomes
+from wmpo_ray.runs.round_folders import label_of
 from wmpo_ray.runs.trackers.jsonl import JsonlTracker
 from wmpo_ray.runs.trust import trust_card
 
 
 def evaluate(context: RunContext) -> dict[str, Any]:
-    """Evaluate the base policy and the final policy in the real environment on held-out start states.
+    """Evaluate the policy of this round in the real environment on held-out start states, in round 1 the base policy too.
 
-    Both on the same ones; `outcomes` keeps how each of them ended, so that policies and runs can be compared in pairs.
+    All policies on the same starts with the same random numbers. `outcomes` of a round keeps how each start ended, so
+    that policies and runs can be compared in pairs: "final" is the policy of the round; the base policy's are in round 1.
     """
-    config = context.config
-    environment = make_environment(config.environment)
-    seeds = start_seeds("evaluate", config.evaluation.num_starts, config.seed)
-    sampling_key = (config.seed, "evaluate")
     metrics: dict[str, Any] = {}
-    results = {}
-    for label, path in (("base", context.model("base-policy")), ("final", context.last_policy)):
-        network = load_policy(config, str(path))
-        with context.reporter.bar(f"real episodes ({label})", len(seeds)) as advance:
-            episodes, videos = rollout_outcomes(
-                network, environment, seeds, config.evaluation.temperature, sampling_key, progress=advance
-            )
-        outcomes = Outcomes.of(episodes, config, path, sampling_key)
-        write_outcomes(outcomes_file(context.root, label), outcomes)
-        results[label] = outcomes.rate
-        metrics |= {f"{name}_{label}": value for name, value in outcomes.metrics.items()}
-        save_videos(context, label, videos)
-    context.folder.set_result(results["base"], results["final"])
-    lines = JsonlTracker.read(round_folder(context.root, config.recipe.rounds))
-    return metrics | {"trust": trust_card(lines)}
+    if context.round == 1:
+        base, metrics = measure(context, "base", context.model("base-policy"))
+    else:
+        base = read_outcomes(outcomes_file(context.of_round(1).root, "base"))
+    final, own = measure(context, "final", context.model("policy"))
+    later = range(context.round + 1, context.run_config.recipe.rounds + 1)
+    if not any(context.folder.is_done(label_of("evaluate", round)) for round in later):
+        context.folder.set_result(base.rate, final.rate)
+    return {**metrics, **own, "success": final.rate, "trust": trust_card(JsonlTracker.read(context.root))}
+
+
+def measure(context: RunContext, label: str, path: Path) -> tuple[Outcomes, dict[str, Any]]:
+    """(outcomes of its episodes, metrics) of a policy; saves the outcomes and some videos."""
+    config = context.run_config
+    network, environment = load_policy(config, str(path)), make_environment(config.environment)
+    seeds, sampling_key = start_seeds("evaluate", config.evaluation.num_starts, config.seed), (config.seed, "evaluate")
+    with context.reporter.bar(f"real episodes ({label})", len(seeds)) as advance:
+        episodes, videos = rollout_outcomes(
+            network, environment, seeds, config.evaluation.temperature, sampling_key, progress=advance
+        )
+    outcomes = Outcomes.of(episodes, config, path, sampling_key)
+    write_outcomes(outcomes_file(context.root, label), outcomes)
+    save_videos(context, label, videos)
+    return outcomes, {f"{name}_{label}": value for name, value in outcomes.metrics.items()}
 
 
 def save_videos(context: RunContext, name: str, chosen: Episodes) -> None:
@@ -70,6 +77,7 @@ EVALUATE = Stage(
     "evaluate",
     evaluate,
     needs=("policy", "optimize"),
+    builds_on=("evaluate",),  # which has evaluated the base policy
     makes=("videos/base.npz", "videos/final.npz", "outcomes/base.json", "outcomes/final.json"),
     settings=("evaluation.num_starts", "evaluation.temperature"),
 )

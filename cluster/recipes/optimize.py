@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cluster.events.event_log import emit
 from cluster.events.run_log import FolderLog
 from cluster.loop.ledger import FILE_NAME, Ledger
 from cluster.loop.rollouts import Rollouts
@@ -25,6 +27,8 @@ from wmpo_ray.config.algorithms import SECTIONS
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.rollout.fidelity import starts_of
+from wmpo_ray.runs.best_policy import FOLDER as BEST
+from wmpo_ray.runs.best_policy import BestPolicy, check_best
 from wmpo_ray.runs.trackers.jsonl import FILE_NAME as METRICS
 
 
@@ -51,12 +55,24 @@ def optimize(context: RunContext) -> dict[str, Any]:
             version = loop.run(str(context.model("policy")))
     rollouts.forget(config.training.num_updates)
     return {
+        **choose_policy(context, loop.best, version.num_updates),
         "num_updates": version.num_updates,
         "weights": version.digest,
         "restarts": team.num_restarts,
         "resumed_from": loop.resumed_from,
         "groups": ledger.account()._asdict(),
     }
+
+
+def choose_policy(context: RunContext, best: BestPolicy, num_updates: int) -> dict[str, Any]:
+    """Put the best policy in models/policy where it is wanted instead of the last; returns which one is there."""
+    wanted, chosen = context.config.evaluation.final_policy, num_updates
+    if wanted == "best" and best.copy_to(context.model("policy")) and best.record is not None:
+        chosen = best.record.update
+    elif wanted == "best":
+        text = "no version of the policy could be measured: the last one is kept; `events.jsonl` says what failed"
+        emit("policy.not_chosen", text, logging.WARNING)
+    return {"policy_update": chosen, "best": None if best.record is None else best.record.model_dump()}
 
 
 def title_of(config: Config) -> str:
@@ -95,6 +111,7 @@ def suits_world(world: str) -> Callable[[Config], None]:
 
     def suits(config: Config) -> None:
         online_algorithm(config)
+        check_best(config)
         if config.rollout.world != world:
             raise ConfigError(
                 f'rollout.world = "{config.rollout.world}": the recipe "{config.recipe.kind}" makes its rollouts in '
@@ -120,11 +137,19 @@ OPTIMIZE = Stage(
         "reward.verify",
         "reward.min_steps",
     ),
+    settings_if=(
+        (
+            "evaluation.final_policy",
+            "best",
+            ("evaluation.every_updates", "evaluation.num_starts_on_the_way", "evaluation.temperature"),
+        ),
+    ),
     extent="*.num_updates",
     state=(
         "checkpoints/step-*",
         "checkpoints/latest",
         f"checkpoints/{IN_UPDATE}",
+        f"checkpoints/{BEST}",
         FILE_NAME,
         METRICS,
         "tensorboard/events.*",  # the curves of supervised trainings are in folders beside them

@@ -12,6 +12,7 @@ from cluster.recipes.context import RunContext
 from cluster.recipes.optimize import OPTIMIZE, model_paths, telemetry
 from wmpo_ray.algorithms.base import offline_algorithm
 from wmpo_ray.config.run import Config
+from wmpo_ray.runs.best_policy import check_best
 
 
 def optimize_on_episodes(context: RunContext) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def optimize_on_episodes(context: RunContext) -> dict[str, Any]:
             config,
             context.runtime,
             model_paths(context, config),
-            context.trajectory_file("collect"),
+            context.files_so_far("collect"),
             context.model("policy"),
             log,
             telemetry=metrics,
@@ -41,6 +42,7 @@ def optimize_on_episodes(context: RunContext) -> dict[str, Any]:
 def suits(config: Config) -> None:
     """Raises ConfigError for an algorithm that does not learn from recorded episodes."""
     offline_algorithm(config)
+    check_best(config)
 
 
 OPTIMIZE_ON_EPISODES = replace(OPTIMIZE, run=optimize_on_episodes, suits=suits)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from cluster.recipes.align import WORLD_MODEL
 from cluster.recipes.clone import POLICY
+from cluster.recipes.clone_demos import CLONE_DEMOS, MORE_DEMOS
 from cluster.recipes.collect import COLLECT
 from cluster.recipes.demos import DEMOS
 from cluster.recipes.evaluate import EVALUATE
@@ -26,22 +27,25 @@ BASE, FINAL = POLICY.name, OPTIMIZE.name  # the stages that leave the first poli
 
 @dataclass(frozen=True)
 class Recipe:
-    """Stages before the rounds, in each round, and after the last one.
+    """Stages before the rounds, and in each round.
 
-    The last stage of a round, one of the `optimize` stages, determines what the policy learns from.
+    One of the `optimize` stages determines what the policy of a round learns from; it is evaluated at once.
     """
 
     once: tuple[Stage, ...]
     repeated: tuple[Stage, ...]
-    at_end: tuple[Stage, ...] = (EVALUATE,)
 
+
+_IMAGINED = (COLLECT, WORLD_MODEL, REWARD_MODEL, GATE, OPTIMIZE, EVALUATE)
+_RECORDED = (COLLECT, OPTIMIZE_ON_EPISODES, EVALUATE)
 
 RECIPES = {
-    "wmpo": Recipe((DEMOS, POLICY), (COLLECT, WORLD_MODEL, REWARD_MODEL, GATE, OPTIMIZE)),
-    "grpo-online": Recipe((DEMOS, POLICY), (COLLECT, OPTIMIZE_ONLINE)),
-    "dpo": Recipe((DEMOS, POLICY), (COLLECT, OPTIMIZE_ON_EPISODES)),
-    "bc-real": Recipe((DEMOS, POLICY), (COLLECT, OPTIMIZE_ON_EPISODES)),
-    "bc-imagined": Recipe((DEMOS, POLICY), (COLLECT, WORLD_MODEL, REWARD_MODEL, GATE, OPTIMIZE)),
+    "wmpo": Recipe((DEMOS, POLICY), _IMAGINED),
+    "grpo-online": Recipe((DEMOS, POLICY), (COLLECT, OPTIMIZE_ONLINE, EVALUATE)),
+    "dpo": Recipe((DEMOS, POLICY), _RECORDED),
+    "bc-real": Recipe((DEMOS, POLICY), _RECORDED),
+    "bc-imagined": Recipe((DEMOS, POLICY), _IMAGINED),
+    "bc-expert": Recipe((DEMOS, POLICY), (MORE_DEMOS, CLONE_DEMOS, EVALUATE)),
 }
 
 
@@ -57,10 +61,10 @@ def recipe_of(config: Config) -> Recipe:
 
 def steps_of(config: Config) -> list[Step]:
     """Every stage of every round in the order in which they run."""
-    recipe, last = recipe_of(config), config.recipe.rounds
-    steps = [_step(stage, recipe, 1, last) for stage in recipe.once]
-    steps += [_step(stage, recipe, round, last) for round in range(1, last + 1) for stage in recipe.repeated]
-    return steps + [_step(stage, recipe, 1, last) for stage in recipe.at_end]
+    recipe = recipe_of(config)
+    steps = [_step(stage, recipe, 1) for stage in recipe.once]
+    rounds = range(1, config.recipe.rounds + 1)
+    return steps + [_step(stage, recipe, round) for round in rounds for stage in recipe.repeated]
 
 
 def stage_labels(config: Config) -> tuple[str, ...]:
@@ -68,21 +72,18 @@ def stage_labels(config: Config) -> tuple[str, ...]:
     return tuple(step.label for step in steps_of(config))
 
 
-def _step(stage: Stage, recipe: Recipe, round: int, last: int) -> Step:
+def _step(stage: Stage, recipe: Recipe, round: int) -> Step:
     """The stage with the steps whose results it reads."""
     repeated = {each.name for each in recipe.repeated}
-    known = {each.name for each in (*recipe.once, *recipe.repeated, *recipe.at_end)}
-    reads_all = stage.name not in repeated and stage.name not in {each.name for each in recipe.once}
+    known = {each.name for each in recipe.once} | repeated
     needs = []
     for name in stage.needs:
         if name not in known:
             continue
         if name == BASE and round > 1:  # the acting policy is that of the previous round
             needs.append(label_of(FINAL, round - 1))
-        elif name in repeated:
-            needs.append(label_of(name, last if reads_all else round))
         else:
-            needs.append(name)
+            needs.append(label_of(name, round) if name in repeated else name)
     if round > 1:
         needs += [label_of(name, round - 1) for name in stage.builds_on if name in known]
     return Step(stage, round, tuple(needs))

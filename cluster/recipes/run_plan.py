@@ -55,6 +55,7 @@ def plan_run(folder: RunFolder, config: Config, steps: Sequence[Step]) -> list[P
     """One entry for each step, in order. Raises UserError for the folder of another run."""
     check_identity(folder, config)
     adopt_earlier(folder)
+    check_rounds(folder, config)
     plan: list[Planned] = []
     results: dict[str, str] = {}
     changed: set[str] = set()
@@ -88,6 +89,19 @@ def check_identity(folder: RunFolder, config: Config) -> None:
         raise UserError(
             f"{folder.path} holds another run: {'; '.join(other)}; choose another folder with --out, or that run's "
             "name and seed"
+        )
+
+
+def check_rounds(folder: RunFolder, config: Config) -> None:
+    """Raises UserError if the folder has begun a later round than the last one of this config."""
+    wanted, begun = config.recipe.rounds, 0
+    for step in steps_of(folder.config):
+        if folder.record(step.label) or folder.begun(step.label):
+            begun = max(begun, step.round)
+    if begun > wanted:
+        raise UserError(
+            f"recipe.rounds={wanted}: {folder.path} has begun round {begun}, and its result is that of the last one; set "
+            f"recipe.rounds to {begun} or more, or choose another folder with --out"
         )
 
 
@@ -130,9 +144,10 @@ def difference(step: Step, old: MadeFrom, new: MadeFrom, changed: set[str]) -> s
     reasons = []
     if old.extent != new.extent:
         reasons.append(f"{new.extent_key}: {old.extent} -> {new.extent}")
-    for key in new.settings:
-        if old.settings.get(key) != new.settings[key]:
-            reasons.append(f"{key}: {shown(old.settings.get(key))} -> {shown(new.settings[key])}")
+    for key in {**new.settings, **old.settings}:
+        before, after = old.settings.get(key), new.settings.get(key)
+        if before != after:
+            reasons.append(f"{key}: {shown(before)} -> {shown(after)}")
     reasons += [f"follows {name}" for name in new.needs if old.needs.get(name) != new.needs[name] or name in changed]
     more = len(reasons) - MOST_SHOWN
     text = ", ".join(reasons[:MOST_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -67,6 +67,7 @@ class Stage:
     builds_on: stages of the previous round whose results it reads.
     makes: the files that it makes for other stages.
     settings: sections or keys that its result depends on, besides `EVERYWHERE` and what it needs; `FREE` never counts.
+    settings_if: (key, value, settings): other settings that it depends on where a key has a value, free ones included.
     extent: a setting for its length, such as the number of updates. If raised, the stage continues where it ended.
     state: patterns of the files that it resumes from after an interruption.
     keeps_state: whether these files are kept once the stage is done.
@@ -82,6 +83,7 @@ class Stage:
     builds_on: tuple[str, ...] = ()
     makes: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
+    settings_if: tuple[tuple[str, Any, tuple[str, ...]], ...] = ()
     extent: str = ""
     state: tuple[str, ...] = ()
     keeps_state: bool = False
@@ -133,9 +135,11 @@ def made_from(step: Step, config: Config, results: Mapping[str, str]) -> MadeFro
 
 def settings_of(stage: Stage, config: Config) -> dict[str, Any]:
     """The settings that the result of a stage depends on, by their dotted keys, in JSON's types."""
-    wanted = (*EVERYWHERE, *stage.settings)
-    flat = flatten(config)
+    wanted, flat = (*EVERYWHERE, *stage.settings), flatten(config)
     chosen = {key: value for key, value in flat.items() if is_among(key, wanted) and not is_among(key, FREE)}
+    for condition, value, keys in stage.settings_if:
+        if flat[condition] == value:
+            chosen |= {key: flat[key] for key in (condition, *keys)}
     return json.loads(json.dumps(chosen, default=str))  # as they are read back from a summary
 
 

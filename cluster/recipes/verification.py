@@ -20,7 +20,7 @@ from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import sha256_of, sha256_of_folder
 from wmpo_ray.core.starts import start_seeds
 from wmpo_ray.runs.folder import CONFIG, RunFolder
-from wmpo_ray.runs.outcomes import POLICIES, Outcomes, environment_hash, outcomes_file, read_outcomes
+from wmpo_ray.runs.outcomes import POLICIES, Outcomes, environment_hash, outcomes_file, read_outcomes, run_outcomes_file
 from wmpo_ray.runs.receipt import (
     Receipt,
     hash_of,
@@ -30,7 +30,7 @@ from wmpo_ray.runs.receipt import (
     read_receipt,
     this_processor,
 )
-from wmpo_ray.runs.round_folders import round_folder
+from wmpo_ray.runs.round_folders import label_of, round_folder
 
 MOST_SHOWN = 3
 
@@ -123,7 +123,8 @@ def check_result(folder: RunFolder) -> Check:
     found = _outcomes(folder)
     if found is None:
         return Check("result", Verdict.WARN, "not evaluated yet: there is no result to derive")
-    result, metrics = folder.summary.get("result", {}), folder.metrics("evaluate")
+    result = folder.summary.get("result", {})
+    metrics = folder.metrics("evaluate") | folder.metrics(_last_evaluation(folder))
     problems = []
     for policy, outcomes in found.items():
         problems += (
@@ -163,14 +164,19 @@ def check_starts(folder: RunFolder) -> Check:
     return _check("start states", problems, f"{len(starts)} held-out ones, the same for both policies in the folder")
 
 
+def _last_evaluation(folder: RunFolder) -> str:
+    labels = [label_of("evaluate", round) for round in range(folder.config.recipe.rounds, 0, -1)]
+    return next((label for label in labels if folder.is_done(label)), "evaluate")
+
+
 def _outcomes(folder: RunFolder) -> dict[str, Outcomes] | None:
     """By policy; None where the run is not evaluated. Raises UserError where an evaluation kept no outcomes."""
     if not folder.is_done("evaluate"):
         return None
-    missing = [path for policy in POLICIES if not (path := outcomes_file(folder.path, policy)).is_file()]
+    missing = [path for policy in POLICIES if not (path := run_outcomes_file(folder.path, policy)).is_file()]
     if missing:
         raise UserError(f"{missing[0]} is missing: `wmpo stage evaluate` with the config of the run writes it again")
-    return {policy: read_outcomes(outcomes_file(folder.path, policy)) for policy in POLICIES}
+    return {policy: read_outcomes(run_outcomes_file(folder.path, policy)) for policy in POLICIES}
 
 
 def check_ledgers(run: Path) -> Check:

@@ -45,7 +45,7 @@ def run(config: Config, folder: Path, out: Path, runtime: Runtime | None = None,
     log = RunLogOf()
     try:
         episodes = folder / "episodes.parquet"
-        done = train_offline(config, runtime or SerialRuntime(), paths, episodes, out / "policy", log, **options)
+        done = train_offline(config, runtime or SerialRuntime(), paths, [episodes], out / "policy", log, **options)
     finally:
         log.close()
     return done, log

@@ -68,7 +68,7 @@ def test_every_step_comes_after_what_it_needs(kind, rounds):
 
 def test_two_files_of_a_round_are_never_made_by_two_stages():
     for recipe in RECIPES.values():
-        made = [name for stage in (*recipe.once, *recipe.repeated, *recipe.at_end) for name in stage.makes]
+        made = [name for stage in (*recipe.once, *recipe.repeated) for name in stage.makes]
         assert len(made) == len(set(made))
 
 
@@ -77,7 +77,8 @@ def test_a_later_round_collects_and_improves_the_policy_of_the_round_before():
     assert steps["collect"].needs == ("policy",) and steps["collect-3"].needs == ("optimize-2",)
     assert steps["world-model-3"].needs == ("demos", "collect-3", "world-model-2")
     assert set(steps["optimize-2"].needs) == {"optimize", "collect-2", "world-model-2", "reward-model-2"}
-    assert steps["evaluate"].needs == ("policy", "optimize-3")
+    assert steps["evaluate"].needs == ("policy", "optimize")
+    assert steps["evaluate-3"].needs == ("optimize-2", "optimize-3", "evaluate-2")
     assert stage_labels(config_of()) == ("demos", "policy", *AFTER_COLLECT)
 
 
@@ -99,8 +100,8 @@ def test_an_unknown_stage_is_named_with_those_of_the_recipe_and_nothing_is_made(
 
 def test_every_setting_is_free_or_belongs_to_a_stage():
     """A new setting must be entered somewhere: one that nobody names would be changed without any effect."""
-    named = {name for recipe in RECIPES.values() for stage in (*recipe.once, *recipe.repeated, *recipe.at_end)
-             for name in stage.settings}  # fmt: skip
+    named = {name for recipe in RECIPES.values() for stage in (*recipe.once, *recipe.repeated)
+             for name in (*stage.settings, *(name for key, _, keys in stage.settings_if for name in (key, *keys)))}  # fmt: skip
     keys = {*flatten(Config()), *known_settings()}  # of every kind and every algorithm
     assert {key for key in keys if not is_among(key, (*EVERYWHERE, *FREE, *named))} == set()
     for name in (*EVERYWHERE, *FREE, *named):
@@ -174,8 +175,11 @@ def test_more_updates_go_on_from_the_last_and_fewer_begin_anew(tmp_path):
 
 def test_another_round_is_added_and_the_first_one_kept(tmp_path):
     make_done(tmp_path, config_of())
-    added = dict.fromkeys((f"{name}-2" for name in AFTER_COLLECT if name != "evaluate"), Action.BEGIN)
-    assert actions(tmp_path, config_of({"recipe": {"rounds": 2}})) == {**added, "evaluate": Action.REDO}
+    two = config_of({"recipe": {"rounds": 2}})
+    assert actions(tmp_path, two) == dict.fromkeys((f"{name}-2" for name in AFTER_COLLECT), Action.BEGIN)
+    make_done(tmp_path, two)
+    with pytest.raises(UserError, match="recipe.rounds=1: .* has begun round 2.*recipe.rounds to 2 or more"):
+        plan_of(tmp_path, config_of())
 
 
 def test_another_recipe_keeps_what_it_shares(tmp_path):

@@ -100,12 +100,36 @@ def test_the_table_that_ends_a_run_names_the_recipe(capsys: pytest.CaptureFixtur
 def test_curves_of_several_rounds_say_their_round(tmp_path: Path):
     one, two = write_run(tmp_path / "one", "wmpo"), write_run(tmp_path / "two", "wmpo", rounds=2)
     note = "of round 1 of 2; the result compares the first base policy with the policy of round 2."
-    for folder, has_note in ((one, False), (two, True)):
-        assert (note in write_report(folder).read_text(encoding="utf-8")) == has_note
-        assert (note in printed(frame(read_status(folder)))) == has_note
+    for folder, has_rounds in ((one, False), (two, True)):
+        assert (" · 2 rounds" in write_report(folder).read_text(encoding="utf-8")) == has_rounds
+        assert ("round 1 of 2" in printed(frame(read_status(folder)))) == has_rounds
     comparison = compare_runs(one, two)
     for text in (render_comparison(comparison), printed(comparison_tables(comparison))):
         assert text.count(note) == 1
+
+
+def test_a_report_of_rounds_has_every_round_and_success_by_round(tmp_path: Path):
+    folder = write_run(tmp_path / "run", "wmpo", rounds=2)
+    summary = json.loads((folder / "summary.json").read_text())
+    rates = {"": 0.47, "-2": 0.58}
+    for suffix, rate in rates.items():
+        success = {"value": rate, "low": rate - 0.04, "high": rate + 0.04, "num": 512}
+        summary["stages"][f"evaluate{suffix}"] = {"seconds": 1.0, "figures": {"success": success}}
+        best = {"update": 5, "metric": "real/success_rate", "value": 0.625}
+        summary["stages"][f"optimize{suffix}"] = {"seconds": 1.0, "figures": {"best": best, "policy_update": 15}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "rounds" / "2").mkdir(parents=True)
+    lines = [{**line, "imagined/success_rate": 0.0123} for line in fake_metrics(3)]
+    (folder / "rounds" / "2" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = write_report(folder).read_text(encoding="utf-8")
+    text = shown(page)
+    for words in ("Real success by round", "Success by update, round by round", "Before the round", "47.0%", "58.0%"):
+        assert words in text
+    assert page.count('class="round"') == 2 and page.count('class="round" open=""') == 1
+    assert text.count("Highest real success on the way: 62.5% after update 5") == 2
+    status = read_status(folder)
+    assert (status.current.round, status.to_json()["curves"]["imagined/success_rate"][0]) == (2, [1.0, 0.0123])
+    assert "round 2 of 2" in printed(frame(status))
 
 
 def test_recipes_are_compared_by_what_each_of_them_has(tmp_path: Path):

@@ -158,7 +158,7 @@ IMPLIED_BY_RECIPE: Mapping[str, Mapping[str, Mapping[str, str | int]]] = {
 class RecipeConfig(Section):
     """Which stages a run has; `cluster/recipes/recipe_table.py` lists them."""
 
-    kind: str = "wmpo"  # or "grpo-online", "dpo", "bc-real", "bc-imagined"
+    kind: str = "wmpo"  # or "grpo-online", "dpo", "bc-real", "bc-imagined", "bc-expert"
     rounds: Annotated[int, Field(ge=1, le=1000)] = 1  # of collecting with the last policy and improving it
 
 
@@ -166,7 +166,8 @@ class EvaluationConfig(Section):
     num_starts: Trajectories = 512
     temperature: NonNegative = 1.0  # 0: the most likely action
     every_updates: Annotated[int, Field(ge=0)] = 5  # real success on the way, for the curves; 0: never
-    num_starts_on_the_way: Trajectories = 128
+    num_starts_on_the_way: Trajectories = 128  # other ones than those of the final evaluation
+    final_policy: Literal["last", "best"] = "last"  # of a round; "best": of the highest success on the way
 
 
 class Config(AlgorithmSections):

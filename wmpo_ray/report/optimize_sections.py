@@ -14,6 +14,7 @@ from wmpo_ray.report.result_sections import success
 from wmpo_ray.report.run_data import RunData, mapping, number
 
 NOT_STARTED = "Nothing yet: metrics.jsonl has no such metrics because optimize has not started."
+MAX_SMALL_CHARTS = 12  # on one card
 EXPLOITATION = 0.05  # a rise of imagined and a fall of real success that are no noise any more
 QUEUE_TONES = {
     "admit": "strong",
@@ -39,7 +40,8 @@ def success_section(run: RunData) -> Markup:
     if has_stage(run, IMAGINES):
         return _imagination_section(run)
     title = "Rollout success against real success" if has_queue(run) else "Real success by update"
-    how = "Real: measured on held-out start states, with its 95% interval; update 0 is the base policy."
+    first = "the base policy" if run.round == 1 else f"the policy of round {run.round - 1}"
+    how = f"Real: measured on held-out start states, with its 95% interval; update 0 is {first}."
     series = []
     if has_queue(run):
         how = "Rollouts: the share of the training rollouts in the environment that succeed. " + how
@@ -48,7 +50,37 @@ def success_section(run: RunData) -> Markup:
     if not run.metrics or not series:
         return card(title, missing(NOT_STARTED))
     chart = line_chart(series, title, "update", lambda value: percent(value, 0), y_low=0.0, y_high=1.0)
-    return card(title, chart, how=how)
+    return card(title, chart, best_note(run), how=how)
+
+
+def curves_by_round_section(rounds: Sequence[RunData]) -> Markup:
+    """Success in training and real success, update by update: a small chart for each of the newest rounds."""
+    title, charts = "Success by update, round by round", []
+    for run in [one for one in rounds if one.metrics][-MAX_SMALL_CHARTS:]:
+        series = [Series("imagined", "imagined", imagined_curve(run), stroke="dashed")]
+        if not has_stage(run, IMAGINES):
+            series = [Series("rollouts", "second", rollout_curve(run), stroke="dashed")]
+        series = [one for one in [*series, Series("real", "real", *real_curve(run))] if one.points]
+        if series:
+            name, rate = f"Round {run.round}", lambda value: percent(value, 0)
+            chart = line_chart(series, f"{title}: {name}", "update", rate, y_low=0.0, y_high=1.0, size=SMALL)
+            charts.append(tag("div", tag("h3", name), chart))
+    if not charts:
+        return card(title, missing(NOT_STARTED), kind="card wide")
+    how = "Update 0 is the policy that the round began with. Real success with its 95% interval."
+    return card(title, tag("div", *charts, class_="thirds"), how=how, kind="card wide")
+
+
+def best_note(run: RunData) -> Markup | None:
+    """Which version had the highest success on the way, and which one the run ends with; None where none was measured."""
+    metrics = run.stage_metrics("optimize")
+    update, value = number(metrics, "best", "update"), number(metrics, "best", "value")
+    kept, metric = number(metrics, "policy_update"), mapping(metrics, "best").get("metric")
+    if update is None or value is None or kept is None:
+        return None
+    kind = "real" if metric == "real/success_rate" else "training"
+    text = f"Highest {kind} success on the way: {percent(value)} after update {update:.0f}. "
+    return tag("p", text, f"The policy that this ended with is that of update {kept:.0f}.", class_="lead")
 
 
 def imagined_curve(run: RunData) -> list[tuple[float, float]]:
@@ -77,6 +109,7 @@ def _imagination_section(run: RunData) -> Markup:
     return card(
         title,
         line_chart(series, title, "update", lambda value: percent(value, 0), y_low=0.0, y_high=1.0),
+        best_note(run),
         tag("p", "This happened here: align the world model again.", class_="bad") if exploits(run) else None,
         how="Both should rise: imagined rising while real falls is world-model exploitation. "
         "Labels right: share of imagined outcomes that the real environment confirms.",
@@ -180,7 +213,7 @@ def failures_section(run: RunData) -> Markup:
     modes = [mode for mode in {**base, **final} if (number(base, mode), number(final, mode)) != (None, None)]
     if not modes:
         return card(title, absent(run, "failure rates", "evaluate"))
-    short = recipe_name(run.summary).short
+    short, before = recipe_name(run.summary).short, "base" if run.round == 1 else "before"
     largest = max(number(rates, mode) or 0.0 for rates in (base, final) for mode in modes) or 1.0
     rows = [
         [mode.replace("_", " "), *_rates(base, final, mode), _bars(base, final, mode, largest)]
@@ -188,8 +221,8 @@ def failures_section(run: RunData) -> Markup:
     ]
     return card(
         title,
-        legend([("base", "base"), (short, "final")]),
-        table(["failure", "base", short, ""], rows, numeric=(1, 2)),
+        legend([(before, "base"), (short, "final")]),
+        table(["failure", before, short, ""], rows, numeric=(1, 2)),
         how="Share of all episodes that failed and showed this mistake on the way; one episode can show several. "
         "Learning shows as shorter second bars.",
     )

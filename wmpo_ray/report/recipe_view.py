@@ -1,12 +1,17 @@
-"""What the recipe of a run is called, which stages it has, and which of its rounds the curves are of."""
+"""What the recipe of a run is called, which stages it has, and what each of its rounds is."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from wmpo_ray.report.run_data import RunData, mapping
+from wmpo_ray.runs.round_folders import label_of
 
+RECORDED = ("dpo", "bc-real", "bc-expert")  # recipes that learn from recorded episodes
+_LABEL = re.compile(r"(.+)-([2-9]|[1-9]\d{1,3})")
 IMAGINES = "world-model"  # the stage that only recipes with imagined rollouts have
 
 
@@ -22,6 +27,7 @@ NAMES = {
     "dpo": RecipeName("Direct preference optimization on real episodes", "DPO", "DPO policy"),
     "bc-real": RecipeName("Behaviour cloning of real successes", "BC", "BC policy"),
     "bc-imagined": RecipeName("Behaviour cloning of imagined successes", "Imagined BC", "Imagined BC policy"),
+    "bc-expert": RecipeName("Behaviour cloning of more demonstrations", "Expert BC", "Expert BC policy"),
 }
 
 
@@ -40,7 +46,7 @@ def has_stage(run: RunData, stage: str) -> bool:
 
 def has_queue(run: RunData) -> bool:
     """Whether groups of rollouts are judged: recipes on recorded episodes have none."""
-    return has_stage(run, IMAGINES) or mapping(run.summary, "recipe").get("kind") not in ("dpo", "bc-real")
+    return has_stage(run, IMAGINES) or mapping(run.summary, "recipe").get("kind") not in RECORDED
 
 
 def num_rounds(run: RunData) -> int:
@@ -49,7 +55,7 @@ def num_rounds(run: RunData) -> int:
 
 
 def rounds_note(run: RunData) -> str | None:
-    """One sentence on what belongs to which round; None where there is only one."""
+    """One sentence where curves of round 1 stand for a run of several; None where there is only one."""
     rounds = num_rounds(run)
     if rounds == 1:
         return None
@@ -57,3 +63,38 @@ def rounds_note(run: RunData) -> str | None:
         f"The curves and models shown here are of round 1 of {rounds}; "
         f"the result compares the first base policy with the policy of round {rounds}."
     )
+
+
+def split_label(label: str) -> tuple[str, int]:
+    """(stage, round) of a label such as "optimize-2"."""
+    match = _LABEL.fullmatch(label)
+    return (match[1], int(match[2])) if match else (label, 1)
+
+
+def rounds_of(run: RunData) -> list[RunData]:
+    """Each round as a run of its own, which begins with the policy of the round before; the run itself if it has one."""
+    rounds = [run, *run.later]
+    return [_round_of(run, one) for one in rounds] if num_rounds(run) > 1 or run.later else [run]
+
+
+def newest_round(run: RunData) -> RunData:
+    """The last round that has logged an update."""
+    return next((one for one in reversed(rounds_of(run)) if one.metrics), rounds_of(run)[0])
+
+
+def _round_of(run: RunData, own: RunData) -> RunData:
+    """The summary of a round: its stages under their plain names, and success before and after it."""
+    number, stages = own.round, mapping(run.summary, "stages")
+    labels = {name: label for label in run.stages for name, round in [split_label(label)] if round == number}
+    before = mapping(stages, label_of("evaluate", number - 1), "figures", "success") if number > 1 else {}
+    result = {
+        "base_success": before or (mapping(run.summary, "result", "base_success") if number == 1 else {}),
+        "final_success": mapping(stages, label_of("evaluate", number), "figures", "success"),
+    }
+    summary = {
+        **run.summary,
+        "recipe": {**mapping(run.summary, "recipe"), "stages": list(labels)},
+        "stages": {name: stages[label] for name, label in labels.items() if label in stages},
+        "result": result,
+    }
+    return replace(own, summary=summary, later=[])

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from wmpo_ray.report.card import absent, card, missing
-from wmpo_ray.report.charts import Interval, interval_chart, meter
+from wmpo_ray.report.charts import Interval, Series, interval_chart, line_chart, meter
 from wmpo_ray.report.formats import compact, percent, points, seconds
 from wmpo_ray.report.markup import Markup, datum, join, table, tag
-from wmpo_ray.report.recipe_view import IMAGINES, has_stage, recipe_name, rounds_note
+from wmpo_ray.report.recipe_view import IMAGINES, has_stage, num_rounds, recipe_name, rounds_of
 from wmpo_ray.report.run_data import RunData, mapping, number
 
 RESULTS = ("base_success", "final_success")
 
 
 def policies(run: RunData) -> tuple[tuple[str, str, str], ...]:
-    """(key of the result, name, tone) of the first and of the last policy."""
+    """(key of the result, name, tone) of the first and of the last policy of a run or of a round."""
+    if run.round > 1:
+        return (RESULTS[0], "Before the round", "base"), (RESULTS[1], "After it", "final")
     return (RESULTS[0], "Base policy", "base"), (RESULTS[1], recipe_name(run.summary).policy, "final")
 
 
@@ -58,13 +60,13 @@ def header(run: RunData) -> Markup:
     """Name, verdict, and notes about damaged files."""
     seed = run.summary.get("seed")
     origin = recipe_name(run.summary).title + (f" · seed {seed}" if isinstance(seed, int) else "")
-    rounds = rounds_note(run)
+    rounds = num_rounds(run)
+    origin += f" · {rounds} rounds" if rounds > 1 else ""
     notes = [tag("p", note, class_="note") for note in run.notes]
     return tag(
         "header",
         tag("div", tag("h1", run.name), tag("p", origin, class_="eyebrow"), class_="name-line"),
         tag("p", verdict(run), class_="verdict"),
-        tag("p", rounds, class_="lead") if rounds else None,
         *notes,
     )
 
@@ -92,6 +94,32 @@ def result_section(run: RunData) -> Markup:
         table(["", "success", "95% interval", "starts"], rows, numeric=(1, 2, 3)),
         interval_chart(intervals, "Success rate with 95% interval"),
         how="Dot: share of start states that succeed. Bar: its 95% interval.",
+    )
+
+
+def rounds_section(run: RunData) -> Markup:
+    """Real success after each round, on the same start states: chart and table."""
+    found = [(f"Round {one.round}", one.round, success(one, "final_success")) for one in rounds_of(run)]
+    found = [("Base policy", 0, success(run, "base_success")), *found]
+    there = [(label, number, rate) for label, number, rate in found if rate is not None]
+    if not there:
+        return card("Real success by round", absent(run, "success rate", "evaluate"))
+    points_ = [(float(number), rate[0]) for _, number, rate in there]
+    series = Series("real", "real", points_, [(rate[1], rate[2]) for _, _, rate in there])
+    rows = [
+        [
+            label,
+            datum(value, percent(value), class_="big"),
+            f"{100 * low:.1f} – {percent(high)}",
+            datum(num, f"{num:,}"),
+        ]
+        for label, _, (value, low, high, num) in there
+    ]
+    return card(
+        "Real success by round",
+        line_chart([series], "Real success by round", "round", lambda rate: percent(rate, 0), y_low=0.0, y_high=1.0),
+        table(["", "success", "95% interval", "starts"], rows, numeric=(1, 2, 3)),
+        how="The policy that each round left, on the same held-out start states; round 0 is the base policy.",
     )
 
 

@@ -12,10 +12,12 @@ import numpy as np
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.npz_files import load_npz
 from wmpo_ray.core.untrusted import parse_json, read_lines
+from wmpo_ray.runs.round_folders import round_folder
 from wmpo_ray.runs.summary_file import SUMMARY, read_summary
 
 MAX_VIDEO_FILE_BYTES = 2 * 2**30  # of a video file, and of what it unpacks to
 MAX_CURVES = 16  # a run trains a handful of models
+MAX_ROUNDS = 1000  # that the settings allow
 LARGEST = 1e30  # what is beyond is no metric of a run and would break the arithmetic of an axis
 
 
@@ -43,7 +45,7 @@ class PolicyVideos:
 
 @dataclass
 class RunData:
-    """Everything that the report shows."""
+    """Everything that the report shows of a run, or of one of its rounds."""
 
     name: str
     summary: dict[str, Any] = field(default_factory=dict)
@@ -52,6 +54,8 @@ class RunData:
     pairs: VideoPairs | None = None
     base: PolicyVideos | None = None
     final: PolicyVideos | None = None
+    round: int = 1
+    later: list[RunData] = field(default_factory=list)  # rounds 2, 3 and so on, with the summary of the run
     notes: list[str] = field(default_factory=list)  # one sentence for each file that is damaged
 
     @property
@@ -109,7 +113,14 @@ def read_run(folder: Path) -> RunData:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run folder; give the one that --out named")
     run = read_run_metrics(folder)
-    videos, notes = folder / "videos", run.notes
+    return replace(
+        _with_videos(run, folder, run.notes),
+        later=[_with_videos(later, round_folder(folder, later.round), run.notes) for later in run.later],
+    )
+
+
+def _with_videos(run: RunData, folder: Path, notes: list[str]) -> RunData:
+    videos = folder / "videos"
     return replace(
         run,
         pairs=_read_pairs(videos / "side_by_side.npz", notes),
@@ -119,16 +130,26 @@ def read_run(folder: Path) -> RunData:
 
 
 def read_run_metrics(folder: Path) -> RunData:
-    """The same without the videos: what `summary.json`, `metrics.jsonl` and `curves/*.jsonl` hold."""
+    """The same without the videos: what `summary.json`, `metrics.jsonl` and `curves/*.jsonl` hold, of all rounds."""
     notes: list[str] = []
     summary = _read_summary(folder / SUMMARY, notes)
-    name = summary.get("name")
+    run = _read_round(folder, 1, summary, notes)
+    run.notes = notes
+    for round in range(2, MAX_ROUNDS + 1):
+        if not round_folder(folder, round).is_dir():
+            break
+        run.later.append(_read_round(round_folder(folder, round), round, summary, notes, run.name))
+    return run
+
+
+def _read_round(folder: Path, round: int, summary: dict[str, Any], notes: list[str], name: str = "") -> RunData:
+    told = summary.get("name")
     return RunData(
-        name=name if isinstance(name, str) and name else folder.resolve().name,
+        name=name or (told if isinstance(told, str) and told else folder.resolve().name),
         summary=summary,
         metrics=_read_metrics(folder / "metrics.jsonl", notes, "update"),
         trainings=_read_trainings(folder / "curves", notes),
-        notes=notes,
+        round=round,
     )
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from wmpo_ray.report.markup import Markup, tag
 from wmpo_ray.report.optimize_sections import success_section
 from wmpo_ray.report.page import document, grid
-from wmpo_ray.report.recipe_view import recipe_name
-from wmpo_ray.report.result_sections import header, result_section, time_section
+from wmpo_ray.report.recipe_view import newest_round, num_rounds, recipe_name
+from wmpo_ray.report.result_sections import header, result_section, rounds_section, time_section
 from wmpo_ray.report.run_data import RunData, mapping, read_run_metrics
 
 HEIGHT_PIXELS = 620
@@ -17,7 +17,8 @@ HEIGHT_PIXELS = 620
 def run_html(folder: Path) -> Markup:
     """A frame with a page of its own, so that neither its style nor the notebook's reaches the other."""
     run = read_run_metrics(folder)
-    cards = (result_section(run), success_section(run), time_section(run))
+    by_round = [rounds_section(run)] if num_rounds(run) > 1 else []
+    cards = (result_section(run), *by_round, success_section(newest_round(run)), time_section(run))
     page = document(
         f"{run.name} · {recipe_name(run.summary).short} run",
         header(run),

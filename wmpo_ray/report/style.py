@@ -71,6 +71,9 @@ code { font: 13px ui-monospace, "SF Mono", Menlo, Consolas, monospace; overflow-
 td:last-child > .meter { min-width: 110px; }
 .comparison td:last-child { white-space: normal; font-size: 13.5px; line-height: 1.3; }
 details { margin-top: 12px; }
+.round { margin: 20px 0 0; border-top: 1px solid var(--edge); padding-top: 12px; }
+.round > summary h2 { display: inline; font-size: 20px; color: var(--ink); }
+.round[open] > summary { margin-bottom: 12px; }
 details thead { display: table-header-group !important; }
 summary { cursor: pointer; color: var(--soft); }
 

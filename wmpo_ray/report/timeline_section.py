@@ -22,7 +22,7 @@ PHASES = (  # those that have a colour of their own
     *("policy", "denoise", "decode", "spool", "score", "verify", "batch", "step", "checkpoint", "encode"),
     *("load", "evaluate", "compare"),
 )
-ALIASES = {"compare_labels": "compare", "load_weights": "load"}
+ALIASES = {"compare_labels": "compare", "evaluate_saved": "evaluate", "load_weights": "load"}
 
 
 class Piece(NamedTuple):

@@ -19,6 +19,7 @@ from wmpo_ray.core.section import shown
 from wmpo_ray.core.statistics import wilson_interval
 from wmpo_ray.core.types import Episodes
 from wmpo_ray.core.untrusted import read_bytes
+from wmpo_ray.runs.round_folders import round_folder
 
 FOLDER = "outcomes"  # in a run's folder
 POLICIES = ("base", "final")
@@ -86,8 +87,17 @@ def environment_hash(config: Config) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def outcomes_file(run: Path, policy: str) -> Path:
-    return run / FOLDER / f"{policy}.json"
+def outcomes_file(folder: Path, policy: str) -> Path:
+    """`folder`: of a round. The base policy's is in round 1 only."""
+    return folder / FOLDER / f"{policy}.json"
+
+
+def run_outcomes_file(run: Path, policy: str) -> Path:
+    """Of the newest round of a run that was evaluated, as the run's result is; of round 1 if none was."""
+    found, round = outcomes_file(run, policy), 2
+    while (path := outcomes_file(round_folder(run, round), policy)).is_file():
+        found, round = path, round + 1
+    return found
 
 
 def write_outcomes(path: Path, outcomes: Outcomes) -> None:

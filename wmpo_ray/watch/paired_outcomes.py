@@ -8,7 +8,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from wmpo_ray.core.errors import UserError
-from wmpo_ray.runs.outcomes import POLICIES, Outcomes, on_common_starts, outcomes_file, read_outcomes
+from wmpo_ray.runs.outcomes import POLICIES, Outcomes, on_common_starts, read_outcomes, run_outcomes_file
 from wmpo_ray.statistics.paired import Pairs, newcombe_paired_interval
 from wmpo_ray.watch.significance import Verdict, paired_gains_test, paired_test, sequential_sentence
 
@@ -24,7 +24,7 @@ class PairedOutcomes(NamedTuple):
     @classmethod
     def read(cls, folders: tuple[Path, Path], notes: list[str]) -> Self | None:
         """None where a run has no outcomes, or the two have no start in common; a damaged file becomes a note."""
-        files = [outcomes_file(folder, policy) for policy in POLICIES for folder in folders]
+        files = [run_outcomes_file(folder, policy) for policy in POLICIES for folder in folders]
         if not all(file.is_file() for file in files):
             return None
         found: list[Outcomes] = []

@@ -13,6 +13,7 @@ from typing import Any
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import json_clean
 from wmpo_ray.core.untrusted import parse_json, read_json
+from wmpo_ray.report.recipe_view import newest_round, num_rounds, split_label
 from wmpo_ray.report.run_data import RunData, mapping, number, read_run_metrics
 from wmpo_ray.runs.summary_file import SUMMARY
 
@@ -78,6 +79,16 @@ class RunStatus:
         return next((name for name in self.stages if name not in self.stages_done), "")
 
     @property
+    def round(self) -> int:
+        """The round that the run is in; the last one once all are done."""
+        return split_label(self.stage)[1] if self.stage else num_rounds(self.run)
+
+    @property
+    def current(self) -> RunData:
+        """The newest round that has logged an update."""
+        return newest_round(self.run)
+
+    @property
     def faults(self) -> list[dict[str, Any]]:
         faults = self.status.get("faults")
         if not isinstance(faults, list) or not faults:
@@ -85,8 +96,8 @@ class RunStatus:
         return [fault for fault in faults if isinstance(fault, dict)]
 
     def to_json(self) -> dict[str, Any]:
-        """What is known, in JSON's types; the curves are lists of [update, value]."""
-        curves = {key: self.run.curve(key) for key in RATES}
+        """What is known, in JSON's types; the curves are lists of [update, value] of the newest round."""
+        curves = {key: self.current.curve(key) for key in RATES}
         return json_clean(
             {
                 "folder": str(self.folder),
@@ -95,6 +106,8 @@ class RunStatus:
                 "sentence": self.sentence(),
                 "stage": self.stage,
                 "stages_done": self.stages_done,
+                "round": self.round,
+                "rounds": num_rounds(self.run),
                 "started": self.started,
                 "silence_s": None if self.last_sign is None else max(0.0, self.now - self.last_sign),
                 "curves": {key: [list(point) for point in curve] for key, curve in curves.items()},
@@ -109,11 +122,13 @@ class RunStatus:
         """The state of the run, and what to do if it has stopped."""
         ago = "" if self.last_sign is None else f": last heard of {age(self.now - self.last_sign)} ago"
         resume = f"`wmpo run ... --out {self.folder} --resume` goes on"
-        where = f" in stage {self.stage}" if self.stage else ""
+        where = f" in stage {self._stage_and_round()}" if self.stage else ""
         sentences = {
             Condition.RUNNING: f"running{where}",
             Condition.SILENT: f"its process is there but says nothing{ago}; it may be stopped or out of CPU",
-            Condition.DONE: f"done as far as it was asked to; stage {self.stage} is next" if self.stage else "done",
+            Condition.DONE: f"done as far as it was asked to; stage {self._stage_and_round()} is next"
+            if self.stage
+            else "done",
             Condition.FAILED: f"failed{where}; the error stands below and in {EVENTS}; {resume}",
             Condition.PREEMPTED: f"preempted{where}; {resume}",
             Condition.KILLED: f"not running any more{ago}; {resume}",
@@ -121,6 +136,11 @@ class RunStatus:
             Condition.UNREADABLE: f"{SUMMARY} is damaged, and nothing else says how the run stands",
         }
         return sentences[self.condition]
+
+    def _stage_and_round(self) -> str:
+        stage, round = split_label(self.stage)
+        rounds = num_rounds(self.run)
+        return f"{stage} of round {round} of {rounds}" if rounds > 1 else self.stage
 
 
 def read_status(folder: Path, now: float | None = None) -> RunStatus:

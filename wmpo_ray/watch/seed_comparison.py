@@ -14,7 +14,7 @@ from rich.text import Text
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.report.formats import percent, points
 from wmpo_ray.report.run_data import number, read_run_metrics
-from wmpo_ray.runs.outcomes import Outcomes, on_common_starts, outcomes_file, read_outcomes
+from wmpo_ray.runs.outcomes import Outcomes, on_common_starts, read_outcomes, run_outcomes_file
 from wmpo_ray.statistics.aggregate import stratified_interval
 from wmpo_ray.statistics.paired import bootstrap_difference
 from wmpo_ray.watch.run_status import is_run
@@ -55,9 +55,11 @@ def read_group(folder: Path) -> list[SeedRun]:
     """The runs in a folder that kept the outcome of each start. Raises UserError where there is none."""
     runs = []
     for path in sorted(path for path in folder.iterdir() if path.is_dir() and is_run(path)):
-        if outcomes_file(path, "final").is_file():
+        if run_outcomes_file(path, "final").is_file():
             seed = number(read_run_metrics(path).summary, "seed")
-            runs.append(SeedRun(path, None if seed is None else int(seed), read_outcomes(outcomes_file(path, "final"))))
+            runs.append(
+                SeedRun(path, None if seed is None else int(seed), read_outcomes(run_outcomes_file(path, "final")))
+            )
     if not runs:
         raise UserError(f"{folder} holds no run that is evaluated and kept its outcomes; `wmpo stage evaluate` does")
     return runs

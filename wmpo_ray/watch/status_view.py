@@ -15,7 +15,7 @@ from rich.text import Text
 
 from wmpo_ray.report.formats import compact, percent, points
 from wmpo_ray.report.optimize_sections import imagined_curve, rollout_curve
-from wmpo_ray.report.recipe_view import rounds_note
+from wmpo_ray.report.recipe_view import num_rounds
 from wmpo_ray.report.result_sections import gain_points, policies, success
 from wmpo_ray.report.run_data import mapping, number
 from wmpo_ray.watch.run_status import Condition, RunStatus, age, one_line
@@ -68,8 +68,6 @@ def frame(status: RunStatus, height: int | None = None) -> RenderableType:
     workers = _dictionaries(status.status.get("workers"))
     if live and workers:
         parts.append(_worker_table(workers, status.now, None if height is None else max(4, height - OTHER_LINES)))
-    if (note := rounds_note(status.run)) is not None:
-        parts.append(Text(note, style="dim"))
     parts += _fault_lines(status)
     parts += [Text(one_line(note), style="red") for note in status.run.notes]
     return Group(*parts)
@@ -128,7 +126,9 @@ def _panels(status: RunStatus) -> list[Panel]:
 
 
 def _learning(status: RunStatus) -> Table:
-    table, data = Table.grid(padding=(0, 1)), status.status
+    table, data, rounds = Table.grid(padding=(0, 1)), status.status, num_rounds(status.run)
+    if rounds > 1:
+        table.add_row("round", f"{status.current.round} of {rounds}", "")
     update, planned = number(data, "update"), number(data, "num_updates")
     if update is not None:
         of = "" if planned is None else f" of {planned:.0f}"
@@ -152,7 +152,7 @@ def _learning(status: RunStatus) -> Table:
 
 def _success_curves(status: RunStatus) -> dict[str, list[float]]:
     """Success in training, under the name of the world that the rollouts are made in, and real success."""
-    run = status.run
+    run = status.current
     curves = {"imagined": imagined_curve(run), "rollout": rollout_curve(run), "real": run.curve("real/success_rate")}
     return {name: [value for _, value in curve] for name, curve in curves.items()}
 
