@@ -10,19 +10,31 @@ from rich.markup import escape
 from rich.table import Table
 
 from wmpo_ray.config.run import Config
-from wmpo_ray.report.recipe_view import recipe_name
+from wmpo_ray.report.recipe_view import recipe_name, split_label
 
 
 def success_text(rate: Mapping[str, float]) -> str:
     return f"{rate['value']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}]"
 
 
+def earlier_rounds(summary: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
+    """Success after each round but the last, by its name."""
+    found = {}
+    for label, stage in summary.get("stages", {}).items():
+        name, round = split_label(label)
+        if name == "evaluate" and is_rate(rate := stage.get("figures", {}).get("success")):
+            found[round] = rate
+    return {f"round {round}": found[round] for round in sorted(found)[:-1]}
+
+
 def print_summary(console: Console, summary: Mapping[str, Any]) -> None:
     result = summary.get("result")
     if result:
         table = Table("policy", "real success [95% interval]", "start states", title="Held-out start states")
-        for label, key in (("base", "base_success"), (escape(recipe_name(summary).short), "final_success")):
-            table.add_row(label, success_text(result[key]), str(result[key]["num"]))
+        rates = {"base": result["base_success"], **earlier_rounds(summary)}
+        rates[escape(recipe_name(summary).short)] = result["final_success"]
+        for label, rate in rates.items():
+            table.add_row(label, success_text(rate), str(rate["num"]))
         table.add_section()
         table.add_row("gain", f"{result['gain_points']:+.1f} points", "")
         console.print(table)

@@ -83,9 +83,11 @@ EVALUATE = Stage(
 )
 
 
-def _rounds_of(out: Path) -> int:
-    """How many rounds the run in a folder has, whatever the configuration at hand says."""
-    return read_config_json(out / CONFIG).recipe.rounds if (out / CONFIG).is_file() else 1
+def _final_policy(out: Path) -> Path:
+    """The policy of the last round that has one, whatever the configuration at hand says."""
+    rounds = read_config_json(out / CONFIG).recipe.rounds if (out / CONFIG).is_file() else 1
+    paths = [round_folder(out, round) / "models" / "policy" for round in range(rounds, 0, -1)]
+    return next((path for path in paths if path.is_dir()), paths[-1])
 
 
 def evaluate_policy(
@@ -101,7 +103,7 @@ def evaluate_policy(
     is no policy.
     """
     configure_process(config.cluster.threads_per_process)
-    path = policy_dir or round_folder(Path(out), _rounds_of(Path(out))) / "models" / "policy"
+    path = policy_dir or _final_policy(Path(out))
     if not path.is_dir():
         raise UserError(f"no policy at {path}; give one with --policy, or run the stages first")
     count = num_starts or config.evaluation.num_starts

@@ -146,7 +146,9 @@ def difference(step: Step, old: MadeFrom, new: MadeFrom, changed: set[str]) -> s
         reasons.append(f"{new.extent_key}: {old.extent} -> {new.extent}")
     for key in {**new.settings, **old.settings}:
         before, after = old.settings.get(key), new.settings.get(key)
-        if before != after:
+        if key not in new.settings:
+            reasons.append(f"without {key} = {shown(before)}")
+        elif before != after:
             reasons.append(f"{key}: {shown(before)} -> {shown(after)}")
     reasons += [f"follows {name}" for name in new.needs if old.needs.get(name) != new.needs[name] or name in changed]
     more = len(reasons) - MOST_SHOWN

@@ -15,10 +15,12 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster.cli.app import app
+from cluster.cli.tables import print_summary
 from cluster.host.doctor import Verdict, check_library, examine
 from wmpo_ray.config.dumping import flatten
 from wmpo_ray.config.loading import list_presets, load_config
 from wmpo_ray.config.run import Config
+from wmpo_ray.core.console import make_console
 from wmpo_ray.core.errors import UserError
 
 SUMMARY = {
@@ -239,3 +241,21 @@ def test_doctor_exits_with_1_exactly_if_something_fails():
 def test_a_library_that_is_not_installed_fails():
     check = check_library("no_such_library")
     assert check.verdict is Verdict.FAIL and "make setup" in check.detail
+
+
+def test_rounds_are_those_of_the_recipe_whatever_else_is_set(pipeline, tmp_path):
+    result = wmpo("run", "smoke", "--out", tmp_path, "--rounds", 3, "--set", "recipe.rounds=2", "--set", "seed=4")
+    assert result.exit_code == 0
+    ((config, _, _),) = pipeline.calls
+    assert (config.recipe.rounds, config.seed) == (3, 4)
+    assert wmpo("run", "smoke", "--out", tmp_path, "--rounds", 0).exit_code == 2
+    refused = wmpo("run", "smoke", "--out", tmp_path, "--rounds", 2000)
+    assert refused.exit_code == 2 and "recipe.rounds" in refused.stderr and len(pipeline.calls) == 1
+
+
+def test_the_table_has_every_round(capsys):
+    rate = {"value": 0.5, "low": 0.45, "high": 0.55, "num": 512}
+    stages = {f"evaluate{suffix}": {"seconds": 1.0, "figures": {"success": rate}} for suffix in ("", "-2", "-3")}
+    print_summary(make_console(), {**SUMMARY, "stages": stages})
+    printed = capsys.readouterr().out
+    assert "round 1" in printed and "round 2" in printed and "round 3" not in printed and "58.0%" in printed

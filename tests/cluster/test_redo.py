@@ -127,18 +127,21 @@ def test_a_second_round_begins_with_what_the_first_one_left(whole_run, tmp_path)
     assert json.loads((folder / "status.json").read_text())["state"] == "stopped"
 
 
-@pytest.mark.slow
-def test_two_rounds_end_with_the_last_policy_against_the_first_base(whole_run, tmp_path):
-    folder = whole_run.copy(tmp_path / "run")
-    summary = run(folder, "recipe.rounds=2")
-    assert json.loads((folder / "status.json").read_text())["state"] == "done"
-    assert list((folder / "rounds" / "2" / "models" / "policy").iterdir())
-    assert summary["result"]["base_success"] == whole_run_result(whole_run.folder)["base_success"]
-    assert run(folder, "recipe.rounds=2", resume=False)["result"] == summary["result"]
-
-
-def whole_run_result(folder: Path) -> dict:
-    return json.loads((folder / "summary.json").read_text())["result"]
+def test_the_best_policy_is_what_a_run_ends_with_where_that_is_wanted(gated_run, tmp_path):
+    """The last one of a run that keeps the last: training is the same, and wanting the other one trains again."""
+    best = "evaluation.final_policy=best"
+    folder = gated_run.copy(tmp_path / "run", best)
+    figures = run(folder, best)["stages"]["optimize"]["figures"]
+    update = figures["best"]["update"]
+    assert figures["policy_update"] == update and figures["num_updates"] == 2
+    kept = folder / "checkpoints" / "best" / f"update-{update:06d}" if update else folder / "models" / "base-policy"
+    assert files(folder / "models" / "policy") == files(kept)
+    more = run(folder, best, "grpo.num_updates=3", until="optimize")["stages"]["optimize"]["figures"]
+    assert more["resumed_from"] == 2 and more["best"]["value"] >= figures["best"]["value"]
+    with pytest.raises(UserError, match=r"optimize \(evaluation.every_updates: 1 -> 2\)"):
+        run(folder, best, "grpo.num_updates=3", "evaluation.every_updates=2", resume=False)
+    with pytest.raises(UserError, match=r'without evaluation.final_policy = "best"'):
+        run(folder, "grpo.num_updates=3", resume=False)
 
 
 def test_config_and_records_agree_after_a_refusal(whole_run, tmp_path):

@@ -11,13 +11,13 @@ import pytest
 from cluster.events.progress import Reporter
 from cluster.events.run_log import FolderLog
 from cluster.recipes.context import RunContext
-from cluster.recipes.evaluate import success_of
 from cluster.recipes.pipeline import run_pipeline
 from cluster.runtimes.serial_runtime import SerialRuntime
 from wmpo_ray.config.loading import load_config
 from wmpo_ray.data.store import load_episodes
 from wmpo_ray.report.html import write_report
 from wmpo_ray.runs.folder import RunFolder
+from wmpo_ray.runs.outcomes import POLICIES, outcomes_file, read_outcomes, run_outcomes_file
 
 TWO = ("recipe.rounds=2",)
 
@@ -67,8 +67,8 @@ def test_a_run_killed_in_the_second_round_ends_with_the_same_weights_and_repeats
     summary = run(killed, *TWO)
     assert skipped(killed) == summary["recipe"]["stages"][: summary["recipe"]["stages"].index("optimize-2")]
     assert files(killed / "rounds" / "2" / "trajectories") | files(killed / "models") == before
-    assert summary["stages"]["optimize-2"]["figures"]["resumed_from"] == 1
-    for name in ("models/policy", "outcomes.json"):
+    assert summary["stages"]["optimize-2"]["metrics"]["resumed_from"] == 1
+    for name in ("models/policy", "outcomes/final.json"):
         ours, theirs = (path / "rounds" / "2" / name for path in (killed, straight))
         assert (files(ours) if ours.is_dir() else ours.read_bytes()) == (
             files(theirs) if theirs.is_dir() else theirs.read_bytes()
@@ -78,11 +78,12 @@ def test_a_run_killed_in_the_second_round_ends_with_the_same_weights_and_repeats
 def test_every_round_is_evaluated_on_the_same_starts_against_the_first_base(finished):
     folder, _ = finished
     summary = json.loads((folder / "summary.json").read_text())
-    first, second = (json.loads((path / "outcomes.json").read_text()) for path in (folder, folder / "rounds" / "2"))
-    assert first["seeds"] == second["seeds"] and first["policies"]["base"] == second["policies"]["base"]
-    assert summary["result"]["base_success"] == success_of(first["policies"]["base"])
-    assert summary["result"]["final_success"] == success_of(second["policies"]["final"])
-    assert summary["stages"]["evaluate"]["figures"]["success"] == success_of(first["policies"]["final"])
+    base, first = (read_outcomes(outcomes_file(folder, policy)) for policy in POLICIES)
+    second = read_outcomes(outcomes_file(folder / "rounds" / "2", "final"))
+    assert base.starts == first.starts == second.starts and second.sampling_key == base.sampling_key
+    assert second == read_outcomes(run_outcomes_file(folder, "final")), "a run's result is its newest round's"
+    assert summary["result"]["base_success"] == base.rate and summary["result"]["final_success"] == second.rate
+    assert summary["stages"]["evaluate"]["metrics"]["success"] == first.rate
 
 
 def test_the_models_of_a_round_learn_from_the_episodes_of_all_rounds(finished):
