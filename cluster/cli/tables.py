@@ -13,6 +13,10 @@ from wmpo_ray.config.run import Config
 from wmpo_ray.report.recipe_view import recipe_name, split_label
 
 
+def is_rate(value: Any) -> bool:
+    return isinstance(value, Mapping) and {"value", "low", "high"} <= value.keys()
+
+
 def success_text(rate: Mapping[str, float]) -> str:
     return f"{rate['value']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}]"
 
@@ -22,7 +26,7 @@ def earlier_rounds(summary: Mapping[str, Any]) -> dict[str, Mapping[str, float]]
     found = {}
     for label, stage in summary.get("stages", {}).items():
         name, round = split_label(label)
-        if name == "evaluate" and is_rate(rate := stage.get("figures", {}).get("success")):
+        if name == "evaluate" and is_rate(rate := stage.get("metrics", {}).get("success")):
             found[round] = rate
     return {f"round {round}": found[round] for round in sorted(found)[:-1]}
 

@@ -124,3 +124,11 @@ SECTIONS: dict[str, type[TrainingSection]] = {
     for name, field in AlgorithmSections.model_fields.items()
     if isinstance(field.default, TrainingSection)
 }
+
+
+def unchosen(key: str, value: object, section: str, kind: str) -> str:
+    """What is wrong with a setting of an algorithm that is not the chosen one."""
+    return (
+        f"{key} = {shown(value)} has no effect: it belongs to the algorithm {section!r}, and algorithm.kind = "
+        f'{shown(kind)}; remove the key or set algorithm.kind="{section}"'
+    )

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from wmpo_ray.config.algorithms import SECTIONS
+from wmpo_ray.config.algorithms import SECTIONS, unchosen
 from wmpo_ray.config.dumping import flatten
 from wmpo_ray.config.kind_sections import (
     leave_settings_of_former_kind,
@@ -26,7 +26,7 @@ from wmpo_ray.config.kind_sections import (
     settings_of,
     without_settings_of_other_kinds,
 )
-from wmpo_ray.config.run import IMPLIED_BY_RECIPE, Config, unchosen
+from wmpo_ray.config.run import IMPLIED_BY_RECIPE, Config
 from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.core.section import shown
 from wmpo_ray.core.untrusted import MAX_SETTINGS_BYTES, read_bytes, read_json

@@ -22,6 +22,7 @@ from wmpo_ray.config.algorithms import (
     OfflineSection,
     RolloutBcConfig,
     TrainingSection,
+    unchosen,
 )
 from wmpo_ray.config.cluster import (
     CheckpointConfig,
@@ -291,11 +292,3 @@ class Config(AlgorithmSections):
                 "wrong; set reward.verify.enabled to false"
             )
         return self
-
-
-def unchosen(key: str, value: object, section: str, kind: str) -> str:
-    """What is wrong with a setting of an algorithm that is not the chosen one."""
-    return (
-        f"{key} = {shown(value)} has no effect: it belongs to the algorithm {section!r}, and algorithm.kind = "
-        f'{shown(kind)}; remove the key or set algorithm.kind="{section}"'
-    )

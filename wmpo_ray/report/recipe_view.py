@@ -86,10 +86,10 @@ def _round_of(run: RunData, own: RunData) -> RunData:
     """The summary of a round: its stages under their plain names, and success before and after it."""
     number, stages = own.round, mapping(run.summary, "stages")
     labels = {name: label for label in run.stages for name, round in [split_label(label)] if round == number}
-    before = mapping(stages, label_of("evaluate", number - 1), "figures", "success") if number > 1 else {}
+    before = mapping(stages, label_of("evaluate", number - 1), "metrics", "success") if number > 1 else {}
     result = {
         "base_success": before or (mapping(run.summary, "result", "base_success") if number == 1 else {}),
-        "final_success": mapping(stages, label_of("evaluate", number), "figures", "success"),
+        "final_success": mapping(stages, label_of("evaluate", number), "metrics", "success"),
     }
     summary = {
         **run.summary,
