@@ -64,16 +64,15 @@ def run_pipeline(
     with open_folder(out, config) as folder:
         plan = plan_run(folder, config, steps)
         wanted = wanted_of(plan, only, until)
-        check_resume(folder, wanted, resume, resume if redo is None else redo)
-        check_later(folder, [each for each in plan if each not in wanted], resume if redo is None else redo)
+        may_redo = resume if redo is None else redo
+        check_resume(folder, wanted, resume, may_redo)
+        check_later(folder, [each for each in plan if each not in wanted], may_redo)
         check_steps(config, serial, [each.step for each in wanted if only or each.action is not Action.KEEP])
         folder.accept(config, [step.label for step in steps])
         with watched(folder, plan) as status, event_log(folder.path, console, level, status.fault):
             reporter = Reporter(console, level > logging.INFO, status.progress)
             context = RunContext(config, folder, reporter, lambda: start_runtime(serial, address), force, status)
-            with closing(context):
-                for planned in wanted:
-                    run_step(context, planned, plan, again=only is not None)
+            run_steps(context, wanted, plan, again=only is not None)
             conclude(folder, config)
         return folder.summary
 
@@ -157,6 +156,13 @@ def done_labels(folder: RunFolder, plan: Sequence[Planned]) -> list[str]:
     """The steps whose results exist and are made from the current settings."""
     sources = {planned.label: source_of(folder.record(planned.label)) for planned in plan}
     return [each.label for each in plan if (made := sources[each.label]) and made.result == each.source.result]
+
+
+def run_steps(context: RunContext, wanted: Sequence[Planned], plan: Sequence[Planned], again: bool) -> None:
+    """Run steps in order, and close the context."""
+    with closing(context):
+        for planned in wanted:
+            run_step(context, planned, plan, again)
 
 
 def run_step(context: RunContext, planned: Planned, plan: Sequence[Planned], again: bool) -> None:

@@ -255,7 +255,7 @@ def test_rounds_are_those_of_the_recipe_whatever_else_is_set(pipeline, tmp_path)
 
 def test_the_table_has_every_round(capsys):
     rate = {"value": 0.5, "low": 0.45, "high": 0.55, "num": 512}
-    stages = {f"evaluate{suffix}": {"seconds": 1.0, "figures": {"success": rate}} for suffix in ("", "-2", "-3")}
+    stages = {f"evaluate{suffix}": {"seconds": 1.0, "metrics": {"success": rate}} for suffix in ("", "-2", "-3")}
     print_summary(make_console(), {**SUMMARY, "stages": stages})
     printed = capsys.readouterr().out
     assert "round 1" in printed and "round 2" in printed and "round 3" not in printed and "58.0%" in printed
