@@ -131,13 +131,13 @@ def test_the_best_policy_is_what_a_run_ends_with_where_that_is_wanted(gated_run,
     """The last one of a run that keeps the last: training is the same, and wanting the other one trains again."""
     best = "evaluation.final_policy=best"
     folder = gated_run.copy(tmp_path / "run", best)
-    figures = run(folder, best)["stages"]["optimize"]["figures"]
-    update = figures["best"]["update"]
-    assert figures["policy_update"] == update and figures["num_updates"] == 2
+    metrics = run(folder, best)["stages"]["optimize"]["metrics"]
+    update = metrics["best"]["update"]
+    assert metrics["policy_update"] == update and metrics["num_updates"] == 2
     kept = folder / "checkpoints" / "best" / f"update-{update:06d}" if update else folder / "models" / "base-policy"
     assert files(folder / "models" / "policy") == files(kept)
-    more = run(folder, best, "grpo.num_updates=3", until="optimize")["stages"]["optimize"]["figures"]
-    assert more["resumed_from"] == 2 and more["best"]["value"] >= figures["best"]["value"]
+    more = run(folder, best, "grpo.num_updates=3", until="optimize")["stages"]["optimize"]["metrics"]
+    assert more["resumed_from"] == 2 and more["best"]["value"] >= metrics["best"]["value"]
     with pytest.raises(UserError, match=r"optimize \(evaluation.every_updates: 1 -> 2\)"):
         run(folder, best, "grpo.num_updates=3", "evaluation.every_updates=2", resume=False)
     with pytest.raises(UserError, match=r'without evaluation.final_policy = "best"'):
