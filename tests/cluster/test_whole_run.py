@@ -54,7 +54,7 @@ def test_without_ray_every_stage_gives_the_same_weights(on_ray, whole_run):
     ours, other = (json.loads((folder / "summary.json").read_text()) for folder in (whole_run.folder, on_ray[0]))
     assert ours["stages"]["optimize"]["metrics"]["weights"] == other["stages"]["optimize"]["metrics"]["weights"]
     assert ours["result"] == other["result"]
-    assert ours["stages"]["optimize"]["figures"]["best"] == other["stages"]["optimize"]["figures"]["best"]
+    assert ours["stages"]["optimize"]["metrics"]["best"] == other["stages"]["optimize"]["metrics"]["best"]
     kept = [
         {str(file.relative_to(folder)): file.read_bytes() for file in (folder / "checkpoints" / "best").rglob("*.*")}
         for folder in (whole_run.folder, on_ray[0])

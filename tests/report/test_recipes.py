@@ -114,9 +114,9 @@ def test_a_report_of_rounds_has_every_round_and_success_by_round(tmp_path: Path)
     rates = {"": 0.47, "-2": 0.58}
     for suffix, rate in rates.items():
         success = {"value": rate, "low": rate - 0.04, "high": rate + 0.04, "num": 512}
-        summary["stages"][f"evaluate{suffix}"] = {"seconds": 1.0, "figures": {"success": success}}
+        summary["stages"][f"evaluate{suffix}"] = {"seconds": 1.0, "metrics": {"success": success}}
         best = {"update": 5, "metric": "real/success_rate", "value": 0.625}
-        summary["stages"][f"optimize{suffix}"] = {"seconds": 1.0, "figures": {"best": best, "policy_update": 15}}
+        summary["stages"][f"optimize{suffix}"] = {"seconds": 1.0, "metrics": {"best": best, "policy_update": 15}}
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "rounds" / "2").mkdir(parents=True)
     lines = [{**line, "imagined/success_rate": 0.0123} for line in fake_metrics(3)]
