@@ -181,7 +181,7 @@ def measure_cost(prepared: Path, folder: Path, num_updates: int) -> Figures:
     paths = ModelPaths(
         models / "base-policy",
         models / "world-model",
-        models / "verifier",
+        models / "verifier" if config.reward.verify.enabled else None,
         models / "reward-model",
         out / "checkpoints",
     )

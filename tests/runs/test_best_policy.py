@@ -13,6 +13,7 @@ from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.runs import best_policy
 from wmpo_ray.runs.best_policy import BestPolicy, candidate_path, check_best, is_candidate
 
+VERIFIED = "reward.verify.enabled=true"
 SUCCESS = {0: 0.25, 5: 0.5, 10: 0.75, 15: 0.75}
 
 
@@ -94,8 +95,8 @@ def test_a_damaged_record_is_named_with_what_to_do(tmp_path, text):
     ("settings", "metric", "candidates"),
     [
         ((), "real/success_rate", [5, 10, 15]),
-        (("evaluation.every_updates=0",), "imagined/verified_success_rate", list(range(1, 16))),
-        (("evaluation.every_updates=0", "reward.verify.enabled=false"), "imagined/success_rate", list(range(1, 16))),
+        (("evaluation.every_updates=0",), "imagined/success_rate", list(range(1, 16))),
+        (("evaluation.every_updates=0", VERIFIED), "imagined/verified_success_rate", list(range(1, 16))),
         (("evaluation.every_updates=0", "recipe.kind=grpo-online"), "rollout/success_rate", list(range(1, 16))),
         (("evaluation.every_updates=0", "recipe.kind=bc-imagined"), None, []),
         (("recipe.kind=dpo",), None, []),
