@@ -132,9 +132,9 @@ def test_a_classifier_without_two_outputs_is_refused_before_the_first_stage(fold
         tensors[name] = tensors[name][:1].repeat(num_labels, *[1] * (tensors[name].ndim - 1))
     save_file(tensors, reward / "model.safetensors")
     config = config_of(folders, reward={"pretrained": str(reward)})
-    with pytest.raises(UserError, match=f"reward.pretrained: .*the classifier has {num_labels} outputs?,"):
+    with pytest.raises(UserError, match=f"reward.pretrained: .*the classifier has {num_labels} outputs?"):
         run_pipeline(config, tmp_path / "run", serial=True)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(UserError, match=f"{num_labels} outputs"):
+    with pytest.raises(UserError, match=f"{num_labels} outputs?"):
         PublishedRewardModel.load(reward)
     assert f"{num_labels} outputs" in inspect_path(reward).problems[0]
