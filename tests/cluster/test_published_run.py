@@ -137,4 +137,4 @@ def test_a_classifier_without_two_outputs_is_refused_before_the_first_stage(fold
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match=f"{num_labels} outputs?"):
         PublishedRewardModel.load(reward)
-    assert f"{num_labels} outputs" in inspect_path(reward).problems[0]
+    assert f"{num_labels} output" in inspect_path(reward).problems[0]
