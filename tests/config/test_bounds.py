@@ -12,6 +12,8 @@ from tests.support.config_errors import error_of
     [
         ("collect.num_trajectories", "1000000000000", "10000000"),
         ("evaluation.num_starts", "1000000000000", "10000000"),
+        ("policy.network.width", "1000000000", "65536"),
+        ("world_model.network.depth", "1000000000", "1024"),
         ("environment.horizon", "4000000000", "100000"),
         ("rollout.group_size", "1000000000", "10000"),
         ("grpo.num_updates", "1000000000000", "10000000"),

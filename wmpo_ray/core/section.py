@@ -15,6 +15,8 @@ from wmpo_ray.core.errors import ConfigError
 Count = Annotated[int, Field(ge=1)]
 # Bounds far above any run there is: what is beyond is a slip of the keyboard.
 Trajectories = Annotated[int, Field(ge=1, le=10**7)]
+Width = Annotated[int, Field(ge=1, le=2**16)]  # of a layer
+Depth = Annotated[int, Field(ge=1, le=1024)]  # layers of a network
 MAX_PROCESSES = 10**4
 Processes = Annotated[int, Field(ge=1, le=MAX_PROCESSES)]
 Positive = Annotated[float, Field(gt=0)]

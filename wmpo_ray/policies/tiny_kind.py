@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from wmpo_ray.config.models import PolicyConfig
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.plan_types import Blueprint, Depths, is_there
-from wmpo_ray.core.section import Count, Positive, Section, check_heads, refuse_ignored
+from wmpo_ray.core.section import Count, Depth, Positive, Section, Width, check_heads, refuse_ignored
 from wmpo_ray.core.untrusted import read_json
 from wmpo_ray.environments.facts import EnvironmentFacts
 from wmpo_ray.policies.policy_kind import PolicyKind
@@ -24,8 +24,8 @@ if TYPE_CHECKING:  # a configuration is read without torch
 
 
 class TinyNetworkConfig(Section):
-    width: Count = 96
-    num_layers: Count = 2
+    width: Width = 96
+    num_layers: Depth = 2
     num_heads: Count = 4
     patch_size: Count = 8
     num_bins: Annotated[int, Field(ge=2)] = 256

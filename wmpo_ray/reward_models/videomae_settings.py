@@ -7,12 +7,12 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from wmpo_ray.config.models import RewardConfig
-from wmpo_ray.core.section import Count, Positive, Section, check_heads
+from wmpo_ray.core.section import Count, Depth, Positive, Section, Width, check_heads
 
 
 class RewardNetworkConfig(Section):
-    hidden_size: Count = 64
-    num_layers: Count = 2
+    hidden_size: Width = 64
+    num_layers: Depth = 2
     num_heads: Count = 4
     mlp_ratio: Positive = 2.0
     patch_size: Count = 8

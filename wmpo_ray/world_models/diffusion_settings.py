@@ -7,14 +7,14 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from wmpo_ray.config.models import WorldModelConfig, WorldModelTrainingConfig
-from wmpo_ray.core.section import Count, Positive, Section, Share, check_heads, check_local
+from wmpo_ray.core.section import Count, Depth, Positive, Section, Share, Width, check_heads, check_local
 
 
 class NetworkConfig(Section):
     """Size and options of STDiT; the defaults are those of the embedded model, see `wmpo_ray/world_models/stdit.py`."""
 
-    hidden_size: Count = 128
-    depth: Count = 3
+    hidden_size: Width = 128
+    depth: Depth = 3
     num_heads: Count = 4
     mlp_ratio: Positive = 3.0
     patch_size: tuple[Count, Count, Count] = (1, 4, 4)
