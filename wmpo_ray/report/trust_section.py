@@ -16,19 +16,22 @@ def trust_section(run: RunData) -> Markup | None:
     trust, gate = mapping(run.stage_metrics("evaluate"), "trust"), run.stage_metrics("gate")
     reward = run.stage_metrics("reward-model")
     rows = [row for row in (*_of_policies(trust), *_of_labels(trust, gate, reward)) if row is not None]
-    agreement = numbers(gate, "agreement_by_step")
+    agreement, num = numbers(gate, "agreement_by_step"), number(trust, "versions")
+    versions = "the versions" if num is None else f"{num:.0f} versions"
     if not rows and not agreement:
         return None
     chart = None
     if agreement:
-        series = [Series("outcomes agree", "strong", list(enumerate(agreement, start=1)))]
+        series = [Series("agree", "strong", list(enumerate(agreement, start=1)))]
         chart = line_chart(series, "Agreement of outcomes by step", "step", lambda value: percent(value, 0), y_high=1.0)
     return card(
         "Does imagination tell the truth?",
         table(["", "measured", "ideal"], rows, numeric=(1, 2)),
         chart,
-        how="Imagined against real success over the versions of the policy, and labels against the execution of the same "
-        "actions. The curve: of held-out replays, the share that has succeeded in both worlds by a step, or in neither.",
+        how=f"Imagined against real success over {versions} of the policy; a wrong order of two costs the difference of "
+        "their real success. Labels against reality: real actions replayed in imagination, imagined rollouts executed for "
+        "real, starts with another episode's actions. Curve: the share of replays that has succeeded in both worlds by a "
+        "step, or in neither; the safe horizon ends where that falls under the gate's bound for labels.",
     )
 
 
@@ -45,26 +48,24 @@ def _share(label: str, value: float | None, ideal: str) -> list[object] | None:
 
 
 def _of_policies(trust: dict) -> list[list[object] | None]:
-    num = number(trust, "versions")
-    of = "" if num is None else f", {num:.0f} versions"
     return [
-        _row(f"correlation of imagined and real success{of}", number(trust, "pearson"), "{:.3f}", "1"),
+        _row("correlation of success", number(trust, "pearson"), "{:.3f}", "1"),
         _row("rank correlation", number(trust, "spearman"), "{:.3f}", "1"),
-        _points("mean maximum rank violation", number(trust, "rank_violation"), "0"),
-        _row("real gain over imagined gain", number(trust, "lift"), "{:.2f}", "1"),
-        _points("imagined minus real success at the end", number(trust, "gap"), "0"),
-        _points("the same where imagined success was highest", number(trust, "exploited"), "0"),
+        _points("cost of a wrong order", number(trust, "rank_violation"), "0"),
+        _row("real over imagined gain", number(trust, "lift"), "{:.2f}", "1"),
+        _points("imagined − real, at the end", number(trust, "gap"), "0"),
+        _points("imagined − real, at its best", number(trust, "exploited"), "0"),
     ]
 
 
 def _of_labels(trust: dict, gate: dict, reward: dict) -> list[list[object] | None]:
     horizon, steps = number(gate, "safe_horizon"), len(numbers(gate, "agreement_by_step"))
     return [
-        _share("labels right, real actions replayed", number(gate, "label_agreement"), "100%"),
-        _share("labels right, imagined actions executed", number(trust, "closed_loop_agreement"), "100%"),
-        _share("rewarded there, though it fails", number(trust, "closed_loop_false_positives"), "0%"),
-        _share("not rewarded there, though it succeeds", number(trust, "closed_loop_false_negatives"), "0%"),
-        _share("labels right for another episode's actions", number(gate, "counterfactual_agreement"), "100%"),
-        _row("steps before outcomes part (safe horizon)", horizon, "{:.0f}", str(steps) if steps else ""),
-        _row("calibration error of the reward model", number(reward, "calibration_error"), "{:.3f}", "0"),
+        _share("labels right, replays", number(gate, "label_agreement"), "100%"),
+        _share("labels right, rollouts", number(trust, "closed_loop_agreement"), "100%"),
+        _share("rewarded, but fails", number(trust, "closed_loop_false_positives"), "0%"),
+        _share("missed, but succeeds", number(trust, "closed_loop_false_negatives"), "0%"),
+        _share("labels right, other actions", number(gate, "counterfactual_agreement"), "100%"),
+        _row("safe horizon, steps", horizon, "{:.0f}", str(steps) if steps else ""),
+        _row("calibration error", number(reward, "calibration_error"), "{:.3f}", "0"),
     ]
