@@ -1,6 +1,6 @@
 """Run the comparisons that are missing, in their order of importance, and sum up those that are there.
 
-    python -m benchmarks.evidence [--methods wmpo dpo] [--budgets 128] [--seeds 0 1 2] [--jobs 2] [--missing] [--summary]
+    python -m benchmarks.evidence [--methods wmpo dpo] [--budgets 128] [--seeds 0 1 2] [--jobs 2] [--missing] [--summary] [--time-demo 0]
 
 Every cell is one run of the demo without Ray, on one core; it writes a file of its own under
 `benchmarks/results/evidence/` and is not run again while that is there. Runs stay in `runs/evidence`, so that what was
@@ -17,6 +17,7 @@ from threading import Lock
 
 from rich.console import Console
 
+from benchmarks.evidence import demo_time
 from benchmarks.evidence.cells import CellFailed, make_base, read, run_cell
 from benchmarks.evidence.plan import ALL, BUDGETS, SEEDS, Cell, cells
 from benchmarks.evidence.summary import summarize
@@ -51,10 +52,14 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--jobs", type=int, default=2, help="cells at a time; each takes one core")
     parser.add_argument("--runs", type=Path, default=Path("runs/evidence"))
+    parser.add_argument("--time-demo", type=int, metavar="SEED", help="only run the demo on Ray, alone, and time it")
     parser.add_argument("--missing", action="store_true", help="only say what has not been run")
     parser.add_argument("--summary", action="store_true", help="only sum up what is there")
     args = parser.parse_args()
     console = Console()
+    if args.time_demo is not None:
+        console.print(str(demo_time.measure(args.time_demo, args.runs.resolve())), highlight=False)
+        return
     wanted = cells(args.methods, tuple(args.budgets), tuple(args.seeds))
     missing = [cell for cell in wanted if read(cell) is None]
     console.print(f"{len(wanted) - len(missing)} of {len(wanted)} cells are there", highlight=False)

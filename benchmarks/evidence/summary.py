@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from benchmarks.evidence import demo_time
 from benchmarks.evidence.pages import write_page
 from benchmarks.evidence.plan import BUDGETS, METHODS, VARIANTS
 from benchmarks.evidence.results import (
@@ -33,6 +34,7 @@ def summarize() -> list[Path]:
         figures |= _ours(ours)
         if other is not None:
             figures |= _lead(ours, other)
+    figures |= demo_time.figures()
     written = write_results(NAME, figures, "python -m benchmarks.evidence")
     return [written, write_page(found, variants)]
 
