@@ -17,7 +17,7 @@ from wmpo_ray.config.loading import load_config
 def write_run(folder: Path, overrides: tuple[str, ...] = (), status: dict[str, Any] | None = None) -> Path:
     """A finished run without videos; `status` None: one of a program that wrote no status yet."""
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(config_to_json(load_config("demo", overrides)))
+    (folder / "config.json").write_text(config_to_json(load_config("demo", ["grpo.num_updates=15", *overrides])))
     (folder / "summary.json").write_text(json.dumps(fake_summary()))
     lines = [line | {"policy/loss": 0.1} for line in fake_metrics()]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
