@@ -160,6 +160,8 @@ def test_wandb_goes_on_in_the_same_run_offline(tmp_path):
 def test_mlflow_goes_on_in_the_same_run(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    # Two of its threads may make the same folder of its file store at once, and one of them loses what it was to write.
+    monkeypatch.setenv("MLFLOW_ASYNC_LOGGING_THREADPOOL_SIZE", "1")
     store = (tmp_path / "store").as_uri()
     write_resumed_run(lambda: trackers(tmp_path, "mlflow", mlflow={"tracking_uri": store, "experiment": "laws"}))
     client = mlflow.MlflowClient(store)
