@@ -9,7 +9,7 @@ from wmpo_ray.core.interfaces import Judge
 from wmpo_ray.core.runtime_settings import configure_process
 from wmpo_ray.core.types import Scores, Videos
 from wmpo_ray.registry import load_reward_model, load_world_model
-from wmpo_ray.rollout.judge import VerifiedJudge, VideoJudge
+from wmpo_ray.rollout.judge import NoisyJudge, VerifiedJudge, VideoJudge
 
 
 class RewardActor:
@@ -19,6 +19,8 @@ class RewardActor:
         if verifier_dir:
             verifier = load_world_model(config, verifier_dir)
             self.judge = VerifiedJudge(self.judge, verifier, config.reward.verify.disputed)
+        if (noise := config.reward.label_noise).is_on:
+            self.judge = NoisyJudge(self.judge, noise.false_positives, noise.false_negatives)
         self.num_beats = 0
 
     def score(self, videos: Videos) -> tuple[Scores, float]:

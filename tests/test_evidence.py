@@ -7,8 +7,9 @@ import json
 import pytest
 
 from benchmarks.evidence import cells as cell_files
-from benchmarks.evidence import pages
-from benchmarks.evidence.plan import ALL, BUDGET, METHODS, SEEDS, Cell, cells
+from benchmarks.evidence import page_parts
+from benchmarks.evidence.costs import cost_of, first_update
+from benchmarks.evidence.plan import ALL, BUDGET, METHODS, REFERENCE, SEEDS, Cell, cells
 from benchmarks.evidence.results import best_baseline, imagined_real_gaps, lead, result_of, trust_pairs
 from benchmarks.evidence.summary import summarize
 from cluster.recipes.recipe_table import recipe_of
@@ -21,10 +22,11 @@ BASE, GOOD = "0110" * 8, "1110" * 8
 def folder(tmp_path, monkeypatch):
     """Results of a few invented cells, in a folder of their own."""
     monkeypatch.setattr(cell_files, "CELLS", tmp_path / "evidence")
-    monkeypatch.setattr(pages, "PAGE", tmp_path / "evidence.md")
-    monkeypatch.setattr(pages, "PICTURES", tmp_path / "evidence")
+    monkeypatch.setattr(page_parts, "PAGE", tmp_path / "evidence.md")
+    monkeypatch.setattr(page_parts, "PICTURES", tmp_path / "evidence")
     monkeypatch.setattr("benchmarks.results_file.RESULTS_DIR", tmp_path)
-    for method, final in {"wmpo": GOOD, "dpo": BASE, "dpo-fast": "0000" * 8, "refute": BASE}.items():
+    invented = {"wmpo": GOOD, "dpo": BASE, "dpo-fast": "0000" * 8, "refute": BASE, "wmpo-rounds": GOOD}
+    for method, final in {**invented, REFERENCE: GOOD, "token-ratio": BASE}.items():
         for seed in (0, 1):
             write(Cell(method, BUDGET, seed), final)
     return tmp_path
@@ -32,7 +34,11 @@ def folder(tmp_path, monkeypatch):
 
 def write(cell: Cell, final: str) -> None:
     policies = {
-        name: {"success": bits, "lengths": [20 if bit == "1" else 32 for bit in bits], "failures": {}}
+        name: {
+            "success": bits,
+            "lengths": [20 if bit == "1" else 32 for bit in bits],
+            "failures": {"miss": "1100" * 8, "drop": "0000" * 8},
+        }
         for name, bits in (("base", BASE), ("final", final))
     }
     outcomes = {"seeds": list(range(32)), "temperature": 1.0, "policies": policies}
@@ -42,8 +48,13 @@ def write(cell: Cell, final: str) -> None:
     }
     content = {
         "machine": "a processor",
-        "cell": {},
+        "cell": {"budget": cell.budget},
         "core_seconds": 100.0,
+        "shared_core_seconds": 50.0,
+        "stage_seconds": {"optimize": 90.0},
+        "num_updates": 4,
+        "rounds": [BASE, final],
+        "disrupted": dict.fromkeys(("position", "background", "texture"), outcomes),
         "gate": {"label_agreement": 0.9},
         "reward_model": {"f1": 0.97},
         "sampled": outcomes,
@@ -89,8 +100,10 @@ def test_the_summary_holds_what_the_cells_say_and_what_is_missing(folder):
     figures = json.loads(figures_path.read_text())["figures"]
     assert figures["gain_points"]["value"] == pytest.approx(25.0) and figures["reward_f1"]["value"] == 0.97
     assert figures["lead_over_best_baseline_points"]["baseline"] == "dpo"
+    assert figures["lifelong_rounds"]["value"] == pytest.approx([0.5, 0.5, 0.75])
+    assert figures["wmpo/p128/success_texture"]["value"] == 0.75
     text = page.read_text()
-    for name in ("gains", "variants", "trust", "curves"):
+    for name in ("gains", "verification", "ablations", "rounds", "trust", "curves"):
         assert f"evidence/{name}.svg" in text and (folder / "evidence" / f"{name}.svg").read_text().startswith("<svg ")
     assert "Not run at P = 128 yet: " in text and all(name in text for name in METHODS if name.startswith("grpo"))
 
@@ -98,3 +111,24 @@ def test_the_summary_holds_what_the_cells_say_and_what_is_missing(folder):
 def test_without_cells_there_is_nothing_to_sum_up(tmp_path, monkeypatch):
     monkeypatch.setattr(cell_files, "CELLS", tmp_path)
     assert summarize() == []
+
+
+def test_recovery_counts_successes_after_a_failed_attempt(folder):
+    """Of "1110" with attempts failed in "1100": two of four, and both end well; of "0110" one of them."""
+    ours = result_of("wmpo")
+    assert ours.recovery("final") == (32, 32, 64) and ours.recovery("base").share == 0.5
+
+
+def test_costs_are_read_where_the_curve_crosses_the_gain(folder):
+    assert first_update([[0, 0.5], [1, 0.55], [2, 0.8]], 0.1) == pytest.approx(1.2)
+    assert first_update([[0, 0.5], [1, 0.55]], 0.1) is None
+    cost = cost_of(result_of("wmpo"), 10)
+    assert (cost.reached, cost.seeds, cost.real_episodes) == (2, 2, BUDGET)
+    assert cost.core_seconds == pytest.approx(50 + 100 * 1.2 / 4), "of four updates 1.2 were needed"
+    assert cost_of(result_of("wmpo"), 40).reached == 0
+
+
+def test_a_run_of_several_rounds_goes_on_from_the_run_that_it_repeats():
+    cell = Cell("wmpo-rounds", BUDGET, 1)
+    assert cell.before == Cell("wmpo", BUDGET, 1)
+    assert set(cell.before.settings) < set(cell.settings), "what is done of it is not done again"

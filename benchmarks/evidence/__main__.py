@@ -18,7 +18,7 @@ from threading import Lock
 from rich.console import Console
 
 from benchmarks.evidence import demo_time
-from benchmarks.evidence.cells import CellFailed, make_base, read, run_cell
+from benchmarks.evidence.cells import CellFailed, read, run_cell, shared_run
 from benchmarks.evidence.plan import ALL, BUDGETS, SEEDS, Cell, cells
 from benchmarks.evidence.summary import summarize
 
@@ -31,8 +31,8 @@ def run_all(missing: list[Cell], runs: Path, jobs: int, console: Console) -> int
         started = time.monotonic()
         try:
             with locks[cell.base]:  # the first cell of a base makes it
-                base = make_base(ALL[cell.method].base, cell.budget, cell.seed, runs)
-            path = run_cell(cell, base, runs)
+                shared_run(cell, runs)
+            path = run_cell(cell, runs)
         except CellFailed as error:
             console.print(f"[red]{cell.name}[/]: {error}", highlight=False)
             return False

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.evidence import page_parts as parts
+from benchmarks.evidence.further_tables import costs, disruptions, lifelong, recoveries
+from benchmarks.evidence.page_parts import interval_text, picture_of, seeds_text
 from benchmarks.evidence.pictures import Row, draw_lines, draw_rows, draw_trust
-from benchmarks.evidence.plan import BUDGET, BUDGETS, METHODS, VARIANTS
+from benchmarks.evidence.plan import ABLATIONS, ALL, BUDGET, BUDGETS, METHODS, REFERENCE, SHORT, UPDATES, VERIFICATION
 from benchmarks.evidence.results import (
     FAMILIES,
     Result,
@@ -19,35 +22,31 @@ from benchmarks.evidence.results import (
     trust_pairs,
     trust_r,
 )
-from benchmarks.results_file import RESULTS_DIR
 from wmpo_ray.core.files import atomic_write
 
-PAGE, PICTURES = RESULTS_DIR / "evidence.md", RESULTS_DIR / "evidence"
 
-
-def write_page(methods: Sequence[Result], variants: Sequence[Result]) -> Path:
+def write_page(methods: Sequence[Result], others: Sequence[Result]) -> Path:
     """Write `evidence.md` and its plots; returns the page's path."""
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    parts = [
-        _intro(methods, variants),
+    found = [
+        _intro([*methods, *others]),
         _at_one_budget(),
         _by_budget(methods),
-        _variants(variants),
+        _against("Verification", "verification", VERIFICATION, "wmpo", UPDATES),
+        lifelong(),
         _trust(),
+        _against("Ablations", "ablations", ABLATIONS, REFERENCE, SHORT),
+        disruptions(),
+        recoveries(),
+        costs(),
         _missing(),
     ]
-    atomic_write(PAGE, "\n\n".join(part for part in parts if part) + "\n")
-    return PAGE
+    atomic_write(parts.PAGE, "\n\n".join(part for part in found if part) + "\n")
+    return parts.PAGE
 
 
-def _picture(name: str, content: str, alt: str) -> str:
-    atomic_write(PICTURES / f"{name}.svg", content)
-    return f"![{alt}](evidence/{name}.svg)"
-
-
-def _intro(methods: Sequence[Result], variants: Sequence[Result]) -> str:
-    machines = sorted({machine for result in (*methods, *variants) for machine in result.machines})
-    num = sum(len(result.cells) for result in (*methods, *variants))
+def _intro(results: Sequence[Result]) -> str:
+    machines = sorted({machine for result in results for machine in result.machines})
+    num = sum(len(result.cells) for result in results)
     return (
         "# The paper's comparisons on the embedded task\n\n"
         f"`make evidence` writes this page from {num} runs, each with a file of its own in [evidence/](evidence/); run it "
@@ -75,19 +74,22 @@ def _at_one_budget() -> str:
         ahead = lead(ours, result) if ours and result.method != "wmpo" else None
         cells = [
             result.title,
-            ", ".join(map(str, result.seeds)),
+            seeds_text(result),
             f"{result.success('base'):.1%}",
             f"**{result.success('final'):.1%}**",
             f"{result.success('final', 'greedy'):.1%}",
-            _interval(result.gain),
-            _interval(ahead.points) if ahead else "",
+            interval_text(result.gain),
+            interval_text(ahead.points) if ahead else "",
             f"{ahead.p_value:.2g}" if ahead else "",
             f"{result.length_ratio:.2f}",
             f"{result.core_seconds:.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     rows = [Row(r.title, *r.gain, r.method == "wmpo") for r in sorted(found, key=lambda each: -each.gain.value)]
-    lines += ["", _picture("gains", draw_rows(rows, "Gain over the base policy", "points", 0.0), "Gain of each method")]
+    lines += [
+        "",
+        picture_of("gains", draw_rows(rows, "Gain over the base policy", "points", 0.0), "Gain of each method"),
+    ]
     return "\n".join(lines)
 
 
@@ -104,32 +106,38 @@ def _by_budget(methods: Sequence[Result]) -> str:
         lines.append(f"| {family} | {' | '.join(shown)} |")
         curves[family] = [(np.log2(budget), r.success("final")) for budget, r in best.items() if r is not None]
     chart = draw_lines(curves, "Success by real budget", "log2 of the real episodes")
-    return "\n".join([*lines, "", _picture("budgets", chart, "Success by real budget")])
+    return "\n".join([*lines, "", picture_of("budgets", chart, "Success by real budget")])
 
 
-def _variants(variants: Sequence[Result]) -> str:
-    ours = result_of("wmpo")
-    if ours is None or not variants:
+def _against(title: str, name: str, members: Iterable[str], reference: str, updates: int) -> str:
+    """Members against the one that they differ from, which was trained as long."""
+    ours = result_of(reference)
+    found = [result for member in members if member != reference and (result := result_of(member))]
+    if ours is None or not found:
         return ""
     lines = [
-        "## Variants of WMPO",
+        f"## {title}",
         "",
-        "| variant | seeds | sampled | gain | against WMPO | p |",
+        (
+            f"WMPO after {updates} updates: {ours.success('final'):.1%} (seeds {seeds_text(ours)}), gain {interval_text(ours.gain)}. "
+            "Each line differs from it in one thing."
+        ),
+        "",
+        "| what differs | seeds | sampled | gain | against WMPO | p |",
         "|---|---|---|---|---|---|",
     ]
     rows = []
-    for result in variants:
-        against = lead(result, ours)
-        shown = _interval(against.points) if against else ""
-        p = f"{against.p_value:.2g}" if against else ""
-        seeds = ", ".join(map(str, result.seeds))
+    for result in found:
+        ahead = lead(result, ours)
+        shown, p = (interval_text(ahead.points), f"{ahead.p_value:.2g}") if ahead else ("", "")
         lines.append(
-            f"| {result.title} | {seeds} | {result.success('final'):.1%} | {_interval(result.gain)} | {shown} | {p} |"
+            f"| {result.title} | {seeds_text(result)} | {result.success('final'):.1%} | {interval_text(result.gain)} | {shown} "
+            f"| {p} |"
         )
-        if against:
-            rows.append(Row(result.title, *against.points))
+        if ahead:
+            rows.append(Row(result.title, *ahead.points))
     chart = draw_rows(rows, "Difference to WMPO", "points against WMPO on the same seeds and starts", 0.0)
-    return "\n".join([*lines, "", _picture("variants", chart, "Variants against WMPO")])
+    return "\n".join([*lines, "", picture_of(name, chart, f"{title} against WMPO")])
 
 
 def _trust() -> str:
@@ -155,17 +163,12 @@ def _trust() -> str:
             "",
             text,
             "",
-            _picture("trust", draw_trust(pairs, "Imagined against real success"), "Imagined against real success"),
-            _picture("curves", draw_lines(curves, "Imagined and real success", "update"), "Success by update"),
+            picture_of("trust", draw_trust(pairs, "Imagined against real success"), "Imagined against real success"),
+            picture_of("curves", draw_lines(curves, "Imagined and real success", "update"), "Success by update"),
         ]
     )
 
 
 def _missing() -> str:
-    missing = [name for name in (*METHODS, *VARIANTS) if result_of(name) is None]
+    missing = [name for name in ALL if result_of(name) is None]
     return f"Not run at P = {BUDGET} yet: {', '.join(missing)}." if missing else ""
-
-
-def _interval(interval: tuple[float, float, float]) -> str:
-    value, low, high = interval
-    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"

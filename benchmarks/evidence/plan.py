@@ -2,7 +2,7 @@
 
 A cell is one of them at one budget and seed. Cells share the stages that do not differ: `world` bases have the
 demonstrations, the base policy, P real episodes, the aligned world model and the reward model; `verified` bases have the
-second world model as well.
+second world model as well. Runs of several rounds go on from the finished run of the method that they repeat.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Literal
 BUDGET, SEEDS = 128, (0, 1, 2)
 BUDGETS = (32, 64, 128, 512)
 UPDATES = 30
+SHORT = 15  # updates of ablations, and of what they are compared with
+ROUNDS = 3
 # Real success at eleven versions of the policy, on enough starts to be compared with imagined success.
 WATCHED = ("evaluation.every_updates=3", "evaluation.num_starts_on_the_way=256")
 VERIFY = "reward.verify.enabled"
@@ -27,10 +29,11 @@ class Method:
     settings: tuple[str, ...]
     base: Literal["world", "verified"] = "world"
     min_budget: int = 0  # real episodes that one update takes
+    repeats: str = ""  # the method whose finished run this one goes on from
 
 
-def _grpo(*settings: str) -> tuple[str, ...]:
-    return (f"grpo.num_updates={UPDATES}", *settings)
+def _grpo(*settings: str, updates: int = UPDATES) -> tuple[str, ...]:
+    return (f"grpo.num_updates={updates}", *settings)
 
 
 def _online(groups: int, learning_rate: float) -> tuple[str, ...]:
@@ -46,14 +49,19 @@ def _online(groups: int, learning_rate: float) -> tuple[str, ...]:
     )
 
 
-def _offline(recipe: str, section: str, updates: int, learning_rate: float) -> tuple[str, ...]:
+def _offline(recipe: str, section: str, updates: int, learning_rate: float, *settings: str) -> tuple[str, ...]:
     return (
         f"recipe.kind={recipe}",
         f"{section}.num_updates={updates}",
         f"{section}.learning_rate={learning_rate}",
         f"{section}.episodes_per_update={{half}}",
         f"{section}.minibatch_trajectories={{half}}",
+        *settings,
     )
+
+
+def _cloning(updates: int, decisions: str) -> tuple[str, ...]:
+    return _offline("bc-real", "filtered_bc", updates, 1e-4, f"filtered_bc.decisions={decisions}")
 
 
 METHODS = {
@@ -63,25 +71,56 @@ METHODS = {
     "grpo-online-64": Method("online GRPO, batch 64", _online(8, 1e-4), min_budget=64),
     "dpo": Method("DPO, rate 1e-5", _offline("dpo", "dpo", 30, 1e-5)),
     "dpo-fast": Method("DPO, rate 5e-5", _offline("dpo", "dpo", 15, 5e-5)),
-    "bc-real": Method("cloning of real successes, 30 updates", _offline("bc-real", "filtered_bc", 30, 1e-4)),
-    "bc-real-long": Method("cloning of real successes, 120 updates", _offline("bc-real", "filtered_bc", 120, 1e-4)),
+    "bc-real": Method("cloning of real successes, every step", _cloning(30, "every_step")),
+    "bc-real-chunks": Method("cloning of real successes, decisions", _cloning(30, "chunks")),
+    "bc-real-long": Method("the same, 120 updates", _cloning(120, "chunks")),
     "bc-imagined": Method(
         "cloning of imagined successes", ("recipe.kind=bc-imagined", f"rollout_bc.num_updates={UPDATES}")
     ),
 }
-VARIANTS = {
+VERIFICATION = {
     "refute": Method("a disputed success is a failure", _grpo("reward.verify.disputed=failure"), "verified"),
     "abstain": Method("a disputed success is unknown", _grpo("reward.verify.disputed=unknown"), "verified"),
-    "perfect-world": Method("the simulator as world model", _grpo("world_model.kind=simulator")),
-    "token-ratio": Method("a ratio for each token", _grpo("grpo.ratio=token")),
-    "symmetric-clip": Method("symmetric clipping, 0.2", _grpo("grpo.clip_high=0.2")),
-    "staleness-1": Method("rollouts one update old", _grpo("filter.max_staleness=1")),
-    "two-steps": Method("two sampling steps", _grpo("world_model.sampler.num_steps=2")),
-    "five-steps": Method("five sampling steps", _grpo("world_model.sampler.num_steps=5")),
-    "no-alignment": Method("no policy behaviour alignment", _grpo("world_model.alignment.steps=0")),
-    "two-epochs": Method("two epochs an update", _grpo("grpo.num_epochs=2")),
 }
-ALL = METHODS | VARIANTS
+LIFELONG = {
+    "wmpo-rounds": Method("WMPO", (*METHODS["wmpo"].settings, f"recipe.rounds={ROUNDS}"), repeats="wmpo"),
+    "dpo-rounds": Method("DPO", (*METHODS["dpo"].settings, f"recipe.rounds={ROUNDS}"), repeats="dpo"),
+    "bc-expert-rounds": Method("cloning of more demonstrations", ("recipe.kind=bc-expert", f"recipe.rounds={ROUNDS}")),
+}
+
+
+def _ablation(title: str, *settings: str) -> Method:
+    return Method(title, _grpo(*settings, updates=SHORT))
+
+
+REFERENCE = "short"
+ABLATIONS = {
+    REFERENCE: _ablation("nothing changed"),
+    "no-dynamic-sampling": _ablation("no dynamic sampling", "filter.dynamic_sampling=false"),
+    "token-ratio": _ablation("a ratio for each token", "grpo.ratio=token"),
+    "symmetric-clip": _ablation("symmetric clipping, 0.2", "grpo.clip_high=0.2"),
+    "no-alignment": _ablation("no policy behaviour alignment", "world_model.alignment.steps=0"),
+    "demos-alignment": _ablation("alignment on demonstrations only", "world_model.alignment.demo_share=1.0"),
+    "no-noise": _ablation("conditioning frames without noise", "world_model.alignment.conditioning_noise=0.0"),
+    "clip-actions": _ablation("one action embedding for a clip", "world_model.alignment.action_level=clip"),
+    "single-clips": _ablation("single clips", "rollout.num_chunks=1", "rollout.keyframes_per_episode=8"),
+    "keyframes": _ablation("three keyframes an episode as further starts", "rollout.keyframes_per_episode=3"),
+    "two-steps": _ablation("two sampling steps", "world_model.sampler.num_steps=2"),
+    "five-steps": _ablation("five sampling steps", "world_model.sampler.num_steps=5"),
+    "ten-steps": _ablation("ten sampling steps", "world_model.sampler.num_steps=10"),
+    "staleness-1": _ablation("rollouts one update old", "filter.max_staleness=1"),
+    "two-epochs": _ablation("two epochs an update", "grpo.num_epochs=2"),
+    "perfect-world": _ablation("the simulator as world model", "world_model.kind=simulator"),
+    **{
+        f"{short}-{percent}": _ablation(f"{percent}% {title}", f"reward.label_noise.{key}={percent / 100}")
+        for short, key, title in (
+            ("false-positives", "false_positives", "of failures called successes"),
+            ("false-negatives", "false_negatives", "of successes called failures"),
+        )
+        for percent in (5, 10, 20)
+    },
+}
+ALL = METHODS | VERIFICATION | LIFELONG | ABLATIONS
 
 
 @dataclass(frozen=True)
@@ -97,6 +136,12 @@ class Cell:
     @property
     def base(self) -> str:
         return base_name(ALL[self.method].base, self.budget, self.seed)
+
+    @property
+    def before(self) -> Cell | None:
+        """The cell whose finished run this one goes on from."""
+        repeated = ALL[self.method].repeats
+        return Cell(repeated, self.budget, self.seed) if repeated else None
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -120,7 +165,7 @@ def base_settings(kind: str, budget: int, seed: int) -> tuple[str, ...]:
 def cells(
     methods: Iterator[str] | None = None, budgets: tuple[int, ...] = (), seeds: tuple[int, ...] = ()
 ) -> list[Cell]:
-    """Cells in their order of importance: all methods at P = 128, then variants, then methods at other budgets."""
+    """Cells in their order of importance: everything at P = 128, then the methods at other budgets."""
     chosen = list(methods) if methods else list(ALL)
     at = [(name, BUDGET) for name in ALL]
     at += [(name, budget) for budget in BUDGETS if budget != BUDGET for name in METHODS]

@@ -12,13 +12,14 @@ import numpy as np
 from benchmarks.evidence.cells import read
 from benchmarks.evidence.plan import ALL, BUDGET, METHODS, SEEDS, Cell
 from wmpo_ray.runs.trust import versions
+from wmpo_ray.statistics.aggregate import stratified_interval
 from wmpo_ray.statistics.agreement import correlation
 from wmpo_ray.statistics.paired import Pairs, bootstrap_difference, mcnemar
 
 FAMILIES = {  # the best setting of each counts
     "online GRPO": ("grpo-online-8", "grpo-online-64"),
     "DPO": ("dpo", "dpo-fast"),
-    "cloning of real successes": ("bc-real", "bc-real-long"),
+    "cloning of real successes": ("bc-real", "bc-real-chunks", "bc-real-long"),
     "cloning of imagined successes": ("bc-imagined",),
 }
 
@@ -27,6 +28,18 @@ class Interval(NamedTuple):
     value: float
     low: float
     high: float
+
+
+class Recovery(NamedTuple):
+    """Of episodes in which an attempt failed: a miss, a jam, a drop, the wrong pocket."""
+
+    failed: int  # episodes with a failed attempt
+    recovered: int  # of these, successes in the end
+    num: int  # all episodes
+
+    @property
+    def share(self) -> float:
+        return self.recovered / self.failed if self.failed else math.nan
 
 
 class Lead(NamedTuple):
@@ -67,7 +80,7 @@ class Result:
     @property
     def gain(self) -> Interval:
         """Points over the base policy."""
-        return _points(bootstrap_difference(self.outcomes("base"), self.outcomes("final")))
+        return points(bootstrap_difference(self.outcomes("base"), self.outcomes("final")))
 
     @property
     def length_ratio(self) -> float:
@@ -78,6 +91,29 @@ class Result:
             successes = lengths[self.outcomes(policy)]
             means[policy] = successes.mean() if len(successes) else math.nan
         return float(means["final"] / means["base"])
+
+    def recovery(self, policy: str) -> Recovery:
+        """How often a policy succeeds after a failed attempt (Fig. 3)."""
+        success, failed = self.outcomes(policy), []
+        for cell in self.cells.values():
+            flags = cell["sampled"]["policies"][policy]["failures"].values()
+            failed.append([any(bit == "1" for bit in bits) for bits in zip(*flags, strict=True)])
+        tried = np.array(failed)
+        return Recovery(int(tried.sum()), int((tried & success).sum()), tried.size)
+
+    def disrupted(self, disruption: str, policy: str) -> np.ndarray | None:
+        """Success [S, N] under a disruption (Table 2); None where a seed was not measured."""
+        if not all(cell.get("disrupted") for cell in self.cells.values()):
+            return None
+        chosen = [cell["disrupted"][disruption]["policies"][policy]["success"] for cell in self.cells.values()]
+        return np.array([[bit == "1" for bit in bits] for bits in chosen])
+
+    def rounds(self) -> np.ndarray:
+        """Success [S, R, N] of the policy that each round left."""
+        found = [
+            cell.get("rounds") or [cell["sampled"]["policies"]["final"]["success"]] for cell in self.cells.values()
+        ]
+        return np.array([[[bit == "1" for bit in bits] for bits in each] for each in found])
 
     def mean(self, *keys: str) -> float:
         """The mean over seeds of a number in the cells; NaN where none has it."""
@@ -107,13 +143,18 @@ def lead(ours: Result, other: Result) -> Lead | None:
     if not seeds:
         return None
     a, b = other.outcomes("final", seeds=seeds), ours.outcomes("final", seeds=seeds)
-    return Lead(_points(bootstrap_difference(a, b)), mcnemar(Pairs.of(a.ravel(), b.ravel())), seeds)
+    return Lead(points(bootstrap_difference(a, b)), mcnemar(Pairs.of(a.ravel(), b.ravel())), seeds)
 
 
 def best_of(methods: Sequence[str], budget: int = BUDGET) -> Result | None:
     """The one of highest success, which favours baselines that have several settings."""
     found = [result for method in methods if (result := result_of(method, budget)) is not None]
     return max(found, key=lambda result: result.success("final"), default=None)
+
+
+def iqm_of(result: Result) -> Interval:
+    """Interquartile mean of the success of the seeds, percent, with its bootstrap interval."""
+    return points(stratified_interval([np.array(result.by_seed("final"))]))
 
 
 def best_baseline(budget: int = BUDGET) -> Result | None:
@@ -150,7 +191,7 @@ def imagined_real_gaps(result: Result) -> list[float]:
     return gaps
 
 
-def _points(shares: tuple[float, float, float]) -> Interval:
+def points(shares: tuple[float, float, float]) -> Interval:
     return Interval(*(100 * share for share in shares))
 
 

@@ -26,7 +26,9 @@ from wmpo_ray.algorithms.group_queue import metric_prefix
 from wmpo_ray.config.algorithms import SECTIONS
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError
-from wmpo_ray.rollout.fidelity import starts_of
+from wmpo_ray.core.types import StartState
+from wmpo_ray.kinds import WORLD_MODELS
+from wmpo_ray.rollout.fidelity import keyframes_of, starts_of
 from wmpo_ray.runs.best_policy import FOLDER as BEST
 from wmpo_ray.runs.best_policy import BestPolicy, check_best
 from wmpo_ray.runs.trackers.jsonl import FILE_NAME as METRICS
@@ -35,7 +37,7 @@ from wmpo_ray.runs.trackers.jsonl import FILE_NAME as METRICS
 def optimize(context: RunContext) -> dict[str, Any]:
     """Improve the acting policy, resuming from the newest checkpoint if any; saves it in models/policy."""
     config, folder = context.config, context.root
-    starts = starts_of(context.episodes("collect"))
+    starts = starts_to_roll_out(context)
     with context.reporter.bar(title_of(config), config.training.num_updates) as advance:
 
         def show(update: int, values: dict[str, float]) -> None:
@@ -62,6 +64,17 @@ def optimize(context: RunContext) -> dict[str, Any]:
         "resumed_from": loop.resumed_from,
         "groups": ledger.account()._asdict(),
     }
+
+
+def starts_to_roll_out(context: RunContext) -> list[StartState]:
+    """The first frame of each collected episode and, where they are asked for, later moments of it."""
+    config, episodes = context.config, context.episodes("collect")
+    starts, num = starts_of(episodes), config.rollout.keyframes_per_episode
+    if not num:
+        return starts
+    kind = WORLD_MODELS.find(config.world_model.kind)
+    context_frames = kind.context_frames(config, str(context.model("world-model")))
+    return starts + keyframes_of(episodes, num, config.rollout.chunk_length, context_frames)
 
 
 def choose_policy(context: RunContext, best: BestPolicy, num_updates: int) -> dict[str, Any]:
@@ -135,6 +148,7 @@ OPTIMIZE = Stage(
         *SECTIONS,
         "weights.dtype",
         "reward.verify",
+        "reward.label_noise",
         "reward.min_steps",
     ),
     settings_if=(

@@ -50,6 +50,21 @@ FREE = (
 )
 
 
+# Settings that came after there were runs, with the value at which they change nothing: there they are no part of what a
+# result is made from, so that earlier results hold.
+LATER: Mapping[str, Any] = {
+    "rollout.num_chunks": 0,
+    "rollout.keyframes_per_episode": 0,
+    "filter.dynamic_sampling": True,
+    "reward.label_noise.false_positives": 0.0,
+    "reward.label_noise.false_negatives": 0.0,
+    "world_model.alignment.conditioning_noise": None,
+    "world_model.alignment.action_level": None,
+    "world_model.denoiser.action_level": "frame",
+    "filtered_bc.decisions": "every_step",
+}
+
+
 def no_check(config: Config, serial: bool) -> None:
     """The stage has no checks."""
 
@@ -137,6 +152,7 @@ def settings_of(stage: Stage, config: Config) -> dict[str, Any]:
     """The settings that the result of a stage depends on, by their dotted keys, in JSON's types."""
     wanted, flat = (*EVERYWHERE, *stage.settings), flatten(config)
     chosen = {key: value for key, value in flat.items() if is_among(key, wanted) and not is_among(key, FREE)}
+    chosen = {key: value for key, value in chosen.items() if key not in LATER or value != LATER[key]}
     for condition, value, keys in stage.settings_if:
         if flat[condition] == value:
             chosen |= {key: flat[key] for key in (condition, *keys)}

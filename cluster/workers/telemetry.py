@@ -65,7 +65,7 @@ class Telemetry:
 
     def imagined(self, worker: Worker, request: RolloutRequest, work: Work, config: Config) -> None:
         trajectories = sum(group.group_size for group in request.groups)
-        chunks, frames = trajectories * config.num_chunks, trajectories * config.environment.horizon
+        chunks, frames = trajectories * config.num_chunks, trajectories * config.rollout_horizon
         self.meter.add("wmpo_imagined_trajectories_total", trajectories, worker=worker.name)
         self.meter.add("wmpo_imagined_chunks_total", chunks, worker=worker.name)
         self.meter.add("wmpo_imagined_frames_total", frames, worker=worker.name)

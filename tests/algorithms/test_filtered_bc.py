@@ -52,3 +52,15 @@ def test_where_all_succeed_it_is_cloning(chunks_per_pass):
     assert sum(losses) == pytest.approx(float(whole.detach()), rel=1e-5)
     for parameter, gradient in zip(policy.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_only_decisions_are_cloned_where_chunks_are_asked_for():
+    """An episode of nine steps has decisions at 0, 4 and 8; of the last chunk one action was executed."""
+    episodes = replace(successes(4), lengths=np.array([9, 16, 9, 10]))
+    _, _, batch = batch_of(episodes, decisions="chunks")
+    row = batch.decided.sum(1).argmin()
+    assert batch.images[MAIN_CAMERA].shape[1] == 4 and batch.decided[row].tolist() == [True, True, True, False]
+    starts = {frames.tobytes() for frames in episodes.frames[:, 4]}
+    assert {frames.tobytes() for frames in batch.images[MAIN_CAMERA][:, 1]} == starts
+    assert offline_config("filtered_bc", decisions="chunks").num_decisions == 4
+    assert offline_config("filtered_bc").num_decisions == 16

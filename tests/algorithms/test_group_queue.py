@@ -193,3 +193,11 @@ def test_the_attempt_cap_tells_the_outcomes():
     queue.check_attempts(1)
     with pytest.raises(NothingAdmittedError, match=r"0/2: 4.*reward model never accepts"):
         queue.check_attempts(0)
+
+
+def test_without_dynamic_sampling_every_group_is_taken():
+    config = make_config(groups=2).model_copy(update={"filter": FilterConfig(dynamic_sampling=False)})
+    queue, request = GroupQueue(config), make_request(0, 2)
+    queue.issue(request)
+    verdicts = [queue.settle(make_group(request, i, UNIFORM), 0) for i in range(2)]
+    assert verdicts == [Verdict.ADMIT, Verdict.ADMIT] and queue.take_batch(0).metrics["queue/admit"] == 2

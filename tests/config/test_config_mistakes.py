@@ -173,3 +173,20 @@ def test_a_damaged_config_of_a_run_folder_is_named(tmp_path):
             read_config_json(path)
     with pytest.raises(ConfigError, match="is missing"):
         read_config_json(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        (["rollout.num_chunks=9"], ("rollout.num_chunks=9", "the 8 of an episode")),
+        (["rollout.num_chunks=1", "reward.clip_length=6"], ("5 frames", "reward.clip_length=6")),
+        (["recipe.kind=grpo-online", "rollout.keyframes_per_episode=2"], ("keyframes_per_episode=2", "set both to 0")),
+        (["world_model.kind=simulator", "rollout.keyframes_per_episode=2"], ("learned world_model.kind", "simulator")),
+        (["filter.dynamic_sampling=false", "filter.max_mean=0.9"], ("filter.max_mean=0.9", "every group")),
+        (["reward.label_noise.false_positives=1.5"], ("reward.label_noise.false_positives", "1.5")),
+        (["world_model.alignment.action_level=video"], ("world_model.alignment.action_level", "clip")),
+    ],
+)
+def test_settings_of_comparisons_say_what_is_wrong(settings, parts):
+    message = error_of("demo", *settings)
+    assert all(part in message for part in parts), message

@@ -13,6 +13,7 @@ from wmpo_ray.environments.pocket.env import PocketEnvironment
 from wmpo_ray.rollout.fidelity import (
     binary_report,
     decode_one_chunk_ahead,
+    keyframes_of,
     one_chunk_ahead,
     psnr_per_frame,
     replay_error,
@@ -128,3 +129,19 @@ def test_binary_report_counts():
 def test_f1_of_nothing_found_where_nothing_is_is_perfect():
     assert binary_report([0, 0], [0, 0])["f1"] == 1.0
     assert binary_report([0, 0], [0, 1])["f1"] == 0.0
+
+
+def test_keyframes_are_beginnings_of_chunks_with_the_frames_before_them():
+    frames = np.arange(17, dtype=np.uint8)[None, :, None, None, None] + np.zeros((2, 1, 1, 1, 3), np.uint8)
+    actions, success = np.zeros((2, 16, 3), np.float32), np.array([True, False])
+    episodes = Episodes(frames, actions, np.array([6, 16]), success, ("a", "b"), np.array([3, 4]))
+
+    def shown(num: int, context_frames: int = 2) -> list[tuple[str, list[int]]]:
+        found = keyframes_of(episodes, num, 4, context_frames)
+        assert all(start.seed is None for start in found), "an environment cannot rebuild them"
+        return [(start.instruction, start.frames[:, 0, 0, 0].tolist()) for start in found]
+
+    assert shown(1) == [("b", [3, 4])], "an episode of 6 steps has no whole chunk after its second decision"
+    assert shown(2) == [("b", [3, 4]), ("b", [11, 12])]
+    assert [last for _, (_, last) in shown(9)] == [4, 8, 12]
+    assert shown(1, 6) == [("b", [0, 0, 1, 2, 3, 4])]

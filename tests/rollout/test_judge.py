@@ -10,7 +10,7 @@ import pytest
 from tests.support.implementations import make_environment_world, make_starts, make_tiny
 from wmpo_ray.core.types import GroupRequest, RolloutRequest, Scores, Videos
 from wmpo_ray.reward_models.decisions import decide
-from wmpo_ray.rollout.judge import VerifiedJudge, VideoJudge, WorldJudge, verify
+from wmpo_ray.rollout.judge import NoisyJudge, VerifiedJudge, VideoJudge, WorldJudge, verify
 from wmpo_ray.rollout.requests import rollout_request
 
 
@@ -118,3 +118,23 @@ def test_a_disputed_success_can_be_left_open():
     assert verified.success.tolist() == [False, False, True] and verified.refuted.tolist() == [True, False, False]
     assert verified.known.tolist() == [False, True, True]
     assert verify(first, videos, judge, lambda _, rows: make_videos([again[i] for i in rows]).frames).known is None
+
+
+def test_labels_are_flipped_by_trajectory_and_each_way_on_its_own():
+    videos = make_videos([0] * 400)
+    videos = replace(
+        videos, requests=tuple(GroupRequest(u, i, i, videos.starts[0], 50, 0) for u in range(4) for i in (0, 1))
+    )
+    truth = np.arange(400) % 2 == 0
+
+    class Known:
+        def judge(self, videos: Videos) -> Scores:
+            return Scores(truth.copy(), np.where(truth, 5, 8), truth.astype(np.float32))
+
+    assert (NoisyJudge(Known(), 0.0, 0.0).judge(videos).success == truth).all()
+    assert (NoisyJudge(Known(), 1.0, 1.0).judge(videos).success == ~truth).all()
+    missed = NoisyJudge(Known(), 0.0, 0.2).judge(videos)
+    assert not missed.success[~truth].any() and 0.7 < missed.success[truth].mean() < 0.9
+    assert (missed.finish_step == np.where(truth, 5, 8)).all(), "what was done until then is what did not succeed"
+    again = NoisyJudge(Known(), 0.0, 0.2).judge(videos)
+    assert (again.success == missed.success).all(), "a request that is repeated has the same labels"

@@ -7,9 +7,11 @@ import torch
 from torch import nn
 
 from tests.support.small_world import EMBEDDED, random_chunk, scene_starts, small_world_model
+from wmpo_ray.config.models import WorldModelTrainingConfig
 from wmpo_ray.world_models.denoiser import Conditioning, Denoiser, action_features, num_action_features
 from wmpo_ray.world_models.diffusion import initialise
 from wmpo_ray.world_models.diffusion_settings import DenoiserConfig
+from wmpo_ray.world_models.pretrained_world import as_aligned
 
 
 def latents(num_frames: int, seed: int = 0) -> torch.Tensor:
@@ -163,3 +165,30 @@ def test_bf16_stays_close_to_fp32():
     results = [w.sampler.sample(w.denoiser, noise, actions, w.denoiser.condition(context)) for w in (one, other)]
     assert results[1].dtype == torch.float32
     assert 0 < (results[0] - results[1]).abs().mean() < 0.05
+
+
+@torch.no_grad()
+def test_a_clip_that_shares_its_action_knows_no_order_of_actions():
+    """Of two chunks with the same actions in another order a model imagines the same; otherwise not."""
+    actions = random_chunk(2)
+    for level, is_same in (("clip", True), ("frame", False)):
+        world = small_world_model(EMBEDDED.model_copy(update={"action_level": level}), num_steps=1)
+        conditioning = world.denoiser.condition(latents(2))
+        one, other = (
+            world.sampler.sample(world.denoiser, latents(4, 1), each, conditioning)
+            for each in (actions, actions.flip(1))
+        )
+        assert bool((one - other).abs().max() <= 1e-5) is is_same
+        clip, t, noise = latents(6), torch.full((2,), 0.5), latents(6, 3)
+        losses = [world.denoiser.loss(clip, 2, each, t, noise) for each in (actions, actions.flip(1))]
+        assert torch.allclose(*losses, atol=1e-6) is is_same
+
+
+def test_alignment_changes_what_it_is_told_to_and_nothing_else():
+    own = EMBEDDED.model_copy(update={"conditioning_noise": 0.07, "sampling_noise": 0.07})
+    assert as_aligned(own, WorldModelTrainingConfig()) == own
+    changed = as_aligned(own, WorldModelTrainingConfig(conditioning_noise=0.0, action_level="clip"))
+    expected = {"conditioning_noise": 0.0, "sampling_noise": 0.0, "action_level": "clip"}
+    assert changed == own.model_copy(update=expected)
+    silent = own.model_copy(update={"sampling_noise": 0.0})
+    assert as_aligned(silent, WorldModelTrainingConfig(conditioning_noise=0.2)).sampling_noise == 0.0

@@ -41,7 +41,8 @@ class Successes:
 
     def batch(self, update: int) -> CloningBatch:
         rows = self.rows[draw(len(self.rows), self.settings.episodes_per_update, self.seed, "filtered_bc", update)]
-        frames, actions, executed = decisions(self.episodes, rows, 1, self.chunk_length)
+        stride = 1 if self.settings.learns_every_step else self.chunk_length
+        frames, actions, executed = decisions(self.episodes, rows, stride, self.chunk_length)
         texts = tuple(self.episodes.instructions[i] for i in rows)
         return CloningBatch(
             {MAIN_CAMERA: frames}, None, texts, {"cloning/episodes": float(len(rows))}, actions, executed > 0
@@ -50,6 +51,9 @@ class Successes:
 
 class FilteredBc(OfflineAlgorithm):
     """Every step of an episode before its end is a decision, as in cloning, and each one weighs the same.
+
+    With `decisions = "chunks"` only steps where the policy decided are: the actions between were planned from an earlier
+    frame, and cloned at their own step they teach a policy to act on what it does not see.
 
     `policy/loss` is the mean cross-entropy of the action tokens; `cloning/episodes` the episodes of an update.
     """

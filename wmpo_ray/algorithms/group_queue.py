@@ -173,10 +173,14 @@ def _metrics(groups: list[Group], admitted: list[Group], verdicts: Counter[Verdi
         f"{prefix}/success_rate": float(success.mean() + refuted / len(success)),
         f"{prefix}/success_length_frames": float(finish.mean()) if len(finish) else float("nan"),
         f"{prefix}/trajectories": float(len(success)),
-        "queue/admitted_success_rate": float(np.mean([group.outcomes.mean() for group in admitted])),
+        "queue/admitted_success_rate": _mean([group.outcomes.mean() for group in admitted if len(group.outcomes)]),
     }
     if prefix == "imagined":
         # Of none known, none succeeded.
         metrics["imagined/verified_success_rate"] = float(known.mean()) if len(known) else 0.0
         metrics["imagined/unknown_share"] = 1 - len(known) / len(success)
     return metrics | {f"queue/{verdict.value}": float(verdicts[verdict]) for verdict in Verdict}
+
+
+def _mean(values: list[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")

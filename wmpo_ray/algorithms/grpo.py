@@ -55,8 +55,10 @@ class Grpo(OnlineAlgorithm):
         """Dynamic sampling (paper section 3.3).
 
         A group whose outcomes are all equal has no advantage; one outside the configured success rates is too easy or
-        too hard to be worth a slot. Members of unknown outcome do not count.
+        too hard to be worth a slot. Members of unknown outcome do not count. Without dynamic sampling all are taken.
         """
+        if not self.config.filter.dynamic_sampling:
+            return Verdict.ADMIT
         success, bounds = group.outcomes, self.config.filter
         if success.all() or not success.any():
             return Verdict.UNIFORM if len(success) == len(group.success) else Verdict.UNDECIDED

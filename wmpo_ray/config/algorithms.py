@@ -36,8 +36,6 @@ class TrainingSection(Section):
 
     implementation: ClassVar[str] = ""  # "module:Class" of the algorithm that the section is named after
     source: ClassVar[Source]  # rollouts of the newest weights, or recorded episodes
-    learns_every_step: ClassVar[bool] = False  # what to do is learned at every step, not only where a chunk begins
-
     num_updates: Annotated[int, Field(ge=1, le=10**7)] = 15
     learning_rate: Positive = 1e-4
     betas: tuple[Beta, Beta] = (0.9, 0.999)
@@ -49,6 +47,11 @@ class TrainingSection(Section):
     max_grad_norm: Positive = 1.0
     max_skipped_steps: Count = 5  # steps with a NaN loss before the run gives up
     trained_parameters: str = ""  # regular expression on parameter names, such as "lora_"; "": all, or all adapters
+
+    @property
+    def learns_every_step(self) -> bool:
+        """What to do is learned at every step, not only where a chunk begins."""
+        return False
 
 
 class GrpoConfig(TrainingSection):
@@ -90,7 +93,12 @@ class FilteredBcConfig(OfflineSection):
     """Behaviour cloning of the successes."""
 
     implementation: ClassVar[str] = "wmpo_ray.algorithms.filtered_bc:FilteredBc"
-    learns_every_step: ClassVar[bool] = True
+
+    decisions: Literal["every_step", "chunks"] = "every_step"  # what is cloned: each step, or where chunks began
+
+    @property
+    def learns_every_step(self) -> bool:
+        return self.decisions == "every_step"
 
 
 class DpoConfig(OfflineSection):

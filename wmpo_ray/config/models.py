@@ -77,6 +77,9 @@ class WorldModelTrainingConfig(Section):
     self_context_start: Share = 0.0  # share of the steps before the first such batch
     contact_weight: Positive = 1.0  # sampling weight of windows with contact (play) or a change of the grip (alignment)
     vertical_flip: bool = True
+    # Of the conditioning frames, in training and, where the model has any there, in imagination; None: the model's own.
+    conditioning_noise: Share | None = None
+    action_level: Literal["frame", "clip"] | None = None  # see DenoiserConfig.action_level; None: the model's own
 
 
 class WorldModelConfig(Section):
@@ -110,6 +113,17 @@ class VerifyConfig(Section):
         return check_local(path, "reward.verify.pretrained")
 
 
+class LabelNoiseConfig(Section):
+    """Labels of rollouts made worse on purpose, to learn what wrong ones cost. Drawn anew for each trajectory."""
+
+    false_positives: Share = 0.0  # share of the failures that are called successes
+    false_negatives: Share = 0.0  # share of the successes that are called failures
+
+    @property
+    def is_on(self) -> bool:
+        return bool(self.false_positives or self.false_negatives)
+
+
 class RewardConfig(Section):
     """What every kind of reward model has."""
 
@@ -127,6 +141,7 @@ class RewardConfig(Section):
     success_margin: Count = 2  # clips of a success that end this close to its end are no negatives
     swapped_share: Share = 0.1  # share of negatives that are terminal clips with another instruction
     verify: VerifyConfig = VerifyConfig()
+    label_noise: LabelNoiseConfig = LabelNoiseConfig()
 
     @field_validator("pretrained")
     @classmethod

@@ -41,7 +41,8 @@ from wmpo_ray.config.models import (
     WorldModelConfig,
     WorldModelTrainingConfig,
 )
-from wmpo_ray.core.section import Count, NonNegative, Positive, Section, Share, Trajectories, shown
+from wmpo_ray.config.sampling import FilterConfig, RolloutConfig
+from wmpo_ray.core.section import NonNegative, Positive, Section, Share, Trajectories, shown
 from wmpo_ray.kinds import ENVIRONMENTS, POLICIES, REWARD_MODELS, WORLD_MODELS
 
 __all__ = [
@@ -106,44 +107,6 @@ class GateConfig(Section):
     min_event_agreement: Share = 0.8
     max_success_gap: Share = 0.12
     num_counterfactuals: Annotated[int, Field(ge=0)] = 64  # replays with the actions of another episode; 0: none
-
-
-class RolloutConfig(Section):
-    chunk_length: Count = 4  # K
-    group_size: Annotated[int, Field(le=10**4)] = 8  # G
-    groups_per_update: Annotated[int, Field(ge=1, le=10**5)] = 40  # B
-    groups_per_request: Annotated[int, Field(ge=1, le=10**5)] = 4  # groups that one actor imagines in one batch
-    temperature: Positive = 1.0
-    world: Literal["imagination", "environment"] = (
-        "imagination"  # where rollouts are made; an environment judges itself
-    )
-    speculation: Share = 0.0  # groups imagined ahead beyond those that may be needed, as a share of B: shorter tails
-    max_attempts: Count = 512  # groups issued for one update before the run gives up
-    # Trajectories of the whole run, rejected ones included, after which training ends as it stands; 0: any number.
-    max_trajectories: Annotated[int, Field(ge=0)] = 0
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.group_size < 2:
-            raise ValueError(f"group_size={self.group_size}: GRPO needs at least 2; set rollout.group_size")
-        if self.max_attempts < self.groups_per_update:
-            raise ValueError(
-                f"max_attempts={self.max_attempts} is below groups_per_update={self.groups_per_update}; "
-                "set rollout.max_attempts"
-            )
-        smallest = self.groups_per_update * self.group_size
-        if 0 < self.max_trajectories < smallest:
-            raise ValueError(
-                f"max_trajectories={self.max_trajectories} is below the {smallest} of one update; raise "
-                "rollout.max_trajectories or lower rollout.groups_per_update"
-            )
-        return self
-
-
-class FilterConfig(Section):
-    max_staleness: Annotated[int, Field(ge=0)] = 0  # updates that a group's weights may lie behind the learner's
-    min_mean: Share = 0.0  # a group whose success rate is outside [min_mean, max_mean] is dropped
-    max_mean: Share = 1.0
 
 
 # What a recipe is about, unless the user says otherwise: the settings that a preset made for another recipe has not.
@@ -212,8 +175,13 @@ class Config(AlgorithmSections):
 
     @property
     def num_chunks(self) -> int:
-        """N: decisions in a trajectory."""
-        return self.environment.horizon // self.rollout.chunk_length
+        """N: decisions in a rollout."""
+        return self.rollout.num_chunks or self.environment.horizon // self.rollout.chunk_length
+
+    @property
+    def rollout_horizon(self) -> int:
+        """T: actions and frames of a rollout."""
+        return self.num_chunks * self.rollout.chunk_length
 
     @property
     def max_staleness(self) -> int:
@@ -279,8 +247,12 @@ class Config(AlgorithmSections):
                 f"reward.clip_length={self.reward.clip_length} is longer than a trajectory of {horizon + 1} frames; "
                 "set reward.clip_length"
             )
-        if self.filter.min_mean > self.filter.max_mean:
-            raise ValueError(f"filter.min_mean={self.filter.min_mean} is above filter.max_mean={self.filter.max_mean}")
+        self.rollout.check(horizon // chunk, self.reward.clip_length)
+        if self.rollout.keyframes_per_episode and not self.world_model.is_learned:
+            raise ValueError(
+                f"rollout.keyframes_per_episode={self.rollout.keyframes_per_episode} needs a learned world_model.kind: "
+                f"{shown(self.world_model.kind)} cannot go on from a frame; set it to 0"
+            )
         if self.rollout.max_trajectories and self.filter.max_staleness:
             raise ValueError(
                 f"rollout.max_trajectories={self.rollout.max_trajectories} is counted update by update: set "

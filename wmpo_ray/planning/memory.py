@@ -45,7 +45,7 @@ def imagination_memory(config: Config, policy: PolicyCost, world: WorldModelCost
 def reward_memory(config: Config, reward: RewardModelCost, verifier: WorldModelCost | None) -> RoleMemory:
     """The reward model and, where successes are verified, the world model that imagines them again."""
     batch = config.rollout.groups_per_request * config.rollout.group_size
-    frames = batch * (config.environment.horizon + 1)
+    frames = batch * (config.rollout_horizon + 1)
     parts = [
         MemoryPart("reward model weights", reward.num_parameters * WEIGHT_BYTES),
         MemoryPart("judging", min(CLIPS_PER_BATCH, frames) * reward.judging_bytes),

@@ -118,13 +118,13 @@ def make_plan(config: Config) -> Plan:
         actors=_actors(config, policy, world, reward, verifier),
         models=_models(policy, world, reward, verifier),
         work=_work(config, policy, world, reward, verifier),
-        num_frames=num_trajectories * config.environment.horizon,
+        num_frames=num_trajectories * config.rollout_horizon,
         overlapping=config.max_staleness > 0,
         collocated=_is_collocated(config),
         real_budget=config.collect.num_trajectories,
         real_demos=config.demos.num_trajectories,
         num_slots=(config.max_staleness + 1) * rollout.groups_per_update,
-        video_bytes=request * (config.environment.horizon + 1) * frame_bytes,
+        video_bytes=request * (config.rollout_horizon + 1) * frame_bytes,
         batch_bytes=num_trajectories * config.num_decisions * decision_bytes,
     )
 
@@ -200,7 +200,7 @@ def _work(
     decisions = trajectories * config.num_chunks
     if config.training.source == "offline":
         return (_learning(config, policy, trajectories * config.num_decisions),)
-    clips = trajectories * (config.environment.horizon + 2 - config.reward.clip_length)
+    clips = trajectories * (config.rollout_horizon + 2 - config.reward.clip_length)
     work = [
         Work("act", "imagination", decisions, "policy decisions", decisions * policy.tflop),
         *_imagining(config, world, trajectories),
@@ -213,7 +213,7 @@ def _work(
 
 
 def _imagining(config: Config, world: WorldModelCost | None, trajectories: int) -> list[Work]:
-    chunks, frames = trajectories * config.num_chunks, trajectories * config.environment.horizon
+    chunks, frames = trajectories * config.num_chunks, trajectories * config.rollout_horizon
     if world is None:
         return [Work("simulate", "imagination", frames, "frames", 0.0)]
     starts = trajectories * world.context_frames

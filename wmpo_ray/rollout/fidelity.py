@@ -101,6 +101,22 @@ def starts_of(episodes: Episodes) -> list[StartState]:
     ]
 
 
+def keyframes_of(episodes: Episodes, num: int, chunk_length: int, context_frames: int) -> list[StartState]:
+    """Up to `num` further moments of each episode to start from: evenly spread beginnings of chunks before its end.
+
+    Each with the frames that a world model continues from. They have no seed, because an environment cannot rebuild
+    them. The last chunk before the end is not among them: little is left to learn there.
+    """
+    found = []
+    for row, length in enumerate(episodes.lengths.tolist()):
+        begins = np.arange(chunk_length, max(length - chunk_length, 0) + 1, chunk_length)
+        chosen = np.unique(np.linspace(0, len(begins) - 1, min(num, len(begins))).round().astype(int))
+        for step in begins[chosen].tolist():
+            frames = np.asarray(episodes.frames[row, np.arange(step + 1 - context_frames, step + 1).clip(0)])
+            found.append(StartState(frames, episodes.instructions[row]))
+    return found
+
+
 def one_chunk_ahead(world: World, episodes: Episodes, seed: int) -> Iterator[Episodes]:
     """`decode_one_chunk_ahead` of any number of episodes, a batch in memory at a time."""
     first = 0

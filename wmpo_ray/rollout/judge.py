@@ -70,6 +70,23 @@ def verify(
     return replace(scores, success=scores.success & ~refuted, refuted=refuted, known=known)
 
 
+class NoisyJudge:
+    """Gives some trajectories the wrong label on purpose, drawn for each member of the videos' requests.
+
+    A success that is called a failure keeps its finish step, as a refuted one does; a failure called a success lasts to
+    the horizon.
+    """
+
+    def __init__(self, judge: Judge, false_positives: float, false_negatives: float):
+        self.first, self.rates = judge, (false_positives, false_negatives)
+
+    def judge(self, videos: Videos) -> Scores:
+        scores, seeds = self.first.judge(videos), member_seeds(members_of(videos.requests), {"flip": "label-noise"})
+        drawn = np.array([np.random.default_rng(seed).random() for seed in seeds("flip", 0)])
+        rates = np.where(scores.success, self.rates[1], self.rates[0])
+        return replace(scores, success=scores.success ^ (drawn < rates))
+
+
 class WorldJudge:
     """Uses the success that the world itself reported: the ground truth in an environment."""
 

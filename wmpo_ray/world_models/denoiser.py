@@ -28,6 +28,11 @@ class Conditioning(NamedTuple):
     last_frame: Tensor  # [B, C, 1, H, W]
 
 
+def shared_by_clip(actions: Tensor) -> Tensor:
+    """The mean action of a chunk at each of its frames, [B, K, D] -> [B, K, D]: what the paper's ablation leaves of them."""
+    return actions.mean(1, keepdim=True).expand_as(actions)
+
+
 def action_features(actions: Tensor, bands: int) -> Tensor:
     """Append sin and cos of pi 2^k a, k < bands: [B, K, D] -> [B, K, D (1 + 2 bands)]."""
     if bands == 0:
@@ -90,6 +95,7 @@ class Denoiser(nn.Module):
 
     def velocity(self, noisy: Tensor, t: Tensor, actions: Tensor, conditioning: Conditioning) -> Tensor:
         """v [B, C, K, H, W] at noisy frames [B, C, K, H, W], t [B] in (0, 1], actions [B, K, D] in [-1, 1]."""
+        actions = self._known(actions)
         features = action_features(actions, self.config.action_bands)
         with self.autocast():
             output = self.network.forward_cached(
@@ -104,6 +110,10 @@ class Denoiser(nn.Module):
             return output
         sample = output + conditioning.last_frame if self.config.residual else output
         return (sample - noisy) / _per_sample(t, noisy)
+
+    def _known(self, actions: Tensor) -> Tensor:
+        """What the network is told of the actions [B, K, D]."""
+        return actions if self.config.action_level == "frame" else shared_by_clip(actions)
 
     def _shown(self, noisy: Tensor, t: Tensor) -> Tensor:
         return noisy * (1 - _per_sample(t, noisy)) if self.config.input_scaling else noisy
@@ -135,7 +145,7 @@ class Denoiser(nn.Module):
         [0, 1]; noise like clip. Conditioning frames are noised at `conditioning_noise` with the same noise (the paper
         perturbs them so that imperfect frames of the model's own making do not derail it).
         """
-        c = num_context
+        c, actions = num_context, self._known(actions)
         mask = torch.arange(clip.shape[2], device=clip.device)[None] >= c
         x_mask = mask.expand(len(clip), -1)
         future, last = clip[:, :, c:], clip[:, :, c - 1 : c]

@@ -225,6 +225,11 @@ class DiffusionWorldModel:
         return cls(denoiser, codec, sampler, settings.context_frames, settings.chunk_length)
 
 
+def context_frames_of(path: str | Path) -> int:
+    """Of the world model saved in `path`, without loading it. Raises UserError for damaged settings."""
+    return read_settings(Path(path) / SETTINGS_FILE, _FileSettings).context_frames
+
+
 def make_codec(config: DiffusionConfig) -> FrameCodec:
     """`pixel`, or the folder of a diffusers `AutoencoderKL`, in the precision of the network."""
     if config.codec == PixelCodec.name:

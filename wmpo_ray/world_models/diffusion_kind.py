@@ -37,6 +37,11 @@ class DiffusionKind(WorldModelKind):
 
         return place_world_model(DiffusionWorldModel.load(path), config, device)
 
+    def context_frames(self, config: Config, path: str) -> int:
+        from wmpo_ray.world_models.diffusion import context_frames_of
+
+        return context_frames_of(path)
+
     def blueprint(self, config: Config, facts: EnvironmentFacts, pretrained: str) -> WorldBlueprint:
         from wmpo_ray.world_models.world_blueprint import world_blueprint
 

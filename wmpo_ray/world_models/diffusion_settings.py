@@ -42,6 +42,7 @@ class DenoiserConfig(Section):
     changed_pixel_weight: Positive = 1.0  # weight in the loss of pixels that differ from the last conditioning frame
     changed_pixel_threshold: Positive = 0.2
     action_bands: Annotated[int, Field(ge=0)] = 0  # sin/cos features for each action dimension
+    action_level: Literal["frame", "clip"] = "frame"  # each frame knows its own action, or all know a chunk's mean
     action_map: bool = False  # draw the target into extra input channels: for actions that are places in the image
     time_distribution: Literal["uniform", "logit_normal"] = "logit_normal"
     pure_noise_share: Share = 0.0  # share of training samples at t = 1

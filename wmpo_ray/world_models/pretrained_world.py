@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 
+from wmpo_ray.config.models import WorldModelTrainingConfig
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.section import refuse_ignored, shown
@@ -35,7 +36,9 @@ def begin_world_model(config: Config, pretrained: str, seed: int) -> DiffusionWo
     """
     settings, chunk = _section(config), config.rollout.chunk_length
     if not pretrained:
-        return DiffusionWorldModel.create(settings, environment_facts(config.environment).action_dim, chunk, seed)
+        fresh = DiffusionWorldModel.create(settings, environment_facts(config.environment).action_dim, chunk, seed)
+        fresh.denoiser.config = as_aligned(fresh.denoiser.config, settings.alignment)
+        return fresh
     if (PRETRAINED_DIR / pretrained / SETTINGS_FILE).is_file() or (Path(pretrained) / SETTINGS_FILE).is_file():
         world = _ours(config, pretrained)
     elif Path(pretrained).exists():
@@ -49,7 +52,19 @@ def begin_world_model(config: Config, pretrained: str, seed: int) -> DiffusionWo
             f"rollout.chunk_length={chunk}: the world model {pretrained} imagines chunks of {world.chunk_length} "
             "frames; change it, or world_model.pretrained"
         )
+    world.denoiser.config = as_aligned(world.denoiser.config, settings.alignment)
     return world.with_sampler(settings.sampler.over(world.sampler.config))
+
+
+def as_aligned(own: DenoiserConfig, alignment: WorldModelTrainingConfig) -> DenoiserConfig:
+    """A model's own settings with those that its alignment changes."""
+    changes: dict[str, Any] = {}
+    noise = alignment.conditioning_noise
+    if noise is not None:
+        changes = {"conditioning_noise": noise, "sampling_noise": noise if own.sampling_noise else 0.0}
+    if alignment.action_level is not None:
+        changes["action_level"] = alignment.action_level
+    return own.model_copy(update=changes)
 
 
 def place_world_model(world: DiffusionWorldModel, config: Config, device: torch.device) -> DiffusionWorldModel:

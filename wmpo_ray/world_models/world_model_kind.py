@@ -36,6 +36,10 @@ class WorldModelKind(ABC):
     def load(self, config: Config, path: str, device: torch.device) -> World:
         """The world model that a run saved in `path`, where it imagines."""
 
+    def context_frames(self, config: Config, path: str) -> int:
+        """The most recent frames that the world model in `path` continues from."""
+        return 1
+
     def blueprint(self, config: Config, facts: EnvironmentFacts, pretrained: str) -> WorldBlueprint | None:
         """What a plan counts; None for a world model that costs nothing."""
         return None
