@@ -12,15 +12,21 @@ from wmpo_ray.registry import load_reward_model, load_world_model
 from wmpo_ray.rollout.judge import NoisyJudge, VerifiedJudge, VideoJudge
 
 
+def make_judge(config: Config, judge: Judge, verifier_dir: str | None, again: Judge | None = None) -> Judge:
+    """A judge with the verification and the label noise that the config asks for; `again`: judges replays."""
+    if verifier_dir:
+        verifier = load_world_model(config, verifier_dir)
+        judge = VerifiedJudge(judge, verifier, config.reward.verify.disputed, again)
+    if (noise := config.reward.label_noise).is_on:
+        judge = NoisyJudge(judge, noise.false_positives, noise.false_negatives)
+    return judge
+
+
 class RewardActor:
     def __init__(self, config: Config, reward_model_dir: str, verifier_dir: str | None):
         configure_process(config.cluster.threads_per_process)
-        self.judge: Judge = VideoJudge(load_reward_model(config, reward_model_dir), config.reward.min_steps)
-        if verifier_dir:
-            verifier = load_world_model(config, verifier_dir)
-            self.judge = VerifiedJudge(self.judge, verifier, config.reward.verify.disputed)
-        if (noise := config.reward.label_noise).is_on:
-            self.judge = NoisyJudge(self.judge, noise.false_positives, noise.false_negatives)
+        judge = VideoJudge(load_reward_model(config, reward_model_dir), config.reward.min_steps)
+        self.judge = make_judge(config, judge, verifier_dir)
         self.num_beats = 0
 
     def score(self, videos: Videos) -> tuple[Scores, float]:

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from actors.replica import Replica
+from actors.reward_actor import make_judge
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.interfaces import Judge, World
 from wmpo_ray.core.runtime_settings import configure_process
 from wmpo_ray.core.timeline import span
 from wmpo_ray.core.types import RolloutRequest, Scores, Trajectories, Videos
 from wmpo_ray.data.spool import save_trajectories
-from wmpo_ray.registry import load_policy, load_world_model
+from wmpo_ray.registry import load_policy, load_reward_model, load_world_model
+from wmpo_ray.rollout.judge import VideoJudge, WorldJudge
+from wmpo_ray.rollout.judged_world import BlockWorld, JudgedWorld
 from wmpo_ray.rollout.requests import rollout_request
 
 
@@ -28,20 +31,42 @@ class Imagination(NamedTuple):
 class RolloutActor(Replica):
     """Plain class; `cluster` wraps it where it is placed.
 
-    `judge`: decides here, from what the world says; without one the videos go to a reward worker.
+    `judge`: decides here, from what the world says; without one the videos go to a reward worker. With
+    `reward.placement = "with_imagination"` the world ends its trajectories, by the reward model beside it.
     """
 
     judge: Judge | None = None
 
-    def __init__(self, config: Config, policy_dir: str, world_model_dir: str):
+    def __init__(
+        self,
+        config: Config,
+        policy_dir: str,
+        world_model_dir: str,
+        reward_model_dir: str | None = None,
+        verifier_dir: str | None = None,
+    ):
         configure_process(config.cluster.threads_per_process)
         super().__init__(load_policy(config, policy_dir), config.cluster.threads_per_process)
         self.config = config
         self.world = self.make_world(world_model_dir)
+        if reward_model_dir is not None and config.judges_while_imagining:
+            self.judge = self.watch(reward_model_dir, verifier_dir)
         self.num_beats = 0
 
     def make_world(self, path: str) -> World:
-        return load_world_model(self.config, path)
+        world, slots = load_world_model(self.config, path), self.config.rollout.slots
+        return BlockWorld(world, slots) if slots else world
+
+    def watch(self, reward_model_dir: str, verifier_dir: str | None) -> Judge:
+        """Let the reward model end trajectories; returns what judges them at their end."""
+        config, world = self.config, self.world
+        inner = world.world if isinstance(world, BlockWorld) else world
+        reward_model = load_reward_model(config, reward_model_dir)
+        self.world = JudgedWorld(
+            inner, reward_model, config.reward.min_steps, config.rollout_horizon, config.rollout.slots
+        )
+        again = VideoJudge(reward_model, config.reward.min_steps)
+        return make_judge(config, WorldJudge(), verifier_dir, again)
 
     def rollout(
         self, request: RolloutRequest, spool: str | None = None

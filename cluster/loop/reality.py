@@ -56,9 +56,11 @@ class Reality:
         """Execute the first imagined trajectories of an update in the real environment; compare the labels."""
         groups = event.request.groups
         seeds = [group.start.seed for group in groups for _ in range(group.group_size)]
-        if event.scores_ref is None or not self.config.evaluation.every_updates or None in seeds:
+        is_real = self.config.rollout.world == "environment"
+        if is_real or not self.config.evaluation.every_updates or None in seeds:
             return
-        arguments = (event.trajectories.ref, seeds, event.scores_ref)
+        scores = (event.scores, event.seconds) if event.scores_ref is None else event.scores_ref
+        arguments = (event.trajectories.ref, seeds, scores)
         self._ask("compare_labels", arguments, groups[0].update + 1, label_metrics)
 
     def _ask(

@@ -42,14 +42,14 @@ class Imagined(NamedTuple):
     seconds: float
     videos: Ref
     trajectories: Handle
-    scores: Scores | None  # None unless the world itself judged
+    scores: Scores | None  # None where a reward worker judges
 
 
 class Scored(NamedTuple):
     request: RolloutRequest
     scores: Scores
     seconds: float
-    scores_ref: Ref | None  # None: the world itself judged, so labels need no check
+    scores_ref: Ref | None  # None: they came with the rollout
     trajectories: Handle
 
 
@@ -85,7 +85,7 @@ class Rollouts:
         )
 
     def score(self, event: Imagined) -> Scored | None:
-        """Submit the videos for scoring; returns the scores directly if the world has already judged."""
+        """Submit the videos for scoring; returns the scores directly if they came with the rollout."""
         self._add("time/imagine_s", event.seconds)
         self.team.rates.rolled_out(len(event.request.groups), event.seconds)
         if not self.is_open(event.request):

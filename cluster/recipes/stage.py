@@ -28,6 +28,7 @@ FREE = (
     "faults",
     "checkpoint",
     "monitoring",
+    "reward.placement",
     "cluster.imagination_actors",
     "cluster.reward_actors",
     "cluster.environment_actors",
@@ -53,6 +54,7 @@ FREE = (
 # Settings that came after there were runs, with the value at which they change nothing: there they are no part of what a
 # result is made from, so that earlier results hold.
 LATER: Mapping[str, Any] = {
+    "rollout.slots": 0,
     "rollout.num_chunks": 0,
     "rollout.keyframes_per_episode": 0,
     "filter.dynamic_sampling": True,

@@ -9,7 +9,7 @@ from tests.support.implementations import WORLDS, make_starts, random_actions
 from wmpo_ray.core.interfaces import World
 from wmpo_ray.core.types import Transition
 
-ABILITIES = {"imagines", "restore", "expert", "events", "render"}
+ABILITIES = {"imagines", "restore", "expert", "events", "render", "slots"}
 SEEDS = [5, 6, 7]
 
 
@@ -106,3 +106,20 @@ def test_what_has_ended_stays_as_it_is():
         _, later = world.step_chunk(state, random_actions(), SEEDS)
         assert later.done.all() and later.success.all() and not later.num_steps.any()
         assert np.array_equal(later.frames, np.repeat(made.frames[:, -1:], world.chunk_length, 1))
+
+
+def test_states_that_can_be_cut_step_as_they_would_have_together(world):
+    if "slots" not in world.abilities:
+        assert not hasattr(world.start(make_starts())[0], "with_rows"), 'name the ability "slots"'
+        return
+    start, _ = world.start(make_starts())
+    order = np.array([2, 0, 1])
+    after, made = world.step_chunk(start.rows(order), random_actions()[order], [SEEDS[i] for i in order])
+    _, expected = world.step_chunk(start, random_actions(), SEEDS)
+    assert np.abs(made.frames.astype(int) - expected.frames[order]).max() <= 1, "another shape may round otherwise"
+    together = start.with_rows(order[:2], after.rows(np.arange(2)))
+    back = together.rows(order[:2])
+    one, other = (
+        world.step_chunk(state, random_actions(2), SEEDS[:2])[1] for state in (back, after.rows(np.arange(2)))
+    )
+    assert_same(one, other)

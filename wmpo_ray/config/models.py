@@ -140,6 +140,9 @@ class RewardConfig(Section):
     pixel_noise: NonNegative = 4.0  # of 255, augmentation
     success_margin: Count = 2  # clips of a success that end this close to its end are no negatives
     swapped_share: Share = 0.1  # share of negatives that are terminal clips with another instruction
+    # "with_imagination": beside each world model, where a trajectory ends at its success; "own": in workers of its own,
+    # which see whole trajectories. Both lead to the same weights.
+    placement: Literal["own", "with_imagination"] = "own"
     verify: VerifyConfig = VerifyConfig()
     label_noise: LabelNoiseConfig = LabelNoiseConfig()
 

@@ -39,7 +39,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
             Role(
                 "imagination",
                 "actors.rollout_actor:RolloutActor",
-                ("policy", "world_model"),
+                ("policy", "world_model", "reward_model", "verifier"),
                 lambda config: config.cluster.imagination_actors,
             ),
             Role(
@@ -70,11 +70,12 @@ ROLES: Mapping[str, Role] = MappingProxyType(
 def roles_of(config: Config) -> tuple[Role, ...]:
     """The roles that a run has: without imagination there are no world model workers, and the world itself judges.
 
-    An algorithm that learns from recorded episodes needs only a learner.
+    Where imagination judges as it goes there are no reward workers either. An algorithm that learns from recorded episodes needs only a learner.
     """
     if config.training.source == "offline":
         return (ROLES["learner"],)
     needless = set() if config.rollout.world == "imagination" else {"imagination", "reward"}
+    needless |= {"reward"} if config.judges_while_imagining else set()
     return tuple(role for role in ROLES.values() if role.name not in needless)
 
 

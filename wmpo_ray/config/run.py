@@ -184,6 +184,11 @@ class Config(AlgorithmSections):
         return self.num_chunks * self.rollout.chunk_length
 
     @property
+    def judges_while_imagining(self) -> bool:
+        """Whether the reward model stands beside the world model, and ends trajectories at their success."""
+        return self.rollout.world == "imagination" and self.reward.placement == "with_imagination"
+
+    @property
     def max_staleness(self) -> int:
         """`filter.max_staleness`, of which more than all updates means nothing."""
         return min(self.filter.max_staleness, self.training.num_updates)
@@ -248,11 +253,12 @@ class Config(AlgorithmSections):
                 "set reward.clip_length"
             )
         self.rollout.check(horizon // chunk, self.reward.clip_length)
-        if self.rollout.keyframes_per_episode and not self.world_model.is_learned:
-            raise ValueError(
-                f"rollout.keyframes_per_episode={self.rollout.keyframes_per_episode} needs a learned world_model.kind: "
-                f"{shown(self.world_model.kind)} cannot go on from a frame; set it to 0"
-            )
+        for key in ("keyframes_per_episode", "slots"):
+            if (value := getattr(self.rollout, key)) and not self.world_model.is_learned:
+                raise ValueError(
+                    f"rollout.{key}={value} needs a learned world_model.kind: {shown(self.world_model.kind)} neither goes on "
+                    "from a frame nor steps some of its trajectories; set it to 0"
+                )
         if self.rollout.max_trajectories and self.filter.max_staleness:
             raise ValueError(
                 f"rollout.max_trajectories={self.rollout.max_trajectories} is counted update by update: set "

@@ -14,6 +14,8 @@ class RolloutConfig(Section):
     group_size: Annotated[int, Field(le=10**4)] = 8  # G
     groups_per_update: Annotated[int, Field(ge=1, le=10**5)] = 40  # B
     groups_per_request: Annotated[int, Field(ge=1, le=10**5)] = 4  # groups that one actor imagines in one batch
+    # Trajectories that a world model computes at once, with copies in slots that are left over; 0: those of a request.
+    slots: Annotated[int, Field(ge=0, le=10**5)] = 0
     temperature: Positive = 1.0
     world: Literal["imagination", "environment"] = (
         "imagination"  # where rollouts are made; an environment judges itself
@@ -40,6 +42,11 @@ class RolloutConfig(Section):
             raise ValueError(
                 f"max_trajectories={self.max_trajectories} is below the {smallest} of one update; raise "
                 "rollout.max_trajectories or lower rollout.groups_per_update"
+            )
+        if self.slots > self.groups_per_request * self.group_size:
+            raise ValueError(
+                f"slots={self.slots} is more than the {self.groups_per_request * self.group_size} trajectories of a request; "
+                "set rollout.slots"
             )
         if (self.num_chunks or self.keyframes_per_episode) and self.world == "environment":
             raise ValueError(

@@ -76,6 +76,7 @@ class World(Protocol):
         expert: `step_expert` acts by a script that sees the scene
         events: `detect_events` reads events from the frames of videos
         render: frames can be rendered, so that `frames` may be other than "none"
+        slots: its states can be cut into trajectories and put together again, by their `rows` and `with_rows`
     """
 
     chunk_length: int

@@ -39,7 +39,7 @@ def imagination_memory(config: Config, policy: PolicyCost, world: WorldModelCost
         MemoryPart("policy weights", policy.num_parameters * replica_bytes(config)),
         MemoryPart("acting", batch * policy.acting_bytes),
     ]
-    return _role("imagination", [*parts, *_world_parts(config, world, batch)])
+    return _role("imagination", [*parts, *_world_parts(config, world, config.rollout.slots or batch)])
 
 
 def reward_memory(config: Config, reward: RewardModelCost, verifier: WorldModelCost | None) -> RoleMemory:

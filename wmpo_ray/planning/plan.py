@@ -164,12 +164,17 @@ def _actors(
     judges = ("reward model", *("second world model" for _ in [verifier] if verifier))
     worker = imagination_memory(config, policy, world)
     judge = reward_memory(config, reward, verifier)
+    if config.judges_while_imagining:
+        worker = RoleMemory(worker.role, (*worker.parts, *judge.parts))
     learner = learner_memory(config, policy)
     learning = _actor(config, place.learner, cluster.learner_ranks, ("policy in training",), learner)
     if config.training.source == "offline":
         return (learning,)
+    models = ("policy", "world model")
+    if config.judges_while_imagining:
+        return _actor(config, place.imagination, cluster.imagination_actors, (*models, *judges), worker), learning
     return (
-        _actor(config, place.imagination, cluster.imagination_actors, ("policy", "world model"), worker),
+        _actor(config, place.imagination, cluster.imagination_actors, models, worker),
         _actor(config, place.reward, cluster.reward_actors, judges, judge),
         learning,
     )
@@ -201,14 +206,15 @@ def _work(
     if config.training.source == "offline":
         return (_learning(config, policy, trajectories * config.num_decisions),)
     clips = trajectories * (config.rollout_horizon + 2 - config.reward.clip_length)
+    judge = "imagination" if config.judges_while_imagining else "reward"
     work = [
         Work("act", "imagination", decisions, "policy decisions", decisions * policy.tflop),
         *_imagining(config, world, trajectories),
-        Work("judge", "reward", clips, "clips scored", clips * reward.tflop),
+        Work("judge", judge, clips, "clips scored", clips * reward.tflop),
     ]
     if verifier is not None:
         again = sum(item.tflop for item in _imagining(config, verifier, trajectories)) + clips * reward.tflop
-        work.append(Work("verify", "reward", trajectories, "successes, if all are", again))
+        work.append(Work("verify", judge, trajectories, "successes, if all are", again))
     return (*work, _learning(config, policy, decisions))
 
 

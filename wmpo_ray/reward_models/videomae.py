@@ -118,18 +118,27 @@ class VideoMAERewardModel:
         return torch.nn.functional.one_hot(index, len(known)).float()
 
     @torch.no_grad()
-    def probabilities(self, videos: np.ndarray, instructions: Sequence[str], batch_size: int = 512) -> np.ndarray:
-        """videos [M, T+1, H, W, 3] -> probability [M, W] of each window of L frames, stride 1, W = T + 2 - L."""
+    def probabilities(self, videos: np.ndarray, instructions: Sequence[str], batch_size: int = 64) -> np.ndarray:
+        """videos [M, T+1, H, W, 3] -> probability [M, W] of each window of L frames, stride 1, W = T + 2 - L.
+
+        Batches all have the same shape, which decides how sums are rounded: a window's probability does not depend on
+        what is judged beside it.
+        """
         frames = torch.as_tensor(videos).to(self.network.device)
         windows = frames.unfold(1, self.clip_length, 1).movedim(-1, 2)  # [M, W, L, H, W, 3]
         num_videos, num_windows = windows.shape[:2]
         flat = windows.flatten(0, 1)
         repeated = [text for text in instructions for _ in range(num_windows)]
+        missing = -len(flat) % batch_size
+        if len(flat) and missing:
+            flat = torch.cat([flat, flat[-1:].expand(missing, *flat.shape[1:])])
+            repeated += repeated[-1:] * missing
         parts = [
             self.logits(flat[i : i + batch_size], repeated[i : i + batch_size]).float().sigmoid()
             for i in range(0, len(flat), batch_size)
         ]
-        return torch.cat(parts).view(num_videos, num_windows).cpu().numpy()
+        found = torch.cat(parts)[: num_videos * num_windows] if parts else flat.new_zeros(0).float()
+        return found.view(num_videos, num_windows).cpu().numpy()
 
     def decide(self, probabilities: np.ndarray, min_steps: int, horizon: int) -> Scores:
         return decide(probabilities, self.threshold, self.clip_length, min_steps, horizon)

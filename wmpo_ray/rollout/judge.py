@@ -35,14 +35,14 @@ class VideoJudge:
 class VerifiedJudge:
     """Keeps a success only if the same actions succeed in a second world too, see `verify`.
 
-    They are replayed there under seeds of the requests' members.
+    They are replayed there under seeds of the requests' members. `again`: judges the replays; None: the same judge.
     """
 
-    def __init__(self, judge: Judge, world: World, disputed: Disputed = "failure"):
-        self.first, self.world, self.disputed = judge, world, disputed
+    def __init__(self, judge: Judge, world: World, disputed: Disputed = "failure", again: Judge | None = None):
+        self.first, self.world, self.disputed, self.again = judge, world, disputed, again or judge
 
     def judge(self, videos: Videos) -> Scores:
-        return verify(self.first.judge(videos), videos, self.first, self._replay_again, self.disputed)
+        return verify(self.first.judge(videos), videos, self.again, self._replay_again, self.disputed)
 
     def _replay_again(self, videos: Videos, rows: np.ndarray) -> np.ndarray:
         members = members_of(videos.requests)

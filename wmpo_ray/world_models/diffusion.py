@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +23,7 @@ from wmpo_ray.core.untrusted import NetworkSettings, check_finite, check_network
 from wmpo_ray.world_models.autoencoder import AutoencoderCodec, FrameCodec, PixelCodec
 from wmpo_ray.world_models.denoiser import MAP_CHANNELS, Denoiser, num_action_features
 from wmpo_ray.world_models.diffusion_settings import DenoiserConfig, DiffusionConfig, SamplerConfig
+from wmpo_ray.world_models.latent_context import LatentContext
 from wmpo_ray.world_models.sampler import RectifiedFlowSampler
 from wmpo_ray.world_models.stdit import STDiT
 
@@ -69,19 +69,10 @@ class _NetworkSettings(NetworkSettings):
         return self.depth
 
 
-@dataclass(frozen=True)
-class LatentContext:
-    """State between chunks: the newest c latents [B, C, c, h, w], the frames imagined so far, the instructions [B]."""
-
-    latents: Tensor
-    num_frames: int
-    instructions: tuple[str, ...]
-
-
 class DiffusionWorldModel:
     """Imagines the next K frames from the last c frames and K actions (implements `interfaces.World`)."""
 
-    abilities = frozenset({"imagines", "render"})
+    abilities = frozenset({"imagines", "render", "slots"})
 
     def __init__(
         self,

@@ -1,0 +1,125 @@
+"""A world that ends trajectories at their success: the same trajectories to the last bit, and less of them imagined."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.implementations import make_tiny
+from tests.support.small_world import EMBEDDED, scene_starts, small_world_model
+from wmpo_ray.core.types import GroupRequest, RolloutRequest
+from wmpo_ray.environments.environment_world import EnvironmentWorld
+from wmpo_ray.environments.pocket.env import INSTRUCTIONS, PocketEnvironment
+from wmpo_ray.reward_models.videomae import VideoMAERewardModel
+from wmpo_ray.reward_models.videomae_settings import NetworkRewardConfig
+from wmpo_ray.rollout.judge import VideoJudge, WorldJudge
+from wmpo_ray.rollout.judged_world import BlockWorld, JudgedWorld
+from wmpo_ray.rollout.requests import rollout_request
+
+CHUNKS, HORIZON = 4, 16
+
+
+class CountedWorld:
+    """Counts the rows that the world behind it steps."""
+
+    def __init__(self, world):
+        self.world, self.num_rows = world, 0
+        self.chunk_length, self.context_frames, self.abilities = (
+            world.chunk_length,
+            world.context_frames,
+            world.abilities,
+        )
+
+    def start(self, starts):
+        return self.world.start(starts)
+
+    def step_chunk(self, state, actions, seeds, frames="all"):
+        self.num_rows += len(actions)
+        return self.world.step_chunk(state, actions, seeds, frames)
+
+
+@pytest.fixture(scope="module", params=["fp32", "bf16"])
+def world(request):
+    return small_world_model(EMBEDDED.model_copy(update={"precision": request.param}), num_steps=1)
+
+
+@pytest.fixture(scope="module")
+def reward_model() -> VideoMAERewardModel:
+    """Untrained, with a threshold that some trajectories reach at some time."""
+    model = VideoMAERewardModel.create(NetworkRewardConfig(clip_length=4), 16, INSTRUCTIONS, seed=3)
+    with torch.no_grad():
+        model.network.classifier.weight.normal_(0, 4, generator=torch.Generator().manual_seed(0))
+    return model
+
+
+@pytest.fixture(scope="module")
+def rolled(world, reward_model):
+    """The whole horizon of every trajectory, in blocks of four, and what the reward model says of it."""
+    made = rollout_request(make_tiny(), BlockWorld(world, 4), make_request(), CHUNKS)
+    probabilities = reward_model.probabilities(made.videos.frames, made.videos.instructions)
+    reward_model.threshold = float(np.quantile(probabilities.max(1), 0.4))
+    return made, VideoJudge(reward_model, 2).judge(made.videos)
+
+
+def make_request(count: int = 3, size: int = 4) -> RolloutRequest:
+    groups = tuple(GroupRequest(0, i, i, start, size, 7) for i, start in enumerate(scene_starts(count)))
+    return RolloutRequest(1, groups, 0, 1.0)
+
+
+@pytest.mark.parametrize("slots", [4, 0])
+def test_ending_early_changes_no_bit_of_what_is_learned_from(world, reward_model, rolled, slots):
+    _, scores = rolled
+    whole = rollout_request(make_tiny(), BlockWorld(world, slots), make_request(), CHUNKS)
+    if not slots:
+        scores = VideoJudge(reward_model, 2).judge(whole.videos)
+    counted = CountedWorld(world)
+    early_world = JudgedWorld(counted, reward_model, 2, HORIZON, slots)
+    early = rollout_request(make_tiny(), early_world, make_request(), CHUNKS, world_judges=True)
+    judged = WorldJudge().judge(early.videos)
+    assert (judged.success == scores.success).all() and 0 < scores.success.sum() < len(scores.success)
+    assert (judged.finish_step == scores.finish_step).all()
+    for row, finish in enumerate(scores.finish_step):
+        decisions = -(-int(finish) // 4)
+        for name in ("frames", "behavior_logprobs", "actions"):
+            one, other = (getattr(made.trajectories, name)[row, :decisions] for made in (whole, early))
+            assert one.tobytes() == other.tobytes(), (name, row)
+    needed = sum(-(-int(finish) // 4) for finish in scores.finish_step)
+    assert needed <= counted.num_rows <= (CHUNKS * 12 if slots == 0 else needed + CHUNKS * 3)
+    if slots:
+        assert counted.num_rows < CHUNKS * 12
+
+
+def test_a_trajectory_is_the_same_in_another_slot_and_beside_others(world):
+    """Alone, in company, at another place: the shape of a block decides, nothing else in it."""
+    starts, blocks = scene_starts(5), BlockWorld(world, 4)
+    actions = torch.rand(5, 4, 3, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+    def imagined(rows: list[int]) -> dict[int, bytes]:
+        state, _ = blocks.start([starts[i] for i in rows])
+        state, made = blocks.step_chunk(state, actions[rows], [50 + i for i in rows])
+        return {row: state.latents[i].numpy().tobytes() + made.frames[i].tobytes() for i, row in enumerate(rows)}
+
+    together = imagined([0, 1, 2, 3, 4])
+    for rows in ([3], [4, 3, 2, 1, 0], [2, 2, 1]):
+        assert all(together[row] == bits for row, bits in imagined(rows).items()), rows
+
+
+def test_rows_that_were_not_asked_for_stay_as_they_are(world):
+    blocks = BlockWorld(world, 2)
+    state, _ = blocks.start(scene_starts(3))
+    after, made = blocks.step_rows(state, torch.zeros(3, 4, 3), [1, 2, 3], np.array([2, 0]))
+    assert made.frames.shape[0] == 2 and (after.latents[1] == state.latents[1]).all()
+    assert not (after.latents[2] == state.latents[2]).all(), "and the state that was given is still there"
+
+
+def test_a_world_that_cannot_be_cut_is_stepped_whole(reward_model):
+    simulator = EnvironmentWorld(PocketEnvironment(HORIZON), 4)
+    with pytest.raises(ValueError, match=r"EnvironmentWorld cannot be stepped in parts; set rollout.slots=0"):
+        BlockWorld(simulator, 4)
+    made = rollout_request(
+        make_tiny(), JudgedWorld(simulator, reward_model, 0, HORIZON), make_request(), CHUNKS, world_judges=True
+    )
+    plain = rollout_request(make_tiny(), simulator, make_request(), CHUNKS)
+    judged, scores = WorldJudge().judge(made.videos), VideoJudge(reward_model, 0).judge(plain.videos)
+    assert (judged.success == scores.success).all() and (judged.finish_step == scores.finish_step).all()
