@@ -22,7 +22,7 @@ from cluster.cli.inspect_commands import add_inspection
 from cluster.cli.job_commands import add_jobs
 from cluster.cli.model_commands import add_models
 from cluster.cli.monitor_commands import add_monitoring
-from cluster.cli.options import Folder, Out, Overrides, Source, user_path
+from cluster.cli.options import Folder, Out, Overrides, Rounds, Source, user_path, with_rounds
 from cluster.cli.tables import print_evaluation, print_summary
 from cluster.cli.watch_commands import add_watching
 from cluster.host.job import cluster_address, job_id, run_folder
@@ -108,10 +108,7 @@ def run(
     serial: Serial = False,
     force: Force = False,
     overrides: Overrides = None,
-    rounds: Annotated[
-        int | None,
-        typer.Option(min=1, help="Rounds of collecting with the last policy and improving it: recipe.rounds."),
-    ] = None,
+    rounds: Rounds = None,
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
     restarts: Annotated[int, typer.Option(min=0, help="Number of automatic restarts after a crash.")] = 0,
     quiet: Quiet = False,
@@ -124,8 +121,7 @@ def run(
     With --resume and other settings, the stages that depend on them are redone and the others kept. More --rounds than a
     finished run had go on with the next round.
     """
-    in_rounds = [] if rounds is None else [f"recipe.rounds={rounds}"]
-    config = load_config(source, [*(overrides or ()), *in_rounds])
+    config = load_config(source, with_rounds(overrides, rounds))
     if restarts:
         raise typer.Exit(restart_on_crash(_without_option(sys.argv[1:], "--restarts"), restarts, _log_restart))
     folder = run_folder(out, config)

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.cli.options import Overrides, WorkingDir
+from cluster.cli.options import Overrides, Rounds, WorkingDir, with_rounds
 from cluster.host.job import RUNS
 from cluster.host.security import prepare_ray
 from wmpo_ray.config.loading import load_config
@@ -34,10 +34,12 @@ def submit(
     working_dir: WorkingDir = Path("."),
     out: Annotated[str | None, typer.Option("--out", help="Folder of the run on the cluster's shared storage.")] = None,
     overrides: Overrides = None,
+    rounds: Rounds = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Show the job's log until it ends.")] = True,
 ) -> None:
     """Submit `wmpo run` to a running cluster; submitted again after a stop, it resumes."""
-    config = load_config(source, overrides or ())  # errors are reported here, not in the job's log
+    settings = with_rounds(overrides, rounds)
+    config = load_config(source, settings)  # errors are reported here, not in the job's log
     prepare_ray(address)
     from cluster.host.preflight import preflight_submission
     from cluster.host.submission import connect
@@ -45,7 +47,7 @@ def submit(
     preflight_submission(config)
 
     command = ["python", "-m", "wmpo_ray", "run", source, *(["--out", out] if out else [])]
-    command += [part for override in overrides or () for part in ("--set", override)]
+    command += [part for setting in settings for part in ("--set", setting)]
     runs = {RUNS: os.environ[RUNS]} if os.environ.get(RUNS) else {}
     _run_job(connect(address), command, working_dir, runs, wait)
 

@@ -26,6 +26,10 @@ Source = Annotated[str, typer.Argument(metavar="PRESET|FILE", help="A preset (se
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated.")
 ]
+Rounds = Annotated[
+    int | None,
+    typer.Option("--rounds", min=1, help="Rounds of collecting with the last policy and improving it: recipe.rounds."),
+]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", parser=user_path, help="Folder of a run.")]
 Out = Annotated[
     Path | None,
@@ -42,3 +46,8 @@ WorkingDir = Annotated[
         metavar="DIR", parser=user_path, help="Folder that is sent along; what .gitignore and .rayignore name stays."
     ),
 ]
+
+
+def with_rounds(overrides: list[str] | None, rounds: int | None) -> list[str]:
+    """The overrides of a command line with those of its --rounds."""
+    return [*(overrides or ()), *([] if rounds is None else [f"recipe.rounds={rounds}"])]

@@ -21,7 +21,7 @@ from wmpo_ray.core.runtime_settings import configure_process
 from wmpo_ray.core.starts import start_seeds
 from wmpo_ray.core.types import Episodes
 from wmpo_ray.registry import load_policy, make_environment
-from wmpo_ray.rollout.evaluation import rollout_outcomes, rollout_policy
+from wmpo_ray.rollout.evaluation import is_recovery, rollout_outcomes, rollout_policy
 from wmpo_ray.runs.folder import CONFIG
 from wmpo_ray.runs.outcomes import Outcomes, outcomes_file, read_outcomes, write_outcomes
 from wmpo_ray.runs.round_folders import label_of
@@ -63,12 +63,13 @@ def measure(context: RunContext, label: str, path: Path) -> tuple[Outcomes, dict
 
 
 def save_videos(context: RunContext, name: str, chosen: Episodes) -> None:
-    """A few successes and failures for the report."""
+    """A few episodes of each kind for the report."""
     np.savez_compressed(
         context.videos / f"{name}.npz",
         frames=np.asarray(chosen.frames),
         success=chosen.success,
         lengths=chosen.lengths,
+        recovered=is_recovery(chosen),
         instructions=np.array(json.dumps(chosen.instructions)),
     )
 

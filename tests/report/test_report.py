@@ -204,12 +204,13 @@ def test_the_verdict_follows_the_intervals(final: tuple[float, float, float], wo
 
 def test_videos_beyond_the_size_of_a_page_are_counted_and_left_out():
     noise = np.random.default_rng(0).integers(0, 256, (5, 3, 16, 16, 3), dtype=np.uint8)
-    videos = PolicyVideos(noise, np.arange(5) % 2 == 0, np.full(5, 2), ["stack"] * 5)
+    videos = PolicyVideos(noise, np.arange(5) % 2 == 0, np.full(5, 2), ["stack"] * 5, np.arange(5) == 2)
     everything = policy_section(videos, "Base", "base.npz", "base", VideoBudget())
     room = len(everything) // 2
     part = policy_section(videos, "Base", "base.npz", "base", VideoBudget(left=room))
     shown = part.count("<img")
     assert everything.count("<img") == 5 and 0 < shown < 5
+    assert everything.count("after a failed attempt") == 1
     assert f"{5 - shown} more in the folder videos" in part and "more in the folder" not in everything
     assert len(part) < room * 4 / 3 + 2000
 

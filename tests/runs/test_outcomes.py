@@ -37,8 +37,12 @@ def test_rate_and_metrics_follow_from_the_outcomes():
     low, high = wilson_interval(2, 5)
     assert outcomes().rate == {"value": 0.4, "low": low, "high": high, "num": 5}
     # A miss in an episode that succeeded later is no failure.
-    assert outcomes().metrics == {"success": 0.4, "failures": {"miss": 0.4}, "success_length": 5.0}
+    metrics = outcomes().metrics
+    assert metrics["success"] == 0.4 and metrics["failures"] == {"miss": 0.4} and metrics["success_length"] == 5.0
     assert outcomes(success=[False] * 5).metrics["success_length"] is None
+    assert metrics["failed_attempts"] == 0.6 and metrics["recovered"] == pytest.approx(1 / 3), "one of three misses"
+    assert outcomes(failures={"miss": [False] * 5}).metrics["recovered"] is None
+    assert "recovered" not in outcomes(failures={}).metrics, "this environment does not know"
 
 
 def test_outcomes_of_episodes_name_environment_policy_and_sampling(tmp_path):

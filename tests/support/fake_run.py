@@ -36,6 +36,10 @@ GATE = {
 EVALUATE = {
     "failures_base": {"miss": 0.471, "jam": 0.193, "drop": 0.049, "wrong_pocket": 0.168},
     "failures_final": {"miss": 0.312, "jam": 0.143, "drop": 0.037, "wrong_pocket": 0.090},
+    "failed_attempts_base": 0.71,
+    "recovered_base": 0.268,
+    "failed_attempts_final": 0.64,
+    "recovered_final": 0.512,
 }
 
 

@@ -23,12 +23,17 @@ BAD_ARCHIVE = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, 
 )
 
 
-def load_npz(path: Path, names: Sequence[str], max_bytes: int) -> dict[str, np.ndarray]:
-    """The arrays of these names in an npz archive; `max_bytes` bounds the file and what it unpacks to."""
+def load_npz(path: Path, names: Sequence[str], max_bytes: int, optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """The arrays of these names in an npz archive; `max_bytes` bounds the file and what it unpacks to.
+
+    Those of `optional` may be missing: files of earlier versions have not got them.
+    """
     with _archive(path, max_bytes) as archive:
         entries = {}
-        for name in names:
+        for name in (*names, *optional):
             found = [entry for entry in archive.infolist() if entry.filename == f"{name}.npy"]
+            if not found and name in optional:
+                continue
             if len(found) != 1:
                 raise UserError(f"{path} holds {len(found)} arrays named {name!r} instead of 1")
             entries[name] = found[0]

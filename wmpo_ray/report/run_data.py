@@ -41,6 +41,7 @@ class PolicyVideos:
     success: np.ndarray  # [V] bool
     lengths: np.ndarray  # [V] int64
     instructions: list[str]  # [V]
+    recovered: np.ndarray  # [V] bool: a success after a failed attempt
 
 
 @dataclass
@@ -205,11 +206,13 @@ def _parse_line(text: bytes) -> Any:
         return None
 
 
-def _read_arrays(path: Path, names: tuple[str, ...], notes: list[str]) -> dict[str, np.ndarray] | None:
+def _read_arrays(
+    path: Path, names: tuple[str, ...], notes: list[str], optional: tuple[str, ...] = ()
+) -> dict[str, np.ndarray] | None:
     if not path.exists():
         return None
     try:
-        return load_npz(path, names, MAX_VIDEO_FILE_BYTES)
+        return load_npz(path, names, MAX_VIDEO_FILE_BYTES, optional)
     except UserError as error:
         notes.append(f"{error}.")
         return None
@@ -248,9 +251,10 @@ def _read_pairs(path: Path, notes: list[str]) -> VideoPairs | None:
 
 def _read_policy_videos(path: Path, notes: list[str]) -> PolicyVideos | None:
     names = ("frames", "success", "lengths", "instructions")
-    arrays = _read_arrays(path, names, notes)
+    arrays = _read_arrays(path, names, notes, ("recovered",))
     instructions = _checked(arrays, ("frames",), path, notes) if arrays else None
     if arrays is None or instructions is None:
         return None
     success, lengths = arrays["success"].astype(bool), arrays["lengths"].astype(np.int64)
-    return PolicyVideos(arrays["frames"], success, lengths, instructions)
+    recovered = arrays.get("recovered", np.zeros(len(success), bool)).astype(bool)
+    return PolicyVideos(arrays["frames"], success, lengths, instructions, recovered)

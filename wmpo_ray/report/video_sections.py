@@ -160,7 +160,8 @@ def policy_section(videos: PolicyVideos | None, who: str, file_name: str, tone: 
         frames = enlarge(videos.frames[i, :stop])
         small = videos.frames.shape[2] < TARGET_PIXELS
         picture = _picture(frames, small, f"{videos.instructions[i]}, {who}", budget)
-        words = (_outcome(videos.success[i]), f" · {stop - 1} steps", tag("span", videos.instructions[i]))
+        how = " after a failed attempt" if videos.recovered[i] else ""
+        words = (_outcome(videos.success[i]), f"{how} · {stop - 1} steps", tag("span", videos.instructions[i]))
         caption = tag("figcaption", *words)
         figures.append(None if picture is None else tag("figure", picture, caption, class_=f"video tone-{tone}"))
     return card(title, _gallery(figures), how="Failures first. Each video rests on its last frame.")

@@ -17,6 +17,7 @@ from wmpo_ray.rollout.act import Move, SeedsOf, act, run
 from wmpo_ray.rollout.replay import replay
 
 Progress = Callable[[int], None]
+NUM_RECOVERIES = 2  # videos
 RECORDING_BYTES = 2**30  # of a batch's frames; the previous batch may still be in memory
 
 
@@ -68,18 +69,23 @@ def rollout_outcomes(
     num_videos: int = 4,
     progress: Progress = lambda done: None,
 ) -> tuple[Episodes, Episodes]:
-    """(all episodes with their first frame only, the first `num_videos` successes and failures with all frames).
+    """(all episodes with their first frame only, some with all frames).
 
-    Frames are kept of one batch at a time, and of none once there are enough of both.
+    Those are the first `num_videos` successes and failures, and up to `NUM_RECOVERIES` further successes after a failed
+    attempt. Frames are kept of one batch at a time, and of none once there are enough successes and failures.
     """
-    missing = {True: num_videos, False: num_videos}
+    missing, recoveries = {True: num_videos, False: num_videos}, NUM_RECOVERIES
     outcomes, videos = [], []
     for episodes in rollout_batches(
         policy, environment, seeds, temperature, run_key, lambda: any(missing.values()), progress
     ):
+        kept = any(missing.values())
         for success in missing:
             rows = np.flatnonzero(episodes.success == success)[: missing[success]]
             missing[success] -= len(rows)
+            if success and kept:
+                more = np.setdiff1d(np.flatnonzero(is_recovery(episodes)), rows)[:recoveries]
+                rows, recoveries = np.concatenate([rows, more]), recoveries - len(more)
             if len(rows):
                 videos.append(_in_memory(episodes.rows(rows)))
         outcomes.append(
@@ -87,6 +93,11 @@ def rollout_outcomes(
         )  # a copy, so that the other frames can be freed
     chosen = concatenate_episodes(videos)
     return concatenate_episodes(outcomes), chosen.rows(np.argsort(~chosen.success, kind="stable"))
+
+
+def is_recovery(episodes: Episodes) -> np.ndarray:
+    """Which episodes [M] succeed after a failed attempt; none where the environment reports no failures."""
+    return episodes.success & np.any([np.zeros(len(episodes), bool), *episodes.failures.values()], 0)
 
 
 def _rollout_batch(

@@ -70,10 +70,22 @@ class Outcomes(BaseModel):
         return {"value": float(np.mean(self.success)), "low": low, "high": high, "num": len(self.success)}
 
     @property
+    def _self_correction(self) -> dict[str, Any]:
+        if not self.failures:
+            return {}
+        success, failed = np.array(self.success), np.any([flags for flags in self.failures.values()], 0)
+        recovered = float(success[failed].mean()) if failed.any() else None
+        return {"failed_attempts": float(failed.mean()), "recovered": recovered}
+
+    @property
     def metrics(self) -> dict[str, Any]:
-        """Metrics of the stage: success, share of each failure without success, mean steps to success or None."""
+        """Metrics of the stage: success, share of each failure without success, mean steps to success or None.
+
+        `failed_attempts`: share of the episodes in which something went wrong; `recovered`: share of these that succeed
+        all the same, None where there are none. Both only where the environment reports failures.
+        """
         success, lengths = np.array(self.success), np.array(self.lengths)
-        return {
+        return self._self_correction | {
             "success": float(success.mean()),
             "failures": {name: float((np.array(flags) & ~success).mean()) for name, flags in self.failures.items()},
             "success_length": float(lengths[success].mean()) if success.any() else None,
