@@ -16,7 +16,7 @@ from wmpo_ray.core.types import MAIN_CAMERA, Episodes, Observation
 
 
 def batch_of(episodes: Episodes, **settings):
-    config = offline_config("filtered_bc", **settings)
+    config = offline_config("filtered_bc", **{"decisions": "every_step", **settings})
     algorithm, policy = FilteredBc(config), tiny_policy(config)
     return algorithm, policy, algorithm.prepare(policy, episodes, ALONE, lambda: None).batch(0)
 
@@ -63,4 +63,4 @@ def test_only_decisions_are_cloned_where_chunks_are_asked_for():
     starts = {frames.tobytes() for frames in episodes.frames[:, 4]}
     assert {frames.tobytes() for frames in batch.images[MAIN_CAMERA][:, 1]} == starts
     assert offline_config("filtered_bc", decisions="chunks").num_decisions == 4
-    assert offline_config("filtered_bc").num_decisions == 16
+    assert offline_config("filtered_bc", decisions="every_step").num_decisions == 16

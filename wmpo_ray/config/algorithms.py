@@ -94,7 +94,7 @@ class FilteredBcConfig(OfflineSection):
 
     implementation: ClassVar[str] = "wmpo_ray.algorithms.filtered_bc:FilteredBc"
 
-    decisions: Literal["every_step", "chunks"] = "every_step"  # what is cloned: each step, or where chunks began
+    decisions: Literal["every_step", "chunks"] = "chunks"  # what is cloned: where chunks began, or every step
 
     @property
     def learns_every_step(self) -> bool:
