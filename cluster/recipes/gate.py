@@ -116,6 +116,13 @@ def missed_bounds(metrics: dict[str, Any], config: GateConfig) -> list[str]:
     for key in ("grasp_agreement", "placement_agreement"):
         if metrics.get(key, 1.0) < config.min_event_agreement:
             misses.append(f"{key} {metrics[key]:.3f} < gate.min_event_agreement={config.min_event_agreement}")
+    wrong = metrics["false_positives"] / max(metrics["num"], 1)
+    if wrong > config.max_false_positives:
+        misses.append(
+            f"false positives {wrong:.3f} of the replays > gate.max_false_positives={config.max_false_positives}"
+        )
+    if metrics["safe_horizon"] < config.min_safe_horizon:
+        misses.append(f"safe horizon {metrics['safe_horizon']} steps < gate.min_safe_horizon={config.min_safe_horizon}")
     gap = abs(metrics["imagined_success"] - metrics["real_success"])
     if gap > config.max_success_gap:
         misses.append(f"imagined and real success differ by {gap:.3f} > gate.max_success_gap={config.max_success_gap}")

@@ -106,6 +106,8 @@ class GateConfig(Section):
     min_f1: Share = 0.85
     min_event_agreement: Share = 0.8
     max_success_gap: Share = 0.12
+    max_false_positives: Share = 1.0  # of all replays: successes that are imagined only, which a policy can exploit
+    min_safe_horizon: Annotated[int, Field(ge=0)] = 0  # steps for which outcomes agree as often as labels must
     num_counterfactuals: Annotated[int, Field(ge=0)] = 64  # replays with the actions of another episode; 0: none
 
 
