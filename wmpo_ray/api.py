@@ -134,9 +134,11 @@ class Run:
     def _act(
         self, world: World, start: StartState, seed: int, policy: Which, temperature: float | None, past_end: bool
     ) -> Rollout:
+        if not isinstance(start, StartState):
+            raise UserError(f"start = {start!r}: give a start state, such as run.starts()[0]")
         network = self.policy(policy)
         heat = self.config.evaluation.temperature if temperature is None else temperature
-        return act(network, world, [start], self.config.num_chunks, heat, self._seeds(seed), past_end=past_end)
+        return act(network, world, [start], self.config.episode_chunks, heat, self._seeds(seed), past_end=past_end)
 
     def _seeds(self, seed: int, *word: str) -> SeedsOf:
         return lambda purpose, chunk: [seed_for(self.config.seed, "clip", *word, purpose, seed, chunk)]
@@ -196,6 +198,8 @@ class Run:
         if wanted is None:
             return {}
         folder, key = RunFolder(self.path), f"{self.config.algorithm.section}.num_updates"
+        if wanted < 1:
+            raise UserError(f"num_updates={wanted}: give 1 or more, of all updates together")
         labels = [label_of("optimize", round + 1) for round in range(self.config.recipe.rounds)]
         is_begun = any(folder.record(label) or folder.begun(label) for label in labels)
         if is_begun and wanted < (present := self.config.training.num_updates):

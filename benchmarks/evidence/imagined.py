@@ -50,7 +50,7 @@ def _imagined(config: Config, policy: Policy, world: World, judge: VideoJudge, s
         def seeds_of(purpose: str, chunk: int, part: list[StartState] = part) -> list[int]:
             return [seed_for(config.seed, "held-out", purpose, start.seed or 0, chunk) for start in part]
 
-        rollout = act(policy, world, part, config.num_chunks, config.evaluation.temperature, seeds_of)
+        rollout = act(policy, world, part, config.episode_chunks, config.evaluation.temperature, seeds_of)
         videos = Videos(rollout.frames, rollout.instructions, rollout.flat_actions, tuple(part))
         success.append(judge.judge(videos).success)
     return np.concatenate(success)

@@ -58,6 +58,7 @@ def run_pipeline(
     check_run(config, serial, address, steps, only, until)
     asked = steps_in(steps, only, until)
     if not (out / CONFIG).exists():  # before anything is created there
+        check_alone(steps, only)
         check_steps(config, serial, asked)
     preflight(config, out, serial=serial, address=address, stages={step.stage.name for step in asked})
     configure_process(config.cluster.threads_per_process)
@@ -113,6 +114,17 @@ def open_folder(out: Path, config: Config) -> Iterator[RunFolder]:
         folder.close()
 
 
+def check_alone(steps: Sequence[Step], only: str | None) -> None:
+    """Raises UserError for a step that needs others, where nothing is done."""
+    labels = [step.label for step in steps]
+    if only is not None and (before := labels[: labels.index(only)]):
+        raise needs_first(only, before)
+
+
+def needs_first(stage: str, missing: Sequence[str]) -> UserError:
+    return UserError(f"stage {stage} needs {', '.join(missing)} first; run them, or `wmpo run` for all")
+
+
 def wanted_of(plan: Sequence[Planned], only: str | None, until: str | None) -> list[Planned]:
     """The steps to run. Raises UserError where `only` needs a step that is not done."""
     labels = [planned.label for planned in plan]
@@ -125,7 +137,7 @@ def wanted_of(plan: Sequence[Planned], only: str | None, until: str | None) -> l
         if each.action is not Action.KEEP
     ]
     if missing:
-        raise UserError(f"stage {only} needs {', '.join(missing)} first; run them, or `wmpo run` for all")
+        raise needs_first(only, missing)
     return [plan[index]]
 
 

@@ -221,3 +221,9 @@ def test_reading_in_several_goes_gives_every_tensor_once(monkeypatch):
 def test_a_training_script_s_dictionary_without_weights_is_named(tmp_path):
     torch.save({"step": 3}, tmp_path / "a.pt")
     assert "no tensor under" in refusal(tmp_path / "a.pt")
+
+
+def test_a_size_that_is_none_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ConfigError, match=r'max-shard = "abc": give a number and a unit, such as 5GB'):
+        convert_checkpoint(WORLD_MODEL, tmp_path / "out", "reference", max_shard_size="abc")
+    assert not (tmp_path / "out").exists()

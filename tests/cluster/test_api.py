@@ -126,6 +126,10 @@ def test_what_a_run_lacks_is_one_line(run, gated_run, tmp_path):
         run.starts("test")
     with pytest.raises(UserError, match="fewer would train its policy anew"):
         run.train(num_updates=1, serial=True)
+    with pytest.raises(UserError, match="num_updates=-1: give 1 or more"):
+        run.train(num_updates=-1, serial=True)
+    with pytest.raises(UserError, match="start = 3: give a start state"):
+        run.imagine(3)
     with pytest.raises(ConfigError, match="unknown key grpo.learning_rat"):
         run.train(settings={"grpo.learning_rat": 1e-4}, serial=True)
 

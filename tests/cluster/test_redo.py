@@ -151,3 +151,10 @@ def test_config_and_records_agree_after_a_refusal(whole_run, tmp_path):
     assert (folder / "config.json").read_text() == config_to_json(load_config("smoke"))
     summary = run(folder, resume=False)
     assert summary["stages"].keys() == set(stage_labels(load_config("smoke")))
+
+
+def test_a_stage_alone_makes_no_folder_where_nothing_is(tmp_path):
+    out = tmp_path / "new"
+    with pytest.raises(UserError, match=r"stage policy needs demos first; run them, or `wmpo run` for all"):
+        run_pipeline(load_config("smoke"), out, serial=True, only="policy")
+    assert not out.exists()

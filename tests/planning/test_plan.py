@@ -48,13 +48,15 @@ def test_the_plan_counts_what_one_update_does():
 
 
 def test_an_algorithm_on_recorded_episodes_has_a_learner_only():
-    settings = ("filtered_bc.episodes_per_update=96", "filtered_bc.minibatch_trajectories=8")
-    config = config_of("algorithm.kind=filtered_bc", *settings)
+    sizes = ("filtered_bc.episodes_per_update=96", "filtered_bc.minibatch_trajectories=8")
+    config = config_of("algorithm.kind=filtered_bc", "filtered_bc.decisions=every_step", *sizes)
     plan = make_plan(config)
     assert [actor.name for actor in plan.actors] == ["learner"] and [work.name for work in plan.work] == ["learn"]
-    assert plan.work[0].amount == 96 * config.environment.horizon, "cloning learns from every step"
+    assert plan.work[0].amount == 96 * config.environment.horizon, "cloning may learn from every step"
     assert decisions_per_pass(config) == 8 * config.environment.horizon
     assert plan.update_seconds(1.0) == pytest.approx(plan.tflop)
+    chunks = make_plan(config_of("algorithm.kind=filtered_bc", *sizes))
+    assert chunks.work[0].amount == 96 * config.episode_chunks, "or from the decisions"
     pairs = make_plan(config_of("algorithm.kind=dpo", "dpo.episodes_per_update=96"))
     assert pairs.work[0].amount == 96 * config.num_chunks
 

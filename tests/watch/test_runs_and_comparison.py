@@ -37,6 +37,14 @@ def rate(value: float, num: int = 512) -> Rate:
     return Rate(value, value - half, value + half, num)
 
 
+def test_planned_updates_are_those_of_the_chosen_algorithm(done: Path):
+    config = json.loads((done / "config.json").read_text())
+    changed = {**config, "algorithm": {"kind": "dpo"}, "dpo": {"num_updates": 7}}
+    (done / "config.json").write_text(json.dumps(changed))
+    (row,) = find_runs(done)
+    assert row.updates_planned == 7
+
+
 def test_runs_are_listed_newest_first_with_what_they_reached(running: Path, done: Path):
     folder = running.parent
     for i, run in enumerate((done, running)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from wmpo_ray.checkpoints.checkpoint_kinds import POLICY, REWARD_MODEL, WORLD_MO
 from wmpo_ray.checkpoints.inspection import fit_of
 from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.core.files import atomic_directory
+from wmpo_ray.core.section import shown
 from wmpo_ray.model_files.weight_files import WeightFiles, check_values, find_weights, read_tensors
 from wmpo_ray.policies.openvla.published_files import read_companions
 from wmpo_ray.policies.openvla.settings import read_config
@@ -23,6 +25,7 @@ from wmpo_ray.world_models.autoencoder import AutoencoderCodec
 from wmpo_ray.world_models.published_stdit import load_published_network, published_world_model, save_published_network
 from wmpo_ray.world_models.stdit import STDiT
 
+_SIZE = re.compile(r"\d+(\.\d+)?\s*[KMGT]i?B", re.IGNORECASE)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -60,6 +63,8 @@ def convert_checkpoint(
         raise UserError(f"{Path(folder).parent} does not exist")
     if dtype not in DTYPES:
         raise ConfigError(f"dtype = {dtype!r}: known are {', '.join(DTYPES)}")
+    if isinstance(max_shard_size, str) and not _SIZE.fullmatch(max_shard_size.strip()):
+        raise ConfigError(f"max-shard = {shown(max_shard_size)}: give a number and a unit, such as 5GB or 500MB")
     files = find_weights(source, ema)
     kind = kind_of(files)
     layouts, save = WRITERS.get(kind.name, ((), None))

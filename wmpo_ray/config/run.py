@@ -178,7 +178,12 @@ class Config(AlgorithmSections):
     @property
     def num_chunks(self) -> int:
         """N: decisions in a rollout."""
-        return self.rollout.num_chunks or self.environment.horizon // self.rollout.chunk_length
+        return self.rollout.num_chunks or self.episode_chunks
+
+    @property
+    def episode_chunks(self) -> int:
+        """Decisions in a whole episode."""
+        return self.environment.horizon // self.rollout.chunk_length
 
     @property
     def rollout_horizon(self) -> int:
@@ -203,7 +208,9 @@ class Config(AlgorithmSections):
     @property
     def num_decisions(self) -> int:
         """Decisions in a trajectory that the policy is trained on, at most."""
-        return self.environment.horizon if self.training.learns_every_step else self.num_chunks
+        if self.training.learns_every_step:
+            return self.environment.horizon
+        return self.episode_chunks if isinstance(self.training, OfflineSection) else self.num_chunks
 
     @property
     def trajectories_per_update(self) -> int:

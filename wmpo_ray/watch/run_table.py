@@ -75,7 +75,8 @@ def run_row(status: RunStatus) -> RunRow:
     run = status.run
     config, damage = read_object(status.folder / CONFIG)
     seed, updates = number(run.summary, "seed"), [update for update, _ in run.curve("policy/loss")]
-    planned = number(config, "grpo", "num_updates")
+    section = config.get("algorithm", {}) if isinstance(config.get("algorithm"), dict) else {}
+    planned = number(config, str(section.get("settings") or section.get("kind") or "grpo"), "num_updates")
     return RunRow(
         folder=status.folder,
         name=one_line(run.name),
