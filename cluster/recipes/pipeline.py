@@ -58,8 +58,7 @@ def run_pipeline(
     check_run(config, serial, address, steps, only, until)
     asked = steps_in(steps, only, until)
     if not (out / CONFIG).exists():  # before anything is created there
-        check_alone(steps, only)
-        check_steps(config, serial, asked)
+        check_steps(config, serial, alone(steps, only) or asked)
     preflight(config, out, serial=serial, address=address, stages={step.stage.name for step in asked})
     configure_process(config.cluster.threads_per_process)
     with open_folder(out, config) as folder:
@@ -114,11 +113,14 @@ def open_folder(out: Path, config: Config) -> Iterator[RunFolder]:
         folder.close()
 
 
-def check_alone(steps: Sequence[Step], only: str | None) -> None:
-    """Raises UserError for a step that needs others, where nothing is done."""
+def alone(steps: Sequence[Step], only: str | None) -> list[Step]:
+    """The step that is wanted alone, where nothing is done. Raises UserError if it needs others."""
     labels = [step.label for step in steps]
-    if only is not None and (before := labels[: labels.index(only)]):
+    if only is None:
+        return []
+    if before := labels[: labels.index(only)]:
         raise needs_first(only, before)
+    return [steps[0]]
 
 
 def needs_first(stage: str, missing: Sequence[str]) -> UserError:
