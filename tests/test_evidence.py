@@ -130,5 +130,5 @@ def test_costs_are_read_where_the_curve_crosses_the_gain(folder):
 
 def test_a_run_of_several_rounds_goes_on_from_the_run_that_it_repeats():
     cell = Cell("wmpo-rounds", BUDGET, 1)
-    assert cell.before == Cell("wmpo", BUDGET, 1)
+    assert cell.before == Cell(REFERENCE, BUDGET, 1)
     assert set(cell.before.settings) < set(cell.settings), "what is done of it is not done again"

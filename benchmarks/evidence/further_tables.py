@@ -10,7 +10,7 @@ from benchmarks.evidence.cells import DISRUPTIONS
 from benchmarks.evidence.costs import GAINS, Cost, cost_of
 from benchmarks.evidence.page_parts import interval_text, picture_of, seeds_text
 from benchmarks.evidence.pictures import draw_lines
-from benchmarks.evidence.plan import BUDGET, LIFELONG, METHODS, ROUNDS
+from benchmarks.evidence.plan import BUDGET, LIFELONG, METHODS, ROUNDS, SHORT
 from benchmarks.evidence.results import Result, points, result_of
 from wmpo_ray.statistics.paired import bootstrap_difference
 
@@ -24,7 +24,8 @@ def lifelong() -> str:
     lines = [
         "## Rounds",
         "",
-        f"Every round spends {BUDGET} more real episodes: of the newest policy, or demonstrations for cloning.",
+        f"Every round spends {BUDGET} more real episodes: of the newest policy, or demonstrations for cloning. A round of "
+        f"WMPO has {SHORT} updates.",
         "",
         f"| method | seeds | base | {' | '.join(heads)} | last round over first |",
         "|---" * (len(heads) + 4) + "|",

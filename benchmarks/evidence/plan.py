@@ -82,11 +82,6 @@ VERIFICATION = {
     "refute": Method("a disputed success is a failure", _grpo("reward.verify.disputed=failure"), "verified"),
     "abstain": Method("a disputed success is unknown", _grpo("reward.verify.disputed=unknown"), "verified"),
 }
-LIFELONG = {
-    "wmpo-rounds": Method("WMPO", (*METHODS["wmpo"].settings, f"recipe.rounds={ROUNDS}"), repeats="wmpo"),
-    "dpo-rounds": Method("DPO", (*METHODS["dpo"].settings, f"recipe.rounds={ROUNDS}"), repeats="dpo"),
-    "bc-expert-rounds": Method("cloning of more demonstrations", ("recipe.kind=bc-expert", f"recipe.rounds={ROUNDS}")),
-}
 
 
 def _ablation(title: str, *settings: str) -> Method:
@@ -120,7 +115,13 @@ ABLATIONS = {
         for percent in (5, 10, 20)
     },
 }
-ALL = METHODS | VERIFICATION | LIFELONG | ABLATIONS
+# Rounds go on from a shorter run, which leaves them something to gain.
+LIFELONG = {
+    "wmpo-rounds": Method("WMPO", (*ABLATIONS[REFERENCE].settings, f"recipe.rounds={ROUNDS}"), repeats=REFERENCE),
+    "dpo-rounds": Method("DPO", (*METHODS["dpo"].settings, f"recipe.rounds={ROUNDS}"), repeats="dpo"),
+    "bc-expert-rounds": Method("cloning of more demonstrations", ("recipe.kind=bc-expert", f"recipe.rounds={ROUNDS}")),
+}
+ALL = METHODS | VERIFICATION | {REFERENCE: ABLATIONS[REFERENCE]} | LIFELONG | ABLATIONS
 
 
 @dataclass(frozen=True)
