@@ -24,8 +24,10 @@ def lifelong() -> str:
     lines = [
         "## Rounds",
         "",
-        f"Every round spends {BUDGET} more real episodes: of the newest policy, or demonstrations for cloning. A round of "
-        f"WMPO has {SHORT} updates.",
+        (
+            f"Every round spends {BUDGET} more real episodes: of the newest policy, or demonstrations for cloning. A round of "
+            f"WMPO has {SHORT} updates."
+        ),
         "",
         f"| method | seeds | base | {' | '.join(heads)} | last round over first |",
         "|---" * (len(heads) + 4) + "|",

@@ -73,7 +73,7 @@ METHODS = {
     "dpo-fast": Method("DPO, rate 5e-5", _offline("dpo", "dpo", 15, 5e-5)),
     "bc-real": Method("cloning of real successes, every step", _cloning(30, "every_step")),
     "bc-real-chunks": Method("cloning of real successes, decisions", _cloning(30, "chunks")),
-    "bc-real-long": Method("the same, 120 updates", _cloning(120, "chunks")),
+    "bc-real-long": Method("cloning of real successes, 120 updates", _cloning(120, "chunks")),
     "bc-imagined": Method(
         "cloning of imagined successes", ("recipe.kind=bc-imagined", f"rollout_bc.num_updates={UPDATES}")
     ),
