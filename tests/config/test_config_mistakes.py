@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.support.config_errors import error_of, write_config
@@ -190,3 +192,15 @@ def test_a_damaged_config_of_a_run_folder_is_named(tmp_path):
 def test_settings_of_comparisons_say_what_is_wrong(settings, parts):
     message = error_of("demo", *settings)
     assert all(part in message for part in parts), message
+
+
+def test_a_runs_file_may_have_other_defaults_of_algorithms_that_it_did_not_choose(tmp_path):
+    path = tmp_path / "config.json"
+    data = json.loads(config_to_json(load_config("smoke")))
+    data["filtered_bc"]["learning_rate"] = 0.123
+    path.write_text(json.dumps(data))
+    assert read_config_json(path) == load_config("smoke")
+    data["grpo"]["learning_rate"] = -1.0
+    path.write_text(json.dumps(data))
+    with pytest.raises(ConfigError, match="grpo.learning_rate"):
+        read_config_json(path)

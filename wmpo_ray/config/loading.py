@@ -247,9 +247,18 @@ def read_config_json(path: Path) -> Config:
     except UserError as error:
         raise ConfigError(str(error)) from None
     try:
-        return validate(without_settings_of_other_kinds(_without_ignored_sampler(data)))
+        return validate(without_settings_of_other_kinds(_without_unchosen_algorithms(_without_ignored_sampler(data))))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def _without_unchosen_algorithms(data: Any) -> Any:
+    """The settings of the chosen algorithm only: of the others a run's file has the defaults of its time."""
+    if not isinstance(data, dict):
+        return data
+    chosen = _table(data, "algorithm")
+    name = chosen.get("settings") or chosen.get("kind", "grpo")
+    return {key: value for key, value in data.items() if key not in SECTIONS or key == name}
 
 
 def _without_ignored_sampler(data: Any) -> Any:
