@@ -89,25 +89,29 @@ def result_section(run: RunData) -> Markup:
     gain = gain_points(run)
     if gain is not None:
         rows.append(["Gain", datum(gain, points(gain), class_="big"), "", ""])
-    rows += recovery_rows(run)
     return card(
         "Real success",
         table(["", "success", "95% interval", "starts"], rows, numeric=(1, 2, 3)),
         interval_chart(intervals, "Success rate with 95% interval"),
+        recovery_note(run),
         how="Dot: share of start states that succeed. Bar: its 95% interval.",
     )
 
 
-def recovery_rows(run: RunData) -> list[list[object]]:
-    """How many episodes succeed after a failed attempt, for each policy whose environment reports failures."""
-    metrics, rows = run.stage_metrics("evaluate"), list[list[object]]()
+def recovery_note(run: RunData) -> Markup | None:
+    """How many episodes succeed after a failed attempt, for each policy whose environment reports failures.
+
+    None over several rounds, each of which says its own.
+    """
+    if run.later:
+        return None
+    metrics, parts = run.stage_metrics("evaluate"), []
     for key, label, _ in policies(run):
         who = key.removesuffix("_success")
         share, failed = number(metrics, f"recovered_{who}"), number(metrics, f"failed_attempts_{who}")
         if share is not None and failed is not None:
-            of_all = f"in {percent(failed)} of the episodes"
-            rows.append([f"{label}, after a failed attempt", datum(share, percent(share)), of_all, ""])
-    return rows
+            parts.append(f"{label}: {percent(share)} (an attempt fails in {percent(failed)} of its episodes)")
+    return tag("p", f"Success after a failed attempt. {'; '.join(parts)}.", class_="lead") if parts else None
 
 
 def rounds_section(run: RunData) -> Markup:
