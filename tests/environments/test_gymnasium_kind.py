@@ -173,7 +173,7 @@ def test_a_saved_state_is_refused():
             'environment.image_key="" of tests/Reach-v0 is float32 [12, 24, 3], and',
         ),
         (
-            {"image_key": "render", "make_arguments": {"render_mode": "none"}},
+            {"image_key": "render", "make_arguments": {"flaw": "blind"}},
             'environment.image_key="render" of tests/Reach-v0 is NoneType, and a frame is',
         ),
     ],

@@ -7,9 +7,10 @@ import sys
 import numpy as np
 import pytest
 
-from tests.support.implementations import environment_section, require_simulator
+from tests.support.implementations import environment_section, random_actions, require_simulator
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.starts import seeded_starts, start_seeds
+from wmpo_ray.environments.environment_world import EnvironmentWorld
 from wmpo_ray.environments.facts import environment_facts
 from wmpo_ray.environments.pusht.tee import BOARD
 from wmpo_ray.registry import make_environment
@@ -72,6 +73,20 @@ def test_the_expert_succeeds_on_held_out_scenes_and_its_actions_do_it_again(simu
 def test_the_expert_copes_with_noise(simulator):
     episodes = rollout_expert(scenes(), start_seeds("demos", 4, 0), 0.2, (0, "demos"))
     assert episodes.success.all()
+
+
+def test_as_a_world_it_rebuilds_touched_scenes_exactly(simulator):
+    world = EnvironmentWorld(make_environment(environment_section("pusht")), 4)
+    state, _ = world.start(seeded_starts(range(3)))
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        state, _ = world.step_expert(state, rng, 0.0)
+    assert not world.environment.failures["never_moved"].all()
+    actions = random_actions(3, 4, dim=2)
+    _, first = world.step_chunk(state, actions, [0] * 3)
+    world.start(seeded_starts([7]))
+    _, again = world.step_chunk(state, actions, [0] * 3)
+    assert np.array_equal(first.frames, again.frames) and np.array_equal(first.success, again.success)
 
 
 def test_a_lower_coverage_is_reached_earlier(simulator):

@@ -22,7 +22,7 @@ class ReachEnv(gymnasium.Env):
     """Observation [12, 24, 3] uint8; an action (dx, dy) within LOW and HIGH moves the dot on a board of 12 by 12.
 
     `flaw` makes it one that cannot be used: "discrete", "unbounded", "float", "dict" (which needs an image key), "secret"
-    (no success in info) or "fails".
+    (no success in info), "blind" (no pictures) or "fails".
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  gymnasium declares it so
@@ -54,7 +54,8 @@ class ReachEnv(gymnasium.Env):
         return self._observation(), 0.0, (success and self.terminates) or outside, False, info
 
     def render(self):
-        return self._image()[:, ::-1].copy() if self.render_mode == "rgb_array" else None
+        shows = self.render_mode == "rgb_array" and self.flaw != "blind"
+        return self._image()[:, ::-1].copy() if shows else None
 
     def _observation(self) -> Any:
         if self.flaw == "dict":
