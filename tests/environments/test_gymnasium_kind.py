@@ -119,9 +119,12 @@ def test_frames_come_from_the_observation_an_entry_of_it_or_render():
     assert np.array_equal(scenes(image_key="render").render(), plain[:, :, ::-1])
 
 
-def test_a_saved_state_is_refused():
-    start = replace(seeded_starts([0])[0], seed=None, saved_state=b"x")
-    with pytest.raises(ValueError, match='start 0 has no seed, and environments of kind "gymnasium" cannot'):
+@pytest.mark.parametrize(("seed", "problem"), [(None, "has no seed"), (3, "has a saved_state")])
+def test_a_saved_state_is_refused_and_never_taken_for_its_seed(seed, problem):
+    start = replace(seeded_starts([0])[0], seed=seed, saved_state=b"x")
+    with pytest.raises(
+        ValueError, match=f'start 0 {problem}, and environments of kind "gymnasium" are rebuilt from seeds'
+    ):
         scenes().restore([start])
 
 

@@ -63,12 +63,13 @@ class GymnasiumEnvironment:
     # -- episodes ------------------------------------------------------------------------------------------------
 
     def restore(self, starts: Sequence[StartState]) -> None:
-        """One scene for each start, that of its seed. Raises ValueError for a start without, ConfigError as `check`."""
+        """One scene for each start, that of its seed. Raises ValueError for any other start, ConfigError as `check`."""
         for i, start in enumerate(starts):
-            if start.seed is None:
+            if start.seed is None or start.saved_state is not None:
+                what = "has no seed" if start.seed is None else "has a saved_state"
                 raise ValueError(
-                    f"start {i} has no seed, and environments of kind {shown(self.config.kind)} cannot go on from a "
-                    'saved_state; start from recorded episodes or set world_model.kind = "diffusion"'
+                    f"start {i} {what}, and environments of kind {shown(self.extra or self.config.kind)} are rebuilt from "
+                    'seeds alone; start from recorded episodes or set world_model.kind = "diffusion"'
                 )
         self._begin(len(starts))
         while len(self._simulators) < len(starts):
