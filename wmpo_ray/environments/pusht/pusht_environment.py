@@ -1,8 +1,8 @@
 """PushT: a round agent pushes a T onto the green T in the middle of the board. The simulator is gym-pusht's.
 
 An action is the place (x, y) that the agent moves to, over the whole board. The T moves only while it is pushed. Where it
-is touched, the physics keep hidden numbers between steps (contact impulses, corrections of overlap) that cannot be read
-or set, so a scene is rebuilt from its seed and its actions and not from a saved state.
+is touched, the physics keep numbers between steps that its bodies do not show (contact impulses, corrections of overlap), so
+a scene is rebuilt from its seed and its actions and not from a saved state.
 """
 
 from __future__ import annotations
