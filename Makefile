@@ -2,13 +2,17 @@
 PYTHON ?= python3
 # Another build of torch, for instance one for your GPU: make setup TORCH="torch==2.11.0 --index-url ..."
 TORCH ?= torch==2.13.0
+# Optional dependencies of pyproject.toml, such as a simulator: make setup EXTRAS=pusht
+EXTRAS ?=
 OUT ?= runs/demo
 SEED ?= 0
 FAULTS ?= 100
 FIXTURES ?= tests/golden
 
 BIN := .venv/bin
-STAMP := .venv/.installed
+comma := ,
+# One stamp for each choice of extras, so that asking for another one installs it.
+STAMP := .venv/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 
 .PHONY: help setup demo cluster-demo test test-slow lint soak bench-demo bench-cache bench-memory bench-house bench-coordinator bench-autoscaling \
 	bench-weights bench-operations bench-samplers bench-models bench-gpu evidence pretrain-embedded clean
@@ -17,7 +21,7 @@ STAMP := .venv/.installed
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP)  ## install into .venv (TORCH=... for another build of torch)
+setup: $(STAMP)  ## install into .venv (TORCH=... for another build of torch, EXTRAS=pusht for a simulator)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and \
@@ -26,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install $(TORCH)
 	@# torch is the one version that users choose: the constraints must not put another in its place.
 	grep -v '^torch==' constraints.txt > .venv/constraints.txt
-	$(BIN)/python -m pip install -c .venv/constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install -c .venv/constraints.txt -e ".[dev$(if $(EXTRAS),$(comma)$(EXTRAS))]"
 	@touch $@
 
 demo: setup  ## the whole of WMPO on the embedded task: table and report (OUT=runs/demo SEED=0)

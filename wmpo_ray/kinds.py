@@ -13,6 +13,8 @@ ENVIRONMENTS = Kinds(
     "wmpo_ray.environments",
     {
         "pocket": "wmpo_ray.environments.pocket.pocket_kind:PocketKind",
+        "gymnasium": "wmpo_ray.environments.gymnasium.gymnasium_kind:GymnasiumKind",
+        "pusht": "wmpo_ray.environments.pusht.pusht_kind:PushTKind",
         "mimicgen": "wmpo_ray.environments.without_simulator:MimicGenKind",
         "aloha": "wmpo_ray.environments.without_simulator:AlohaKind",
     },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import logging
 import os
 import platform
@@ -16,7 +17,7 @@ from pathlib import Path
 from cluster.host.preflight import Check, Verdict, machine_checks, setting_checks
 from cluster.host.security import MODE, require_token
 from wmpo_ray.config.run import Config
-from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.kinds import TABLES
 
 RAY_TIMEOUT_S = 120
@@ -35,7 +36,7 @@ def examine(with_ray: bool = True, folder: Path = Path("."), config: Config | No
     """
     checks = [check_python(), check_torch()]
     checks += [check_library(name) for name in LIBRARIES]
-    checks += [check_flash_attention(), check_gpus(), check_rendering(), check_world_models()]
+    checks += [check_flash_attention(), check_gpus(), check_rendering(), check_pusht(), check_world_models()]
     checks += check_plugins()
     checks += [*machine_checks(folder), check_token(), check_prometheus()]
     if config is not None:
@@ -106,6 +107,22 @@ def check_rendering() -> Check:
         return f"embedded environment, frame {'x'.join(map(str, frame.shape[1:]))}"
 
     return _guarded("rendering", probe, (ImportError, RuntimeError), "run make setup")
+
+
+def check_pusht() -> Check:
+    try:
+        version = importlib.metadata.version("gym-pusht")
+    except importlib.metadata.PackageNotFoundError:
+        return Check("PushT", Verdict.OK, "absent; optional, a simulator: pip install 'wmpo-ray[pusht]'")
+
+    def probe() -> str:
+        from wmpo_ray.environments.pusht.pusht_kind import PushTKind
+        from wmpo_ray.environments.pusht.pusht_settings import PushTConfig
+
+        PushTKind().check(PushTConfig())
+        return f"gym-pusht {version}, makes and draws a scene"
+
+    return _guarded("PushT", probe, (ConfigError,), "or uninstall it")
 
 
 def check_world_models() -> Check:

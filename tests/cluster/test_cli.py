@@ -8,6 +8,7 @@ import logging
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 
 from cluster.cli.app import app
 from cluster.cli.tables import print_summary
-from cluster.host.doctor import Verdict, check_library, examine
+from cluster.host.doctor import Verdict, check_library, check_pusht, examine
 from wmpo_ray.config.dumping import flatten
 from wmpo_ray.config.loading import list_presets, load_config
 from wmpo_ray.config.run import Config
@@ -241,6 +242,17 @@ def test_doctor_exits_with_1_exactly_if_something_fails():
 def test_a_library_that_is_not_installed_fails():
     check = check_library("no_such_library")
     assert check.verdict is Verdict.FAIL and "make setup" in check.detail
+
+
+def test_a_simulator_may_be_absent_and_fails_where_it_is_broken(monkeypatch):
+    def absent(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", absent)
+    assert check_pusht().verdict is Verdict.OK and "pip install 'wmpo-ray[pusht]'" in check_pusht().detail
+    monkeypatch.setattr(metadata, "version", lambda name: "0.1.8")
+    monkeypatch.setitem(sys.modules, "gym_pusht", None)
+    assert check_pusht().verdict is Verdict.FAIL and "needs the module gym_pusht" in check_pusht().detail
 
 
 def test_rounds_are_those_of_the_recipe_whatever_else_is_set(pipeline, tmp_path):

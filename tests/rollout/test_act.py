@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.support.implementations import make_starts, make_tiny
+from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.interfaces import Decision
 from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.core.starts import seeded_starts
@@ -245,7 +246,7 @@ def test_past_the_end_every_decision_is_kept():
 def test_without_an_expert_there_are_no_demonstrations():
     environment = PocketEnvironment(8)
     environment.abilities = frozenset()
-    with pytest.raises(ValueError, match="no scripted expert"):
+    with pytest.raises(ConfigError, match="no scripted expert"):
         rollout_expert(environment, [0], 0.0, (0,))
 
 

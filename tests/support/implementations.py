@@ -5,15 +5,25 @@ A new kind adds an entry here and passes `tests/contract`.
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
 
 from tests.support.openvla import small_policy
 from tests.support.published_set import small_reward_model
+from tests.support.reach_gym import REACH
+from wmpo_ray import kinds
+from wmpo_ray.config.kind_sections import section_class
+from wmpo_ray.config.run import EnvironmentConfig
+from wmpo_ray.core.interfaces import Environment
 from wmpo_ray.core.types import StartState
 from wmpo_ray.environments.environment_world import EnvironmentWorld
 from wmpo_ray.environments.pocket.env import INSTRUCTIONS, PocketEnvironment
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
+from wmpo_ray.registry import make_environment
 from wmpo_ray.reward_models.videomae import VideoMAERewardModel
 from wmpo_ray.reward_models.videomae_settings import VideoMAERewardConfig
 from wmpo_ray.world_models.diffusion import DiffusionWorldModel
@@ -55,12 +65,33 @@ def make_starts(count: int = 3) -> list[StartState]:
     ]
 
 
-def random_actions(count: int = 3, length: int = 4, seed: int = 0) -> torch.Tensor:
-    """Actions [count, length, 3] in [-1, 1]."""
-    return torch.rand(count, length, 3, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+def random_actions(count: int = 3, length: int = 4, seed: int = 0, dim: int = 3) -> torch.Tensor:
+    """Actions [count, length, dim] in [-1, 1]."""
+    return torch.rand(count, length, dim, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-ENVIRONMENTS = {"pocket": lambda: PocketEnvironment(HORIZON)}
+ENVIRONMENT_SETTINGS: dict[str, dict[str, Any]] = {"pocket": {}, "gymnasium": REACH, "pusht": {}}
+SIMULATORS = {"pusht": "gym_pusht"}  # modules that are not installed everywhere
+
+
+def environment_section(kind: str, **settings: Any) -> EnvironmentConfig:
+    return section_class(kinds.ENVIRONMENTS, kind).model_validate(
+        {"kind": kind, **ENVIRONMENT_SETTINGS[kind], **settings}
+    )
+
+
+def small_environment(kind: str, horizon: int = HORIZON) -> Environment:
+    """Makes no simulator yet."""
+    return make_environment(environment_section(kind, horizon=horizon))
+
+
+def require_simulator(kind: str) -> None:
+    """Skip the test where the simulator of this kind is not installed, or not complete."""
+    if module := SIMULATORS.get(kind):
+        pytest.importorskip(module, exc_type=ImportError)
+
+
+ENVIRONMENTS = {kind: functools.partial(small_environment, kind) for kind in ENVIRONMENT_SETTINGS}
 POLICIES = {"tiny": make_tiny, "openvla_oft": small_policy}
 WORLDS = {"diffusion": make_diffusion, "simulator": make_environment_world}
 REWARD_MODELS = {"videomae": make_reward_model, "videomae_published": small_reward_model}

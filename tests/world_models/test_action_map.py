@@ -79,3 +79,10 @@ def test_saved_and_loaded_it_imagines_the_same(tmp_path):
     for one, other in zip(world_model.denoiser.network.parameters(), loaded.denoiser.network.parameters(), strict=True):
         assert torch.equal(one, other)
     assert loaded.denoiser.config == world_model.denoiser.config
+
+
+def test_an_action_of_two_numbers_has_no_grip():
+    actions = torch.tensor([[[0.5, -0.75]]])
+    drawn = action_map(actions, 16, 16)
+    assert torch.equal(drawn[:, :1], action_map(torch.tensor([[[0.5, -0.75, 1.0]]]), 16, 16)[:, :1])
+    assert drawn[:, 0].sum() == 4 and not drawn[:, 1:].any()

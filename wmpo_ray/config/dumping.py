@@ -82,6 +82,11 @@ def config_to_toml(config: Config) -> str:
         if table != section:
             section = table
             lines += ["", f"[{table}]"]
-        # A JSON scalar or array of scalars is TOML as well.
-        lines.append(f"{name} = {json.dumps(flat[key], ensure_ascii=False)}")
+        lines.append(f"{name} = {_toml_value(flat[key])}")
     return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml_value(inner)}" for key, inner in value.items()) + "}"
+    return json.dumps(value, ensure_ascii=False)  # a JSON scalar or array of scalars is TOML as well

@@ -100,7 +100,9 @@ def _imagination_section(run: RunData) -> Markup:
     title = "Imagined against real success"
     series = [Series("imagined", "imagined", imagined_curve(run), stroke="dashed")]
     series.append(Series("rollouts in the environment", "imagined", rollout_curve(run), stroke="dashed"))
-    series.append(Series("verified", "second", run.curve("imagined/verified_success_rate"), stroke="dotted"))
+    verified = run.curve("imagined/verified_success_rate")
+    if verified != imagined_curve(run):  # without a second world model they are the same
+        series.append(Series("verified", "second", verified, stroke="dotted"))
     series.append(Series("real", "real", *real_curve(run)))
     series.append(Series("labels right", "strong", run.curve("real/label_agreement"), stroke="dotted"))
     series = [one for one in series if one.points]

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.interfaces import Environment, FramesMode, Policy
 from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.core.starts import seeded_starts
@@ -135,10 +136,12 @@ def expert_batches(
     """Demonstrations by the environment's scripted expert with `noise` added to its targets, in as few batches as
     `RECORDING_BYTES` allows. The noise is drawn for a batch as a whole, so it depends on the batches.
 
-    Raises ValueError for an environment that has no expert.
+    Raises ConfigError for an environment that has no expert.
     """
     if "expert" not in environment.abilities:
-        raise ValueError("this environment has no scripted expert; bring recorded demonstrations instead")
+        raise ConfigError(
+            "this environment has no scripted expert; bring recorded demonstrations instead, or change environment.kind"
+        )
     size = batch_within((environment.horizon + 1, *environment.frame_shape), RECORDING_BYTES, max(1, len(seeds)))
     for first in range(0, max(1, len(seeds)), size):
         key = (*run_key, first) if first else run_key

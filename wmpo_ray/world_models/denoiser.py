@@ -49,12 +49,13 @@ def action_map(actions: Tensor, height: int, width: int) -> Tensor:
     """Draw absolute image-plane targets: [B, K, D] -> [B, MAP_CHANNELS, K, height, width].
 
     The first two dimensions are the target's x and y in [-1, 1] over the frame, the last one closes the gripper when
-    positive. Channels: a 2x2 pixel square at the target (exact coverage, so that its position is known to a fraction
-    of a pixel), the same times the grip, and the grip everywhere.
+    positive (of two there is none, and its channels are 0). Channels: a 2x2 pixel square at the target (exact coverage,
+    so that its position is known to a fraction of a pixel), the same times the grip, and the grip everywhere.
     """
     x = (actions[..., 0] + 1) / 2 * width
     y = (actions[..., 1] + 1) / 2 * height
-    grip = (actions[..., -1] * 8).clamp(-1, 1)[..., None, None]
+    closing = actions[..., -1] if actions.shape[-1] > 2 else torch.zeros_like(x)
+    grip = (closing * 8).clamp(-1, 1)[..., None, None]
 
     def coverage(centre: Tensor, size: int) -> Tensor:
         pixel = torch.arange(size, device=actions.device)
