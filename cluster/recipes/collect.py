@@ -11,6 +11,7 @@ from wmpo_ray.core.types import Episodes
 from wmpo_ray.data.store import episode_writer
 from wmpo_ray.registry import load_policy, make_environment
 from wmpo_ray.rollout.evaluation import rollout_batches
+from wmpo_ray.rollout.origins import recorded
 
 
 def collect(context: RunContext) -> dict[str, Any]:
@@ -18,6 +19,7 @@ def collect(context: RunContext) -> dict[str, Any]:
     config = context.config
     network = load_policy(config, str(context.acting_policy))
     environment = make_environment(config.environment)
+    origin = recorded(config.environment, "policy", context.acting_policy)
     metrics: dict[str, Any] = {}
     sources: tuple[tuple[Split, str, int], ...] = (
         ("collect", "collect", config.collect.num_trajectories),
@@ -25,7 +27,7 @@ def collect(context: RunContext) -> dict[str, Any]:
     )
     for split, name, count in sources:
         seeds, path = start_seeds(split, count, config.seed), context.trajectory_file(name)
-        with context.reporter.bar(f"real episodes ({name})", count) as advance, episode_writer(path) as writer:
+        with context.reporter.bar(f"real episodes ({name})", count) as advance, episode_writer(path, origin) as writer:
             for part in rollout_batches(
                 network, environment, seeds, config.collect.temperature, (config.seed, split), progress=advance
             ):

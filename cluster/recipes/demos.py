@@ -10,6 +10,7 @@ from wmpo_ray.core.starts import start_seeds
 from wmpo_ray.data.store import episode_writer
 from wmpo_ray.registry import make_environment
 from wmpo_ray.rollout.evaluation import expert_batches
+from wmpo_ray.rollout.origins import recorded
 
 
 def demos(context: RunContext) -> dict[str, Any]:
@@ -17,7 +18,7 @@ def demos(context: RunContext) -> dict[str, Any]:
     config = context.config
     environment = make_environment(config.environment)
     seeds = start_seeds("demos", config.demos.num_trajectories, config.seed)
-    with episode_writer(context.trajectory_file("demos")) as writer:
+    with episode_writer(context.trajectory_file("demos"), recorded(config.environment, "expert")) as writer:
         for part in expert_batches(environment, seeds, config.demos.action_noise, (config.seed, "demos")):
             writer.append(part)
     episodes = context.episodes("demos")

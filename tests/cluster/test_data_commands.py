@@ -1,0 +1,70 @@
+"""`wmpo data`: tables, pictures, exit codes."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from cluster.cli.app import app
+from tests.support.stored_episodes import sound
+from wmpo_ray.data.about import Provenance
+from wmpo_ray.data.store import save_episodes
+
+
+def wmpo(*arguments: object):
+    return CliRunner().invoke(app, ["data", *map(str, arguments)], env={"COLUMNS": "200"})
+
+
+@pytest.fixture
+def stored(tmp_path):
+    origin = Provenance(origin="real", made_by="expert", environment={"kind": "pocket"}, notes=("a note",))
+    save_episodes(tmp_path / "a.parquet", sound(), origin)
+    return tmp_path / "a.parquet"
+
+
+def test_info_shows_sizes_success_instructions_origin_and_statistics(stored):
+    result = wmpo("info", stored)
+    assert result.exit_code == 0, result.output
+    episodes = sound()
+    texts = (str(stored), "5 x 6 pixels", f"{episodes.success.mean():.1%}", "put it in pocket 0: 1", "real", "expert")
+    for text in (*texts, "a note", "q01", f"{episodes.lengths.sum()} actions, stored in the file"):
+        assert text in result.output
+
+
+def test_check_names_what_is_wrong_and_says_so_by_its_exit_code(stored, tmp_path):
+    assert wmpo("check", stored).exit_code == 0
+    episodes = sound()
+    episodes.actions[1, 0, 0] = 7
+    save_episodes(tmp_path / "b.parquet", episodes)
+    result = wmpo("check", stored, tmp_path / "b.parquet", tmp_path / "none.parquet")
+    assert result.exit_code == 1
+    assert f"{stored}: ok" in result.output and "none.parquet is missing" in result.output
+    assert "b.parquet, row 1: the action of step 0, dimension 0, is 7" in result.output
+
+
+def test_show_writes_a_sheet_of_frames_and_a_video(stored, tmp_path):
+    assert wmpo("show", stored, "--out", tmp_path / "a.png", "--episodes", 4, "--frames", 3).exit_code == 0
+    sheet = np.asarray(Image.open(io.BytesIO((tmp_path / "a.png").read_bytes())))
+    frame = sound().frames[0, 0].repeat(19, 0).repeat(19, 1)  # 5 rows to about 96
+    assert np.array_equal(sheet[22 : 22 + 95, 6 : 6 + 114], frame), "the first frame of the first episode"
+    assert sheet.shape[:2] == (6 + 4 * (16 + 95 + 6), 6 + 3 * (114 + 6))
+    assert wmpo("show", stored, "--out", tmp_path / "a.webp", "--video").exit_code == 0
+    with Image.open(tmp_path / "a.webp") as video:
+        assert video.n_frames == sound().lengths.max() + 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out", "a.webp"], "add --video"),
+        (["--out", "a.png", "--video"], "leave out --video"),
+        (["--out", "/no/a.png"], "no folder /no"),
+    ],
+)
+def test_a_picture_that_cannot_be_written_is_one_line(stored, options, message):
+    result = wmpo("show", stored, *options)
+    assert result.exit_code == 2 and message in result.output
