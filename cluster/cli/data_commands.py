@@ -24,9 +24,11 @@ OneFile = Annotated[Path, typer.Argument(metavar="FILE", parser=user_path, help=
 
 
 def add_data(app: typer.Typer) -> None:
-    data = typer.Typer(no_args_is_help=True, help="Look at trajectory files and check them.")
+    data = typer.Typer(no_args_is_help=True, help="Look at trajectory files, check them, import and export them.")
     for command in (info, show, check):
         data.command()(command)
+    data.command(name="import")(import_file)
+    data.command(name="export")(export_file)
     app.add_typer(data, name="data")
 
 
@@ -103,8 +105,7 @@ def show(
     suffix = ".webp" if video else ".png"
     if out.suffix.lower() != suffix:
         raise UserError(f"--out {out}: the picture is a {suffix} file; name it so, or {_other_way(video)}")
-    if not out.absolute().parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.parent}; create it first")
+    _check_out(file, out)
     from wmpo_ray.data.store import load_episodes
     from wmpo_ray.watch.contact_sheet import chosen_rows, contact_sheet, playing_sheet
 
@@ -132,3 +133,48 @@ def check(files: Files) -> None:
             console.print(line, soft_wrap=True, markup=False, highlight=False)
     if num_wrong:
         raise typer.Exit(1)
+
+
+def import_file(
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", parser=user_path, help="HDF5 of robomimic or MimicGen."),
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", parser=user_path, help="The trajectory file to write (Parquet).")
+    ],
+    image_key: Annotated[
+        str, typer.Option(metavar="NAME", help="The camera, where a file has several; agentview_image if absent.")
+    ] = "",
+    instruction: Annotated[
+        str, typer.Option(metavar="TEXT", help="Of every episode; as the file has it if absent.")
+    ] = "",
+) -> None:
+    """Write the episodes of another format as a trajectory file; nothing is written unless all of them are sound."""
+    _check_out(file, out)
+    from wmpo_ray.data.exchange.importing import ImportOptions, import_episodes
+
+    done = import_episodes(file, out, ImportOptions(instruction, image_key))
+    lines = [f"{counted(done.num_episodes, 'episode')}, {done.num_successes:,} of them successful, written to {out}"]
+    make_console().print("\n".join([*lines, *done.notes]), soft_wrap=True, markup=False, highlight=False)
+
+
+def export_file(
+    file: OneFile,
+    out: Annotated[Path, typer.Option(metavar="FILE", parser=user_path, help="The HDF5 file to write.")],
+    image_key: Annotated[str, typer.Option(metavar="NAME", help="Name of the camera.")] = "agentview_image",
+) -> None:
+    """Write a trajectory file in the HDF5 layout of robomimic and MimicGen."""
+    _check_out(file, out)
+    from wmpo_ray.data.exchange.robomimic_export import NOT_EXPORTED, export_robomimic
+
+    num_episodes = export_robomimic(file, out, image_key)
+    lines = [f"{counted(num_episodes, 'episode')} written to {out}", f"not in it: {NOT_EXPORTED}"]
+    make_console().print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
+
+
+def _check_out(file: Path, out: Path) -> None:
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}; create it first")
+    if out.exists() and (out.is_dir() or (file.exists() and out.samefile(file))):
+        raise UserError(f"--out {out} is {'a folder' if out.is_dir() else 'the file to read'}; name another file")

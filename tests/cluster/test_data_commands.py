@@ -10,6 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cluster.cli.app import app
+from tests.support.foreign_files import write_hdf5
 from tests.support.stored_episodes import sound
 from wmpo_ray.data.about import Provenance
 from wmpo_ray.data.store import save_episodes
@@ -68,3 +69,25 @@ def test_show_writes_a_sheet_of_frames_and_a_video(stored, tmp_path):
 def test_a_picture_that_cannot_be_written_is_one_line(stored, options, message):
     result = wmpo("show", stored, *options)
     assert result.exit_code == 2 and message in result.output
+
+
+def test_export_and_import_say_what_the_other_format_cannot_hold(stored, tmp_path):
+    result = wmpo("export", stored, "--out", tmp_path / "a.hdf5")
+    assert (
+        result.exit_code == 0 and "6 episodes written" in result.output and "not in it: actions after" in result.output
+    )
+    result = wmpo("import", tmp_path / "a.hdf5", "--out", tmp_path / "b.parquet")
+    assert result.exit_code == 0 and "6 episodes" in result.output, result.output
+    assert "a note" in wmpo("info", tmp_path / "b.parquet").output
+    result = wmpo("import", write_hdf5(tmp_path / "c.hdf5"), "--out", tmp_path / "c.parquet", "--instruction", "insert")
+    assert result.exit_code == 0 and "3 of them successful" in result.output and "states is left out" in result.output
+
+
+def test_an_import_that_fails_is_one_line_and_leaves_the_file_that_was_there(stored, tmp_path):
+    before = stored.read_bytes()
+    result = wmpo("import", write_hdf5(tmp_path / "c.hdf5"), "--out", stored)
+    assert result.exit_code == 2 and "data/demo_0: no instruction; give it with --instruction" in result.output
+    assert stored.read_bytes() == before and not list(tmp_path.glob("*.tmp-*"))
+    for options in (("import", stored, "--out", stored), ("export", stored, "--out", stored)):
+        result = wmpo(*options)
+        assert result.exit_code == 2 and "is the file to read; name another file" in result.output

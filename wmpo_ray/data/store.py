@@ -65,7 +65,7 @@ class EpisodeWriter:
     """Appends episodes to an unfinished file; holds the rows of one row group, and the actions for their statistics."""
 
     def __init__(self, path: Path, provenance: Provenance | None = None):
-        self._path, self._provenance = path, provenance
+        self._path, self.provenance = path, provenance  # may be set until the end
         self._header: Header | None = None
         self._file: pq.ParquetWriter | None = None
         self._rows: list[tuple[Any, ...]] = []
@@ -102,7 +102,7 @@ class EpisodeWriter:
         if self._file is None:
             raise ValueError("no episodes to write: append at least one batch")
         self._flush()
-        about = About(provenance=self._provenance, statistics=statistics_of(self._executed))
+        about = About(provenance=self.provenance, statistics=statistics_of(self._executed))
         self._file.add_key_value_metadata({ABOUT_KEY: about.model_dump_json(exclude_none=True)})
 
     def close(self) -> None:
