@@ -138,7 +138,9 @@ def check(files: Files) -> None:
 def import_file(
     file: Annotated[
         Path,
-        typer.Argument(metavar="FILE", parser=user_path, help="HDF5 of robomimic or MimicGen."),
+        typer.Argument(
+            metavar="FILE", parser=user_path, help="HDF5 of robomimic or MimicGen, or a tar file of WMPO's rollouts."
+        ),
     ],
     out: Annotated[
         Path, typer.Option(metavar="FILE", parser=user_path, help="The trajectory file to write (Parquet).")

@@ -18,6 +18,7 @@ from wmpo_ray.data.exchange.recording import (
     check_sizes,
 )
 from wmpo_ray.data.exchange.robomimic import RobomimicReader
+from wmpo_ray.data.exchange.rollout_tar import RolloutTarReader
 from wmpo_ray.data.store import episode_writer
 
 HEAD_BYTES = 512
@@ -41,7 +42,9 @@ def reader_of(path: Path, options: ImportOptions) -> EpisodeReader:
         return RobomimicReader(path, options)
     if head.startswith(b"PAR1"):
         raise UserError(f"{path} is a Parquet file: a trajectory file needs no import")
-    raise UserError(f"{path} is of no format that is read: HDF5 of robomimic or MimicGen")
+    if head[257:262] == b"ustar":
+        return RolloutTarReader(path, options)
+    raise UserError(f"{path} is of no format that is read: HDF5 of robomimic or MimicGen, a tar file of rollouts")
 
 
 def import_episodes(
