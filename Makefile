@@ -86,7 +86,7 @@ bench-models: setup  ## parity with published fixtures, memory of loading (FIXTU
 bench-gpu: setup  ## models of full size on one GPU -> benchmarks/results/gpu.json
 	$(BIN)/python -m benchmarks.gpu
 
-fuzz-readers: setup  ## 1,500 mutated files for each reader of data: refused by name or read as a whole
+fuzz-readers: setup  ## 1,200 mutated files for each reader of data: refused by name or read as a whole
 	$(BIN)/python -m benchmarks.fuzz_readers
 
 pretrain-embedded: setup  ## rebuild the shipped world models from nothing

@@ -1,6 +1,6 @@
 """Mutated files of every format that is read: each must give a UserError or a whole import, and nothing else.
 
-    make fuzz-readers                  1,500 files for each reader -> benchmarks/results/fuzz.json
+    make fuzz-readers                  1,200 files for each reader -> benchmarks/results/fuzz.json
     python -m benchmarks.fuzz_readers --files 200 --readers rollout_tar
 
 Each file is read in a process of its own with a limit on its memory and its time, so that a crash of a library, a hang or
@@ -24,14 +24,15 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.fuzzed_files import SAMPLES, mutated
+from benchmarks.fuzzed_files import SAMPLES, files_of, mutated
 from benchmarks.results_file import write_results
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.data.exchange.importing import ImportOptions, import_episodes
 from wmpo_ray.data.file_facts import facts_of, problems_of
 from wmpo_ray.data.store import load_episodes
 
-MAX_MEMORY_GIB = 1.0  # that a read may take on top of what the process has
+MAX_MEMORY_GIB = 0.5  # that a read may take on top of what the process has, touched or not
+HARD_LIMIT_GIB = 16.0  # beyond it the kernel says no
 MAX_SECONDS = 20
 IMPORTED, REFUSED, BROKEN = 0, 1, 2  # exit codes of a process
 
@@ -60,6 +61,7 @@ def read_store(path: Path) -> None:
 READERS: dict[str, Callable[[Path], None]] = {
     "robomimic_hdf5": read_import,
     "rollout_tar": read_import,
+    "lerobot_folder": read_import,
     "trajectory_parquet": read_store,
 }
 
@@ -81,22 +83,31 @@ def outcome(read: Callable[[Path], None], path: Path) -> tuple[str, int]:
 
 def _read_limited(read: Callable[[Path], None], path: Path) -> int:
     """In the child: an exit code, for any exception too."""
-    taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    limit = taken + int(MAX_MEMORY_GIB * 2**30)
+    before = _kib("VmSize")
+    limit = before * 2**10 + int(HARD_LIMIT_GIB * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     signal.alarm(MAX_SECONDS)
+    code, failure = IMPORTED, ""
     try:
         read(path)
     except UserError as error:
-        # An allocation that the limit stopped arrives here as a damaged file: it was tried all the same.
-        if isinstance(error.__cause__, MemoryError) or "alloc" in str(error.__cause__):
-            print(f"{path.name}: huge allocation: {error}", flush=True)
-            return BROKEN
-        return REFUSED
+        code, failure = REFUSED, str(error)
+        if isinstance(error.__cause__, MemoryError):  # what the hard limit stopped
+            code = BROKEN
     except BaseException as error:  # noqa: BLE001  what comes is the finding
-        print(f"{path.name}: {type(error).__name__}: {error}", flush=True)
-        return BROKEN
-    return IMPORTED
+        code, failure = BROKEN, f"{type(error).__name__}: {error}"
+    # Address space, so that memory counts that was asked for and never touched.
+    if (taken := _kib("VmPeak") - before) > MAX_MEMORY_GIB * 2**20:
+        code, failure = BROKEN, f"{taken} KiB taken; {failure}"
+    if code == BROKEN:
+        print(failure, flush=True)
+    return code
+
+
+def _kib(name: str) -> int:
+    """A size of this process that the kernel counts."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(f"{name}:")).split()[1])
 
 
 def fuzz(name: str, num_files: int, folder: Path) -> dict[str, Any]:
@@ -105,18 +116,18 @@ def fuzz(name: str, num_files: int, folder: Path) -> dict[str, Any]:
     baseline = outcome(read, sample)
     if baseline[0] != "imported":
         raise RuntimeError(f"{name}: the sample itself is {baseline[0]}")
-    good, counts, peak = sample.read_bytes(), Counter[str](), 0
+    files = {path: path.read_bytes() for path in files_of(sample)}
+    counts, peak = Counter[str](), 0
     started = time.monotonic()
     for number in range(num_files):
-        path = folder / f"{name}-{number}"
+        path, good = list(files.items())[number % len(files)]
         path.write_bytes(mutated(good, random.Random(number)))
-        found, kib = outcome(read, path)
+        found, kib = outcome(read, sample)
+        path.write_bytes(good)
         counts[found] += 1
         peak = max(peak, kib - baseline[1])
         if found not in ("imported", "refused"):
             print(f"{name}: file {number}: {found}", flush=True)
-        path.unlink()
-        path.with_suffix(".imported").unlink(missing_ok=True)
     others = num_files - counts["imported"] - counts["refused"]
     seconds = time.monotonic() - started
     print(f"{name}: {dict(counts)}, {seconds:.0f} s", flush=True)
@@ -135,7 +146,7 @@ def fuzz(name: str, num_files: int, folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", type=int, default=1500, help="for each reader")
+    parser.add_argument("--files", type=int, default=1200, help="for each reader")
     parser.add_argument("--readers", nargs="+", choices=READERS, default=list(READERS))
     options = parser.parse_args()
     figures: dict[str, Any] = {}

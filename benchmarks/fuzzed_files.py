@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 
 from wmpo_ray.core.types import Episodes
 from wmpo_ray.data.about import Provenance
+from wmpo_ray.data.exchange.lerobot_export import export_lerobot
 from wmpo_ray.data.exchange.robomimic_export import export_robomimic
 from wmpo_ray.data.store import save_episodes
 
@@ -65,9 +67,27 @@ def tar_file(folder: Path) -> Path:
     return path
 
 
+def lerobot_folder(folder: Path) -> Path:
+    path = folder / "lerobot"
+    shutil.rmtree(path, ignore_errors=True)
+    export_lerobot(trajectory_file(folder), path)
+    return path
+
+
+def files_of(sample: Path) -> list[Path]:
+    """What there is to mutate; of a folder the files that a reader looks at."""
+    if sample.is_file():
+        return [sample]
+    return [
+        sample / name
+        for name in ("meta/info.json", "data/chunk-000/file-000.parquet", "meta/episodes/chunk-000/file-000.parquet")
+    ]
+
+
 SAMPLES: dict[str, Callable[[Path], Path]] = {
     "robomimic_hdf5": hdf5_file,
     "rollout_tar": tar_file,
+    "lerobot_folder": lerobot_folder,
     "trajectory_parquet": trajectory_file,
 }
 

@@ -139,14 +139,16 @@ def import_file(
     file: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE", parser=user_path, help="HDF5 of robomimic or MimicGen, or a tar file of WMPO's rollouts."
+            metavar="FILE",
+            parser=user_path,
+            help="HDF5 of robomimic or MimicGen, a tar file of WMPO's rollouts, or LeRobot's folder.",
         ),
     ],
     out: Annotated[
         Path, typer.Option(metavar="FILE", parser=user_path, help="The trajectory file to write (Parquet).")
     ],
     image_key: Annotated[
-        str, typer.Option(metavar="NAME", help="The camera, where a file has several; agentview_image if absent.")
+        str, typer.Option(metavar="NAME", help="The camera, where a file has several; the only or usual one if absent.")
     ] = "",
     instruction: Annotated[
         str, typer.Option(metavar="TEXT", help="Of every episode; as the file has it if absent.")
@@ -163,15 +165,30 @@ def import_file(
 
 def export_file(
     file: OneFile,
-    out: Annotated[Path, typer.Option(metavar="FILE", parser=user_path, help="The HDF5 file to write.")],
-    image_key: Annotated[str, typer.Option(metavar="NAME", help="Name of the camera.")] = "agentview_image",
+    out: Annotated[
+        Path, typer.Option(metavar="PATH", parser=user_path, help="The HDF5 file, or LeRobot's folder, to write.")
+    ],
+    layout: Annotated[
+        str, typer.Option(help="robomimic (HDF5), or lerobot (a folder, version 3, with images).")
+    ] = "robomimic",
+    image_key: Annotated[
+        str, typer.Option(metavar="NAME", help="Name of the camera; the layout's usual one if absent.")
+    ] = "",
+    fps: Annotated[int, typer.Option(min=1, max=1000, help="Actions a second; layout lerobot has times.")] = 10,
 ) -> None:
-    """Write a trajectory file in the HDF5 layout of robomimic and MimicGen."""
+    """Write a trajectory file in the layout of robomimic and MimicGen, or of LeRobot."""
     _check_out(file, out)
-    from wmpo_ray.data.exchange.robomimic_export import NOT_EXPORTED, export_robomimic
+    if layout == "robomimic":
+        from wmpo_ray.data.exchange import robomimic_export
 
-    num_episodes = export_robomimic(file, out, image_key)
-    lines = [f"{counted(num_episodes, 'episode')} written to {out}", f"not in it: {NOT_EXPORTED}"]
+        num_episodes, missing = robomimic_export.export_robomimic(file, out, image_key), robomimic_export.NOT_EXPORTED
+    elif layout == "lerobot":
+        from wmpo_ray.data.exchange import lerobot_export
+
+        num_episodes, missing = lerobot_export.export_lerobot(file, out, image_key, fps), lerobot_export.NOT_EXPORTED
+    else:
+        raise UserError(f"--layout {layout}: known are robomimic and lerobot")
+    lines = [f"{counted(num_episodes, 'episode')} written to {out}", f"not in it: {missing}"]
     make_console().print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from cluster.recipes.context import RunContext
 from wmpo_ray.config.dumping import flatten
 from wmpo_ray.config.run import Config
-from wmpo_ray.core.files import sha256_of, sha256_of_folder
+from wmpo_ray.core.files import file_states, sha256_of, sha256_of_folder
 from wmpo_ray.runs.round_folders import label_of
 
 EVERYWHERE = ("seed", "environment", "cluster.threads_per_process")  # the result of every stage depends on these
@@ -175,12 +175,11 @@ def content_of(source: str) -> str:
     path = Path(source).expanduser()
     if not path.exists():
         return "missing"
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return _content_of(path, tuple((file.stat().st_mtime_ns, file.stat().st_size) for file in sorted(files)))
+    return _content_of(path, file_states(path))
 
 
 @lru_cache(maxsize=64)
-def _content_of(path: Path, _states: tuple[tuple[int, int], ...]) -> str:
+def _content_of(path: Path, _states: tuple[tuple[str, int, int], ...]) -> str:
     """A plan asks for it stage by stage; what did not change is hashed once."""
     return f"sha256:{sha256_of(path) if path.is_file() else sha256_of_folder(path)}"
 

@@ -91,3 +91,14 @@ def test_an_import_that_fails_is_one_line_and_leaves_the_file_that_was_there(sto
     for options in (("import", stored, "--out", stored), ("export", stored, "--out", stored)):
         result = wmpo(*options)
         assert result.exit_code == 2 and "is the file to read; name another file" in result.output
+
+
+def test_a_lerobot_folder_goes_out_and_comes_in(stored, tmp_path):
+    result = wmpo("export", stored, "--out", tmp_path / "set", "--layout", "lerobot", "--fps", 20)
+    assert result.exit_code == 0 and "not in it: start states" in result.output, result.output
+    result = wmpo("import", tmp_path / "set", "--out", tmp_path / "b.parquet")
+    assert result.exit_code == 0 and "6 episodes" in result.output, result.output
+    again = wmpo("export", stored, "--out", tmp_path / "set", "--layout", "lerobot")
+    assert again.exit_code == 2 and "is a folder; name another file" in again.output
+    other = wmpo("export", stored, "--out", tmp_path / "c", "--layout", "rlds")
+    assert other.exit_code == 2 and "known are robomimic and lerobot" in other.output

@@ -20,6 +20,7 @@ from wmpo_ray.config.loading import load_config
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.types import Episodes
 from wmpo_ray.data.about import Provenance, about_of
+from wmpo_ray.data.exchange.lerobot_export import export_lerobot
 from wmpo_ray.data.exchange.recorded_source import take_source
 from wmpo_ray.data.exchange.robomimic_export import export_robomimic
 from wmpo_ray.data.store import load_episodes, save_episodes
@@ -69,6 +70,8 @@ def test_the_first_episodes_of_a_file_of_ours_or_of_another_format_are_taken(rec
     assert (origin.made_by, origin.notes) == ("a person", ("taken from own.parquet",))
     export_robomimic(recorded, recorded.parent / "a.hdf5")
     assert same_content(taken(recorded.parent / "a.hdf5"), first)
+    export_lerobot(recorded, recorded.parent / "set")
+    assert same_content(taken(recorded.parent / "set"), replace(first, seeds=np.full(NUM, -1)))
 
 
 def test_shorter_files_get_the_horizon_of_the_run(recorded, demonstrations):
@@ -163,6 +166,11 @@ def test_a_result_depends_on_the_content_of_the_file_and_not_on_its_name(recorde
     assert results(config(f"demos.source={other}"))["demos"] not in (one["demos"], plain["demos"])
     assert results(config(f"collect.source={other}"))["demos"] == plain["demos"]
     assert results(config(f"collect.source={other}"))["collect"] != plain["collect"]
+    folder = recorded.parent / "set"
+    export_lerobot(other, folder)
+    before = results(config(f"demos.source={folder}"))
+    (folder / "meta" / "info.json").write_text("{}")
+    assert results(config(f"demos.source={folder}"))["demos"] != before["demos"]
 
 
 def test_results_from_before_the_setting_hold():

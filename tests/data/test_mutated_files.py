@@ -7,7 +7,7 @@ import random
 import pytest
 
 from benchmarks.fuzz_readers import READERS
-from benchmarks.fuzzed_files import SAMPLES, mutated
+from benchmarks.fuzzed_files import SAMPLES, files_of, mutated
 from wmpo_ray.core.errors import UserError
 
 
@@ -15,15 +15,16 @@ from wmpo_ray.core.errors import UserError
 def test_a_mutated_file_is_read_as_a_whole_or_refused_in_one_line(tmp_path, name):
     sample = SAMPLES[name](tmp_path)
     READERS[name](sample)
-    good, refused = sample.read_bytes(), 0
+    files, refused = {path: path.read_bytes() for path in files_of(sample)}, 0
     for number in range(40):
-        path = tmp_path / "mutated"
+        path, good = list(files.items())[number % len(files)]
         path.write_bytes(mutated(good, random.Random(number)))
         try:
-            READERS[name](path)
+            READERS[name](sample)
         except UserError as error:
             refused += 1
-            assert "\n" not in str(error) and str(path) in str(error)
+            assert "\n" not in str(error) and str(sample) in str(error)
+        path.write_bytes(good)
     assert 5 < refused, "mutations hit what matters"
 
 

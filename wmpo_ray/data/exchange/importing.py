@@ -1,4 +1,4 @@
-"""Import of other formats into a trajectory file; which format a file has is read from its first bytes."""
+"""Import of other formats into a trajectory file; which format a file has is read from its first bytes; a folder is LeRobot's."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.untrusted import regular_file
 from wmpo_ray.core.wording import counted
 from wmpo_ray.data.about import Provenance
+from wmpo_ray.data.exchange.lerobot import LerobotReader
 from wmpo_ray.data.exchange.recording import (
     EpisodeReader,
     ImportOptions,
@@ -36,6 +37,8 @@ class Imported:
 
 def reader_of(path: Path, options: ImportOptions) -> EpisodeReader:
     """An open reader for the format of a file. Raises UserError for any other format, ConfigError without h5py."""
+    if path.is_dir() or path.name == "info.json":
+        return LerobotReader(path, options)
     with open(regular_file(path, None), "rb") as file:
         head = file.read(HEAD_BYTES)
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
@@ -44,7 +47,9 @@ def reader_of(path: Path, options: ImportOptions) -> EpisodeReader:
         raise UserError(f"{path} is a Parquet file: a trajectory file needs no import")
     if head[257:262] == b"ustar":
         return RolloutTarReader(path, options)
-    raise UserError(f"{path} is of no format that is read: HDF5 of robomimic or MimicGen, a tar file of rollouts")
+    raise UserError(
+        f"{path} is of no format that is read: HDF5 of robomimic or MimicGen, a tar file of rollouts, a LeRobot folder"
+    )
 
 
 def import_episodes(

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.files import file_states
 from wmpo_ray.core.section import shown
 from wmpo_ray.core.types import Episodes
 from wmpo_ray.core.wording import counted
@@ -59,12 +60,11 @@ class _Opened:
 
 def check_source(needs: SourceNeeds) -> None:
     """Read the episodes that a run would take. Raises UserError, which names setting, file, episode and bound."""
-    stat = _path(needs).stat() if _path(needs).exists() else None
-    _check_once(needs, None if stat is None else (stat.st_mtime_ns, stat.st_size))
+    _check_once(needs, file_states(_path(needs)))
 
 
 @lru_cache(maxsize=16)
-def _check_once(needs: SourceNeeds, _state: tuple[int, int] | None) -> None:
+def _check_once(needs: SourceNeeds, _states: tuple[tuple[str, int, int], ...]) -> None:
     """A run asks more than once before its first stage; a file that did not change is read once."""
     with _opened(needs) as opened:
         for _ in _fitted(needs, opened):
