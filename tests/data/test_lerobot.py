@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from benchmarks.fuzzed_files import SAMPLES, files_of, mutated
 from tests.support.hostile_files import refusal
 from tests.support.stored_episodes import make, sound
 from wmpo_ray.core.errors import UserError
@@ -184,3 +188,15 @@ def test_an_episode_without_a_step_is_not_exported(tmp_path):
     with pytest.raises(UserError, match="row 1: an episode without a step"):
         export_lerobot(tmp_path / "a.parquet", tmp_path / "set")
     assert not (tmp_path / "set").exists()
+
+
+def test_metadata_over_which_arrow_would_end_the_process_are_an_error(tmp_path):
+    """Found by `make fuzz-readers`: a histogram of a wrong size in the statistics of a column."""
+    sample = SAMPLES["lerobot_folder"](tmp_path)
+    path = files_of(sample)[1]
+    path.write_bytes(mutated(path.read_bytes(), random.Random(952)))
+    code = "import sys, pathlib; from wmpo_ray.data.exchange.importing import import_episodes as f; f(*map(pathlib.Path, sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, sample, tmp_path / "b"], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "UserError" in done.stderr and "is damaged" in done.stderr

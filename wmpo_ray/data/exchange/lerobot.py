@@ -137,10 +137,13 @@ class LerobotReader(EpisodeReader):
         """Refuse a table without these columns, or with more bytes in them than `max_bytes` for each row group."""
         if missing := [name for name in names if name not in file.schema_arrow.names]:
             raise UserError(f"{self.path}: {path} has no column {missing[0]}")
-        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-        for group in groups:
-            columns = [group.column(i) for i in range(group.num_columns)]
-            wanted = [column for column in columns if column.path_in_schema.startswith(tuple(names))]
+        paths = [file.schema.column(i).path for i in range(len(file.schema))]
+        places = [i for i, leaf in enumerate(paths) if leaf.startswith(tuple(names))]
+        for number in range(file.metadata.num_row_groups):
+            # Arrow ends the process over some damaged metadata when they are looked at, and raises when they are read.
+            next(file.iter_batches(1, row_groups=[number], columns=list(names)), None)
+            group = file.metadata.row_group(number)
+            wanted = [group.column(i) for i in places]
             num_bytes = sum(column.total_uncompressed_size for column in wanted)
             # A value in a dictionary is there once, and in memory as often as rows name it.
             repeated = max(
