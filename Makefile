@@ -15,7 +15,7 @@ comma := ,
 STAMP := .venv/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 
 .PHONY: help setup demo cluster-demo test test-slow lint soak bench-demo bench-cache bench-memory bench-house bench-coordinator bench-autoscaling \
-	bench-weights bench-operations bench-samplers bench-models bench-gpu evidence pretrain-embedded clean
+	bench-weights bench-operations bench-samplers bench-models bench-gpu fuzz-readers evidence pretrain-embedded clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -89,6 +89,9 @@ bench-models: setup  ## parity with published fixtures, memory of loading (FIXTU
 
 bench-gpu: setup  ## models of full size on one GPU -> benchmarks/results/gpu.json
 	$(BIN)/python -m benchmarks.gpu
+
+fuzz-readers: setup  ## 1,200 mutated files for each reader of data: refused by name or read as a whole
+	$(BIN)/python -m benchmarks.fuzz_readers
 
 pretrain-embedded: setup  ## rebuild the shipped world models from nothing
 	$(BIN)/python -m benchmarks.pretrain_embedded --name embedded-a --seed 0

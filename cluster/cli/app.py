@@ -18,6 +18,7 @@ import typer
 from pydantic import ValidationError
 from typer.core import TyperGroup
 
+from cluster.cli.data_commands import add_data
 from cluster.cli.inspect_commands import add_inspection
 from cluster.cli.job_commands import add_jobs
 from cluster.cli.model_commands import add_models
@@ -244,4 +245,5 @@ add_jobs(app)
 add_watching(app)
 add_inspection(app)
 add_models(app)
+add_data(app)
 add_monitoring(app)

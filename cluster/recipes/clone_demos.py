@@ -20,13 +20,15 @@ from wmpo_ray.data.episodes import concatenate_episodes
 from wmpo_ray.data.store import episode_writer
 from wmpo_ray.registry import make_environment
 from wmpo_ray.rollout.evaluation import expert_batches
+from wmpo_ray.rollout.origins import recorded
 
 
 def more_demos(context: RunContext) -> dict[str, Any]:
     """Record this round's demonstrations in `trajectories/more-demos.parquet`."""
     config = context.config
     seeds = start_seeds("collect", config.collect.num_trajectories, config.seed)
-    with episode_writer(context.trajectory_file("more-demos")) as writer:
+    origin = recorded(config.environment, "expert")
+    with episode_writer(context.trajectory_file("more-demos"), origin) as writer:
         key = (config.seed, "more-demos")
         for part in expert_batches(make_environment(config.environment), seeds, config.demos.action_noise, key):
             writer.append(part)

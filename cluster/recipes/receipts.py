@@ -1,4 +1,4 @@
-"""What a run's receipt says of the models that it began with."""
+"""What a run's receipt says of the models and episodes that it began with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from wmpo_ray.config.dumping import flatten
 from wmpo_ray.config.run import Config
 from wmpo_ray.world_models.diffusion import PRETRAINED_DIR
 
-INPUTS = ("pretrained", "codec")  # settings that name a model
+INPUTS = ("pretrained", "codec", "source")  # settings that name a model, or recorded episodes
 
 
 def inputs_of(config: Config) -> dict[str, Path]:

@@ -10,11 +10,14 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from cluster.recipes.context import RunContext
 from wmpo_ray.config.dumping import flatten
 from wmpo_ray.config.run import Config
+from wmpo_ray.core.files import file_states, sha256_of, sha256_of_folder
 from wmpo_ray.runs.round_folders import label_of
 
 EVERYWHERE = ("seed", "environment", "cluster.threads_per_process")  # the result of every stage depends on these
@@ -66,7 +69,12 @@ LATER: Mapping[str, Any] = {
     "world_model.alignment.action_level": None,
     "world_model.denoiser.action_level": "frame",
     "filtered_bc.decisions": "every_step",
+    "demos.source": "",
+    "collect.source": "",
+    "gate.source": "",
 }
+
+SOURCES = ("demos.source", "collect.source", "gate.source")  # files of episodes: what counts is their content
 
 
 def no_check(config: Config, serial: bool) -> None:
@@ -160,7 +168,22 @@ def settings_of(stage: Stage, config: Config) -> dict[str, Any]:
     for condition, value, keys in stage.settings_if:
         if flat[condition] == value:
             chosen |= {key: flat[key] for key in (condition, *keys)}
+    chosen |= {key: content_of(str(value)) for key, value in chosen.items() if key in SOURCES}
     return json.loads(json.dumps(chosen, default=str))  # as they are read back from a summary
+
+
+def content_of(source: str) -> str:
+    """The hash of a file or folder, or that it is missing."""
+    path = Path(source).expanduser()
+    if not path.exists():
+        return "missing"
+    return _content_of(path, file_states(path))
+
+
+@lru_cache(maxsize=64)
+def _content_of(path: Path, _states: tuple[tuple[str, int, int], ...]) -> str:
+    """A plan asks for it stage by stage; what did not change is hashed once."""
+    return f"sha256:{sha256_of(path) if path.is_file() else sha256_of_folder(path)}"
 
 
 def is_among(key: str, names: tuple[str, ...]) -> bool:

@@ -1,5 +1,7 @@
 """Episodes to store, and whether two sets are the same."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from wmpo_ray.core.types import Episodes
@@ -21,6 +23,15 @@ def make(num=3, horizon=4, size=(5, 6), action_dims=2, failures=("drop", "jam"),
         random.integers(-(2**63), 2**63 - 1, num),
         {name: random.random(num) < 0.5 for name in failures},
     )
+
+
+def sound(num: int = 6, seed: int = 0) -> Episodes:
+    """Episodes with at least a step, and actions in [-1, 1]."""
+    episodes = make(num, seed=seed)
+    lengths = np.maximum(episodes.lengths, 1)
+    frames = episodes.frames[np.arange(num)[:, None], np.minimum(np.arange(5), lengths[:, None])]
+    actions = np.clip(np.nan_to_num(episodes.actions), -1, 1)
+    return replace(episodes, frames=frames, lengths=lengths, actions=actions)
 
 
 def assert_same(a: Episodes, b: Episodes) -> None:

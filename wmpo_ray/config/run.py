@@ -42,7 +42,7 @@ from wmpo_ray.config.models import (
     WorldModelTrainingConfig,
 )
 from wmpo_ray.config.sampling import FilterConfig, RolloutConfig
-from wmpo_ray.core.section import NonNegative, Positive, Section, Share, Trajectories, shown
+from wmpo_ray.core.section import NonNegative, Positive, Section, Share, Trajectories, check_local, shown
 from wmpo_ray.kinds import ENVIRONMENTS, POLICIES, REWARD_MODELS, WORLD_MODELS
 
 __all__ = [
@@ -87,18 +87,29 @@ class EnvironmentConfig(Section):
     disruption: Literal["none", "position", "background", "texture"] = "none"
 
 
-class DemosConfig(Section):
+class RecordedSection(Section):
+    """A section whose episodes may come from a file instead."""
+
+    source: str = ""  # recorded episodes, in any format that `wmpo data import` reads; "": none
+
+    @field_validator("source")
+    @classmethod
+    def _check_source(cls, path: str) -> str:
+        return check_local(path, f"{cls.__name__.removesuffix('Config').lower()}.source")
+
+
+class DemosConfig(RecordedSection):
     num_trajectories: Trajectories = 60
     action_noise: NonNegative = 0.2  # pixels, added to the expert's targets
 
 
-class CollectConfig(Section):
+class CollectConfig(RecordedSection):
     num_trajectories: Annotated[int, Field(ge=2, le=10**7)] = 128  # the real budget P of the paper
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.25
     temperature: Positive = 1.0
 
 
-class GateConfig(Section):
+class GateConfig(RecordedSection):
     """Bounds that the imagined world must meet before `optimize` starts."""
 
     num_trajectories: Trajectories = 256  # evaluation rollouts on held-out start states, not counted in P

@@ -117,6 +117,12 @@ def sha256_of_folder(path: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def file_states(path: Path) -> tuple[tuple[str, int, int], ...]:
+    """(name, time in ns, bytes) of a file, or of every file in a folder: what changes if they are written again."""
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    return tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+
+
 def write_all(descriptor: int, data: bytes) -> None:
     """Write and flush to the disk; `os.write` alone may stop early."""
     rest = memoryview(data)

@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.untrusted import regular_file
@@ -54,25 +54,45 @@ def _archive(path: Path, max_bytes: int) -> zipfile.ZipFile:
 
 
 def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, where: str) -> np.ndarray:
+    with archive.open(entry) as file:
+        return read_npy(file, entry.file_size, where)
+
+
+def npy_header(file: IO[bytes], num_bytes: int, where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """(shape, whether in Fortran order, dtype) of an array of `num_bytes` in all; the file then stands at its values.
+
+    Raises UserError, which names `where`, for any dtype but numbers, booleans and text, and where the values are not as
+    many as the shape says; one of `BAD_ARCHIVE` for a header that cannot be read.
+    """
     import numpy as np
 
-    with archive.open(entry) as file:
-        version = np.lib.format.read_magic(file)
-        if version not in ((1, 0), (2, 0)):
-            raise UserError(f"{where} has format {version}; known are 1.0 and 2.0")
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, is_fortran, dtype = read_header(file)
-        if dtype.kind not in "biufU":
-            raise UserError(f"{where} is of dtype {dtype}; only numbers, booleans and text are read")
-        claimed, held = math.prod(shape) * dtype.itemsize, entry.file_size - file.tell()
-        if claimed != held or any(size < 0 for size in shape):
-            raise UserError(f"{where} claims to be {dtype} {shape}, {claimed} bytes, and holds {held}")
-        array = np.empty(shape, dtype, order="F" if is_fortran else "C")
-        target = array.reshape(-1, order="A").view(np.uint8)
-        done = 0
-        while piece := file.read(PIECE_BYTES):  # the archive gives no more than held; its end compares the checksum
-            target[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
-            done += len(piece)
-        if done != held:
-            raise UserError(f"{where} ends after {done} of {held} bytes")
-        return array
+    begin = file.tell()
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise UserError(f"{where} has format {version}; known are 1.0 and 2.0")
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, is_fortran, dtype = read_header(file)
+    if dtype.kind not in "biufU":
+        raise UserError(f"{where} is of dtype {dtype}; only numbers, booleans and text are read")
+    claimed, held = math.prod(shape) * dtype.itemsize, num_bytes - (file.tell() - begin)
+    if claimed != held or any(size < 0 for size in shape):
+        raise UserError(f"{where} claims to be {dtype} {shape}, {claimed} bytes, and holds {held}")
+    return shape, is_fortran, dtype
+
+
+def read_npy(file: IO[bytes], num_bytes: int, where: str) -> np.ndarray:
+    """An array as numpy stores it, of `num_bytes` in all; nothing is unpickled. Raises as `npy_header` does."""
+    import numpy as np
+
+    shape, is_fortran, dtype = npy_header(file, num_bytes, where)
+    array = np.empty(shape, dtype, order="F" if is_fortran else "C")
+    target = array.reshape(-1, order="A").view(np.uint8)
+    done = 0
+    while piece := file.read(min(PIECE_BYTES, len(target) - done) or 1):  # the end compares an archive's checksum
+        if done + len(piece) > len(target):
+            raise UserError(f"{where} holds more than the {len(target)} bytes of its values")
+        target[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
+        done += len(piece)
+    if done != len(target):
+        raise UserError(f"{where} ends after {done} of {len(target)} bytes")
+    return array

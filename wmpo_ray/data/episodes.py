@@ -140,7 +140,7 @@ def as_lazy(episodes: Episodes) -> LazyFrames:
 
 
 def concatenate_episodes(parts: Sequence[Episodes]) -> Episodes:
-    """One after the other; frames that are not in memory stay unread."""
+    """One after the other; frames that are not in memory stay unread. Failure modes that not all report are left out."""
     if all(isinstance(part.frames, np.ndarray) for part in parts):
         frames: np.ndarray | Frames = np.concatenate([np.asarray(part.frames) for part in parts])
     else:
@@ -152,7 +152,11 @@ def concatenate_episodes(parts: Sequence[Episodes]) -> Episodes:
         np.concatenate([p.success for p in parts]),
         tuple(text for p in parts for text in p.instructions),
         np.concatenate([p.seeds for p in parts]),
-        {name: np.concatenate([p.failures[name] for p in parts]) for name in parts[0].failures},
+        {
+            name: np.concatenate([p.failures[name] for p in parts])
+            for name in parts[0].failures
+            if all(name in p.failures for p in parts)
+        },
     )
 
 

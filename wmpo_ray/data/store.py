@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import atomic_file
 from wmpo_ray.core.types import Episodes
+from wmpo_ray.data.about import ABOUT_KEY, About, Provenance, statistics_of
 from wmpo_ray.data.episodes import LazyFrames, as_lazy, gather
 from wmpo_ray.data.store_format import (
     FIRST_FRAME,
@@ -45,14 +46,14 @@ DEFAULT_MAX_BYTES = 4 * 2**30
 
 
 @contextmanager
-def episode_writer(path: Path) -> Iterator[EpisodeWriter]:
+def episode_writer(path: Path, provenance: Provenance | None = None) -> Iterator[EpisodeWriter]:
     """Write a file batch by batch; it takes the place of `path` if the block succeeds, and on any failure what was
-    there stays.
+    there stays. Statistics of the executed actions are stored with it, and its provenance if one is given.
 
     Raises ValueError if nothing was appended, UserError on a full disk.
     """
     with atomic_file(path) as partial:
-        writer = EpisodeWriter(partial)
+        writer = EpisodeWriter(partial, provenance)
         try:
             yield writer
             writer.finish()
@@ -61,14 +62,15 @@ def episode_writer(path: Path) -> Iterator[EpisodeWriter]:
 
 
 class EpisodeWriter:
-    """Appends episodes to an unfinished file; holds no more than the rows of one row group."""
+    """Appends episodes to an unfinished file; holds the rows of one row group, and the actions for their statistics."""
 
-    def __init__(self, path: Path):
-        self._path = path
+    def __init__(self, path: Path, provenance: Provenance | None = None):
+        self._path, self.provenance = path, provenance  # may be set until the end
         self._header: Header | None = None
         self._file: pq.ParquetWriter | None = None
         self._rows: list[tuple[Any, ...]] = []
         self._num_bytes = 0  # of frames in `_rows`
+        self._executed: list[np.ndarray] = []  # actions [length, D] of each episode
 
     def append(self, episodes: Episodes) -> None:
         """Raises ValueError if the arrays do not fit each other, or the episodes before."""
@@ -82,6 +84,7 @@ class EpisodeWriter:
                 self._flush()
             video = frames.video(i).copy()  # rows are buffered here while the caller may free or change the batch
             self._num_bytes += video.nbytes
+            self._executed.append(np.array(episodes.actions[i, :length]))
             self._rows.append(
                 (
                     video,
@@ -99,6 +102,8 @@ class EpisodeWriter:
         if self._file is None:
             raise ValueError("no episodes to write: append at least one batch")
         self._flush()
+        about = About(provenance=self.provenance, statistics=statistics_of(self._executed))
+        self._file.add_key_value_metadata({ABOUT_KEY: about.model_dump_json(exclude_none=True)})
 
     def close(self) -> None:
         if self._file is not None:
@@ -122,9 +127,9 @@ class EpisodeWriter:
             self._rows, self._num_bytes = [], 0
 
 
-def save_episodes(path: Path, episodes: Episodes) -> None:
+def save_episodes(path: Path, episodes: Episodes, provenance: Provenance | None = None) -> None:
     """Write a file at once; like `episode_writer`."""
-    with episode_writer(path) as writer:
+    with episode_writer(path, provenance) as writer:
         writer.append(episodes)
 
 

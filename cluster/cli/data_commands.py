@@ -1,0 +1,199 @@
+"""Commands for trajectory files: what is in them, whether they are whole, and their exchange with other formats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from cluster.cli.options import user_path
+from wmpo_ray.core.console import make_console
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.files import atomic_write
+from wmpo_ray.core.wording import counted
+
+if TYPE_CHECKING:
+    from wmpo_ray.data.about import Provenance
+    from wmpo_ray.data.file_facts import FileFacts
+
+SHOWN_INSTRUCTIONS = 8
+Files = Annotated[list[Path], typer.Argument(metavar="FILE...", parser=user_path, help="Trajectory files (Parquet).")]
+OneFile = Annotated[Path, typer.Argument(metavar="FILE", parser=user_path, help="A trajectory file (Parquet).")]
+
+
+def add_data(app: typer.Typer) -> None:
+    data = typer.Typer(no_args_is_help=True, help="Look at trajectory files, check them, import and export them.")
+    for command in (info, show, check):
+        data.command()(command)
+    data.command(name="import")(import_file)
+    data.command(name="export")(export_file)
+    app.add_typer(data, name="data")
+
+
+def info(files: Files) -> None:
+    """Show what trajectory files hold: episodes, sizes, success, instructions, origin, statistics of the actions."""
+    from wmpo_ray.data.file_facts import facts_of
+
+    console = make_console()
+    for path in files:
+        facts = facts_of(path)
+        table = Table("", "value")
+        for name, text in _rows(facts).items():
+            table.add_row(name, text)
+        console.print(str(path), soft_wrap=True)
+        console.print(table)
+        how = "stored in the file" if facts.statistics_stored else "computed now: the file stores none"
+        if facts.statistics.num_actions:
+            console.print(_statistics_table(facts, f"{counted(facts.statistics.num_actions, 'action')}, {how}"))
+
+
+def _rows(facts: FileFacts) -> dict[str, str]:
+    shortest, longest = facts.lengths
+    height, width = facts.frame_size
+    rows = {
+        "episodes": f"{facts.num_episodes:,}",
+        "steps": f"{facts.num_steps:,}, {shortest} to {longest} in an episode; room for {facts.horizon}",
+        "frames": f"{height} x {width} pixels (height x width), RGB",
+        "action dimensions": str(facts.action_dims),
+        "success": "-" if facts.success_share is None else f"{facts.success_share:.1%}",
+        "instructions": _list_of(facts.instructions),
+    }
+    if facts.failures:
+        rows["failure modes"] = _list_of(facts.failures)
+    if facts.num_unknown_starts:
+        rows["start states"] = f"{facts.num_unknown_starts:,} of them unknown: no environment can rebuild these scenes"
+    rows["schema version"] = str(facts.format)
+    return rows | _provenance_rows(facts.provenance)
+
+
+def _provenance_rows(provenance: Provenance | None) -> dict[str, str]:
+    if provenance is None:
+        return {"provenance": "not stored"}
+    rows = {"origin": provenance.origin, "made by": provenance.made_by, "policy (SHA-256)": provenance.policy_sha256}
+    rows["policy version"] = "" if provenance.policy_version is None else str(provenance.policy_version)
+    rows["environment"] = ", ".join(f"{key} = {value!r}" for key, value in provenance.environment.items())
+    rows["versions"] = ", ".join(f"{name} {version}" for name, version in provenance.versions.items())
+    rows["notes"] = "\n".join(provenance.notes)
+    return {name: text for name, text in rows.items() if text}
+
+
+def _list_of(counts: dict[str, int]) -> str:
+    lines = [f"{name}: {number:,}" for name, number in list(counts.items())[:SHOWN_INSTRUCTIONS]]
+    more = len(counts) - SHOWN_INSTRUCTIONS
+    return "\n".join(lines + ([f"and {more:,} more"] if more > 0 else []))
+
+
+def _statistics_table(facts: FileFacts, title: str) -> Table:
+    names = ("mean", "std", "q01", "q99", "min", "max")
+    table = Table("dimension", *names, title=title)
+    for dimension in range(facts.action_dims):
+        values = (getattr(facts.statistics, name)[dimension] for name in names)
+        table.add_row(str(dimension), *(f"{value:.4g}" for value in values))
+    return table
+
+
+def show(
+    file: OneFile,
+    out: Annotated[Path, typer.Option(metavar="PICTURE", parser=user_path, help="The picture to write.")],
+    video: Annotated[bool, typer.Option("--video", help="An animated WebP instead of a PNG.")] = False,
+    num_episodes: Annotated[int, typer.Option("--episodes", min=1, max=60, help="Spread evenly over the file.")] = 6,
+    num_frames: Annotated[int, typer.Option("--frames", min=2, max=60, help="Of each episode, without --video.")] = 8,
+) -> None:
+    """Write a picture of some episodes: a row of frames for each, or all of them playing side by side."""
+    suffix = ".webp" if video else ".png"
+    if out.suffix.lower() != suffix:
+        raise UserError(f"--out {out}: the picture is a {suffix} file; name it so, or {_other_way(video)}")
+    _check_out(file, out)
+    from wmpo_ray.data.store import load_episodes
+    from wmpo_ray.watch.contact_sheet import chosen_rows, contact_sheet, playing_sheet
+
+    episodes = load_episodes(file)
+    if not len(episodes):
+        raise UserError(f"{file} holds no episodes")
+    rows = chosen_rows(len(episodes), num_episodes)
+    atomic_write(out, playing_sheet(episodes, rows) if video else contact_sheet(episodes, rows, num_frames))
+    make_console().print(f"{counted(len(rows), 'episode')} of {file} in {out}", soft_wrap=True)
+
+
+def _other_way(video: bool) -> str:
+    return "leave out --video for a .png" if video else "add --video for a .webp"
+
+
+def check(files: Files) -> None:
+    """Read trajectory files as a whole and name what is wrong with them, by file and row; exit code 1 if anything is."""
+    from wmpo_ray.data.file_facts import problems_of
+
+    console, num_wrong = make_console(), 0
+    for path in files:
+        problems = problems_of(path)
+        num_wrong += bool(problems)
+        for line in problems or [f"{path}: ok"]:
+            console.print(line, soft_wrap=True, markup=False, highlight=False)
+    if num_wrong:
+        raise typer.Exit(1)
+
+
+def import_file(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            parser=user_path,
+            help="HDF5 of robomimic or MimicGen, a tar file of WMPO's rollouts, or LeRobot's folder.",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", parser=user_path, help="The trajectory file to write (Parquet).")
+    ],
+    image_key: Annotated[
+        str, typer.Option(metavar="NAME", help="The camera, where a file has several; the only or usual one if absent.")
+    ] = "",
+    instruction: Annotated[
+        str, typer.Option(metavar="TEXT", help="Of every episode; as the file has it if absent.")
+    ] = "",
+) -> None:
+    """Write the episodes of another format as a trajectory file; nothing is written unless all of them are sound."""
+    _check_out(file, out)
+    from wmpo_ray.data.exchange.importing import ImportOptions, import_episodes
+
+    done = import_episodes(file, out, ImportOptions(instruction, image_key))
+    lines = [f"{counted(done.num_episodes, 'episode')}, {done.num_successes:,} of them successful, written to {out}"]
+    make_console().print("\n".join([*lines, *done.notes]), soft_wrap=True, markup=False, highlight=False)
+
+
+def export_file(
+    file: OneFile,
+    out: Annotated[
+        Path, typer.Option(metavar="PATH", parser=user_path, help="The HDF5 file, or LeRobot's folder, to write.")
+    ],
+    layout: Annotated[
+        str, typer.Option(help="robomimic (HDF5), or lerobot (a folder, version 3, with images).")
+    ] = "robomimic",
+    image_key: Annotated[
+        str, typer.Option(metavar="NAME", help="Name of the camera; the layout's usual one if absent.")
+    ] = "",
+    fps: Annotated[int, typer.Option(min=1, max=1000, help="Actions a second; layout lerobot has times.")] = 10,
+) -> None:
+    """Write a trajectory file in the layout of robomimic and MimicGen, or of LeRobot."""
+    _check_out(file, out)
+    if layout == "robomimic":
+        from wmpo_ray.data.exchange import robomimic_export
+
+        num_episodes, missing = robomimic_export.export_robomimic(file, out, image_key), robomimic_export.NOT_EXPORTED
+    elif layout == "lerobot":
+        from wmpo_ray.data.exchange import lerobot_export
+
+        num_episodes, missing = lerobot_export.export_lerobot(file, out, image_key, fps), lerobot_export.NOT_EXPORTED
+    else:
+        raise UserError(f"--layout {layout}: known are robomimic and lerobot")
+    lines = [f"{counted(num_episodes, 'episode')} written to {out}", f"not in it: {missing}"]
+    make_console().print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
+
+
+def _check_out(file: Path, out: Path) -> None:
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}; create it first")
+    if out.exists() and (out.is_dir() or (file.exists() and out.samefile(file))):
+        raise UserError(f"--out {out} is {'a folder' if out.is_dir() else 'the file to read'}; name another file")

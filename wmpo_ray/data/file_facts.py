@@ -1,0 +1,129 @@
+"""What a trajectory file holds, and what is wrong with it: `wmpo data info` and `wmpo data check`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.types import Episodes
+from wmpo_ray.data.about import ActionStatistics, Provenance, about_of, statistics_of
+from wmpo_ray.data.store import StoredFrames, load_episodes
+
+ACTION_BOUND = 1 + 1e-6  # actions lie in [-1, 1]; a rounding beyond is none
+MAX_PROBLEMS = 100  # named in one file
+STATISTICS_TOLERANCE = 1e-6  # a sum of the same numbers may be rounded another way on another processor
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """Sizes and contents of one trajectory file."""
+
+    num_episodes: int
+    num_steps: int  # executed, of all episodes
+    lengths: tuple[int, int]  # shortest, longest; steps
+    horizon: int  # T: steps of the longest episode that the file has room for
+    frame_size: tuple[int, int]  # height, width; pixels
+    action_dims: int
+    success_share: float | None  # None for a file without episodes
+    instructions: dict[str, int]  # instruction -> episodes, the most frequent first
+    failures: dict[str, int]  # failure mode -> episodes that showed it
+    num_unknown_starts: int  # episodes whose start state no environment can rebuild
+    format: int
+    provenance: Provenance | None
+    statistics: ActionStatistics
+    statistics_stored: bool  # or computed now: files of earlier versions have none
+
+
+def facts_of(path: Path) -> FileFacts:
+    """Reads everything but the frames. Raises UserError for a file that is damaged or none of ours."""
+    episodes, about = load_episodes(path), about_of(path)
+    assert isinstance(episodes.frames, StoredFrames)
+    lengths, header = episodes.lengths, episodes.frames.header
+    return FileFacts(
+        num_episodes=len(episodes),
+        num_steps=int(lengths.sum()),
+        lengths=(int(lengths.min()), int(lengths.max())) if len(lengths) else (0, 0),
+        horizon=header.horizon,
+        frame_size=(header.height, header.width),
+        action_dims=header.action_dims,
+        success_share=float(episodes.success.mean()) if len(episodes) else None,
+        instructions=dict(Counter(episodes.instructions).most_common()),
+        failures={name: int(flags.sum()) for name, flags in episodes.failures.items()},
+        num_unknown_starts=int((episodes.seeds < 0).sum()),
+        format=header.format,
+        provenance=about.provenance,
+        statistics=about.statistics or statistics_of(executed_actions(episodes)),
+        statistics_stored=about.statistics is not None,
+    )
+
+
+def executed_actions(episodes: Episodes) -> list[np.ndarray]:
+    """The actions [length, D] of each episode up to its end."""
+    return [episodes.actions[i, :length] for i, length in enumerate(episodes.lengths)]
+
+
+def problems_of(path: Path) -> list[str]:
+    """Read the whole of a file and say what is wrong with it: a line for each, which names the file and the row.
+
+    At most `MAX_PROBLEMS` lines.
+    """
+    try:
+        episodes, about = load_episodes(path, cache_bytes=0), about_of(path)
+    except UserError as error:
+        return [str(error)]
+    found = []
+    for row in range(len(episodes)):
+        found += [f"{path}, row {row}: {problem}" for problem in row_problems(episodes, row)]
+    found += unreadable_frames(path, episodes)
+    if about.statistics is not None and not _agree(about.statistics, statistics_of(executed_actions(episodes))):
+        found.append(f"{path}: its stored statistics are not those of its actions")
+    more = len(found) - MAX_PROBLEMS
+    return found[:MAX_PROBLEMS] + ([f"{path}: and {more} more"] if more > 0 else [])
+
+
+def row_problems(episodes: Episodes, row: int) -> list[str]:
+    """What is wrong with one episode, its frames apart."""
+    length, found = int(episodes.lengths[row]), []
+    if not length:
+        found.append("an episode without a step")
+    if not episodes.instructions[row].strip():
+        found.append("no instruction")
+    if problem := action_problem(episodes.actions[row, :length]):
+        found.append(problem)
+    return found
+
+
+def action_problem(actions: np.ndarray) -> str:
+    """The first action [n, D] that is no number or lies outside of [-1, 1], in words; "" if there is none."""
+    wrong = ~(np.abs(actions) <= ACTION_BOUND)  # true for NaN too
+    if not wrong.any():
+        return ""
+    step, dimension = map(int, np.argwhere(wrong)[0])
+    value = float(actions[step, dimension])
+    return f"the action of step {step}, dimension {dimension}, is {value:g}, outside of [-1, 1]"
+
+
+def unreadable_frames(path: Path, episodes: Episodes) -> list[str]:
+    """A line for each row group whose frames cannot be read, with its rows."""
+    frames, found, start = episodes.frames, [], 0
+    assert isinstance(frames, StoredFrames)
+    for size in frames.group_sizes:
+        try:
+            if size:
+                frames[start, :1], frames[start, 1:2]  # decodes and checks the row group as a whole
+        except UserError as error:
+            reason = str(error).removeprefix(f"{path.absolute()} ")
+            found.append(f"{path}, rows {start} to {start + size - 1}: {reason}")
+        start += size
+    return found
+
+
+def _agree(stored: ActionStatistics, found: ActionStatistics) -> bool:
+    if stored.num_actions != found.num_actions:
+        return False
+    pairs = zip(stored.model_dump(exclude={"num_actions"}).values(), found.model_dump(exclude={"num_actions"}).values())
+    return all(len(a) == len(b) and np.allclose(a, b, STATISTICS_TOLERANCE, STATISTICS_TOLERANCE) for a, b in pairs)
