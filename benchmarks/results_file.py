@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,13 @@ def merge_results(name: str, part: str, figures: dict[str, dict[str, Any]], comm
     content["parts"] = {**before.get("parts", {}), part: own}
     path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
     return path
+
+
+def compact_json(content: Any) -> str:
+    """JSON that is read line by line: a key on each, and a list of plain values on one."""
+    text = json.dumps(content, indent=1, allow_nan=False)
+    on_one_line = re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda found: "[" + " ".join(found[1].split()) + "]", text)
+    return on_one_line + "\n"
 
 
 def current_commit() -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.evidence.imagined import imagined_outcomes
 from benchmarks.evidence.plan import ALL, Cell, base_name, base_settings
-from benchmarks.results_file import RESULTS_DIR, current_commit, machine
+from benchmarks.results_file import RESULTS_DIR, compact_json, current_commit, machine
 from wmpo_ray.config.loading import load_config
 from wmpo_ray.core.files import atomic_write
 from wmpo_ray.core.starts import start_seeds
@@ -81,7 +81,7 @@ def run_cell(cell: Cell, runs: Path) -> Path:
     if not _is_finished(folder, cell):
         _run(folder, cell.settings, "--force")  # past the gate, whose metrics are kept
     CELLS.mkdir(parents=True, exist_ok=True)
-    atomic_write(path_of(cell), json.dumps(_found(cell, folder, base), indent=1, allow_nan=False) + "\n")
+    atomic_write(path_of(cell), compact_json(_found(cell, folder, base)))
     return path_of(cell)
 
 
