@@ -102,7 +102,7 @@ ABLATIONS = {
     "single-clips": _ablation(
         "single clips", "rollout.num_chunks=1", "rollout.keyframes_per_episode=8", "rollout.max_attempts=4096"
     ),
-    "keyframes": _ablation("three keyframes an episode as further starts", "rollout.keyframes_per_episode=3"),
+    "keyframes": _ablation("keyframes as further starts", "rollout.keyframes_per_episode=3"),
     "two-steps": _ablation("two sampling steps", "world_model.sampler.num_steps=2"),
     "five-steps": _ablation("five sampling steps", "world_model.sampler.num_steps=5"),
     "ten-steps": _ablation("ten sampling steps", "world_model.sampler.num_steps=10"),
@@ -122,7 +122,7 @@ ABLATIONS = {
 LIFELONG = {
     "wmpo-rounds": Method("WMPO", (*ABLATIONS[REFERENCE].settings, f"recipe.rounds={ROUNDS}"), repeats=REFERENCE),
     "dpo-rounds": Method("DPO", (*METHODS["dpo"].settings, f"recipe.rounds={ROUNDS}"), repeats="dpo"),
-    "bc-expert-rounds": Method("cloning of more demonstrations", ("recipe.kind=bc-expert", f"recipe.rounds={ROUNDS}")),
+    "bc-expert-rounds": Method("more demonstrations", ("recipe.kind=bc-expert", f"recipe.rounds={ROUNDS}")),
 }
 ALL = METHODS | VERIFICATION | {REFERENCE: ABLATIONS[REFERENCE]} | LIFELONG | ABLATIONS
 
