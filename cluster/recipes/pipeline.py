@@ -58,10 +58,10 @@ def run_pipeline(
     check_run(config, serial, address, steps, only, until)
     asked = steps_in(steps, only, until)
     if not (out / CONFIG).exists():  # before anything is created there
-        check_steps(config, serial, alone(steps, only) or asked)
+        check_steps(config, serial, asked)
     preflight(config, out, serial=serial, address=address, stages={step.stage.name for step in asked})
     configure_process(config.cluster.threads_per_process)
-    with open_folder(out, config) as folder:
+    with open_folder(out, config, steps, only) as folder:
         plan = plan_run(folder, config, steps)
         wanted = wanted_of(plan, only, until)
         may_redo = resume if redo is None else redo
@@ -105,22 +105,16 @@ def check_run(
 
 
 @contextmanager
-def open_folder(out: Path, config: Config) -> Iterator[RunFolder]:
+def open_folder(out: Path, config: Config, steps: Sequence[Step], only: str | None) -> Iterator[RunFolder]:
+    """Raises UserError for a step alone that needs others, where nothing is: no folder is made for it."""
+    labels = [step.label for step in steps]
+    if only is not None and not (out / CONFIG).exists() and (before := labels[: labels.index(only)]):
+        raise needs_first(only, before)
     folder = RunFolder.open(out, config)
     try:
         yield folder
     finally:
         folder.close()
-
-
-def alone(steps: Sequence[Step], only: str | None) -> list[Step]:
-    """The step that is wanted alone, where nothing is done. Raises UserError if it needs others."""
-    labels = [step.label for step in steps]
-    if only is None:
-        return []
-    if before := labels[: labels.index(only)]:
-        raise needs_first(only, before)
-    return [steps[0]]
 
 
 def needs_first(stage: str, missing: Sequence[str]) -> UserError:
