@@ -115,12 +115,13 @@ def _against(title: str, name: str, members: Iterable[str], reference: str, upda
     found = [result for member in members if member != reference and (result := result_of(member))]
     if ours is None or not found:
         return ""
+    shown = ", ".join(f"seed {seed} {rate:.1%}" for seed, rate in zip(ours.seeds, ours.by_seed("final"), strict=True))
     lines = [
         f"## {title}",
         "",
         (
-            f"WMPO after {updates} updates: {ours.success('final'):.1%} (seeds {seeds_text(ours)}), gain {interval_text(ours.gain)}. "
-            "Each line differs from it in one thing."
+            f"WMPO after {updates} updates: {ours.success('final'):.1%} ({shown}), gain {interval_text(ours.gain)}. Each line "
+            "differs from it in one thing, and is compared with it on the seeds that the line has."
         ),
         "",
         "| what differs | seeds | sampled | gain | against WMPO | p |",
@@ -129,9 +130,9 @@ def _against(title: str, name: str, members: Iterable[str], reference: str, upda
     rows = []
     for result in found:
         ahead = lead(result, ours)
-        shown, p = (interval_text(ahead.points), f"{ahead.p_value:.2g}") if ahead else ("", "")
+        against, p = (interval_text(ahead.points), f"{ahead.p_value:.2g}") if ahead else ("", "")
         lines.append(
-            f"| {result.title} | {seeds_text(result)} | {result.success('final'):.1%} | {interval_text(result.gain)} | {shown} "
+            f"| {result.title} | {seeds_text(result)} | {result.success('final'):.1%} | {interval_text(result.gain)} | {against} "
             f"| {p} |"
         )
         if ahead:
