@@ -11,13 +11,13 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Self
+from unittest import mock
 
 import ray
 from ray.cluster_utils import Cluster
 
 from cluster.host.ports import LOCALHOST, free_port, require_free
 from cluster.host.preflight import check_temporary_folder, require, temporary_folder
-from cluster.host.ray_private import write_ray_address
 
 PREFIX = "wmpo-ray-"
 FOLDER_PATTERN = f"{PREFIX}12345678"  # what tempfile makes of it
@@ -53,12 +53,18 @@ class LocalCluster:
             # Not Ray's default port: while another Ray uses it, no agent here would accept jobs.
             "dashboard_agent_listen_port": free_port(),
         }
-        self._cluster = Cluster(initialize_head=True, head_node_args=head | _SMALL)
+        # Ray writes the head's address, by which jobs find it, to the temporary folder of the environment: in its
+        # default one, which need not exist, it would take the place of another cluster's.
+        with mock.patch.dict(os.environ, RAY_TMPDIR=self._folder.name):
+            self._cluster = Cluster(initialize_head=True, head_node_args=head | _SMALL)
         self.address: str = self._cluster.address  # for drivers
-        write_ray_address(self.address, str(self.temp_dir))  # as `ray start` does
         cpus = cpus_per_worker or max(1, len(os.sched_getaffinity(0)) // num_workers)
-        for _ in range(num_workers):
-            self._cluster.add_node(wait=False, num_cpus=cpus, dashboard_agent_listen_port=free_port(), **_SMALL)
+        for number in range(num_workers):
+            node = {"num_cpus": cpus, "dashboard_agent_listen_port": free_port()}
+            # Ray unpacks a job's working directory anew for every node. In one folder for all nodes, as is its default
+            # on one machine, files would be missing under a running job for as long as that takes.
+            node["runtime_env_dir_name"] = f"runtime_resources_{number}"
+            self._cluster.add_node(wait=False, **node, **_SMALL)
         self._cluster.wait_for_nodes()
         self.dashboard = f"http://{LOCALHOST}:{port}"  # for jobs and people
 

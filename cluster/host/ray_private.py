@@ -15,7 +15,7 @@ from ray._private import services as _services
 from ray._private import worker as _worker
 from ray._private.node import Node
 from ray._private.state import state as _state
-from ray._private.utils import read_ray_address, write_ray_address
+from ray._private.utils import read_ray_address
 
 # The provider whose nodes are processes of one machine, as a cluster's configuration names it.
 FAKE_NODE_PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
@@ -38,7 +38,6 @@ __all__ = [
     "read_ray_address",
     "reset_ray_address",
     "train_record_name",
-    "write_ray_address",
 ]
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -81,6 +82,15 @@ def test_a_submitted_run_is_stopped_in_the_middle_and_goes_on_when_it_is_submitt
     assert RunFolder(out).metrics("optimize")["resumed_from"] >= 1
     log = client.get_job_logs("demo-2")
     assert "gain" in log and "\x1b[" not in log
+
+
+def test_a_local_cluster_keeps_to_its_own_folder(cluster):
+    """Its address is no other cluster's default, and no two nodes unpack a job's folder in one place."""
+    default = Path(tempfile.gettempdir()) / "ray" / "ray_current_cluster"
+    assert not default.exists() or default.read_text() != cluster.address
+    assert (cluster.temp_dir / "ray_current_cluster").read_text() == cluster.address
+    session = (cluster.temp_dir / "session_latest").resolve()
+    assert len([folder for folder in session.iterdir() if folder.name.startswith("runtime_resources")]) == 3
 
 
 def test_the_wrong_token_is_told_in_one_line(cluster):
