@@ -14,6 +14,7 @@ from wmpo_ray.environments.robosuite.experts.servo import PositionServo, rotatio
 
 OPEN, CLOSE = -1.0, 1.0
 YAW_LIMIT = 2.0  # rad, of the hand: the last joint ends not far beyond
+ABOUT_ABOVE = 0.03  # m
 LOST_AFTER = 3  # steps in a row without contact of both pads, after which an object is lost
 HOVER_WITHIN = np.array([0.012, 0.012, 0.03])  # m; how high a hover is matters little
 CLOSE_STEPS, OPEN_STEPS = 10, 5  # at most; the gripper needs 8 steps from open to closed
@@ -111,11 +112,22 @@ class Manipulation(Expert):
         model: Any,
         grasp: Callable[[], Target],
         hover: float = 0.06,
-        within: float = 0.006,
+        within: np.ndarray | float = 0.006,
+        turn_within: float = 0.15,
+        travel: float = -np.inf,
     ) -> Part:
-        """Open, go above the grasp, go down, close; returns whether the object is held."""
+        """Open, go above the grasp, go down, close; returns whether the object is held.
+
+        `travel`: a height, m, that the grip site keeps until it is about above the grasp.
+        """
         self.stage, self.grip = "approach", OPEN
-        yield from self.move_hand(lambda: raised(grasp(), hover), HOVER_WITHIN)
+
+        def above() -> Target:
+            target = raised(grasp(), hover)
+            far = np.linalg.norm((target.position - self.scene.hand().position)[:2]) > ABOUT_ABOVE
+            return raised(target, max(0.0, travel - target.position[2])) if far else target
+
+        yield from self.move_hand(above, HOVER_WITHIN, turn_within)
         self.stage = "descend"
         yield from self.move_hand(grasp, within, max_steps=25)
         self.stage = "grasp"

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 
 from wmpo_ray.environments.robosuite.experts.expert import Part
-from wmpo_ray.environments.robosuite.experts.geometry import equivalents, heading
+from wmpo_ray.environments.robosuite.experts.geometry import about_z, equivalents, heading
 from wmpo_ray.environments.robosuite.experts.moves import YAW_LIMIT, Manipulation, Target
 from wmpo_ray.environments.robosuite.experts.scene import Pose
 
 QUARTER, HALF = np.pi / 2, np.pi
 FALL_STEPS = 8  # that the nut needs to fall onto the table after a reset
-OUTWARD = 0.008  # m beyond the middle of the handle, where the hand keeps clear of the peg
+OUTWARD, UPWARD = 0.008, 0.003  # m from the middle of the handle: clear of the peg, and of the table
+GRASP_WITHIN, GRASP_TURN = np.array([0.005, 0.005, 0.003]), 0.06  # m, rad
+REACH = 0.83  # m from the arm's base: beyond it the elbow is straight
 LIFT = 0.15  # m above the table: the grip site's height at which the nut passes over the peg
 ALIGN_HEIGHT, LOWER_HEIGHT = 0.165, 0.04  # m above the table: the nut's
 ALIGN_WITHIN, ALIGN_TURN = np.array([0.004, 0.004, 0.01]), 0.03  # m, rad
@@ -34,7 +36,11 @@ class SquareExpert(Manipulation):
     def _put(self) -> Part:
         if not self.scene.holds(self._nut):
             yaw = self.nearest_yaw(heading(self._pose().rotation), HALF)
-            if not (yield from self.pick(self._nut, lambda: Target(self._handle(), yaw), hover=0.08, within=0.006)):
+
+            def grasp() -> Target:
+                return Target(self._handle(), yaw)
+
+            if not (yield from self.pick(self._nut, grasp, 0.08, GRASP_WITHIN, GRASP_TURN)):
                 return False
         self.stage = "lift"
         yield from self.rise(self._table + LIFT)
@@ -58,10 +64,18 @@ class SquareExpert(Manipulation):
         return (yield from self.carry(self._nut, self._pose, lambda: target, within, turn_within))
 
     def _square_yaw(self) -> float:
-        """The yaw with the least turn of the nut at which it fits the peg, and that the hand can reach."""
-        peg, nut, hand = heading(self.scene.body("peg1").rotation), heading(self._pose().rotation), self.yaw()
-        turns = [option - hand for option in equivalents(hand + peg - nut, QUARTER, YAW_LIMIT)]
-        return nut + min(turns, key=abs)
+        """The nut's yaw with the least turn at which it fits the peg, and the hand is within reach above the peg."""
+        peg, nut, hand = self.scene.body("peg1"), self._pose(), self.yaw()
+        to_peg = peg.position - self.scene.env.robots[0].base_pos
+        handle = self.scene.hand().position - nut.position
+
+        def beyond(turn: float) -> float:
+            return max(0.0, float(np.linalg.norm((to_peg + about_z(turn) @ handle)[:2])) - REACH)
+
+        options = equivalents(hand + heading(peg.rotation) - heading(nut.rotation), QUARTER, YAW_LIMIT)
+        return heading(nut.rotation) + min(
+            (option - hand for option in options), key=lambda turn: (beyond(turn), abs(turn))
+        )
 
     def _on_peg(self) -> bool:
         nut, peg = self._pose().position, self.scene.body("peg1").position
@@ -71,7 +85,7 @@ class SquareExpert(Manipulation):
         pose = self._pose()
         handle = self.scene.site(f"{self._nut.name}_handle_site").position
         outward = handle - pose.position
-        return handle + OUTWARD * outward / np.linalg.norm(outward)
+        return handle + OUTWARD * outward / np.linalg.norm(outward) + np.array([0.0, 0.0, UPWARD])
 
     def _pose(self) -> Pose:
         return self.scene.body(self._nut.root_body)

@@ -17,7 +17,24 @@ ABOVE = 0.05  # m between the cubes while one is brought over the other
 CONTACT = 0.006  # m between them when the hand opens
 OVER_WITHIN = np.array([0.006, 0.006, 0.02])  # m
 ALIGNED = 0.5  # share of the upper cube's half width that it may stand beside the lower one's middle
-FINGER, CLEAR = 0.05, 0.047  # m from the grip site to an open finger, and from there to the middle of another cube
+TRAVEL = 0.09  # m that the grip site passes above the highest cube's middle
+FINGER, FINGER_CLEAR = 0.05, 0.047  # m from the grip site to an open finger, and from there to a cube's middle
+PALM, PALM_CLEAR = np.array([0.10, 0.032]), 0.03  # m: half sizes of the palm along the fingers' way and across it
+PALM_HEIGHT = 0.045  # m above the grip site
+
+
+def clearance(other: np.ndarray, yaw: float) -> float:
+    """How far another cube is from an open hand with a yaw, m, beyond what is needed; its middle [3] from the grip site.
+
+    Low cubes are in the way of the fingers only, a tower in that of the palm as well.
+    """
+    along = -np.sin(yaw) * other[0] + np.cos(yaw) * other[1]
+    across = np.cos(yaw) * other[0] + np.sin(yaw) * other[1]
+    beside = np.hypot(abs(along) - FINGER, across) - FINGER_CLEAR
+    if other[2] < PALM_HEIGHT / 2:
+        return float(beside)
+    from_palm = np.hypot(*np.maximum(np.abs([along, across]) - PALM, 0))
+    return float(min(beside, from_palm - PALM_CLEAR))
 
 
 class StackExpert(Manipulation):
@@ -35,7 +52,12 @@ class StackExpert(Manipulation):
         cube = self._model(upper)
         if not self.scene.holds(cube):
             yaw = self._clear_yaw(upper)
-            if not (yield from self.pick(cube, lambda: Target(self._pose(upper).position, yaw), within=0.005)):
+            travel = max(self._pose(name).position[2] for name in self.cubes) + TRAVEL
+
+            def grasp() -> Target:
+                return Target(self._pose(upper).position, yaw)
+
+            if not (yield from self.pick(cube, grasp, within=0.005, travel=travel)):
                 return False
         self.stage = "lift"
         yield from self.rise(self._height(upper, lower) + ABOVE)
@@ -72,18 +94,14 @@ class StackExpert(Manipulation):
 
     def _clear_yaw(self, name: str) -> float:
         """The yaw with the least turn at which the fingers go down beside all other cubes, or else the clearest."""
-        now, middle = self.yaw(), self._pose(name).position[:2]
-        others = [self._pose(other).position[:2] for other in self.cubes if other != name]
+        now, pose = self.yaw(), self._pose(name)
+        others = [self._pose(other).position - pose.position for other in self.cubes if other != name]
+        options = sorted(equivalents(heading(pose.rotation), QUARTER, YAW_LIMIT), key=lambda yaw: abs(yaw - now))
 
-        def clearance(yaw: float) -> float:
-            way = FINGER * np.array([-np.sin(yaw), np.cos(yaw)])
-            fingers = (middle + way, middle - way)
-            return min(float(np.linalg.norm(finger - other)) for finger in fingers for other in others)
+        def clear(yaw: float) -> float:
+            return min(clearance(other, yaw) for other in others)
 
-        options = sorted(
-            equivalents(heading(self._pose(name).rotation), QUARTER, YAW_LIMIT), key=lambda yaw: abs(yaw - now)
-        )
-        return next((yaw for yaw in options if clearance(yaw) > CLEAR), max(options, key=clearance))
+        return next((yaw for yaw in options if clear(yaw) > 0), max(options, key=clear))
 
     def _model(self, name: str) -> Any:
         return getattr(self.scene.env, name)
