@@ -1,5 +1,6 @@
-# Everything happens in .venv; nothing outside this folder is touched.
+# Everything happens in .venv (and in .venv-sim, for tests of simulators); nothing outside this folder is touched.
 PYTHON ?= python3
+VENV ?= .venv
 # Another build of torch, for instance one for your GPU: make setup TORCH="torch==2.11.0 --index-url ..."
 TORCH ?= torch==2.13.0
 # Optional dependencies of pyproject.toml, such as a simulator: make setup EXTRAS=pusht, or EXTRAS=sim for robosuite
@@ -9,14 +10,14 @@ SEED ?= 0
 FAULTS ?= 100
 FIXTURES ?= tests/golden
 
-BIN := .venv/bin
+BIN := $(VENV)/bin
 comma := ,
 # The first file that names a package counts: the simulators of `sim` are older than the rest.
 CONSTRAINTS := $(if $(filter sim,$(subst $(comma), ,$(EXTRAS))),constraints-sim.txt) constraints.txt
 # One stamp for each choice of extras, so that asking for another one installs it.
-STAMP := .venv/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
+STAMP := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 
-.PHONY: help setup demo cluster-demo test test-slow lint soak bench-demo bench-cache bench-memory bench-house bench-coordinator bench-autoscaling \
+.PHONY: help setup demo cluster-demo test test-slow test-simulators lint soak bench-demo bench-cache bench-memory bench-house bench-coordinator bench-autoscaling \
 	bench-weights bench-operations bench-samplers bench-models bench-gpu fuzz-readers evidence pretrain-embedded clean
 .DEFAULT_GOAL := help
 
@@ -28,11 +29,11 @@ setup: $(STAMP)  ## install into .venv (TORCH=... for another build of torch, EX
 $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and \
 		f"$(PYTHON) is Python {v}: 3.11 or newer is needed; name one with: make setup PYTHON=python3.11")'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(TORCH)
 	@# torch is the one version that users choose: the constraints must not put another in its place.
-	awk -F== '!($$1 in named) && $$1 != "torch"; { named[$$1] }' $(CONSTRAINTS) > .venv/constraints.txt
-	$(BIN)/python -m pip install -c .venv/constraints.txt -e ".[dev$(if $(EXTRAS),$(comma)$(EXTRAS))]"
+	awk -F== '!($$1 in named) && $$1 != "torch"; { named[$$1] }' $(CONSTRAINTS) > $(VENV)/constraints.txt
+	$(BIN)/python -m pip install -c $(VENV)/constraints.txt -e ".[dev$(if $(EXTRAS),$(comma)$(EXTRAS))]"
 	@touch $@
 
 demo: setup  ## the whole of WMPO on the embedded task: table and report (OUT=runs/demo SEED=0)
@@ -47,6 +48,10 @@ test: setup  ## the tests
 
 test-slow: setup  ## the deaths, hangs, nodes, TLS and transports that `make test` leaves out: half an hour
 	$(BIN)/python -m pytest -m slow
+
+test-simulators:  ## PushT and robosuite for real, in an environment with their older numpy (.venv-sim)
+	$(MAKE) setup VENV=.venv-sim EXTRAS=sim,pusht
+	.venv-sim/bin/python -m pytest tests/contract/test_environments.py tests/environments
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -100,4 +105,4 @@ pretrain-embedded: setup  ## rebuild the shipped world models from nothing
 	$(BIN)/python -m benchmarks.pretrain_embedded --name embedded-b --seed 1
 
 clean:  ## remove .venv and caches; runs/ stays
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-sim .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info
