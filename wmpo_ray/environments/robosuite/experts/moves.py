@@ -38,15 +38,13 @@ class Manipulation(Expert):
 
     grip = OPEN
 
-    def hand_action(self, position: np.ndarray, yaw: float) -> np.ndarray:
-        """Action [7] with a position part [3] that turns the hand to a yaw, upright."""
-        rotation = self.scene.hand().rotation
-        upright = self.upright(about_z(yaw) @ DOWN)
-        return np.concatenate([position, rotation_action(upright, rotation), [self.grip]])
+    def hand_action(self, position: np.ndarray, rotation: np.ndarray) -> np.ndarray:
+        """Action [7] with a position part [3] that turns the hand to a rotation [3, 3]."""
+        return np.concatenate([position, rotation_action(rotation, self.scene.hand().rotation), [self.grip]])
 
-    def upright(self, rotation: np.ndarray) -> np.ndarray:
-        """The rotation [3, 3] that the hand takes on where it would be upright with this one."""
-        return rotation
+    def upright(self, yaw: float) -> np.ndarray:
+        """The rotation [3, 3] of a hand with this yaw that is ready to grasp: it points down."""
+        return about_z(yaw) @ DOWN
 
     def yaw(self) -> float:
         return hand_yaw(self.scene.hand().rotation)
@@ -66,7 +64,7 @@ class Manipulation(Expert):
             error = wanted.position - self.scene.hand().position
             if np.all(np.abs(error) <= within) and abs(wrap(wanted.yaw - self.yaw())) <= turn_within:
                 return True
-            yield self.hand_action(servo.action(error), wanted.yaw)
+            yield self.hand_action(servo.action(error), self.upright(wanted.yaw))
         return False
 
     def carry(
@@ -77,12 +75,11 @@ class Manipulation(Expert):
         within: np.ndarray | float,
         turn_within: float = np.inf,
         max_steps: int = 60,
-        period: float = 2 * np.pi,
         servo: PositionServo | None = None,
     ) -> Part:
-        """Bring the pose of a held object to a target, by its own error; a yaw counts modulo `period`.
+        """Bring the pose of a held object to a target, by its own error, and upright; see `move_hand`.
 
-        Returns False once the object is lost, or after `max_steps`.
+        Its yaw is left alone where `turn_within` is infinite. Returns False once the object is lost as well.
         """
         servo, missing = servo or PositionServo(), 0
         for _ in range(max_steps):
@@ -90,19 +87,23 @@ class Manipulation(Expert):
             if missing >= LOST_AFTER:
                 return False
             now, wanted = pose(), target()
-            error, turn = wanted.position - now.position, wrap(wanted.yaw - heading(now.rotation), period)
-            if np.all(np.abs(error) <= within) and abs(turn) <= turn_within:
+            error = wanted.position - now.position
+            turned = abs(wrap(wanted.yaw - heading(now.rotation)))
+            if np.all(np.abs(error) <= within) and turned <= turn_within:
                 return True
-            turn = turn if np.isfinite(turn_within) else 0.0
-            yield self.hand_action(servo.action(error), self.yaw() + turn)
+            if np.isfinite(turn_within):
+                turn = rotation_action(about_z(wanted.yaw), now.rotation)
+                yield np.concatenate([servo.action(error), turn, [self.grip]])
+            else:
+                yield self.hand_action(servo.action(error), self.upright(self.yaw()))
         return False
 
     def stay(self, steps: int, grip: float | None = None, until: Callable[[], bool] | None = None) -> Part:
         """Hold the hand where it is while the gripper opens or closes; returns True early where `until` is."""
         self.grip = self.grip if grip is None else grip
-        here, yaw, servo = self.scene.hand().position, self.yaw(), PositionServo()
+        here, servo = self.scene.hand(), PositionServo()
         for _ in range(steps):
-            yield self.hand_action(servo.action(here - self.scene.hand().position), yaw)
+            yield self.hand_action(servo.action(here.position - self.scene.hand().position), here.rotation)
             if until is not None and until():
                 return True
         return until is None
@@ -133,6 +134,12 @@ class Manipulation(Expert):
         self.stage = "grasp"
         return (yield from self.close_on(model))
 
+    def keeps(self, model: Any) -> bool:
+        """Whether an object is held, from now on with a closing hand: a script may have begun just here."""
+        held = self.scene.holds(model)
+        self.grip = CLOSE if held else self.grip
+        return held
+
     def close_on(self, model: Any) -> Part:
         """Close until both pads touch the object, and a step longer; returns whether they do."""
         yield from self.stay(CLOSE_STEPS, CLOSE, until=lambda: self.scene.holds(model))
@@ -140,10 +147,15 @@ class Manipulation(Expert):
         return self.scene.holds(model)
 
     def rise(self, height: float, within: float = 0.02, max_steps: int = 40) -> Part:
-        """Straight up (or down) until the grip site is at a height, m."""
-        place, yaw = self.scene.hand().position, self.yaw()
-        target = Target(np.array([place[0], place[1], height]), yaw)
-        return (yield from self.move_hand(lambda: target, np.array([np.inf, np.inf, within]), max_steps=max_steps))
+        """Straight up (or down) until the grip site is at a height, m; the hand keeps its rotation."""
+        first, servo = self.scene.hand(), PositionServo()
+        target = np.array([*first.position[:2], height])
+        for _ in range(max_steps):
+            error = target - self.scene.hand().position
+            if abs(error[2]) <= within:
+                return True
+            yield self.hand_action(servo.action(error), first.rotation)
+        return False
 
     def release(self, retreat: float = 0.08, open_steps: int = OPEN_STEPS) -> Part:
         """Open and go straight up by `retreat` m."""

@@ -34,7 +34,7 @@ class SquareExpert(Manipulation):
                 yield from self._put()
 
     def _put(self) -> Part:
-        if not self.scene.holds(self._nut):
+        if not self.keeps(self._nut):
             yaw = self.nearest_yaw(heading(self._pose().rotation), HALF)
 
             def grasp() -> Target:
