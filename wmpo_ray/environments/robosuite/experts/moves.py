@@ -8,13 +8,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wmpo_ray.environments.robosuite.experts.expert import Expert, Part
-from wmpo_ray.environments.robosuite.experts.geometry import DOWN, about_z, equivalents, hand_yaw, heading, wrap
+from wmpo_ray.environments.robosuite.experts.geometry import (
+    DOWN,
+    about_z,
+    axis_angle,
+    equivalents,
+    hand_yaw,
+    heading,
+    wrap,
+)
 from wmpo_ray.environments.robosuite.experts.scene import Pose
 from wmpo_ray.environments.robosuite.experts.servo import PositionServo, rotation_action
 
 OPEN, CLOSE = -1.0, 1.0
 YAW_LIMIT = 2.0  # rad, of the hand: the last joint ends not far beyond
 ABOUT_ABOVE = 0.03  # m
+JAMMED = 0.3  # rad that a carried object is tilted
 LOST_AFTER = 3  # steps in a row without contact of both pads, after which an object is lost
 HOVER_WITHIN = np.array([0.012, 0.012, 0.03])  # m; how high a hover is matters little
 CLOSE_STEPS, OPEN_STEPS = 10, 5  # at most; the gripper needs 8 steps from open to closed
@@ -57,14 +66,18 @@ class Manipulation(Expert):
         max_steps: int = 60,
         servo: PositionServo | None = None,
     ) -> Part:
-        """Until the grip site is `within` (m, along each axis) of the target; returns False after `max_steps`."""
+        """Until the grip site is `within` (m, along each axis) and `turn_within` (rad) of the target.
+
+        Returns False after `max_steps`.
+        """
         servo = servo or PositionServo()
         for _ in range(max_steps):
-            wanted = target()
-            error = wanted.position - self.scene.hand().position
-            if np.all(np.abs(error) <= within) and abs(wrap(wanted.yaw - self.yaw())) <= turn_within:
+            wanted, hand = target(), self.scene.hand()
+            error, upright = wanted.position - hand.position, self.upright(wanted.yaw)
+            turn = float(np.linalg.norm(axis_angle(upright @ hand.rotation.T)))
+            if np.all(np.abs(error) <= within) and turn <= turn_within:
                 return True
-            yield self.hand_action(servo.action(error), self.upright(wanted.yaw))
+            yield self.hand_action(servo.action(error), upright)
         return False
 
     def carry(
@@ -75,27 +88,34 @@ class Manipulation(Expert):
         within: np.ndarray | float,
         turn_within: float = np.inf,
         max_steps: int = 60,
+        settled: int = 1,
+        stray: float = np.inf,
         servo: PositionServo | None = None,
     ) -> Part:
-        """Bring the pose of a held object to a target, by its own error, and upright; see `move_hand`.
+        """Bring the pose of a held object to a target by its own error, and upright, for `settled` steps in a row.
 
-        Its yaw is left alone where `turn_within` is infinite. Returns False once the object is lost as well.
+        Its yaw is left alone where `turn_within` is infinite. Returns False after `max_steps`, once the object is lost,
+        and where it strays: farther than `stray` m from the target in the plane, or tilted because something is in its
+        way.
         """
-        servo, missing = servo or PositionServo(), 0
+        servo, missing, there = servo or PositionServo(), 0, 0
         for _ in range(max_steps):
             missing = 0 if self.scene.holds(model) else missing + 1
-            if missing >= LOST_AFTER:
-                return False
             now, wanted = pose(), target()
-            error = wanted.position - now.position
-            turned = abs(wrap(wanted.yaw - heading(now.rotation)))
-            if np.all(np.abs(error) <= within) and turned <= turn_within:
+            error, turn = wanted.position - now.position, abs(wrap(wanted.yaw - heading(now.rotation)))
+            arrived = bool(np.all(np.abs(error) <= within)) and turn <= turn_within
+            there = there + 1 if arrived else 0
+            if there >= settled:
                 return True
-            if np.isfinite(turn_within):
-                turn = rotation_action(about_z(wanted.yaw), now.rotation)
-                yield np.concatenate([servo.action(error), turn, [self.grip]])
-            else:
+            if missing >= LOST_AFTER or np.linalg.norm(error[:2]) > stray:
+                return False
+            if np.isinf(turn_within):
                 yield self.hand_action(servo.action(error), self.upright(self.yaw()))
+                continue
+            if np.arccos(np.clip(now.rotation[2, 2], -1, 1)) > JAMMED:
+                return False
+            turned = rotation_action(about_z(wanted.yaw), now.rotation)
+            yield np.concatenate([servo.action(error), turned, [self.grip]])
         return False
 
     def stay(self, steps: int, grip: float | None = None, until: Callable[[], bool] | None = None) -> Part:
