@@ -1,0 +1,94 @@
+"""Pictures of robosuite's scenes, drawn without a screen and without what takes most of the time."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import weakref
+from typing import Any
+
+import numpy as np
+
+from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.core.section import shown
+from wmpo_ray.environments.robosuite.headless import make_context
+from wmpo_ray.environments.robosuite.robosuite_settings import RobosuiteConfig
+from wmpo_ray.environments.robosuite.simulator import Simulator
+
+MAX_GEOMS = 2000
+VISUAL_GROUP = 1  # of geoms: robosuite's visual meshes; 0 holds the shapes that collide
+
+
+class OffscreenRenderer:
+    """Draws the scene of a simulator. The settings of the picture must be set before its context exists.
+
+    Raises ConfigError for a camera that the task does not have.
+    """
+
+    def __init__(self, simulator: Simulator, config: RobosuiteConfig):
+        self.simulator, self.mujoco, self.size = simulator, simulator.mujoco, config.image_size
+        mujoco, model = self.mujoco, simulator.model
+        self._camera = mujoco.MjvCamera()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        self._camera.fixedcamid = self._find_camera(config.camera)
+        model.vis.quality.offsamples = config.multisampling
+        if not config.shadows:
+            model.vis.quality.shadowsize = 0
+        model.vis.global_.offwidth = model.vis.global_.offheight = self.size
+        self._gl = make_context(self.size)
+        self._scene = mujoco.MjvScene(model, maxgeom=MAX_GEOMS)
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = config.shadows
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = config.reflections
+        self._options = mujoco.MjvOption()
+        self._options.geomgroup[:] = 0
+        self._options.geomgroup[VISUAL_GROUP] = 1
+        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        self._area = mujoco.MjrRect(0, 0, self.size, self.size)
+        self._finalizer = weakref.finalize(self, _free, self._context, self._gl)
+        _OPEN.add(self)
+        _close_before_opengl_ends()
+
+    def _find_camera(self, name: str) -> int:
+        model = self.simulator.model
+        known = [model.camera(i).name for i in range(model.ncam)]
+        if name not in known:
+            raise ConfigError(f"environment.camera={shown(name)}: the cameras of this task are {', '.join(known)}")
+        return known.index(name)
+
+    def render(self) -> np.ndarray:
+        """The scene as it was refreshed, [H, W, 3] uint8."""
+        mujoco = self.mujoco
+        self._gl.make_current()  # another environment of this process may have drawn
+        mujoco.mjv_updateScene(
+            self.simulator.model,
+            self.simulator.data,
+            self._options,
+            None,
+            self._camera,
+            mujoco.mjtCatBit.mjCAT_ALL,
+            self._scene,
+        )
+        mujoco.mjr_render(self._area, self._scene, self._context)
+        image = np.empty((self.size, self.size, 3), np.uint8)
+        mujoco.mjr_readPixels(image, None, self._area, self._context)
+        return np.ascontiguousarray(image[::-1])  # OpenGL begins at the bottom
+
+    def close(self) -> None:
+        """Give the memory of pictures and textures back; nothing can be drawn afterwards."""
+        self._finalizer()
+
+
+_OPEN: weakref.WeakSet[OffscreenRenderer] = weakref.WeakSet()
+
+
+@functools.cache
+def _close_before_opengl_ends() -> None:
+    """OpenGL ends at the exit of the process; what is registered later, as this is, comes first."""
+    atexit.register(lambda: [renderer.close() for renderer in list(_OPEN)])
+
+
+def _free(context: Any, gl: Any) -> None:
+    gl.make_current()
+    context.free()
+    gl.free()
