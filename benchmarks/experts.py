@@ -1,28 +1,36 @@
 """How often the scripted experts of robosuite succeed, without and with noise: benchmarks/results/experts.json.
 
-    python -m benchmarks.experts [--tasks Lift Stack] [--num 20] [--first-seed 1000] [--noise 0 0.1 0.2]
+    python -m benchmarks.experts [--tasks Lift Stack] [--num 20] [--noise 0 0.1 0.2] [--checkout DIR]
 
 Physics only, nothing is drawn. Noise is Gaussian, in units of an action (5 cm, 0.5 rad), on the six deltas of every
 step. An episode ends at its first success or at the horizon of the task. The figures of each task and noise keep the
-command, commit and machine that they were measured with. Tasks of MimicGen need it: see `environment.mimicgen_path`.
+command, commit and machine that they were measured with. Tasks of MimicGen, such as Coffee_D0, need its checkout.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 import numpy as np
 
 from benchmarks.results_file import merge_results
 from wmpo_ray.core.statistics import wilson_interval
+from wmpo_ray.environments.mimicgen.mimicgen_environment import MimicGenEnvironment
+from wmpo_ray.environments.mimicgen.mimicgen_settings import HORIZONS, MimicGenConfig
 from wmpo_ray.environments.robosuite.experts import make_expert
-from wmpo_ray.environments.robosuite.robosuite_settings import default_horizon
+from wmpo_ray.environments.robosuite.robosuite_environment import RobosuiteEnvironment
+from wmpo_ray.environments.robosuite.robosuite_settings import RobosuiteConfig
 from wmpo_ray.environments.robosuite.simulator import Simulator
 
 TASKS = ("Lift", "Stack", "NutAssemblySquare")
 FIRST_SEED = 1000  # the scripts were written with seeds below
+
+
+def make_environment(task: str, checkout: str) -> RobosuiteEnvironment:
+    if task in HORIZONS:
+        return MimicGenEnvironment(MimicGenConfig(task=task, checkout=checkout))
+    return RobosuiteEnvironment(RobosuiteConfig(task=task))
 
 
 def steps_until_success(simulator: Simulator, task: str, seed: int, noise: float, horizon: int) -> int | None:
@@ -61,20 +69,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--num", type=int, default=20, help="episodes of each task and noise")
-    parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
     parser.add_argument("--noise", type=float, nargs="+", default=[0.0, 0.1, 0.2])
+    parser.add_argument("--checkout", default="", help="folder of a checkout of NVIDIA's MimicGen")
     arguments = parser.parse_args()
     for task in arguments.tasks:
-        simulator, horizon = Simulator(task), default_horizon(task)
+        environment = make_environment(task, arguments.checkout)
+        simulator, horizon = environment.simulator(), environment.horizon
         for noise in arguments.noise:
-            seeds = range(arguments.first_seed, arguments.first_seed + arguments.num)
+            seeds = range(FIRST_SEED, FIRST_SEED + arguments.num)
             found = [steps_until_success(simulator, task, seed, noise, horizon) for seed in seeds]
-            path = merge_results(
-                "experts",
-                f"{task}/noise_{noise:g}",
-                figures_of(found, horizon),
-                f"python -m benchmarks.experts {' '.join(sys.argv[1:])}".strip(),
-            )
+            command = f"python -m benchmarks.experts --tasks {task} --num {arguments.num} --noise {noise:g}"
+            path = merge_results("experts", f"{task}/noise_{noise:g}", figures_of(found, horizon), command)
             print(
                 f"{task} noise {noise:g}: {sum(n is not None for n in found)}/{len(found)}, steps {found}", flush=True
             )
