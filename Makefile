@@ -17,8 +17,9 @@ CONSTRAINTS := $(if $(filter sim,$(subst $(comma), ,$(EXTRAS))),constraints-sim.
 # One stamp for each choice of extras, so that asking for another one installs it.
 STAMP := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 
-.PHONY: help setup demo cluster-demo test test-slow test-simulators lint soak bench-demo bench-cache bench-memory bench-house bench-coordinator bench-autoscaling \
-	bench-weights bench-operations bench-samplers bench-models bench-gpu fuzz-readers evidence pretrain-embedded clean
+.PHONY: help setup demo cluster-demo test test-slow test-simulators lint soak bench-demo bench-cache bench-memory bench-house \
+	bench-coordinator bench-autoscaling bench-weights bench-operations bench-samplers bench-models bench-experts bench-gpu \
+	fuzz-readers evidence pretrain-embedded clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -81,6 +82,9 @@ bench-operations: setup  ## submission, the Grafana board's queries, what metric
 
 bench-samplers: setup  ## fidelity of the demo's world model against solver and number of steps
 	$(BIN)/python -m benchmarks.sampler_steps
+
+bench-experts: setup  ## success of the scripted experts of robosuite, without and with noise (make setup EXTRAS=sim before)
+	$(BIN)/python -m benchmarks.experts
 
 bench-memory: setup  ## memory that 1,280 full-size episodes take in optimize, in an alignment and in evaluate
 	$(BIN)/python -m benchmarks.memory

@@ -16,7 +16,7 @@ ENVIRONMENTS = Kinds(
         "gymnasium": "wmpo_ray.environments.gymnasium.gymnasium_kind:GymnasiumKind",
         "pusht": "wmpo_ray.environments.pusht.pusht_kind:PushTKind",
         "robosuite": "wmpo_ray.environments.robosuite.robosuite_kind:RobosuiteKind",
-        "mimicgen": "wmpo_ray.environments.without_simulator:MimicGenKind",
+        "mimicgen": "wmpo_ray.environments.mimicgen.mimicgen_kind:MimicGenKind",
         "aloha": "wmpo_ray.environments.without_simulator:AlohaKind",
     },
     members=("section", "facts", "make", "check"),

@@ -26,6 +26,7 @@ EVERYWHERE = ("seed", "environment", "cluster.threads_per_process")  # the resul
 # gives up. Also those that change a result by rounding only, such as the number of workers.
 FREE = (
     "name",
+    "environment.checkout",
     "recipe.rounds",
     "placement",
     "faults",

@@ -19,7 +19,7 @@ DISPLACED_OBJECTS = {"Lift": (0.05, 0.10), "Stack": (0.09, 0.14)}
 APART = 0.07  # metres between displaced objects: they do not touch
 # The square peg goes this much towards the robot and to its sides.
 DISPLACED_PEG_X, DISPLACED_PEG_Y = (-0.12, -0.05), (-0.03, 0.06)
-TASKS_WITH_PEGS = ("NutAssemblySquare",)
+TASKS_WITH_PEGS = ("NutAssemblySquare", "Square_D0")
 _SALT = 7919  # a displacement is not drawn from the numbers that placed the scene
 
 

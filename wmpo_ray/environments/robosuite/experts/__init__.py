@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.section import shown
+from wmpo_ray.environments.robosuite.experts.assembly import ThreePieceAssemblyExpert
+from wmpo_ray.environments.robosuite.experts.coffee import CoffeeExpert
 from wmpo_ray.environments.robosuite.experts.expert import Expert
 from wmpo_ray.environments.robosuite.experts.lift import LiftExpert
 from wmpo_ray.environments.robosuite.experts.square import SquareExpert
@@ -15,6 +17,8 @@ EXPERTS: dict[str, type[Expert]] = {
     "NutAssemblySquare": SquareExpert,
     "Square_D0": SquareExpert,
     "StackThree_D0": StackThreeExpert,
+    "Coffee_D0": CoffeeExpert,
+    "ThreePieceAssembly_D0": ThreePieceAssemblyExpert,
 }
 
 

@@ -25,8 +25,10 @@ class Expert(ABC):
 
     def reset(self, env: Any) -> None:
         """Begin with the scene of a raw robosuite environment as it is now, at the start or amid an episode."""
-        self.scene = Scene(env)
-        self.stage = "start"
+        self.begin(Scene(env))
+
+    def begin(self, scene: Scene) -> None:
+        self.scene, self.stage = scene, "start"
         self._script = self.script()
 
     def act(self) -> np.ndarray:

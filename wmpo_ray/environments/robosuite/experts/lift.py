@@ -17,7 +17,7 @@ class LiftExpert(Manipulation):
     def script(self) -> Generator[np.ndarray, None, None]:
         env = self.scene.env
         while True:
-            if not self.scene.holds(env.cube):
+            if not self.keeps(env.cube):
                 yaw = self.nearest_yaw(heading(self.scene.body(env.cube.root_body).rotation), QUARTER)
                 yield from self.pick(env.cube, lambda yaw=yaw: self._grasp(yaw))
                 continue

@@ -8,13 +8,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wmpo_ray.environments.robosuite.experts.expert import Expert, Part
-from wmpo_ray.environments.robosuite.experts.geometry import DOWN, about_z, equivalents, hand_yaw, heading, wrap
+from wmpo_ray.environments.robosuite.experts.geometry import (
+    DOWN,
+    about_z,
+    axis_angle,
+    equivalents,
+    hand_yaw,
+    heading,
+    wrap,
+)
 from wmpo_ray.environments.robosuite.experts.scene import Pose
 from wmpo_ray.environments.robosuite.experts.servo import PositionServo, rotation_action
 
 OPEN, CLOSE = -1.0, 1.0
 YAW_LIMIT = 2.0  # rad, of the hand: the last joint ends not far beyond
 ABOUT_ABOVE = 0.03  # m
+JAMMED = 0.3  # rad that a carried object is tilted
 LOST_AFTER = 3  # steps in a row without contact of both pads, after which an object is lost
 HOVER_WITHIN = np.array([0.012, 0.012, 0.03])  # m; how high a hover is matters little
 CLOSE_STEPS, OPEN_STEPS = 10, 5  # at most; the gripper needs 8 steps from open to closed
@@ -38,15 +47,13 @@ class Manipulation(Expert):
 
     grip = OPEN
 
-    def hand_action(self, position: np.ndarray, yaw: float) -> np.ndarray:
-        """Action [7] with a position part [3] that turns the hand to a yaw, upright."""
-        rotation = self.scene.hand().rotation
-        upright = self.upright(about_z(yaw) @ DOWN)
-        return np.concatenate([position, rotation_action(upright, rotation), [self.grip]])
+    def hand_action(self, position: np.ndarray, rotation: np.ndarray) -> np.ndarray:
+        """Action [7] with a position part [3] that turns the hand to a rotation [3, 3]."""
+        return np.concatenate([position, rotation_action(rotation, self.scene.hand().rotation), [self.grip]])
 
-    def upright(self, rotation: np.ndarray) -> np.ndarray:
-        """The rotation [3, 3] that the hand takes on where it would be upright with this one."""
-        return rotation
+    def upright(self, yaw: float) -> np.ndarray:
+        """The rotation [3, 3] of a hand with this yaw that is ready to grasp: it points down."""
+        return about_z(yaw) @ DOWN
 
     def yaw(self) -> float:
         return hand_yaw(self.scene.hand().rotation)
@@ -59,14 +66,18 @@ class Manipulation(Expert):
         max_steps: int = 60,
         servo: PositionServo | None = None,
     ) -> Part:
-        """Until the grip site is `within` (m, along each axis) of the target; returns False after `max_steps`."""
+        """Until the grip site is `within` (m, along each axis) and `turn_within` (rad) of the target.
+
+        Returns False after `max_steps`.
+        """
         servo = servo or PositionServo()
         for _ in range(max_steps):
-            wanted = target()
-            error = wanted.position - self.scene.hand().position
-            if np.all(np.abs(error) <= within) and abs(wrap(wanted.yaw - self.yaw())) <= turn_within:
+            wanted, hand = target(), self.scene.hand()
+            error, upright = wanted.position - hand.position, self.upright(wanted.yaw)
+            turn = float(np.linalg.norm(axis_angle(upright @ hand.rotation.T)))
+            if np.all(np.abs(error) <= within) and turn <= turn_within:
                 return True
-            yield self.hand_action(servo.action(error), wanted.yaw)
+            yield self.hand_action(servo.action(error), upright)
         return False
 
     def carry(
@@ -77,32 +88,42 @@ class Manipulation(Expert):
         within: np.ndarray | float,
         turn_within: float = np.inf,
         max_steps: int = 60,
-        period: float = 2 * np.pi,
+        settled: int = 1,
+        stray: float = np.inf,
         servo: PositionServo | None = None,
     ) -> Part:
-        """Bring the pose of a held object to a target, by its own error; a yaw counts modulo `period`.
+        """Bring the pose of a held object to a target by its own error, and upright, for `settled` steps in a row.
 
-        Returns False once the object is lost, or after `max_steps`.
+        Its yaw is left alone where `turn_within` is infinite. Returns False after `max_steps`, once the object is lost,
+        and where it strays: farther than `stray` m from the target in the plane, or tilted because something is in its
+        way.
         """
-        servo, missing = servo or PositionServo(), 0
+        servo, missing, there = servo or PositionServo(), 0, 0
         for _ in range(max_steps):
             missing = 0 if self.scene.holds(model) else missing + 1
-            if missing >= LOST_AFTER:
-                return False
             now, wanted = pose(), target()
-            error, turn = wanted.position - now.position, wrap(wanted.yaw - heading(now.rotation), period)
-            if np.all(np.abs(error) <= within) and abs(turn) <= turn_within:
+            error, turn = wanted.position - now.position, abs(wrap(wanted.yaw - heading(now.rotation)))
+            arrived = bool(np.all(np.abs(error) <= within)) and turn <= turn_within
+            there = there + 1 if arrived else 0
+            if there >= settled:
                 return True
-            turn = turn if np.isfinite(turn_within) else 0.0
-            yield self.hand_action(servo.action(error), self.yaw() + turn)
+            if missing >= LOST_AFTER or np.linalg.norm(error[:2]) > stray:
+                return False
+            if np.isinf(turn_within):
+                yield self.hand_action(servo.action(error), self.upright(self.yaw()))
+                continue
+            if np.arccos(np.clip(now.rotation[2, 2], -1, 1)) > JAMMED:
+                return False
+            turned = rotation_action(about_z(wanted.yaw), now.rotation)
+            yield np.concatenate([servo.action(error), turned, [self.grip]])
         return False
 
     def stay(self, steps: int, grip: float | None = None, until: Callable[[], bool] | None = None) -> Part:
         """Hold the hand where it is while the gripper opens or closes; returns True early where `until` is."""
         self.grip = self.grip if grip is None else grip
-        here, yaw, servo = self.scene.hand().position, self.yaw(), PositionServo()
+        here, servo = self.scene.hand(), PositionServo()
         for _ in range(steps):
-            yield self.hand_action(servo.action(here - self.scene.hand().position), yaw)
+            yield self.hand_action(servo.action(here.position - self.scene.hand().position), here.rotation)
             if until is not None and until():
                 return True
         return until is None
@@ -133,6 +154,12 @@ class Manipulation(Expert):
         self.stage = "grasp"
         return (yield from self.close_on(model))
 
+    def keeps(self, model: Any) -> bool:
+        """Whether an object is held, from now on with a closing hand: a script may have begun just here."""
+        held = self.scene.holds(model)
+        self.grip = CLOSE if held else self.grip
+        return held
+
     def close_on(self, model: Any) -> Part:
         """Close until both pads touch the object, and a step longer; returns whether they do."""
         yield from self.stay(CLOSE_STEPS, CLOSE, until=lambda: self.scene.holds(model))
@@ -140,10 +167,15 @@ class Manipulation(Expert):
         return self.scene.holds(model)
 
     def rise(self, height: float, within: float = 0.02, max_steps: int = 40) -> Part:
-        """Straight up (or down) until the grip site is at a height, m."""
-        place, yaw = self.scene.hand().position, self.yaw()
-        target = Target(np.array([place[0], place[1], height]), yaw)
-        return (yield from self.move_hand(lambda: target, np.array([np.inf, np.inf, within]), max_steps=max_steps))
+        """Straight up (or down) until the grip site is at a height, m; the hand keeps its rotation."""
+        first, servo = self.scene.hand(), PositionServo()
+        target = np.array([*first.position[:2], height])
+        for _ in range(max_steps):
+            error = target - self.scene.hand().position
+            if abs(error[2]) <= within:
+                return True
+            yield self.hand_action(servo.action(error), first.rotation)
+        return False
 
     def release(self, retreat: float = 0.08, open_steps: int = OPEN_STEPS) -> Part:
         """Open and go straight up by `retreat` m."""

@@ -34,7 +34,7 @@ class SquareExpert(Manipulation):
                 yield from self._put()
 
     def _put(self) -> Part:
-        if not self.scene.holds(self._nut):
+        if not self.keeps(self._nut):
             yaw = self.nearest_yaw(heading(self._pose().rotation), HALF)
 
             def grasp() -> Target:
@@ -49,7 +49,7 @@ class SquareExpert(Manipulation):
         if not (yield from self._bring(ALIGN_HEIGHT, target_yaw, np.array([0.01, 0.01, 0.02]), 0.1)):
             return False
         self.stage = "align"
-        for _ in range(2):
+        for _ in range(2):  # with a step between, so that it is not just passing by
             if not (yield from self._bring(ALIGN_HEIGHT, target_yaw, ALIGN_WITHIN, ALIGN_TURN)):
                 return False
             yield from self.stay(1)

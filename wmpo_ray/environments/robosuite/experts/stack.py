@@ -50,7 +50,7 @@ class StackExpert(Manipulation):
 
     def _stack(self, upper: str, lower: str) -> Part:
         cube = self._model(upper)
-        if not self.scene.holds(cube):
+        if not self.keeps(cube):
             yaw = self._clear_yaw(upper)
             travel = max(self._pose(name).position[2] for name in self.cubes) + TRAVEL
 
