@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.environments.robosuite.experts import has_expert, make_expert
-from wmpo_ray.environments.robosuite.experts.geometry import (
+from wmpo_ray.environments.robosuite.experts.hand_poses import (
     DOWN,
     about_z,
     axis_angle,
