@@ -36,7 +36,14 @@ def examine(with_ray: bool = True, folder: Path = Path("."), config: Config | No
     """
     checks = [check_python(), check_torch()]
     checks += [check_library(name) for name in LIBRARIES]
-    checks += [check_flash_attention(), check_gpus(), check_rendering(), check_pusht(), check_world_models()]
+    checks += [
+        check_flash_attention(),
+        check_gpus(),
+        check_rendering(),
+        check_pusht(),
+        check_metaworld(),
+        check_world_models(),
+    ]
     checks += check_plugins()
     checks += [*machine_checks(folder), check_token(), check_prometheus()]
     if config is not None:
@@ -123,6 +130,22 @@ def check_pusht() -> Check:
         return f"gym-pusht {version}, makes and draws a scene"
 
     return _guarded("PushT", probe, (ConfigError,), "or uninstall it")
+
+
+def check_metaworld() -> Check:
+    try:
+        version = importlib.metadata.version("metaworld")
+    except importlib.metadata.PackageNotFoundError:
+        return Check("Meta-World", Verdict.OK, "absent; optional, a simulator: pip install 'wmpo-ray[metaworld]'")
+
+    def probe() -> str:
+        from wmpo_ray.environments.metaworld.metaworld_kind import MetaWorldKind
+        from wmpo_ray.environments.metaworld.metaworld_settings import MetaWorldConfig
+
+        MetaWorldKind().check(MetaWorldConfig())
+        return f"metaworld {version}, makes and draws a scene with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')}"
+
+    return _guarded("Meta-World", probe, (ConfigError,), "or uninstall it")
 
 
 def check_world_models() -> Check:
