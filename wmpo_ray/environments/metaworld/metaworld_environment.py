@@ -133,8 +133,8 @@ class MetaWorldEnvironment(GymnasiumEnvironment):
                 self._load(i, start.saved_state)
 
     def save(self) -> list[bytes]:
-        """Each scene as it is now, for `StartState.saved_state`: JSON."""
-        return [json.dumps(self._saved(i)).encode() for i in range(len(self.terminated))]
+        """Each scene as it is now, for `StartState.saved_state`: JSON, the same bytes for the same scene."""
+        return [json.dumps(self._saved(i), sort_keys=True).encode() for i in range(len(self.terminated))]
 
     def _saved(self, i: int) -> dict[str, Any]:
         return {
