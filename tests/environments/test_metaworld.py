@@ -191,6 +191,7 @@ def test_a_state_of_another_task_or_version_or_a_hostile_one_is_refused(simulato
         {**content, "task": "push-v3"},
         {**content, "mujoco": "2.3.2"},
         {**content, "scene": {**content["scene"], "physics": content["scene"]["physics"][1:]}},
+        {**content, "scene": {**content["scene"], "physics": [float("nan")] * len(content["scene"]["physics"])}},
         {**content, "scene": {**content["scene"], "fields": {**content["scene"]["fields"], "step": 1}}},
         {**content, "scene": {**content["scene"], "fields": {"init_tcp": {"dtype": "O", "shape": [], "values": []}}}},
         [],

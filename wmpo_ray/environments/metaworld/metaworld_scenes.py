@@ -233,6 +233,8 @@ def _filled(like: np.ndarray, values: Any) -> np.ndarray:
     found = np.array(values, like.dtype)
     if found.size != like.size:
         raise ValueError(f"{found.size} numbers instead of {like.size}")
+    if not np.isfinite(found).all():
+        raise ValueError("a number is not finite")
     return found.reshape(like.shape)
 
 
