@@ -18,7 +18,7 @@ CONSTRAINTS := $(if $(filter sim,$(subst $(comma), ,$(EXTRAS))),constraints-sim.
 STAMP := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 
 .PHONY: help setup demo cluster-demo test test-slow test-simulators lint soak bench-demo bench-cache bench-memory bench-house \
-	bench-coordinator bench-autoscaling bench-weights bench-operations bench-samplers bench-models bench-experts bench-gpu \
+	bench-coordinator bench-autoscaling bench-weights bench-operations bench-samplers bench-models bench-experts bench-metaworld bench-gpu \
 	fuzz-readers evidence pretrain-embedded clean
 .DEFAULT_GOAL := help
 
@@ -88,6 +88,9 @@ bench-experts: setup  ## success of the scripted experts of robosuite, without a
 
 bench-memory: setup  ## memory that 1,280 full-size episodes take in optimize, in an alignment and in evaluate
 	$(BIN)/python -m benchmarks.memory
+
+bench-metaworld: setup  ## success of Meta-World's scripted policies in all of its tasks (make setup EXTRAS=metaworld)
+	$(BIN)/python -m benchmarks.metaworld_experts
 
 bench-house: setup  ## sizes of rooms and files, loops, files per change (WEIGHTS="OLD NEW" CI_LOG=FILE: into its results)
 	$(BIN)/python -m benchmarks.house $(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(CI_LOG),--ci-log $(CI_LOG))

@@ -74,9 +74,11 @@ ENVIRONMENT_SETTINGS: dict[str, dict[str, Any]] = {
     "pocket": {},
     "gymnasium": REACH,
     "pusht": {},
+    "metaworld": {},
     "robosuite": {"image_size": 32},
 }
-SIMULATORS = {"pusht": "gym_pusht", "robosuite": "robosuite"}  # modules that are not installed everywhere
+# Modules that are not installed everywhere.
+SIMULATORS = {"pusht": "gym_pusht", "metaworld": "metaworld", "robosuite": "robosuite"}
 
 
 def environment_section(kind: str, **settings: Any) -> EnvironmentConfig:

@@ -100,7 +100,7 @@ class RecordedSection(Section):
 
 class DemosConfig(RecordedSection):
     num_trajectories: Trajectories = 60
-    action_noise: NonNegative = 0.2  # pixels, added to the expert's targets
+    action_noise: NonNegative = 0.2  # pixels, added to the expert's targets; with metaworld to its actions in [-1, 1]
 
 
 class CollectConfig(RecordedSection):
