@@ -111,10 +111,9 @@ def unreadable_frames(path: Path, episodes: Episodes) -> list[str]:
     """A line for each row group whose frames cannot be read, with its rows."""
     frames, found, start = episodes.frames, [], 0
     assert isinstance(frames, StoredFrames)
-    for size in frames.group_sizes:
+    for group, size in enumerate(frames.group_sizes):
         try:
-            if size:
-                frames[start, :1], frames[start, 1:2]  # decodes and checks the row group as a whole
+            frames.check_group(group)
         except UserError as error:
             reason = str(error).removeprefix(f"{path.absolute()} ")
             found.append(f"{path}, rows {start} to {start + size - 1}: {reason}")
