@@ -19,8 +19,13 @@ if TYPE_CHECKING:
     from wmpo_ray.data.file_facts import FileFacts
 
 SHOWN_INSTRUCTIONS = 8
-Files = Annotated[list[Path], typer.Argument(metavar="FILE...", parser=user_path, help="Trajectory files (Parquet).")]
-OneFile = Annotated[Path, typer.Argument(metavar="FILE", parser=user_path, help="A trajectory file (Parquet).")]
+Files = Annotated[
+    list[Path],
+    typer.Argument(metavar="FILE...", parser=user_path, help="Trajectory files (Parquet), or folders of them."),
+]
+OneFile = Annotated[
+    Path, typer.Argument(metavar="FILE", parser=user_path, help="A trajectory file (Parquet), or a folder of them.")
+]
 
 
 def add_data(app: typer.Typer) -> None:
@@ -53,7 +58,7 @@ def _rows(facts: FileFacts) -> dict[str, str]:
     shortest, longest = facts.lengths
     height, width = facts.frame_size
     rows = {
-        "episodes": f"{facts.num_episodes:,}",
+        "episodes": f"{facts.num_episodes:,}" + (f" in {facts.num_files:,} files" if facts.num_files > 1 else ""),
         "steps": f"{facts.num_steps:,}, {shortest} to {longest} in an episode; room for {facts.horizon}",
         "frames": f"{height} x {width} pixels (height x width), RGB",
         "action dimensions": str(facts.action_dims),
@@ -106,10 +111,10 @@ def show(
     if out.suffix.lower() != suffix:
         raise UserError(f"--out {out}: the picture is a {suffix} file; name it so, or {_other_way(video)}")
     _check_out(file, out)
-    from wmpo_ray.data.store import load_episodes
+    from wmpo_ray.data.data_set import load_data
     from wmpo_ray.watch.contact_sheet import chosen_rows, contact_sheet, playing_sheet
 
-    episodes = load_episodes(file)
+    episodes = load_data(file)
     if not len(episodes):
         raise UserError(f"{file} holds no episodes")
     rows = chosen_rows(len(episodes), num_episodes)
@@ -147,6 +152,9 @@ def import_file(
     out: Annotated[
         Path, typer.Option(metavar="FILE", parser=user_path, help="The trajectory file to write (Parquet).")
     ],
+    append: Annotated[
+        bool, typer.Option("--append", help="Add a file to the folder --out instead; several may do so at once.")
+    ] = False,
     image_key: Annotated[
         str, typer.Option(metavar="NAME", help="The camera, where a file has several; the only or usual one if absent.")
     ] = "",
@@ -155,10 +163,13 @@ def import_file(
     ] = "",
 ) -> None:
     """Write the episodes of another format as a trajectory file; nothing is written unless all of them are sound."""
-    _check_out(file, out)
+    if append and out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; --append adds a file to a folder: name one, or leave --append out")
+    if not append:
+        _check_out(file, out)
     from wmpo_ray.data.exchange.importing import ImportOptions, import_episodes
 
-    done = import_episodes(file, out, ImportOptions(instruction, image_key))
+    done = import_episodes(file, out, ImportOptions(instruction, image_key), append=append)
     lines = [f"{counted(done.num_episodes, 'episode')}, {done.num_successes:,} of them successful, written to {out}"]
     make_console().print("\n".join([*lines, *done.notes]), soft_wrap=True, markup=False, highlight=False)
 

@@ -15,10 +15,9 @@ from PIL import Image
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import atomic_directory
 from wmpo_ray.core.types import Episodes
-from wmpo_ray.data.about import about_of, statistics_of
+from wmpo_ray.data.data_set import load_data
 from wmpo_ray.data.exchange.lerobot import DATA, EPISODES, INFO
-from wmpo_ray.data.file_facts import executed_actions
-from wmpo_ray.data.store import load_episodes
+from wmpo_ray.data.file_facts import facts_of
 
 VERSION = "v3.0"
 FILE_BYTES = 100 * 2**20  # of a data file, from which on the next one begins
@@ -32,12 +31,12 @@ NOT_EXPORTED = (
 
 
 def export_lerobot(path: Path, out: Path, image_key: str = "", fps: int = 10) -> int:
-    """Write the episodes of a trajectory file to the folder `out`; returns how many there are.
+    """Write the episodes of a trajectory file, or of a folder of them, to the folder `out`; returns how many there are.
 
     `fps`: actions a second, which a trajectory file does not say; times are made of it. Raises UserError for a file that
     cannot be read, an episode without a step, and on a full disk.
     """
-    episodes, key = load_episodes(path), image_key or IMAGE_KEY
+    episodes, key = load_data(path), image_key or IMAGE_KEY
     if empty := np.flatnonzero(episodes.lengths == 0).tolist():
         raise UserError(f"{path}, row {empty[0]}: an episode without a step; the layout has no place for one")
     tasks = list(dict.fromkeys(episodes.instructions))
@@ -50,7 +49,7 @@ def export_lerobot(path: Path, out: Path, image_key: str = "", fps: int = 10) ->
         index = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), "task": tasks})
         _write_table(folder / "meta" / "tasks.parquet", index.replace_schema_metadata(_index_of_tasks()))
         _write_json(folder / INFO, _info(episodes, key, fps, len(tasks), writer.num_rows))
-        statistics = about_of(path).statistics or statistics_of(executed_actions(episodes))
+        statistics = facts_of(path).statistics
         numbers = statistics.model_dump(exclude={"num_actions"})
         _write_json(folder / "meta" / "stats.json", {"action": {**numbers, "count": [statistics.num_actions]}})
     return len(episodes)
