@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +17,9 @@ from wmpo_ray.core.wording import counted
 
 if TYPE_CHECKING:
     from wmpo_ray.data.about import Provenance
+    from wmpo_ray.data.exchange.rerun_export import Shown
     from wmpo_ray.data.file_facts import FileFacts
+    from wmpo_ray.report.run_data import VideoPairs
 
 SHOWN_INSTRUCTIONS = 8
 Files = Annotated[
@@ -177,18 +180,31 @@ def import_file(
 def export_file(
     file: OneFile,
     out: Annotated[
-        Path, typer.Option(metavar="PATH", parser=user_path, help="The HDF5 file, or LeRobot's folder, to write.")
+        Path,
+        typer.Option(
+            metavar="PATH", parser=user_path, help="The HDF5 file, LeRobot's folder, or the .rrd file to write."
+        ),
     ],
     layout: Annotated[
-        str, typer.Option(help="robomimic (HDF5), or lerobot (a folder, version 3, with images).")
+        str, typer.Option(help="robomimic (HDF5), lerobot (a folder, version 3, with images), or rerun (.rrd).")
     ] = "robomimic",
     image_key: Annotated[
         str, typer.Option(metavar="NAME", help="Name of the camera; the layout's usual one if absent.")
     ] = "",
     fps: Annotated[int, typer.Option(min=1, max=1000, help="Actions a second; layout lerobot has times.")] = 10,
+    beside: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", parser=user_path, help="Other episodes beside these, row by row; layout rerun."),
+    ] = None,
 ) -> None:
-    """Write a trajectory file in the layout of robomimic and MimicGen, or of LeRobot."""
+    """Write a trajectory file in the layout of robomimic and MimicGen, of LeRobot, or as a recording of Rerun.
+
+    With --layout rerun, FILE may be the folder of a run: its real episodes are shown beside their replays in the world
+    model, as the report shows them.
+    """
     _check_out(file, out)
+    if beside is not None and layout != "rerun":
+        raise UserError(f"--beside {beside}: only --layout rerun shows episodes side by side; leave it out")
     if layout == "robomimic":
         from wmpo_ray.data.exchange import robomimic_export
 
@@ -197,10 +213,39 @@ def export_file(
         from wmpo_ray.data.exchange import lerobot_export
 
         num_episodes, missing = lerobot_export.export_lerobot(file, out, image_key, fps), lerobot_export.NOT_EXPORTED
+    elif layout == "rerun":
+        num_episodes, missing = _export_rerun(file, out, beside)
     else:
-        raise UserError(f"--layout {layout}: known are robomimic and lerobot")
+        raise UserError(f"--layout {layout}: known are robomimic, lerobot and rerun")
     lines = [f"{counted(num_episodes, 'episode')} written to {out}", f"not in it: {missing}"]
     make_console().print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
+
+
+def _export_rerun(file: Path, out: Path, beside: Path | None) -> tuple[int, str]:
+    """(number of episodes, what is left out) of a file or of the replays of a run."""
+    from wmpo_ray.data.exchange.rerun_export import NOT_EXPORTED, export_rerun, rerun_library, write_recording
+
+    if not (file / "videos").is_dir():
+        return export_rerun(file, out, beside), NOT_EXPORTED
+    if beside is not None:
+        raise UserError(f"--beside {beside}: {file} is a run, whose replays stand beside its episodes; leave it out")
+    rerun_library()
+    from wmpo_ray.report.run_data import read_run
+
+    run = read_run(file)
+    if run.pairs is None:
+        raise UserError(f"{file} has no videos/side_by_side.npz yet: the stage gate makes it")
+    return write_recording(out, run.name, pairs_shown(run.pairs)), "actions, and all episodes but those of the report"
+
+
+def pairs_shown(pairs: VideoPairs) -> Iterator[Shown]:
+    """Each real episode beside the replay of its actions, which goes on to the horizon."""
+    from wmpo_ray.data.exchange.rerun_export import Shown, Side
+
+    for row, text in enumerate(pairs.instructions):
+        real = Side("real", pairs.real[row, : pairs.lengths[row] + 1], bool(pairs.real_success[row]))
+        imagined = Side("imagined", pairs.imagined[row], bool(pairs.imagined_success[row]))
+        yield Shown(f"episode_{row:04d}", text, (real, imagined))
 
 
 def _check_out(file: Path, out: Path) -> None:

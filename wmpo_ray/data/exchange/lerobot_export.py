@@ -94,7 +94,7 @@ class _DataWriter:
         reached = (step >= length - 1) & success
         actions = episodes.actions[row, np.minimum(step, length - 1)]
         return {
-            self._key: [{"bytes": _png(frame), "path": None} for frame in episodes.frames[row, :count]],
+            self._key: [{"bytes": png_of(frame), "path": None} for frame in episodes.frames[row, :count]],
             "action": list(actions),
             "timestamp": (step / self._fps).astype(np.float32),
             "next.reward": reached.astype(np.float32),
@@ -118,7 +118,8 @@ class _DataWriter:
             self._file.close()
 
 
-def _png(frame: np.ndarray) -> bytes:
+def png_of(frame: np.ndarray) -> bytes:
+    """A frame [H, W, 3] uint8 as a PNG."""
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, "PNG")
     return buffer.getvalue()
