@@ -133,8 +133,13 @@ def gather(video_of: Callable[[int], np.ndarray], rows: np.ndarray, steps: np.nd
         return
     order = np.argsort(rows, kind="stable")
     for places in np.split(order, np.flatnonzero(np.diff(rows[order])) + 1):
-        if len(places):
-            out[places] = video_of(int(rows[places[0]]))[steps[places]]
+        if not len(places):
+            continue
+        video, first, last = video_of(int(rows[places[0]])), places[0], places[-1]
+        if last - first + 1 == len(places):  # a window, in order: straight into `out` too
+            np.take(video, steps[places], axis=0, out=out[first : last + 1], mode="clip")
+        else:
+            out[places] = video[steps[places]]
 
 
 def as_lazy(episodes: Episodes) -> LazyFrames:
