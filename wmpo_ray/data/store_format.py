@@ -29,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.types import Episodes
+from wmpo_ray.core.untrusted import regular_file
 from wmpo_ray.data.column_metadata import open_all_columns
 from wmpo_ray.data.frame_blocks import BLOCK_FRAMES, BLOCK_OVERHEAD, are_ends, decode_all, num_blocks
 
@@ -151,7 +152,7 @@ def explained(path: Path) -> Iterator[None]:
 
 def open_checked(path: Path) -> tuple[pq.ParquetFile, Header]:
     """A file whose sizes are those that its header declares. Raises UserError for any other."""
-    with explained(path):
+    with explained(regular_file(path, None)):
         file = pq.ParquetFile(path, page_checksum_verification=True)
         try:
             header = _read_header(path, file)

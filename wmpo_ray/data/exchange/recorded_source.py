@@ -112,6 +112,8 @@ def _check_fit(where: str, episode: Episodes, needs: SourceNeeds) -> None:
         raise UserError(
             f"{where}: actions of {episode.actions.shape[2]} dimensions; the environment's have {needs.action_dims}"
         )
+    if not text.strip():
+        raise UserError(f"{where}: no instruction")
     if needs.instructions and text not in needs.instructions:
         known = ", ".join(shown(each) for each in needs.instructions)
         raise UserError(f"{where}: the instruction {shown(text)} is none of the environment's: {known}")

@@ -176,7 +176,9 @@ def check_recording(path: Path, size: EpisodeSize, found: Recording) -> None:
     if found.frames.dtype != np.uint8 or found.frames.shape != expected:
         raise UserError(f"{where}: frames are {found.frames.dtype} {found.frames.shape}, expected uint8 {expected}")
     if found.actions.dtype.kind != "f" or found.actions.shape[1:] != (size.action_dims,):
-        raise UserError(f"{where}: actions are {found.actions.dtype} {found.actions.shape}")
+        raise UserError(
+            f"{where}: actions are {found.actions.dtype} {found.actions.shape}, expected floats of {size.action_dims} dimensions"
+        )
     if problem := action_problem(found.actions):
         raise UserError(f"{where}: {problem}; scale the actions of the file to [-1, 1]")
 
