@@ -94,7 +94,7 @@ class LerobotReader(EpisodeReader):
             raise UserError(
                 f"{self.path}: no camera {chosen!r}; "
                 + (
-                    f"there are {', '.join(images[:10])}: choose one with --image-key"
+                    f"there are {', '.join(images[:10])}: choose one with {self.options.image_key_knob}"
                     if images
                     else "there are no images"
                 )

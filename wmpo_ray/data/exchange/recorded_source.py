@@ -47,6 +47,12 @@ class SourceNeeds(NamedTuple):
     is_held_out: bool  # whether these episodes are: nothing may be trained on them
     needs_starts: str  # the setting that has the environment rebuild their start states; "": none does
     must_be_real: bool
+    image_key: str = ""  # of the camera; "": the format's usual one
+    instruction: str = ""  # of every episode; "": as the file has it
+
+    @property
+    def section(self) -> str:
+        return self.key.removesuffix(".source")
 
 
 @dataclass
@@ -113,7 +119,7 @@ def _check_fit(where: str, episode: Episodes, needs: SourceNeeds) -> None:
             f"{where}: actions of {episode.actions.shape[2]} dimensions; the environment's have {needs.action_dims}"
         )
     if not text.strip():
-        raise UserError(f"{where}: no instruction")
+        raise UserError(f"{where}: no instruction; give it with {needs.section}.source_instruction")
     if needs.instructions and text not in needs.instructions:
         known = ", ".join(shown(each) for each in needs.instructions)
         raise UserError(f"{where}: the instruction {shown(text)} is none of the environment's: {known}")
@@ -148,11 +154,20 @@ def _opened(needs: SourceNeeds) -> Iterator[_Opened]:
     if not path.exists():
         raise UserError(f"{needs.key} = {needs.path}: there is no such file; set {needs.key}")
     if is_data_set(path) or (path.is_file() and _begins_with(path, PARQUET)):
-        yield _own_files(path)
+        if needs.image_key:
+            raise UserError(
+                f"{needs.section}.source_image_key = {needs.image_key}: {path} is a trajectory file, which has one camera and "
+                "no name for it; remove it"
+            )
+        yield _own_files(path, needs.instruction)
         return
     # An environment with one instruction lends it to files without language.
-    text = needs.instructions[0] if len(needs.instructions) == 1 else ""
-    with reader_of(path, ImportOptions(instruction=text)) as reader:
+    text = needs.instruction or (needs.instructions[0] if len(needs.instructions) == 1 else "")
+    knobs = {
+        "image_key_knob": f"{needs.section}.source_image_key",
+        "instruction_knob": f"{needs.section}.source_instruction",
+    }
+    with reader_of(path, ImportOptions(text, needs.image_key, **knobs)) as reader:
         sizes = reader.sizes()
         check_sizes(path, sizes)
 
@@ -168,8 +183,10 @@ def _opened(needs: SourceNeeds) -> Iterator[_Opened]:
         yield _Opened(reader.provenance, read(), len(sizes), lambda: notes_of(reader, needs.num_episodes))
 
 
-def _own_files(path: Path) -> _Opened:
+def _own_files(path: Path, instruction: str) -> _Opened:
     episodes = load_data(path)
+    if instruction:
+        episodes = replace(episodes, instructions=(instruction,) * len(episodes))
     rows = ((f"row {row}", episodes.rows(slice(row, row + 1))) for row in range(len(episodes)))
     return _Opened(provenance_of(path) or Provenance(made_by=path.name), rows, len(episodes), lambda: ())
 
