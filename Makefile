@@ -19,7 +19,7 @@ STAMP := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 
 .PHONY: help setup demo cluster-demo test test-slow test-simulators lint soak bench-demo bench-cache bench-memory bench-house \
 	bench-coordinator bench-autoscaling bench-weights bench-operations bench-samplers bench-models bench-experts bench-metaworld bench-gpu \
-	fuzz-readers evidence pretrain-embedded clean
+	bench-data check-exchange exchange-env fuzz-readers evidence pretrain-embedded clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -104,6 +104,23 @@ bench-models: setup  ## parity with published fixtures, memory of loading (FIXTU
 bench-gpu: setup  ## models of full size on one GPU -> benchmarks/results/gpu.json
 	$(BIN)/python -m benchmarks.gpu
 
+# Another Python with lerobot and robomimic. EXCHANGE=PYTHON names one that has them already.
+EXCHANGE ?= .venv-exchange/bin/python
+
+bench-data: setup exchange-env  ## windows and episodes a second, beside robomimic's and lerobot's own readers -> benchmarks/results/data.json
+	$(BIN)/python -m benchmarks.data --python $(EXCHANGE)
+
+check-exchange: setup exchange-env  ## whether lerobot and robomimic read what we export, and we what lerobot writes -> benchmarks/results/exchange.json
+	$(BIN)/python -m benchmarks.exchange --python $(EXCHANGE)
+
+exchange-env: $(EXCHANGE)  ## lerobot and robomimic, in an environment of their own
+
+.venv-exchange/bin/python: benchmarks/exchange-requirements.txt
+	$(PYTHON) -m venv .venv-exchange
+	.venv-exchange/bin/python -m pip install $(TORCH) -r $<
+	.venv-exchange/bin/python -m pip install --no-deps lerobot==0.4.4 robomimic==0.3.0 torchvision==0.28.0
+	@touch $@
+
 fuzz-readers: setup  ## 1,200 mutated files for each reader of data: refused by name or read as a whole
 	$(BIN)/python -m benchmarks.fuzz_readers
 
@@ -112,4 +129,4 @@ pretrain-embedded: setup  ## rebuild the shipped world models from nothing
 	$(BIN)/python -m benchmarks.pretrain_embedded --name embedded-b --seed 1
 
 clean:  ## remove .venv and caches; runs/ stays
-	rm -rf .venv .venv-sim .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-sim .venv-exchange .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info

@@ -82,6 +82,7 @@ COLLECT = Stage(
     settings=(
         *("collect.source", "collect.num_trajectories", "collect.temperature"),
         *("gate.source", "gate.num_trajectories"),
+        *("collect.source_image_key", "collect.source_instruction", "gate.source_image_key", "gate.source_instruction"),
     ),
     check=check,
 )

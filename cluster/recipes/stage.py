@@ -73,6 +73,11 @@ LATER: Mapping[str, Any] = {
     "demos.source": "",
     "collect.source": "",
     "gate.source": "",
+    **{
+        f"{section}.source_{what}": ""
+        for section in ("demos", "collect", "gate")
+        for what in ("image_key", "instruction")
+    },
 }
 
 SOURCES = ("demos.source", "collect.source", "gate.source")  # files of episodes: what counts is their content
