@@ -15,7 +15,7 @@ comma := ,
 STAMP := .venv/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 
 .PHONY: help setup demo cluster-demo test test-slow lint soak bench-demo bench-cache bench-memory bench-house bench-coordinator bench-autoscaling \
-	bench-weights bench-operations bench-samplers bench-models bench-gpu fuzz-readers evidence pretrain-embedded clean
+	bench-weights bench-operations bench-samplers bench-fidelity bench-models bench-gpu fuzz-readers evidence pretrain-embedded clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -74,6 +74,9 @@ bench-operations: setup  ## submission, the Grafana board's queries, what metric
 
 bench-samplers: setup  ## fidelity of the demo's world model against solver and number of steps
 	$(BIN)/python -m benchmarks.sampler_steps
+
+bench-fidelity: setup  ## how true the demo's imagined videos are, by step, and how failures are imagined (three seeds)
+	$(BIN)/python -m benchmarks.fidelity
 
 bench-memory: setup  ## memory that 1,280 full-size episodes take in optimize, in an alignment and in evaluate
 	$(BIN)/python -m benchmarks.memory

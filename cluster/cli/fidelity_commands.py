@@ -68,6 +68,7 @@ def fidelity(
 def print_fidelity(console: Console, content: Mapping[str, Any]) -> None:
     """The content of `fidelity.json` as tables."""
     console.print(_metrics_table(content))
+    console.print(_drift_table(content))
     labels = content.get("labels")
     if labels:
         console.print(_labels_table(labels, content["horizon"]))
@@ -81,17 +82,28 @@ def print_fidelity(console: Console, content: Mapping[str, Any]) -> None:
 
 def _metrics_table(content: Mapping[str, Any]) -> Table:
     title = f"{content['num_episodes']} held-out episodes: mean over all frames [95% interval]"
-    table = Table("", *NAMES.values(), "change a step", "step past the bound", title=title)
+    table = Table("", *NAMES.values(), title=title)
     for metric in content["metrics"].values():
-        drift = metric["drift"]
-        unit = f" ({metric['unit']})" if metric["unit"] else ""
-        values = [estimate_text(metric["of"][source]) for source in NAMES]
-        table.add_row(f"{metric['title']}{unit}", *values, estimate_text(drift["slope"]), _passed_text(drift))
+        table.add_row(_title(metric), *(estimate_text(metric["of"][source]) for source in NAMES))
     return table
 
 
+def _drift_table(content: Mapping[str, Any]) -> Table:
+    table = Table("drift of the imagined videos", "change a step", "bound", "first worse at step")
+    for metric in content["metrics"].values():
+        drift = metric["drift"]
+        bound = "–" if drift["bound"] is None else compact(drift["bound"])
+        table.add_row(_title(metric), estimate_text(drift["slope"]), bound, _passed_text(drift))
+    return table
+
+
+def _title(metric: Mapping[str, Any]) -> str:
+    return f"{metric['title']} ({metric['unit']})" if metric["unit"] else metric["title"]
+
+
 def _labels_table(labels: Mapping[str, Any], horizon: int) -> Table:
-    table = Table("labels", "right [95% interval]", "false positives", "false negatives", "safe steps")
+    safe = f"steps right in {percent(labels['bound'], 0)}"
+    table = Table("labels", "right [95% interval]", "false positives", "false negatives", safe)
     for source, name in NAMES.items():
         found = labels[source]
         wrong = (str(found["false_positives"]), str(found["false_negatives"]))
@@ -138,10 +150,8 @@ def _share_text(estimate: Mapping[str, float], signed: bool = False) -> str:
 
 def _passed_text(drift: Mapping[str, Any]) -> str:
     """At which step the mean is first worse than the bound, with its interval."""
+    ends = [drift["passed"][key] for key in ("step", "low", "high")]
     if drift["bound"] is None:
         return "–"
-    step, low, high = (drift["passed"][key] for key in ("step", "low", "high"))
-    if step is None and low is None:
-        return f"never ({compact(drift['bound'])})"
-    shown = [str(end) if end is not None else "never" for end in (step, low, high)]
-    return f"{shown[0]} [{shown[1]}, {shown[2]}] ({compact(drift['bound'])})"
+    step, low, high = (str(end) if end is not None else "never" for end in ends)
+    return "never" if ends[:2] == [None, None] else f"{step} [{low}, {high}]"

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from wmpo_ray.fidelity.failure_modes import compare_modes, modes_of
-from wmpo_ray.statistics.episode_curves import Resamples
 
 SUCCESS = np.array([True, False, False, False, True])
 FAILURES = {"miss": np.array([True, True, False, True, False]), "drop": np.array([False, True, False, False, True])}
@@ -18,17 +17,19 @@ def test_every_episode_has_one_mode():
 
 def test_what_is_imagined_as_it_was_stands_on_the_diagonal():
     real = modes_of(SUCCESS, FAILURES)
-    found = compare_modes(real, {"imagined": real.copy()}, ("miss", "drop"), Resamples(5))
+    found = compare_modes(real, {"imagined": real.copy()}, ("miss", "drop"))
     assert found["modes"] == ["success", "miss", "drop", "timeout"]
     assert found["confusion"]["imagined"] == np.diag([2, 1, 1, 1]).tolist()
-    assert found["agreement"]["imagined"] == {"value": 1, "low": 1, "high": 1}
+    agreement = found["agreement"]["imagined"]
+    assert agreement["value"] == agreement["high"] == 1 and 0.5 < agreement["low"] < 0.6, "of five episodes"
+    assert found["shares"]["imagined"]["miss"]["low"] > 0 and found["shares"]["real"]["drop"]["high"] > 0.5
     assert all(difference["value"] == 0 for difference in found["differences"]["imagined"].values())
 
 
 def test_rows_are_real_and_columns_imagined_and_every_share_sums_to_one():
     real = np.array(["success", "miss", "miss", "timeout"], object)
     imagined = np.array(["miss", "miss", "success", "success"], object)
-    found = compare_modes(real, {"imagined": imagined}, ("miss", "drop"), Resamples(4))
+    found = compare_modes(real, {"imagined": imagined}, ("miss", "drop"))
     modes, table = found["modes"], np.array(found["confusion"]["imagined"])
     assert modes == ["success", "miss", "drop", "timeout"], "the modes of the task are there even if nothing shows them"
     assert table[modes.index("success"), modes.index("miss")] == 1
@@ -42,6 +43,6 @@ def test_rows_are_real_and_columns_imagined_and_every_share_sums_to_one():
 
 def test_where_modes_cannot_be_told_real_ones_are_held_against_success_and_failure():
     real, imagined = modes_of(SUCCESS, FAILURES), modes_of(~SUCCESS, None)
-    found = compare_modes(real, {"imagined": imagined}, ("miss", "drop"), Resamples(5))
+    found = compare_modes(real, {"imagined": imagined}, ("miss", "drop"))
     assert found["modes"] == ["success", "miss", "drop", "timeout", "failure"]
     assert np.array(found["confusion"]["imagined"]).sum(0).tolist() == [3, 0, 0, 0, 2]

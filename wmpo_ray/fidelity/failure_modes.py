@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from wmpo_ray.statistics.episode_curves import Resamples
+from wmpo_ray.core.statistics import wilson_interval
+from wmpo_ray.statistics.episode_curves import Estimate
+from wmpo_ray.statistics.paired import Pairs, newcombe_paired_interval
 
 SUCCESS, TIMEOUT, FAILURE = "success", "timeout", "failure"  # FAILURE: of a kind that nobody can tell
 
@@ -32,28 +34,35 @@ def order_of(names: Sequence[str], modes: Sequence[np.ndarray]) -> list[str]:
     return [SUCCESS, *names, *(mode for mode in (TIMEOUT, FAILURE) if mode in seen)]
 
 
-def compare_modes(
-    real: np.ndarray, shown: Mapping[str, np.ndarray], names: Sequence[str], resamples: Resamples
-) -> dict[str, Any]:
+def compare_modes(real: np.ndarray, shown: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, Any]:
     """Shares and confusion tables of modes [M]. shown: source of the videos -> modes; names: the environment's failures.
 
     `confusion` of a source has a row for each real mode and a column for each mode of `modes`, both in that order.
+    `differences` are shares of a source less the real ones, of the same episodes.
     """
     modes = order_of(names, [real, *shown.values()])
     sources = {"real": real, **shown}
     return {
         "modes": modes,
-        "shares": {
-            source: {mode: resamples.mean(found == mode)._asdict() for mode in modes}
-            for source, found in sources.items()
-        },
+        "shares": {source: {mode: share(found == mode) for mode in modes} for source, found in sources.items()},
         "differences": {
-            source: {mode: resamples.mean((found == mode).astype(float) - (real == mode))._asdict() for mode in modes}
+            source: {mode: _difference(real == mode, found == mode) for mode in modes}
             for source, found in shown.items()
         },
-        "agreement": {source: resamples.mean(found == real)._asdict() for source, found in shown.items()},
+        "agreement": {source: share(found == real) for source, found in shown.items()},
         "confusion": {
             source: [[int(((real == row) & (found == column)).sum()) for column in modes] for row in modes]
             for source, found in shown.items()
         },
     }
+
+
+def share(flags: np.ndarray) -> dict[str, float]:
+    """The share of flags [M] that are set, with Wilson's 95% interval."""
+    low, high = wilson_interval(int(flags.sum()), len(flags))
+    return Estimate(float(flags.mean()), low, high)._asdict()
+
+
+def _difference(real: np.ndarray, found: np.ndarray) -> dict[str, float]:
+    pairs = Pairs.of(real, found)
+    return Estimate(pairs.difference, *newcombe_paired_interval(pairs))._asdict()

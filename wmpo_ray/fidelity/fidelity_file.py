@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from wmpo_ray.core.types import Episodes
-from wmpo_ray.fidelity.failure_modes import compare_modes
+from wmpo_ray.fidelity.failure_modes import compare_modes, share
 from wmpo_ray.fidelity.measurement import Measured
 from wmpo_ray.fidelity.metrics import CEILING, IMAGINED, SOURCES, STILL, Metric, metrics_for
 from wmpo_ray.rollout.fidelity import binary_report
@@ -28,7 +28,7 @@ def describe(
     label_bound: float,
     seed: int,
 ) -> dict[str, Any]:
-    """The figures with their 95% intervals over episodes. label_bound: under which labels are no longer safe.
+    """The figures with 95% intervals, over episodes that are resampled as a whole, or Wilson's of a share. label_bound: under which labels are no longer safe.
 
     `metrics` has, for each metric and each source, the mean over all frames and the curve over steps; for imagined videos
     also the drift: the change of a step, and the step at which the mean is first worse than halfway from the ceiling to the
@@ -49,9 +49,9 @@ def describe(
     if measured.simulated is not None:
         content["positions_from_simulator"] = float(measured.simulated.mean())
     if measured.success:
-        content["labels"] = _labels(measured, episodes, label_bound, resamples)
+        content["labels"] = _labels(measured, episodes, label_bound)
         modes = dict(measured.modes)
-        content["failures"] = compare_modes(modes.pop("real"), modes, failure_names, resamples)
+        content["failures"] = compare_modes(modes.pop("real"), modes, failure_names)
     return content
 
 
@@ -79,15 +79,14 @@ def _curve(curve: Curve) -> dict[str, Any]:
     return {**curve.mean._asdict(), **{name: values.tolist() for name, values in by_step.items()}}
 
 
-def _labels(measured: Measured, episodes: Episodes, bound: float, resamples: Resamples) -> dict[str, Any]:
+def _labels(measured: Measured, episodes: Episodes, bound: float) -> dict[str, Any]:
     """Success by the judge against real success, at the end; and for how long labels by step are safe."""
     found: dict[str, Any] = {"bound": bound}
     for source, success in measured.success.items():
-        agreement = resamples.mean(success == episodes.success)
         by_step = measured.values["label_agreement"][source].mean(0)
         found[source] = {
             **binary_report(success, episodes.success),
-            "agreement": agreement._asdict(),
+            "agreement": share(success == episodes.success),
             "safe_horizon": safe_horizon(by_step, bound),
         }
     return found

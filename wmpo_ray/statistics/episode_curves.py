@@ -59,10 +59,6 @@ class Resamples:
         low, high = self._interval(_ratio(self._shares @ above, self._shares @ below))
         return Estimate(float(_ratio(above.sum(), below.sum())), float(low), float(high))
 
-    def mean(self, values: np.ndarray) -> Estimate:
-        """The mean of one figure of each episode [M]."""
-        return self.ratio(values, np.ones(len(values)))
-
     def slope(self, values: np.ndarray) -> Estimate:
         """Least-squares change of values [M, T] from one step to the next, each episode having a level of its own.
 
