@@ -24,11 +24,11 @@ from rich.console import Console
 
 from benchmarks.results_file import write_results
 from cluster.cli.fidelity_commands import print_fidelity
-from wmpo_ray.fidelity.metrics import IMAGINED, SOURCES
+from wmpo_ray.core.statistics import wilson_interval
+from wmpo_ray.fidelity.metrics import CEILING, IMAGINED, SOURCES
 
 ROOT = Path(__file__).parents[1]
 Figures = dict[str, dict[str, Any]]
-NONE = {"value": 0.0, "low": 0.0, "high": 0.0}  # of a mode that no episode of a seed has
 
 
 def measured_run(folder: Path, seed: int) -> dict[str, Any]:
@@ -60,25 +60,32 @@ def figures_of(contents: Sequence[dict[str, Any]]) -> Figures:
             "unit": "first step past halfway to a still picture, of the seed where it is first; 0: never",
             "seeds": [0 if step is None else step for step in steps],
         }
-    for source in (IMAGINED, "ceiling"):
-        agreements = [one["failures"]["agreement"][source] for one in contents]
-        figures[f"outcomes_same_{source}"] = _figure(
-            agreements, "share of episodes with the real success or failure mode"
-        )
-    for mode in first["failures"]["modes"]:
-        for source in ("real", IMAGINED, "ceiling"):
-            shares = [one["failures"]["shares"][source].get(mode, NONE) for one in contents]
-            figures[f"{mode}_{source}"] = _figure(shares, "share of episodes")
+    for source in SOURCES:
+        labels = [one["labels"][source]["agreement"]["value"] for one in contents]
+        figures[f"labels_right_{source}"] = _share(labels, contents, "share of episodes, labels at the end")
+        same = [one["failures"]["agreement"][source]["value"] for one in contents]
+        figures[f"outcomes_same_{source}"] = _share(same, contents, "share of episodes with the real outcome")
+    for mode in dict.fromkeys(mode for one in contents for mode in one["failures"]["modes"]):
+        for source in ("real", IMAGINED, CEILING):
+            shares = [one["failures"]["shares"][source].get(mode, {"value": 0.0})["value"] for one in contents]
+            figures[f"{mode}_{source}"] = _share(shares, contents, "share of episodes")
     return figures
 
 
 def _figure(estimates: Sequence[dict[str, float]], unit: str) -> dict[str, Any]:
+    """The mean over seeds of means over frames."""
     values = [estimate["value"] for estimate in estimates]
     # Seeds are independent: the variances of their means add up.
     half = float(np.sqrt(sum(((one["high"] - one["low"]) / 2) ** 2 for one in estimates))) / len(estimates)
     mean = float(np.mean(values))
-    interval = [mean - half, mean + half] if len(values) > 1 else [estimates[0]["low"], estimates[0]["high"]]
-    return {"value": mean, "unit": unit, "interval": interval, "seeds": values}
+    return {"value": mean, "unit": unit, "interval": [mean - half, mean + half], "seeds": values}
+
+
+def _share(values: Sequence[float], contents: Sequence[dict[str, Any]], unit: str) -> dict[str, Any]:
+    """The share of the episodes of all seeds, of which each has as many."""
+    num = sum(one["num_episodes"] for one in contents)
+    count = sum(round(value * one["num_episodes"]) for value, one in zip(values, contents, strict=True))
+    return {"value": count / num, "unit": unit, "interval": list(wilson_interval(count, num)), "seeds": list(values)}
 
 
 def main() -> None:
