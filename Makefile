@@ -17,9 +17,10 @@ CONSTRAINTS := $(if $(filter sim,$(subst $(comma), ,$(EXTRAS))),constraints-sim.
 # One stamp for each choice of extras, so that asking for another one installs it.
 STAMP := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 
-.PHONY: help setup demo cluster-demo test test-slow test-simulators lint soak bench-demo bench-cache bench-memory bench-house \
-	bench-coordinator bench-autoscaling bench-weights bench-operations bench-samplers bench-models bench-experts bench-metaworld bench-gpu \
-	bench-data check-exchange exchange-env fuzz-readers evidence pretrain-embedded clean
+.PHONY: help setup demo cluster-demo test test-slow test-simulators lint bench-demo bench-cache soak \
+	bench-coordinator bench-autoscaling bench-weights bench-operations bench-samplers bench-experts bench-fidelity \
+	bench-memory bench-metaworld bench-house evidence bench-models bench-gpu bench-data check-exchange exchange-env \
+	fuzz-readers pretrain-embedded clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -85,6 +86,9 @@ bench-samplers: setup  ## fidelity of the demo's world model against solver and 
 
 bench-experts: setup  ## success of the scripted experts of robosuite, without and with noise (make setup EXTRAS=sim before)
 	$(BIN)/python -m benchmarks.experts
+
+bench-fidelity: setup  ## how true the demo's imagined videos are, by step, and how failures are imagined (three seeds)
+	$(BIN)/python -m benchmarks.fidelity
 
 bench-memory: setup  ## memory that 1,280 full-size episodes take in optimize, in an alignment and in evaluate
 	$(BIN)/python -m benchmarks.memory
