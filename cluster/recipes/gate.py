@@ -13,7 +13,6 @@ from wmpo_ray.config.run import GateConfig
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.types import Episodes, Scores, Videos
 from wmpo_ray.registry import load_reward_model, load_world_model, make_environment
-from wmpo_ray.rollout.evaluation import execute_actions
 from wmpo_ray.rollout.fidelity import binary_report, replay_videos, starts_of
 from wmpo_ray.rollout.judge import VideoJudge, verify
 from wmpo_ray.statistics.agreement import agreement_by_step, safe_horizon
@@ -92,7 +91,8 @@ def counterfactuals(context: RunContext, episodes: Episodes, judge: VideoJudge) 
         return {}
     starts = starts_of(episodes.rows(slice(num)))
     actions = np.roll(episodes.actions[:num], 1, axis=0)
-    real = execute_actions(make_environment(config.environment), episodes.seeds[:num], actions)
+    with context.recorder("gate") as recorder:
+        real = recorder.execute(episodes.seeds[:num], actions)
     world = load_world_model(config, str(context.model("world-model")))
     with context.reporter.bar("other actions, imagined", num) as advance:
         frames = replay_videos(world, starts, actions, config.seed, progress=advance)

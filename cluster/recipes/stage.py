@@ -35,6 +35,7 @@ FREE = (
     "cluster.imagination_actors",
     "cluster.reward_actors",
     "cluster.environment_actors",
+    "cluster.environment_runtime_env",
     "cluster.learner_ranks",
     "cluster.training_workers",
     "cluster.device",
@@ -72,6 +73,9 @@ LATER: Mapping[str, Any] = {
     "demos.source": "",
     "collect.source": "",
     "gate.source": "",
+    "demos.episodes_per_batch": 0,
+    "collect.episodes_per_batch": 0,
+    "evaluation.episodes_per_batch": 0,
 }
 
 SOURCES = ("demos.source", "collect.source", "gate.source")  # files of episodes: what counts is their content
