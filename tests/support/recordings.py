@@ -1,0 +1,103 @@
+"""A small run of the stages that record and evaluate, and workers that fail where they are told to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+
+from actors.recording_actor import RecordingActor
+from cluster.runtimes.runtime import ActorLostError, Answer
+from cluster.runtimes.serial_runtime import LocalRef, SerialRuntime
+from tests.support.sabotage import Plan
+from tests.support.small_run import SETTINGS
+from wmpo_ray.config.run import Config
+from wmpo_ray.environments.pocket.env import INSTRUCTIONS
+from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
+
+RECORDED = {
+    **SETTINGS,
+    "environment": {"horizon": 24},
+    "demos": {"num_trajectories": 11, "episodes_per_batch": 3},
+    "collect": {"num_trajectories": 10, "episodes_per_batch": 4},
+    "gate": {"num_trajectories": 6},
+    "evaluation": {"num_starts": 14, "episodes_per_batch": 3},
+    "faults": {"backoff_s": 0.001},
+}
+FILES = ("trajectories", "outcomes", "videos")  # folders that recordings leave
+
+
+def recording_config(**cluster: Any) -> Config:
+    return Config.model_validate({**RECORDED, "cluster": cluster})
+
+
+def save_policies(models: Path, config: Config) -> None:
+    """Untrained ones, which differ."""
+    for seed, name in enumerate(("base-policy", "policy")):
+        torch.manual_seed(seed)
+        settings = TinyPolicyHFConfig(**config.policy.network.model_dump(), vocabulary=vocabulary_of(INSTRUCTIONS))
+        TinyPolicy(settings).save_pretrained(models / name)
+
+
+class ShuffledRuntime(SerialRuntime):
+    """Several workers in one process: calls run in a random order, and some answers are lost with their worker."""
+
+    def __init__(self, seed: int, share_lost: float = 0.0):
+        super().__init__()
+        self._random, self._share_lost = Random(seed), share_lost
+        self._requests: set[LocalRef] = set()
+        self.num_lost = self.num_open = self.most_open = 0
+
+    def call(self, actor: Any, method: str, *args: Any, num_returns: int = 1) -> Any:
+        ref = super().call(actor, method, *args, num_returns=num_returns)
+        self._requests.add(ref)
+        self.num_open += 1
+        self.most_open = max(self.most_open, self.num_open)
+        return ref
+
+    def wait(self, refs: list[LocalRef], timeout_s: float | None = None) -> list[LocalRef]:
+        calls = list(self._calls)
+        self._random.shuffle(calls)
+        self._calls.clear()
+        self._calls.extend(calls)
+        return super().wait(refs, timeout_s)
+
+    def answer(self, ref: LocalRef) -> Answer:
+        if ref in self._requests:
+            self.num_open -= 1
+            if self._random.random() < self._share_lost:
+                self.num_lost += 1
+                raise ActorLostError("worker [17] died")
+        return super().answer(ref)
+
+
+def faulty_recorder(plan: Plan) -> type:
+    """Notes every batch that it has made; reaches the points `METHOD-SEED` before, and `METHOD-SEED-done` after a batch, by the seed of its first start."""
+
+    class FaultyRecorder(RecordingActor):
+        def demonstrate(self, batch, *args):
+            return self._around("demonstrate", batch, lambda: super(FaultyRecorder, self).demonstrate(batch, *args))
+
+        def record(self, batch, *args):
+            return self._around("record", batch, lambda: super(FaultyRecorder, self).record(batch, *args))
+
+        def evaluate(self, batch, *args):
+            return self._around("evaluate", batch, lambda: super(FaultyRecorder, self).evaluate(batch, *args))
+
+        def _around(self, method: str, batch: Any, work: Callable[[], Any]) -> Any:
+            point = f"{method}-{batch.seeds[0]}"
+            plan.reached(point)
+            result = work()
+            with open(plan.folder / "note-batches", "a") as file:
+                file.write(f"{point}\n")
+            plan.reached(f"{point}-done")
+            return result
+
+    return FaultyRecorder
+
+
+def batches_made(plan: Plan) -> list[str]:
+    return (plan.folder / "note-batches").read_text().splitlines()
