@@ -14,7 +14,7 @@ comma := ,
 # One stamp for each choice of extras, so that asking for another one installs it.
 STAMP := .venv/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 
-.PHONY: help setup demo cluster-demo test test-slow lint soak bench-demo bench-cache bench-memory bench-house bench-coordinator bench-autoscaling \
+.PHONY: help setup demo cluster-demo test test-slow lint soak bench-demo bench-cache bench-memory bench-environment-pool bench-house bench-coordinator bench-autoscaling \
 	bench-weights bench-operations bench-samplers bench-models bench-gpu fuzz-readers evidence pretrain-embedded clean
 .DEFAULT_GOAL := help
 
@@ -77,6 +77,9 @@ bench-samplers: setup  ## fidelity of the demo's world model against solver and 
 
 bench-memory: setup  ## memory that 1,280 full-size episodes take in optimize, in an alignment and in evaluate
 	$(BIN)/python -m benchmarks.memory
+
+bench-environment-pool: setup  ## demonstrations of PushT on two environment workers against the raw simulator (EXTRAS=pusht)
+	SDL_VIDEODRIVER=dummy $(BIN)/python -m benchmarks.environment_pool
 
 bench-house: setup  ## sizes of rooms and files, loops, files per change (WEIGHTS="OLD NEW" CI_LOG=FILE: into its results)
 	$(BIN)/python -m benchmarks.house $(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(CI_LOG),--ci-log $(CI_LOG))

@@ -86,6 +86,14 @@ class RecordingActor:
         """Real outcome [M] bool of given actions [M, T, D] from the given start states."""
         return execute_actions(self.environment, seeds, actions)
 
+    def abilities(self) -> frozenset[str]:
+        """What the environment can do besides, see `World`."""
+        return self.environment.abilities
+
+    def detect_events(self, videos: np.ndarray) -> dict[str, np.ndarray]:
+        """Events that frames [M, T+1, H, W, 3] show, name -> [M] bool. Needs the ability "events"."""
+        return self._world.detect_events(videos)
+
     def count_beat(self) -> None:
         """Count progress after every chunk: a worker that makes progress is not hung, however long its batch."""
         self.num_beats += 1

@@ -8,6 +8,7 @@ the number of workers and whoever was lost.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,7 +28,7 @@ from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.files import sha256_of_folder
 from wmpo_ray.core.starts import start_seeds
-from wmpo_ray.core.types import Episodes
+from wmpo_ray.core.types import Episodes, Frames
 from wmpo_ray.data.about import Provenance
 from wmpo_ray.environments.facts import environment_facts
 from wmpo_ray.rollout.evaluation import MOST_TOGETHER, recording_batch
@@ -165,7 +166,7 @@ class EpisodeRecorder:
         restarted = {"restarted": float(self.num_restarts)} if self.num_restarts else {}
         return {"success": float(np.mean(success)), **restarted}
 
-    # -- given actions -----------------------------------------------------------------------------------------------
+    # -- for the gate ------------------------------------------------------------------------------------------------
 
     def execute(self, seeds: np.ndarray, actions: np.ndarray) -> np.ndarray:
         """Real outcome [M] bool of given actions [M, T, D] from the given start states."""
@@ -180,6 +181,25 @@ class EpisodeRecorder:
         for call, success in self.pool.run(calls()):
             outcomes[call.order : call.order + len(success)] = success
         return outcomes
+
+    @cached_property
+    def abilities(self) -> frozenset[str]:
+        """Of the environment, which only its workers need to know."""
+        ((_, abilities),) = self.pool.run([Call(0, "abilities", (), "asking for the abilities of the environment")])
+        return abilities
+
+    def detect_events(self, videos: np.ndarray | Frames) -> dict[str, np.ndarray]:
+        """Events that frames [M, T+1, H, W, 3] show, name -> [M] bool. Needs the ability "events"."""
+        size = recording_batch(self.config.environment.horizon, videos.shape[2:], MOST_TOGETHER)
+
+        def calls() -> Iterator[Call]:
+            for first in range(0, len(videos), size):
+                yield Call(
+                    first, "detect_events", (videos[first : first + size],), f"the {size} videos from {first} on"
+                )
+
+        found = {call.order: events for call, events in self.pool.run(calls())}
+        return {name: np.concatenate([found[first][name] for first in sorted(found)]) for name in found[0]}
 
 
 def num_processes(config: Config) -> tuple[int, bool]:

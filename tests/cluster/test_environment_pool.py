@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import ray
 
+from cluster.loop import reality
 from cluster.recipes.context import RunContext, Services
 from cluster.recipes.recipe_table import steps_of
 from cluster.recipes.run_plan import Action, plan_run
@@ -24,6 +25,7 @@ from tests.cluster.test_stage_resume import Killed, Listener, do, files
 from tests.support.recordings import (
     FILES,
     RECORDED,
+    NotingRuntime,
     ShuffledRuntime,
     batches_made,
     faulty_recorder,
@@ -31,6 +33,7 @@ from tests.support.recordings import (
     save_policies,
 )
 from tests.support.sabotage import Plan
+from tests.support.small_run import run, save_models, small_config
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.core.starts import start_seeds
@@ -110,6 +113,39 @@ def test_an_evaluation_is_that_of_one_process(straight, monkeypatch):
     text = (straight / "outcomes" / "base.json").read_text()
     assert f'"starts":{seeds.tolist()}'.replace(" ", "") in text
     assert f'"lengths":{whole.lengths.tolist()}'.replace(" ", "") in text
+
+
+def test_actions_and_videos_are_judged_by_any_number_of_workers(straight, tmp_path, monkeypatch):
+    with RunFolder.open(straight, CONFIG) as folder:
+        context = RunContext(CONFIG, folder, Listener(), SerialRuntime, force=False)
+        episodes = context.episodes("collect")
+        monkeypatch.setattr(evaluation, "RECORDING_BYTES", 3 * 25 * 16 * 16 * 3)  # batches of 3
+        on_workers(monkeypatch, ShuffledRuntime(0, 0.2), 2)
+        with context.recorder("gate") as workers:
+            assert (workers.execute(episodes.seeds, episodes.actions) == episodes.success).all()
+            assert "events" in workers.abilities
+            events = workers.detect_events(episodes.frames)
+    expected = make_environment(CONFIG.environment).detect_events(np.asarray(episodes.frames))
+    assert events.keys() == expected.keys() and all((events[name] == expected[name]).all() for name in events)
+
+
+def test_an_evaluation_on_the_way_is_shared_in_whole_batches(tmp_path, monkeypatch):
+    """On two environment workers a training reports what it reports on one."""
+    save_models(tmp_path / "models", small_config())
+    monkeypatch.setattr(reality, "MOST_TOGETHER", 2)
+    monkeypatch.setattr(evaluation, "MOST_TOGETHER", 2)
+    settings = {"num_starts_on_the_way": 5, "every_updates": 2}
+    reported, shares = [], []
+    for num in (1, 2):
+        config = small_config(environment_actors=num)
+        config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=settings)})
+        runtime = NotingRuntime("evaluate")
+        _, lines = run(config, runtime, tmp_path / "models", tmp_path / f"run-{num}")
+        reported.append([line for line in lines if "real/success_rate" in line])
+        shares.append([seeds for _, seeds, _ in runtime.noted])
+    assert reported[0] == reported[1] != []
+    assert [[len(seeds) for seeds in each] for each in shares] == [[5, 5], [2, 3, 2, 3]]
+    assert shares[1][0] + shares[1][1] == shares[0][0]
 
 
 # -- interruptions -----------------------------------------------------------------------------------------------------

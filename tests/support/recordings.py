@@ -74,6 +74,20 @@ class ShuffledRuntime(SerialRuntime):
         return super().answer(ref)
 
 
+class NotingRuntime(SerialRuntime):
+    """Keeps the arguments of all calls of a method."""
+
+    def __init__(self, method: str):
+        super().__init__()
+        self._method = method
+        self.noted: list[tuple[Any, ...]] = []
+
+    def call(self, actor: Any, method: str, *args: Any, num_returns: int = 1) -> Any:
+        if method == self._method:
+            self.noted.append(args)
+        return super().call(actor, method, *args, num_returns=num_returns)
+
+
 def faulty_recorder(plan: Plan) -> type:
     """Notes every batch that it has made; reaches the points `METHOD-SEED` before, and `METHOD-SEED-done` after a batch, by the seed of its first start."""
 
