@@ -35,6 +35,7 @@ from wmpo_ray.config.run import Config
 from wmpo_ray.core.runtime_settings import configure_process
 from wmpo_ray.core.starts import start_seeds
 from wmpo_ray.core.timeline import count
+from wmpo_ray.data.about import Provenance
 from wmpo_ray.registry import check_kinds
 from wmpo_ray.rollout.evaluation import expert_batch
 from wmpo_ray.runs.live_metrics import NoMeter
@@ -48,7 +49,8 @@ class TimedRecorder(RecordingActor):
 
     def __init__(self, config: Config):
         super().__init__(config)
-        self._raw(EpisodeBatch(0, np.arange(1), KEY))  # imports, and the first drawing of the pictures
+        with tempfile.TemporaryDirectory() as folder:  # imports, the first drawing and the first file
+            super().demonstrate(EpisodeBatch(0, np.arange(1), KEY), f"{folder}/first.parquet", Provenance())
         self._start_s, self._num = time.process_time(), 0
 
     def demonstrate(self, batch: EpisodeBatch, *args: Any) -> Any:

@@ -1,12 +1,9 @@
-"""Recording and evaluating on a pool: the same bytes on any number of workers, after any loss and any interruption."""
+"""Recording and evaluating on a pool of workers: the same bytes on any number of them, and after any loss."""
 
 from __future__ import annotations
 
 import sys
 import tracemalloc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,23 +11,22 @@ import ray
 
 from cluster.loop import reality
 from cluster.recipes.context import RunContext, Services
-from cluster.recipes.recipe_table import steps_of
-from cluster.recipes.run_plan import Action, plan_run
 from cluster.recording import recorder
-from cluster.recording.recorder import EpisodeRecorder, check_runtime_env, num_processes
+from cluster.recording.recorder import check_runtime_env, num_processes
 from cluster.runtimes.ray_runtime import RayRuntime
-from cluster.runtimes.runtime import Runtime
 from cluster.runtimes.serial_runtime import SerialRuntime
-from tests.cluster.test_stage_resume import Killed, Listener, do, files
+from tests.support.one_stage import Listener, do
 from tests.support.recordings import (
-    FILES,
     RECORDED,
+    RECORDING,
+    STAGES,
     NotingRuntime,
     ShuffledRuntime,
-    batches_made,
+    begin,
     faulty_recorder,
+    on_workers,
+    recorded,
     recording_config,
-    save_policies,
 )
 from tests.support.sabotage import Plan
 from tests.support.small_run import run, save_models, small_config
@@ -45,79 +41,42 @@ from wmpo_ray.rollout.evaluation import rollout_outcomes
 from wmpo_ray.runs.folder import RunFolder
 from wmpo_ray.runs.live_metrics import PrometheusMeter
 
-STAGES = ("demos", "collect", "evaluate")
-CONFIG = recording_config()
-
-
-def begin(path: Path) -> Path:
-    with RunFolder.open(path, CONFIG) as folder:
-        save_policies(folder.models, CONFIG)
-    return path
-
-
-def recorded(path: Path) -> dict[str, bytes]:
-    return {f"{name}/{file}": data for name in FILES for file, data in files(path / name).items()}
-
-
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory) -> Path:
-    """A run in one process, without a break."""
-    path = begin(tmp_path_factory.mktemp("runs") / "straight")
-    for stage in STAGES:
-        assert do(path, stage, CONFIG, Listener())["restarted"] == 0
-    assert len(recorded(path)) == 7 and not list(path.glob("checkpoints/*")), "parts are gone"
-    return path
-
-
-def on_workers(monkeypatch: pytest.MonkeyPatch, runtime: Runtime, num: int, cls: type | None = None) -> None:
-    """Let stages record on so many workers of this runtime."""
-
-    def place(self, config, root, stage, reporter, _runtime, meter):
-        original(self, config, root, stage, reporter, lambda: runtime, meter)
-        start = self.pool._start
-        self.pool._start = lambda: (runtime, start()[1], num)
-
-    original = EpisodeRecorder.__init__
-    monkeypatch.setattr(EpisodeRecorder, "__init__", place)
-    if cls is not None:
-        monkeypatch.setattr(recorder, "RecordingActor", cls)
-
 
 @pytest.mark.parametrize("num", [1, 3])
 @pytest.mark.parametrize("share_lost", [0.0, 0.3])
-def test_order_and_losses_change_no_byte(straight, tmp_path, monkeypatch, num, share_lost):
+def test_order_and_losses_change_no_byte(recorded_run, tmp_path, monkeypatch, num, share_lost):
     path, config = (
         begin(tmp_path / "run"),
-        CONFIG.model_copy(update={"faults": CONFIG.faults.model_copy(update={"max_crashes": 50})}),
+        RECORDING.model_copy(update={"faults": RECORDING.faults.model_copy(update={"max_crashes": 50})}),
     )
     runtime = ShuffledRuntime(num, share_lost)
     on_workers(monkeypatch, runtime, num)
     restarted = sum(do(path, stage, config, Listener())["restarted"] for stage in STAGES)
-    assert recorded(path) == recorded(straight)
+    assert recorded(path) == recorded(recorded_run)
     assert restarted == runtime.num_lost and bool(share_lost) == bool(restarted)
     assert runtime.most_open == num, "no more calls than workers"
 
 
-def test_an_evaluation_is_that_of_one_process(straight, monkeypatch):
+def test_an_evaluation_is_that_of_one_process(recorded_run, monkeypatch):
     """The outcomes and videos are those of the loop that knows no batches, parts or workers."""
-    settings = CONFIG.evaluation
+    settings = RECORDING.evaluation
     monkeypatch.setattr(evaluation, "MOST_TOGETHER", settings.episodes_per_batch)
-    policy = load_policy(CONFIG, str(straight / "models" / "base-policy"))
-    seeds = start_seeds("evaluate", settings.num_starts, CONFIG.seed)
+    policy = load_policy(RECORDING, str(recorded_run / "models" / "base-policy"))
+    seeds = start_seeds("evaluate", settings.num_starts, RECORDING.seed)
     whole, videos = rollout_outcomes(
-        policy, make_environment(CONFIG.environment), seeds, settings.temperature, (CONFIG.seed, "evaluate")
+        policy, make_environment(RECORDING.environment), seeds, settings.temperature, (RECORDING.seed, "evaluate")
     )
-    with np.load(straight / "videos" / "base.npz") as saved:
+    with np.load(recorded_run / "videos" / "base.npz") as saved:
         assert np.array_equal(saved["frames"], np.asarray(videos.frames))
         assert np.array_equal(saved["success"], videos.success)
-    text = (straight / "outcomes" / "base.json").read_text()
+    text = (recorded_run / "outcomes" / "base.json").read_text()
     assert f'"starts":{seeds.tolist()}'.replace(" ", "") in text
     assert f'"lengths":{whole.lengths.tolist()}'.replace(" ", "") in text
 
 
-def test_actions_and_videos_are_judged_by_any_number_of_workers(straight, tmp_path, monkeypatch):
-    with RunFolder.open(straight, CONFIG) as folder:
-        context = RunContext(CONFIG, folder, Listener(), SerialRuntime, force=False)
+def test_actions_and_videos_are_judged_by_any_number_of_workers(recorded_run, tmp_path, monkeypatch):
+    with RunFolder.open(recorded_run, RECORDING) as folder:
+        context = RunContext(RECORDING, folder, Listener(), SerialRuntime, force=False)
         episodes = context.episodes("collect")
         monkeypatch.setattr(evaluation, "RECORDING_BYTES", 3 * 25 * 16 * 16 * 3)  # batches of 3
         on_workers(monkeypatch, ShuffledRuntime(0, 0.2), 2)
@@ -125,7 +84,7 @@ def test_actions_and_videos_are_judged_by_any_number_of_workers(straight, tmp_pa
             assert (workers.execute(episodes.seeds, episodes.actions) == episodes.success).all()
             assert "events" in workers.abilities
             events = workers.detect_events(episodes.frames)
-    expected = make_environment(CONFIG.environment).detect_events(np.asarray(episodes.frames))
+    expected = make_environment(RECORDING.environment).detect_events(np.asarray(episodes.frames))
     assert events.keys() == expected.keys() and all((events[name] == expected[name]).all() for name in events)
 
 
@@ -148,67 +107,10 @@ def test_an_evaluation_on_the_way_is_shared_in_whole_batches(tmp_path, monkeypat
     assert shares[1][0] + shares[1][1] == shares[0][0]
 
 
-# -- interruptions -----------------------------------------------------------------------------------------------------
-
-
-class Interrupted(Listener):
-    """Ends everything as soon as one more batch is done."""
-
-    @contextmanager
-    def bar(self, description: str, total: int) -> Iterator[Callable[..., None]]:
-        def advance(done: int, metrics: dict[str, float] | None = None) -> None:
-            if metrics is not None:
-                raise Killed
-
-        yield advance
-
-
-@pytest.mark.parametrize(("stage", "num_batches"), [("demos", 4), ("collect", 3 + 2), ("evaluate", 2 * 5)])
-def test_a_stage_goes_on_in_its_middle(straight, tmp_path, monkeypatch, stage, num_batches):
-    """Killed after every batch, and so between its files too: no batch is made twice."""
-    path, plan = begin(tmp_path / "run"), Plan(tmp_path / "plan")
-    monkeypatch.setattr(recorder, "RecordingActor", faulty_recorder(plan))
-    for _ in range(num_batches):
-        with pytest.raises(Killed):
-            do(path, stage, CONFIG, Interrupted())
-    with pytest.raises(UserError, match=f"{stage} stopped in the middle"):
-        do(path, stage, CONFIG, Listener(), resume=False)
-    do(path, stage, CONFIG, Listener())
-    assert recorded(path) and recorded(path).items() <= recorded(straight).items()
-    assert len(batches_made(plan)) == num_batches
-    assert not list(path.glob("checkpoints/*"))
-
-
-@pytest.mark.parametrize("damage", [b"", b"PAR1"])
-def test_a_damaged_part_is_made_again(straight, tmp_path, monkeypatch, damage):
-    path, plan = begin(tmp_path / "run"), Plan(tmp_path / "plan")
-    monkeypatch.setattr(recorder, "RecordingActor", faulty_recorder(plan))
-    for _ in range(2):
-        with pytest.raises(Killed):
-            do(path, "collect", CONFIG, Interrupted())
-    part = path / "checkpoints" / "episodes-collect" / "000000.parquet"
-    data = bytearray(part.read_bytes())
-    data[len(data) // 3] ^= 255
-    part.write_bytes(damage or bytes(data))
-    do(path, "collect", CONFIG, Listener())
-    assert recorded(path).items() <= recorded(straight).items()
-    assert len(batches_made(plan)) == 6 and len(set(batches_made(plan))) == 5
-
-
-def test_other_settings_take_nothing_from_an_interrupted_stage(tmp_path, monkeypatch):
-    path = begin(tmp_path / "run")
-    with pytest.raises(Killed):
-        do(path, "collect", CONFIG, Interrupted())
-    other = CONFIG.model_copy(update={"collect": CONFIG.collect.model_copy(update={"temperature": 0.5})})
-    with RunFolder.open(path, CONFIG) as folder:
-        actions = {each.label: each.action for each in plan_run(folder, other, steps_of(other))}
-    assert actions["collect"] is Action.REDO
-
-
 # -- what cannot be done -----------------------------------------------------------------------------------------------
 
 
-def test_a_batch_that_crashes_every_worker_is_named_and_the_others_kept(straight, tmp_path, monkeypatch):
+def test_a_batch_that_crashes_every_worker_is_named_and_the_others_kept(recorded_run, tmp_path, monkeypatch):
     class Crashing(faulty_recorder(Plan(tmp_path / "plan"))):
         def record(self, batch, *args):
             if 100_004 in batch.seeds:
@@ -221,11 +123,11 @@ def test_a_batch_that_crashes_every_worker_is_named_and_the_others_kept(straight
     with pytest.raises(
         UserError, match="100004 to 100007 crashed 3 environment workers.*unstable.*faults.max_crashes=3"
     ):
-        do(path, "collect", CONFIG, listener)
+        do(path, "collect", RECORDING, listener)
     assert sum("was lost: RuntimeError: the simulator is unstable" in said for said in listener.said) == 3
     monkeypatch.undo()
-    do(path, "collect", CONFIG, Listener())
-    assert recorded(path).items() <= recorded(straight).items()
+    do(path, "collect", RECORDING, Listener())
+    assert recorded(path).items() <= recorded(recorded_run).items()
 
 
 def test_workers_that_do_not_start_end_the_stage(tmp_path, monkeypatch):
@@ -235,7 +137,7 @@ def test_workers_that_do_not_start_end_the_stage(tmp_path, monkeypatch):
 
     on_workers(monkeypatch, SerialRuntime(), 1, Broken)
     with pytest.raises(UserError, match=r"stage demos: .*libGL[\s\S]*faults.max_start_failures=3"):
-        do(begin(tmp_path / "run"), "demos", CONFIG, Listener())
+        do(begin(tmp_path / "run"), "demos", RECORDING, Listener())
 
 
 def test_packages_of_workers_need_processes_of_their_own():
@@ -243,7 +145,7 @@ def test_packages_of_workers_need_processes_of_their_own():
     check_runtime_env(config, serial=False)
     with pytest.raises(ConfigError, match="cluster.environment_runtime_env has pip.*--serial"):
         check_runtime_env(config, serial=True)
-    assert num_processes(config) == (1, True) and num_processes(CONFIG) == (1, False)
+    assert num_processes(config) == (1, True) and num_processes(RECORDING) == (1, False)
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------
@@ -277,7 +179,7 @@ def test_no_more_frames_are_held_than_are_written(tmp_path, monkeypatch):
 # -- on Ray ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_worker_killed_while_it_collects_costs_its_batch(straight, tmp_path, monkeypatch):
+def test_a_worker_killed_while_it_collects_costs_its_batch(recorded_run, tmp_path, monkeypatch):
     plan = Plan(tmp_path / "plan")
     plan.add("record-100004-done")  # it has written the batch, and does not come to say so
     path, meter = begin(tmp_path / "run"), PrometheusMeter("run")
@@ -291,14 +193,14 @@ def test_a_worker_killed_while_it_collects_costs_its_batch(straight, tmp_path, m
     finally:
         ray.shutdown()
     assert not plan.left and metrics["restarted"] == 1
-    assert recorded(path).items() <= recorded(straight).items()
+    assert recorded(path).items() <= recorded(recorded_run).items()
     assert sum("environment-" in said and "was lost" in said for said in listener.said) == 1
     labels = {"run": "run", "role": "environment"}
     assert meter.registry.get_sample_value("ray_wmpo_worker_losses_total", labels) == 1
 
 
 @pytest.mark.slow
-def test_three_processes_with_an_environment_of_their_own(straight, tmp_path, monkeypatch):
+def test_three_processes_with_an_environment_of_their_own(recorded_run, tmp_path, monkeypatch):
     """Their interpreter is another program, which sets a variable; all stages leave the same bytes."""
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\ntouch {tmp_path}/used-$$\nexec {sys.executable} "$@"\n')
@@ -313,5 +215,5 @@ def test_three_processes_with_an_environment_of_their_own(straight, tmp_path, mo
             do(path, stage, config, Listener(), RayRuntime())
     finally:
         ray.shutdown()
-    assert recorded(path) == recorded(straight)
+    assert recorded(path) == recorded(recorded_run)
     assert len(list(tmp_path.glob("used-*"))) == 3 * 3

@@ -7,16 +7,20 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import pytest
 import torch
 
 from actors.recording_actor import RecordingActor
-from cluster.runtimes.runtime import ActorLostError, Answer
+from cluster.recording import recorder
+from cluster.recording.recorder import EpisodeRecorder
+from cluster.runtimes.runtime import ActorLostError, Answer, Runtime
 from cluster.runtimes.serial_runtime import LocalRef, SerialRuntime
 from tests.support.sabotage import Plan
 from tests.support.small_run import SETTINGS
 from wmpo_ray.config.run import Config
 from wmpo_ray.environments.pocket.env import INSTRUCTIONS
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
+from wmpo_ray.runs.folder import RunFolder
 
 RECORDED = {
     **SETTINGS,
@@ -28,10 +32,31 @@ RECORDED = {
     "faults": {"backoff_s": 0.001},
 }
 FILES = ("trajectories", "outcomes", "videos")  # folders that recordings leave
+STAGES = ("demos", "collect", "evaluate")
 
 
 def recording_config(**cluster: Any) -> Config:
     return Config.model_validate({**RECORDED, "cluster": cluster})
+
+
+RECORDING = recording_config()
+
+
+def begin(path: Path) -> Path:
+    """A run whose policies are there."""
+    with RunFolder.open(path, RECORDING) as folder:
+        save_policies(folder.models, RECORDING)
+    return path
+
+
+def recorded(path: Path) -> dict[str, bytes]:
+    """What the stages have left, by name."""
+    return {
+        str(file.relative_to(path)): file.read_bytes()
+        for name in FILES
+        for file in (path / name).rglob("*")
+        if file.is_file()
+    }
 
 
 def save_policies(models: Path, config: Config) -> None:
@@ -115,3 +140,17 @@ def faulty_recorder(plan: Plan) -> type:
 
 def batches_made(plan: Plan) -> list[str]:
     return (plan.folder / "note-batches").read_text().splitlines()
+
+
+def on_workers(monkeypatch: pytest.MonkeyPatch, runtime: Runtime, num: int, cls: type | None = None) -> None:
+    """Let stages record on so many workers of this runtime."""
+
+    def place(self, config, root, stage, reporter, _runtime, meter):
+        original(self, config, root, stage, reporter, lambda: runtime, meter)
+        start = self.pool._start
+        self.pool._start = lambda: (runtime, start()[1], num)
+
+    original = EpisodeRecorder.__init__
+    monkeypatch.setattr(EpisodeRecorder, "__init__", place)
+    if cls is not None:
+        monkeypatch.setattr(recorder, "RecordingActor", cls)
