@@ -37,8 +37,8 @@ class Answered(NamedTuple):
 class EnvironmentPool:
     """Makes calls on workers of the role `environment`, as many at a time as there are workers.
 
-    A lost worker costs the call that it was making, which another one repeats. The workers start with the first call.
-    `start` gives the runtime, where events are counted, and how many workers there are.
+    A lost worker costs the call that it was making, which another one repeats. A worker starts when there is a call for
+    it. `start` gives the runtime, where events are counted, and how many workers there may be.
     """
 
     def __init__(
@@ -51,10 +51,11 @@ class EnvironmentPool:
         self.config, self.stage = config, stage
         self._start, self._cls = start, cls
         self._num_open = 0  # calls that are not answered yet
+        self._most = 1
 
     @cached_property
     def _crew(self) -> Crew:
-        runtime, telemetry, size = self._start()
+        runtime, telemetry, self._most = self._start()
         book = PlacementBook(self.config, Reservation if isinstance(runtime, RayRuntime) else None)
 
         def spawn(index: int) -> Any:
@@ -65,7 +66,7 @@ class EnvironmentPool:
             book.release(ROLE, index)
 
         crew = Crew(runtime, self.config.faults, telemetry)
-        crew.pools[ROLE] = _Workers(runtime, ROLE, size, self.config.faults, spawn, release)
+        crew.pools[ROLE] = _Workers(runtime, ROLE, 0, self.config.faults, spawn, release)
         return crew
 
     @property
@@ -94,7 +95,7 @@ class EnvironmentPool:
 
     @property
     def _has_room(self) -> bool:
-        return not self._num_open or self._num_open < self._crew.pools[ROLE].target
+        return self._num_open < self._most
 
     def _turn(self) -> list[Answered]:
         crew = self._crew
@@ -117,8 +118,9 @@ class EnvironmentPool:
                 f"with another seed, or raise faults.max_crashes={limit}"
             ) from error
 
-        self._num_open += 1
-        self._crew.submit(
+        crew, self._num_open = self._crew, self._num_open + 1
+        crew.pools[ROLE].resize(max(crew.pools[ROLE].target, self._num_open))
+        crew.submit(
             Task(
                 ROLE,
                 call.method,
@@ -127,7 +129,7 @@ class EnvironmentPool:
                 done=lambda value, _ref: Answered(call, value),
                 given_up=give_up,
                 max_crashes=self.config.faults.max_crashes,
-                worked=lambda worker, work: self._crew.telemetry.worked(worker, call.method, work, 0, 0),
+                worked=lambda worker, work: crew.telemetry.worked(worker, call.method, work, 0, 0),
             )
         )
 

@@ -57,6 +57,13 @@ def test_order_and_losses_change_no_byte(recorded_run, tmp_path, monkeypatch, nu
     assert runtime.most_open == num, "no more calls than workers"
 
 
+def test_no_more_workers_start_than_there_are_batches(tmp_path, monkeypatch):
+    runtime = ShuffledRuntime(0)
+    on_workers(monkeypatch, runtime, 10)
+    do(begin(tmp_path / "run"), "collect", RECORDING, Listener())
+    assert runtime.num_spawned == 3, "the collected episodes have three batches, the held-out ones two"
+
+
 def test_an_evaluation_is_that_of_one_process(recorded_run, monkeypatch):
     """The outcomes and videos are those of the loop that knows no batches, parts or workers."""
     settings = RECORDING.evaluation

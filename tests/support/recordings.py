@@ -13,6 +13,7 @@ import torch
 from actors.recording_actor import RecordingActor
 from cluster.recording import recorder
 from cluster.recording.recorder import EpisodeRecorder
+from cluster.runtimes.resources import Resources
 from cluster.runtimes.runtime import ActorLostError, Answer, Runtime
 from cluster.runtimes.serial_runtime import LocalRef, SerialRuntime
 from tests.support.sabotage import Plan
@@ -74,7 +75,11 @@ class ShuffledRuntime(SerialRuntime):
         super().__init__()
         self._random, self._share_lost = Random(seed), share_lost
         self._requests: set[LocalRef] = set()
-        self.num_lost = self.num_open = self.most_open = 0
+        self.num_lost = self.num_open = self.most_open = self.num_spawned = 0
+
+    def spawn(self, cls: type, *args: Any, resources: Resources, name: str) -> Any:
+        self.num_spawned += 1
+        return super().spawn(cls, *args, resources=resources, name=name)
 
     def call(self, actor: Any, method: str, *args: Any, num_returns: int = 1) -> Any:
         ref = super().call(actor, method, *args, num_returns=num_returns)
