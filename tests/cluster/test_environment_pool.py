@@ -20,6 +20,8 @@ from tests.support.recordings import (
     RECORDED,
     RECORDING,
     STAGES,
+    HalfSkilled,
+    HalfSkilledRecorder,
     NotingRuntime,
     ShuffledRuntime,
     begin,
@@ -35,11 +37,12 @@ from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.core.starts import start_seeds
 from wmpo_ray.data import store
 from wmpo_ray.data.store import load_episodes
-from wmpo_ray.registry import load_policy, make_environment
+from wmpo_ray.registry import make_environment
 from wmpo_ray.rollout import evaluation
 from wmpo_ray.rollout.evaluation import rollout_outcomes
 from wmpo_ray.runs.folder import RunFolder
 from wmpo_ray.runs.live_metrics import PrometheusMeter
+from wmpo_ray.runs.outcomes import read_outcomes
 
 
 @pytest.mark.parametrize("num", [1, 3])
@@ -64,21 +67,29 @@ def test_no_more_workers_start_than_there_are_batches(tmp_path, monkeypatch):
     assert runtime.num_spawned == 3, "the collected episodes have three batches, the held-out ones two"
 
 
-def test_an_evaluation_is_that_of_one_process(recorded_run, monkeypatch):
-    """The outcomes and videos are those of the loop that knows no batches, parts or workers."""
-    settings = RECORDING.evaluation
-    monkeypatch.setattr(evaluation, "MOST_TOGETHER", settings.episodes_per_batch)
-    policy = load_policy(RECORDING, str(recorded_run / "models" / "base-policy"))
-    seeds = start_seeds("evaluate", settings.num_starts, RECORDING.seed)
-    whole, videos = rollout_outcomes(
-        policy, make_environment(RECORDING.environment), seeds, settings.temperature, (RECORDING.seed, "evaluate")
-    )
-    with np.load(recorded_run / "videos" / "base.npz") as saved:
-        assert np.array_equal(saved["frames"], np.asarray(videos.frames))
-        assert np.array_equal(saved["success"], videos.success)
-    text = (recorded_run / "outcomes" / "base.json").read_text()
-    assert f'"starts":{seeds.tolist()}'.replace(" ", "") in text
-    assert f'"lengths":{whole.lengths.tolist()}'.replace(" ", "") in text
+def test_an_evaluation_is_that_of_one_process(tmp_path, monkeypatch):
+    """Outcomes and videos are those of the loop that knows no parts and no workers, whatever is lost."""
+    settings = {
+        "environment": {"horizon": 48},
+        "rollout": {**RECORDED["rollout"], "chunk_length": 2},
+        "evaluation": {"num_starts": 24, "episodes_per_batch": 3},
+        "faults": {"backoff_s": 0.001, "max_crashes": 50},
+    }
+    path, config, key = begin(tmp_path / "run"), Config.model_validate({**RECORDED, **settings}), (0, "evaluate")
+    monkeypatch.setattr(evaluation, "MOST_TOGETHER", 3)
+    seeds, environment = start_seeds("evaluate", 24, 0), make_environment(config.environment)
+    whole, videos = rollout_outcomes(HalfSkilled(environment), environment, seeds, 1.0, key)
+    assert 4 < whole.success.sum() < len(seeds) - 4, "more than are shown of each"
+    on_workers(monkeypatch, ShuffledRuntime(0, 0.2), 3, HalfSkilledRecorder)
+    metrics = do(path, "evaluate", config, Listener())
+    outcomes = read_outcomes(path / "outcomes" / "base.json")
+    assert (outcomes.starts, outcomes.success) == (seeds.tolist(), whole.success.tolist())
+    assert outcomes.lengths == whole.lengths.tolist()
+    assert outcomes.failures == {name: flags.tolist() for name, flags in whole.failures.items()}
+    assert metrics["success_length_base"] == whole.lengths[whole.success].mean()
+    with np.load(path / "videos" / "base.npz") as saved:
+        assert np.array_equal(saved["frames"], np.asarray(videos.frames)) and len(saved["frames"]) >= 8
+        assert np.array_equal(saved["success"], videos.success) and np.array_equal(saved["lengths"], videos.lengths)
 
 
 def test_actions_and_videos_are_judged_by_any_number_of_workers(recorded_run, tmp_path, monkeypatch):

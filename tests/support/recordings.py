@@ -7,10 +7,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from actors.recording_actor import RecordingActor
+from actors.recording_actor import Acting, EpisodeBatch, RecordingActor
 from cluster.recording import recorder
 from cluster.recording.recorder import EpisodeRecorder
 from cluster.runtimes.resources import Resources
@@ -19,8 +20,11 @@ from cluster.runtimes.serial_runtime import LocalRef, SerialRuntime
 from tests.support.sabotage import Plan
 from tests.support.small_run import SETTINGS
 from wmpo_ray.config.run import Config
+from wmpo_ray.core.interfaces import Decision
+from wmpo_ray.core.types import Episodes, Observation
 from wmpo_ray.environments.pocket.env import INSTRUCTIONS
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
+from wmpo_ray.rollout.evaluation import rollout_batch
 from wmpo_ray.runs.folder import RunFolder
 
 RECORDED = {
@@ -116,6 +120,28 @@ class NotingRuntime(SerialRuntime):
         if method == self._method:
             self.noted.append(args)
         return super().call(actor, method, *args, num_returns=num_returns)
+
+
+class HalfSkilled:
+    """Acts like the expert in every second scene and stands still in the others."""
+
+    chunk_length, action_dim = 2, 3
+
+    def __init__(self, environment: Any):
+        self.environment = environment
+
+    def act(self, observation: Observation, temperature: float, seeds: list[int]) -> Decision:
+        actions = self.environment.expert_action(np.random.default_rng(0), 0.0)
+        actions[::2] = 0.0
+        return Decision(torch.from_numpy(actions)[:, None].repeat(1, 2, 1).float(), {}, torch.zeros(len(actions), 1))
+
+
+class HalfSkilledRecorder(RecordingActor):
+    """Lets `HalfSkilled` act whichever policy is asked for."""
+
+    def _episodes(self, batch: EpisodeBatch, acting: Acting, keep_frames: bool) -> Episodes:
+        policy: Any = HalfSkilled(self.environment)
+        return rollout_batch(policy, self._world, batch.seeds, acting.temperature, batch.run_key, keep_frames)
 
 
 def faulty_recorder(plan: Plan) -> type:
