@@ -19,8 +19,8 @@ STAMP := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 
 .PHONY: help setup demo cluster-demo test test-slow test-simulators lint bench-demo bench-cache soak \
 	bench-coordinator bench-autoscaling bench-weights bench-operations bench-samplers bench-experts bench-fidelity \
-	bench-memory bench-metaworld bench-house evidence bench-models bench-gpu bench-data check-exchange exchange-env \
-	fuzz-readers pretrain-embedded clean
+	bench-memory bench-metaworld bench-environment-pool bench-house evidence bench-models bench-gpu bench-data \
+	check-exchange exchange-env fuzz-readers pretrain-embedded clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -95,6 +95,9 @@ bench-memory: setup  ## memory that 1,280 full-size episodes take in optimize, i
 
 bench-metaworld: setup  ## success of Meta-World's scripted policies in all of its tasks (make setup EXTRAS=metaworld)
 	$(BIN)/python -m benchmarks.metaworld_experts
+
+bench-environment-pool: setup  ## demonstrations of PushT on two environment workers against the raw simulator (EXTRAS=pusht)
+	SDL_VIDEODRIVER=dummy $(BIN)/python -m benchmarks.environment_pool
 
 bench-house: setup  ## sizes of rooms and files, loops, files per change (WEIGHTS="OLD NEW" CI_LOG=FILE: into its results)
 	$(BIN)/python -m benchmarks.house $(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(CI_LOG),--ci-log $(CI_LOG))

@@ -36,6 +36,7 @@ FREE = (
     "cluster.imagination_actors",
     "cluster.reward_actors",
     "cluster.environment_actors",
+    "cluster.environment_runtime_env",
     "cluster.learner_ranks",
     "cluster.training_workers",
     "cluster.device",
@@ -78,6 +79,9 @@ LATER: Mapping[str, Any] = {
         for section in ("demos", "collect", "gate")
         for what in ("image_key", "instruction")
     },
+    "demos.episodes_per_batch": 0,
+    "collect.episodes_per_batch": 0,
+    "evaluation.episodes_per_batch": 0,
 }
 
 SOURCES = ("demos.source", "collect.source", "gate.source")  # files of episodes: what counts is their content
