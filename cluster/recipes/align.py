@@ -13,6 +13,7 @@ from wmpo_ray.config.run import Config
 from wmpo_ray.core.files import atomic_directory
 from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.data.episodes import concatenate_episodes
+from wmpo_ray.environments.augmentation import augmentation_of
 from wmpo_ray.registry import begin_world_model, load_world_model
 from wmpo_ray.rollout.fidelity import replay_error
 
@@ -81,6 +82,7 @@ def check(config: Config, serial: bool) -> None:
     check_pretrained("world_model.pretrained", world.pretrained)
     if verify.enabled:
         check_pretrained("reward.verify.pretrained", verify.pretrained)
+    augmentation_of(config)
     check_workers(config, "world_model.alignment", world.alignment, serial)
 
 
@@ -92,6 +94,7 @@ WORLD_MODEL = Stage(
     makes=("models/world-model", "models/verifier", "curves/world-model.jsonl", "curves/verifier.jsonl"),
     settings=(
         "world_model",
+        "augmentation",
         "reward.verify.enabled",
         "reward.verify.pretrained",
         "collect.validation_share",

@@ -23,6 +23,7 @@ from wmpo_ray.core.files import atomic_directory
 from wmpo_ray.core.interfaces import Policy
 from wmpo_ray.core.types import Episodes
 from wmpo_ray.data.store import load_episodes
+from wmpo_ray.environments.augmentation import augmentation_of
 from wmpo_ray.registry import create_policy, create_reward_model, load_policy, pretrained_reward_model
 
 
@@ -177,7 +178,8 @@ class RewardJob:
             frame_size = self.episodes.frames.shape[2]
             model = create_reward_model(config, frame_size, self.instructions)
         model.network.to(device)
-        trainer = RewardTrainer(model, config.reward, self.episodes, config.seed, share)
+        augmentation = augmentation_of(config)
+        trainer = RewardTrainer(model, config.reward, self.episodes, config.seed, share, augmentation)
         model.network.train()
         return trainer
 

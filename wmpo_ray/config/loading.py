@@ -32,6 +32,7 @@ from wmpo_ray.core.section import shown
 from wmpo_ray.core.untrusted import MAX_SETTINGS_BYTES, read_bytes, read_json
 from wmpo_ray.kinds import TABLES
 
+FORMER_MIRROR = "world_model.alignment.vertical_flip"  # what `augmentation.mirror` is now
 PRESET_KEY, VARIANT_KEY, VARIANTS_KEY = "preset", "variant", "variants"
 
 
@@ -191,6 +192,11 @@ def _chosen_kinds(data: Any) -> dict[str, str]:
 def _describe(details: Any, kinds: Mapping[str, str]) -> str:
     key = ".".join(str(part) for part in details["loc"])
     if details["type"] == "extra_forbidden":
+        if key == FORMER_MIRROR:
+            return (
+                f"{key} = {shown(details['input'])}: the environment says now whether its scenes can be mirrored; remove the "
+                'key, or set augmentation.mirror to "none"'
+            )
         if refusal := refused_setting(key, details["input"], kinds):
             return refusal
         return f"unknown key {key}; did you mean {nearest_key(key, isinstance(details['input'], Mapping))}?"
@@ -247,7 +253,8 @@ def read_config_json(path: Path) -> Config:
     except UserError as error:
         raise ConfigError(str(error)) from None
     try:
-        return validate(without_settings_of_other_kinds(_without_unchosen_algorithms(_without_ignored_sampler(data))))
+        data = _with_present_mirror(_without_ignored_sampler(data))
+        return validate(without_settings_of_other_kinds(_without_unchosen_algorithms(data)))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
@@ -269,3 +276,13 @@ def _without_ignored_sampler(data: Any) -> Any:
     if "solver" in world_model["sampler"] or not world_model.get("pretrained"):
         return data
     return {**data, "world_model": {key: value for key, value in world_model.items() if key != "sampler"}}
+
+
+def _with_present_mirror(data: Any) -> Any:
+    """Whether clips were turned upside down was a setting of the alignment, on for every environment."""
+    world_model = data.get("world_model") if isinstance(data, dict) else None
+    alignment = world_model.get("alignment") if isinstance(world_model, dict) else None
+    if not (isinstance(alignment, dict) and isinstance(world_model, dict) and "vertical_flip" in alignment):
+        return data
+    rest = {key: value for key, value in alignment.items() if key != "vertical_flip"}
+    return {**data, "world_model": {**world_model, "alignment": rest}}

@@ -34,6 +34,7 @@ from wmpo_ray.config.cluster import (
 )
 from wmpo_ray.config.kind_sections import chosen_section, default_section
 from wmpo_ray.config.models import (
+    AugmentationConfig,
     CloningConfig,
     PolicyConfig,
     RewardConfig,
@@ -47,6 +48,7 @@ from wmpo_ray.kinds import ENVIRONMENTS, POLICIES, REWARD_MODELS, WORLD_MODELS
 
 __all__ = [
     "AlgorithmConfig",
+    "AugmentationConfig",
     "CheckpointConfig",
     "CloningConfig",
     "ClusterConfig",
@@ -165,6 +167,7 @@ class Config(AlgorithmSections):
     reward: Annotated[SerializeAsAny[RewardConfig], chosen_section(REWARD_MODELS, RewardConfig)] = default_section(
         REWARD_MODELS
     )
+    augmentation: AugmentationConfig = AugmentationConfig()
     gate: GateConfig = GateConfig()
     rollout: RolloutConfig = RolloutConfig()
     filter: FilterConfig = FilterConfig()
