@@ -54,6 +54,17 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
     return validate(data)
 
 
+def overridden(config: Config, overrides: Sequence[str]) -> Config:
+    """A configuration with some settings changed, `dotted.key=value` each. Raises ConfigError as `load_config` does."""
+    data, own = _without_unchosen_algorithms(json.loads(config.model_dump_json())), {}
+    for override in overrides:
+        _merge(own, _parse_override(override))
+    _merge(data, copy.deepcopy(IMPLIED_BY_RECIPE.get(str(_table(own, "recipe").get("kind")), {})))
+    _keep_chosen_algorithm(data, own)
+    _lay_over(data, own)
+    return validate(data)
+
+
 def _keep_chosen_algorithm(presets: dict[str, Any], own: Mapping[str, Any]) -> None:
     """Drop the presets' sections of algorithms that are not chosen; ConfigError where the user has set one of them."""
     chosen = {**_table(presets, "algorithm"), **_table(own, "algorithm")}
