@@ -30,7 +30,7 @@ def fork(
     Every stage whose result does not depend on the changed settings is copied, the others will be run. The old run stays
     as it is. `wmpo run OUT/settings.toml --out OUT` goes on with the new one.
     """
-    from cluster.recipes.fork import SETTINGS, fork_run
+    from cluster.recipes.reuse.fork import SETTINGS, fork_run
 
     steps = fork_run(folder, out, overrides or ())
     console = make_console()

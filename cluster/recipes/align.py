@@ -6,6 +6,7 @@ from typing import Any
 
 from cluster.recipes.checks import check_pretrained, check_workers
 from cluster.recipes.context import RunContext
+from cluster.recipes.pretraining.pretrain import MODEL
 from cluster.recipes.stage import Stage
 from cluster.recipes.trainings import run_trainings
 from learners.supervised.jobs import AlignmentJob, EpisodeSource, Training
@@ -23,7 +24,7 @@ def world_model(context: RunContext) -> dict[str, Any]:
     config = context.config
     if not config.world_model.is_learned:
         return {"kind": config.world_model.kind}
-    names = {"world-model": config.world_model.pretrained}
+    names = {"world-model": pretrained_of(context)}
     if config.reward.verify.enabled:
         names["verifier"] = config.reward.verify.pretrained
     if config.world_model.alignment.steps:
@@ -31,6 +32,13 @@ def world_model(context: RunContext) -> dict[str, Any]:
     else:
         metrics = {name: adopt_pretrained(context, name, pretrained) for name, pretrained in names.items()}
     return {**metrics.pop("world-model"), **metrics}
+
+
+def pretrained_of(context: RunContext) -> str:
+    """What alignment begins with: the world model of this run's stage `pretrain`, if it has one."""
+    if context.round == 1 and context.config.pretrain.steps:
+        return str(context.model(MODEL).absolute())
+    return context.config.world_model.pretrained
 
 
 def adopt_pretrained(context: RunContext, name: str, pretrained: str) -> dict[str, Any]:
@@ -89,7 +97,7 @@ def check(config: Config, serial: bool) -> None:
 WORLD_MODEL = Stage(
     "world-model",
     world_model,
-    needs=("demos", "collect"),
+    needs=("pretrain", "demos", "collect"),
     builds_on=("world-model",),
     makes=("models/world-model", "models/verifier", "curves/world-model.jsonl", "curves/verifier.jsonl"),
     settings=(

@@ -15,6 +15,7 @@ from wmpo_ray.core.types import Episodes, Scores, Videos
 from wmpo_ray.registry import load_reward_model, load_world_model, make_environment
 from wmpo_ray.rollout.evaluation import execute_actions
 from wmpo_ray.rollout.fidelity import binary_report, replay_videos, starts_of
+from wmpo_ray.rollout.held_out_judge import detect_in_both
 from wmpo_ray.rollout.judge import VideoJudge, verify
 from wmpo_ray.statistics.agreement import agreement_by_step, safe_horizon
 
@@ -134,10 +135,7 @@ def _event_agreement(context: RunContext, episodes: Episodes, videos: np.ndarray
     environment: Any = make_environment(context.config.environment)
     if "events" not in environment.abilities:
         return {}
-    detect = environment.detect_events
-    # Frames after the real episode's end cannot be compared: repeat its last frame in both videos.
-    last = np.minimum(np.arange(videos.shape[1])[None], episodes.lengths[:, None])[..., None, None, None]
-    real, imagined = detect(np.asarray(episodes.frames)), detect(np.take_along_axis(videos, last, 1))
+    real, imagined = detect_in_both(environment.detect_events, np.asarray(episodes.frames), videos, episodes.lengths)
     return {f"{event}_agreement": float((real[event] == imagined[event]).mean()) for event in real}
 
 

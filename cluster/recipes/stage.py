@@ -73,6 +73,7 @@ LATER: Mapping[str, Any] = {
     "demos.source": "",
     "collect.source": "",
     "gate.source": "",
+    "pretrain.source": "",
     "augmentation.mirror": "auto",
     "augmentation.negated_actions": (),
     "augmentation.shift": "auto",
@@ -81,7 +82,12 @@ LATER: Mapping[str, Any] = {
 # Once a setting; in records it stays, under its name of then, so that what was mirrored as it is now is kept.
 MIRRORED = "world_model.alignment.vertical_flip"
 
-SOURCES = ("demos.source", "collect.source", "gate.source")  # files of episodes: what counts is their content
+SOURCES = (
+    "pretrain.source",
+    "demos.source",
+    "collect.source",
+    "gate.source",
+)  # files of episodes: what counts is their content
 
 
 def no_check(config: Config, serial: bool) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from learners.supervised.changed_scenes import NO_AUGMENTATION, Augmentation
 from learners.supervised.loop import WHOLE, Progress, SupervisedTraining, WorkerShare, run_training, trained_parameters
 from learners.supervised.training_state import NO_CHECKPOINTS, Parts, TrainingCheckpoints
-from wmpo_ray.config.run import WorldModelTrainingConfig
+from wmpo_ray.config.models import VideoTrainingConfig
 from wmpo_ray.core.seeding import generator_for
 from wmpo_ray.data.windows import WindowBatch, WindowSampler
 from wmpo_ray.environments.layout import FrameLayout
@@ -46,7 +46,7 @@ class ExponentialAverage:
             average.copy_(kept)
 
 
-def learning_rate_factor(step: int, config: WorldModelTrainingConfig) -> float:
+def learning_rate_factor(step: int, config: VideoTrainingConfig) -> float:
     """Warm-up, a plateau, then a linear fall over the last `decay_share` of the steps."""
     warm = min(1.0, (step + 1) / config.warmup_steps)
     left = 1.0 - step / config.steps
@@ -64,7 +64,7 @@ class WindowDraw(NamedTuple):
 class WorldModelTrainer(SupervisedTraining):
     """Optimizer, averaged weights and random generator of one training; `use` sets its data.
 
-    `augmentation`: the views of its frames, with the mirror and the shifts to use.
+    `augmentation`: the views of its frames, with the mirror and the shifts to use; `section`: of the configuration.
     A step whose gradient is not finite is skipped and counted.
     """
 
@@ -73,11 +73,12 @@ class WorldModelTrainer(SupervisedTraining):
     def __init__(
         self,
         world_model: DiffusionWorldModel,
-        config: WorldModelTrainingConfig,
+        config: VideoTrainingConfig,
         seed: int,
         compile_network: bool = False,
         share: WorkerShare = WHOLE,
         augmentation: FrameLayout = NO_AUGMENTATION,
+        section: str = "world_model.alignment",
     ):
         self.world_model, self.config, self.augmentation = world_model, config, Augmentation(augmentation)
         denoiser = world_model.denoiser
@@ -87,7 +88,7 @@ class WorldModelTrainer(SupervisedTraining):
         )
         self.average = ExponentialAverage(parameters, config.ema_decay)
         self._loss_of_each = torch.compile(denoiser.loss) if compile_network else denoiser.loss
-        generator, section = generator_for(seed, "world-model"), "world_model.alignment"
+        generator = generator_for(seed, "world-model")
         super().__init__(denoiser.network, self._clip_loss, optimizer, generator, config, section, share)
         self.numbers["num_skipped"] = 0
         self._samplers: Sequence[WindowSampler] = ()

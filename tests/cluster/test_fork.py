@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster.cli.app import app
-from cluster.recipes.fork import SETTINGS, fork_run
 from cluster.recipes.pipeline import run_pipeline
+from cluster.recipes.reuse.fork import SETTINGS, fork_run
 from wmpo_ray.config.loading import load_config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.runs.folder import LOCK, RunFolder
@@ -134,7 +134,7 @@ def test_a_copy_that_fails_leaves_nothing(gated_run, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(shutil, "copyfileobj", fail)
-    monkeypatch.setattr("cluster.recipes.fork.FICLONE", 0)
+    monkeypatch.setattr("cluster.recipes.reuse.fork.FICLONE", 0)
     with pytest.raises(UserError, match="the disk is full"):
         fork_run(gated_run.folder, tmp_path / "fork", [ALIGNED_LESS])
     assert list(tmp_path.iterdir()) == []

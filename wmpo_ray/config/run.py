@@ -32,6 +32,7 @@ from wmpo_ray.config.cluster import (
     PlacementConfig,
     WeightsConfig,
 )
+from wmpo_ray.config.episode_sources import PretrainConfig, RecordedSection
 from wmpo_ray.config.kind_sections import chosen_section, default_section
 from wmpo_ray.config.models import (
     AugmentationConfig,
@@ -43,7 +44,7 @@ from wmpo_ray.config.models import (
     WorldModelTrainingConfig,
 )
 from wmpo_ray.config.sampling import FilterConfig, RolloutConfig
-from wmpo_ray.core.section import NonNegative, Positive, Section, Share, Trajectories, check_local, shown
+from wmpo_ray.core.section import NonNegative, Positive, Section, Share, Trajectories, shown
 from wmpo_ray.kinds import ENVIRONMENTS, POLICIES, REWARD_MODELS, WORLD_MODELS
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "MonitoringConfig",
     "PlacementConfig",
     "PolicyConfig",
+    "PretrainConfig",
     "RecipeConfig",
     "RewardConfig",
     "RolloutBcConfig",
@@ -87,17 +89,6 @@ class EnvironmentConfig(Section):
     task: str = ""  # such as "Coffee_D0", of a kind that has several
     horizon: Annotated[int, Field(ge=1, le=10**5)] = 32  # frames per episode, a multiple of rollout.chunk_length
     disruption: Literal["none", "position", "background", "texture"] = "none"
-
-
-class RecordedSection(Section):
-    """A section whose episodes may come from a file instead."""
-
-    source: str = ""  # recorded episodes, in any format that `wmpo data import` reads; "": none
-
-    @field_validator("source")
-    @classmethod
-    def _check_source(cls, path: str) -> str:
-        return check_local(path, f"{cls.__name__.removesuffix('Config').lower()}.source")
 
 
 class DemosConfig(RecordedSection):
@@ -137,7 +128,7 @@ IMPLIED_BY_RECIPE: Mapping[str, Mapping[str, Mapping[str, str | int]]] = {
 class RecipeConfig(Section):
     """Which stages a run has; `cluster/recipes/recipe_table.py` lists them."""
 
-    kind: str = "wmpo"  # or "grpo-online", "dpo", "bc-real", "bc-imagined", "bc-expert"
+    kind: str = "wmpo"  # or "grpo-online", "dpo", "bc-real", "bc-imagined", "bc-expert", "pretrain"
     rounds: Annotated[int, Field(ge=1, le=1000)] = 1  # of collecting with the last policy and improving it
 
 
@@ -167,6 +158,7 @@ class Config(AlgorithmSections):
     reward: Annotated[SerializeAsAny[RewardConfig], chosen_section(REWARD_MODELS, RewardConfig)] = default_section(
         REWARD_MODELS
     )
+    pretrain: PretrainConfig = PretrainConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     gate: GateConfig = GateConfig()
     rollout: RolloutConfig = RolloutConfig()
