@@ -56,7 +56,7 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
 
 def overridden(config: Config, overrides: Sequence[str]) -> Config:
     """A configuration with some settings changed, `dotted.key=value` each. Raises ConfigError as `load_config` does."""
-    data, own = _without_unchosen_algorithms(json.loads(config.model_dump_json())), {}
+    data, own = _without_unchosen_algorithms(json.loads(config.model_dump_json())), dict[str, Any]()
     for override in overrides:
         _merge(own, _parse_override(override))
     _merge(data, copy.deepcopy(IMPLIED_BY_RECIPE.get(str(_table(own, "recipe").get("kind")), {})))

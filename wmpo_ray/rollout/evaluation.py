@@ -154,7 +154,8 @@ def _expert_batch(environment: Environment, seeds: np.ndarray, noise: float, run
 
     def follow_script(state: EnvironmentState, _observation: Observation | None, _chunk: int) -> Move:
         state, transition = world.step_expert(state, rng, noise)
-        return Move(state, transition, state.chunks[-1])
+        assert state.chunk is not None
+        return Move(state, transition, state.chunk)
 
     return _episodes(run(world, seeded_starts(seeds), world.horizon, follow_script), seeds)
 
