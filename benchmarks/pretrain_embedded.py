@@ -26,6 +26,7 @@ from wmpo_ray.data.windows import WindowSampler
 from wmpo_ray.environments.pocket.env import PocketEnvironment
 from wmpo_ray.environments.pocket.geometry import POCKET_TOLERANCE, SEATED_X
 from wmpo_ray.environments.pocket.play import collect_play
+from wmpo_ray.environments.pocket.pocket_kind import LAYOUT
 from wmpo_ray.environments.pocket.rendering import detect_events, locate_block
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
 from wmpo_ray.rollout.evaluation import rollout_expert, rollout_policy
@@ -124,7 +125,7 @@ def build(args: argparse.Namespace) -> tuple[DiffusionWorldModel, WorldModelTrai
     weights = 1.0 + (training.contact_weight - 1.0) * np.pad(contact, ((0, 0), (0, 3)))
     lengths = np.full(args.videos, HORIZON)
     sampler = WindowSampler(play.frames, play.actions, lengths, config.context_frames, 4, weights)
-    trainer = WorldModelTrainer(world_model, training, args.seed, args.compile)
+    trainer = WorldModelTrainer(world_model, training, args.seed, args.compile, augmentation=LAYOUT)
     trainer.use([sampler], [1.0])
     return world_model, trainer
 

@@ -5,7 +5,7 @@ Models come back on the device of this process (`cluster.device`), unless anothe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ import torch
 from wmpo_ray.algorithms.base import algorithm_class
 from wmpo_ray.config.run import Config, EnvironmentConfig
 from wmpo_ray.core.errors import ConfigError
-from wmpo_ray.core.interfaces import Environment, Policy, RewardModel, World
+from wmpo_ray.core.interfaces import Environment, Play, Policy, RewardModel, World
 from wmpo_ray.core.runtime_settings import process_device
 from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.core.types import Episodes
@@ -34,6 +34,20 @@ def check_kinds(config: Config) -> None:
 
 def make_environment(config: EnvironmentConfig) -> Environment:
     return ENVIRONMENTS.find(config.kind).make(config)
+
+
+def has_ability(config: EnvironmentConfig, ability: str) -> bool:
+    """Whether the environment can be made here, and has this ability."""
+    try:
+        return ability in make_environment(config).abilities
+    except ConfigError:  # no simulator of it
+        return False
+
+
+def make_play(config: EnvironmentConfig, num: int, seed: int) -> Iterator[Play] | None:
+    """Undirected episodes of the environment, made as they are asked for; None where its kind has none."""
+    kind: Any = ENVIRONMENTS.find(config.kind)
+    return kind.play(config, num, seed) if hasattr(kind, "play") else None  # of packages older than play
 
 
 # -- policies ----------------------------------------------------------------------------------------------------

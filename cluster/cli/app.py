@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 from cluster.cli.data_commands import add_data
 from cluster.cli.fidelity_commands import add_fidelity
+from cluster.cli.fork_command import add_fork
 from cluster.cli.inspect_commands import add_inspection
 from cluster.cli.job_commands import add_jobs
 from cluster.cli.model_commands import add_models
@@ -243,6 +244,7 @@ def _level(quiet: bool, verbose: bool) -> int:
 
 
 add_jobs(app)
+add_fork(app)
 add_watching(app)
 add_inspection(app)
 add_fidelity(app)

@@ -6,6 +6,7 @@ from typing import Any
 
 from cluster.recipes.checks import check_pretrained, check_workers
 from cluster.recipes.context import RunContext
+from cluster.recipes.pretraining.pretrain import MODEL
 from cluster.recipes.stage import Stage
 from cluster.recipes.trainings import run_trainings
 from learners.supervised.jobs import AlignmentJob, EpisodeSource, Training
@@ -13,6 +14,7 @@ from wmpo_ray.config.run import Config
 from wmpo_ray.core.files import atomic_directory
 from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.data.episodes import concatenate_episodes
+from wmpo_ray.environments.augmentation import augmentation_of
 from wmpo_ray.registry import begin_world_model, load_world_model
 from wmpo_ray.rollout.fidelity import replay_error
 
@@ -22,7 +24,7 @@ def world_model(context: RunContext) -> dict[str, Any]:
     config = context.config
     if not config.world_model.is_learned:
         return {"kind": config.world_model.kind}
-    names = {"world-model": config.world_model.pretrained}
+    names = {"world-model": pretrained_of(context)}
     if config.reward.verify.enabled:
         names["verifier"] = config.reward.verify.pretrained
     if config.world_model.alignment.steps:
@@ -30,6 +32,13 @@ def world_model(context: RunContext) -> dict[str, Any]:
     else:
         metrics = {name: adopt_pretrained(context, name, pretrained) for name, pretrained in names.items()}
     return {**metrics.pop("world-model"), **metrics}
+
+
+def pretrained_of(context: RunContext) -> str:
+    """What alignment begins with: the world model of this run's stage `pretrain`, if it has one."""
+    if context.round == 1 and context.config.pretrain.steps:
+        return str(context.model(MODEL).absolute())
+    return context.config.world_model.pretrained
 
 
 def adopt_pretrained(context: RunContext, name: str, pretrained: str) -> dict[str, Any]:
@@ -81,17 +90,19 @@ def check(config: Config, serial: bool) -> None:
     check_pretrained("world_model.pretrained", world.pretrained)
     if verify.enabled:
         check_pretrained("reward.verify.pretrained", verify.pretrained)
+    augmentation_of(config)
     check_workers(config, "world_model.alignment", world.alignment, serial)
 
 
 WORLD_MODEL = Stage(
     "world-model",
     world_model,
-    needs=("demos", "collect"),
+    needs=("pretrain", "demos", "collect"),
     builds_on=("world-model",),
     makes=("models/world-model", "models/verifier", "curves/world-model.jsonl", "curves/verifier.jsonl"),
     settings=(
         "world_model",
+        "augmentation",
         "reward.verify.enabled",
         "reward.verify.pretrained",
         "collect.validation_share",

@@ -15,6 +15,7 @@ from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.types import Episodes, Scores, Videos
 from wmpo_ray.registry import load_reward_model, load_world_model
 from wmpo_ray.rollout.fidelity import binary_report, replay_videos, starts_of
+from wmpo_ray.rollout.held_out_judge import detect_in_both
 from wmpo_ray.rollout.judge import VideoJudge, verify
 from wmpo_ray.statistics.agreement import agreement_by_step, safe_horizon
 
@@ -136,10 +137,7 @@ def _event_agreement(recorder: EpisodeRecorder, episodes: Episodes, videos: np.n
     """Agreement of the events that the environment can read from pixels, over the real length of each episode."""
     if "events" not in recorder.abilities:
         return {}
-    # Frames after the real episode's end cannot be compared: repeat its last frame in both videos.
-    last = np.minimum(np.arange(videos.shape[1])[None], episodes.lengths[:, None])[..., None, None, None]
-    real = recorder.detect_events(episodes.frames)
-    imagined = recorder.detect_events(np.take_along_axis(videos, last, 1))
+    real, imagined = detect_in_both(recorder.detect_events, episodes.frames, videos, episodes.lengths)
     return {f"{event}_agreement": float((real[event] == imagined[event]).mean()) for event in real}
 
 

@@ -16,6 +16,7 @@ from cluster.recipes.evaluate import EVALUATE
 from cluster.recipes.gate import GATE
 from cluster.recipes.optimize import OPTIMIZE, OPTIMIZE_ONLINE
 from cluster.recipes.optimize_on_episodes import OPTIMIZE_ON_EPISODES
+from cluster.recipes.pretraining.pretrain import PRETRAIN
 from cluster.recipes.rewards import REWARD_MODEL
 from cluster.recipes.stage import Stage, Step
 from wmpo_ray.config.run import Config
@@ -27,7 +28,7 @@ BASE, FINAL = POLICY.name, OPTIMIZE.name  # the stages that leave the first poli
 
 @dataclass(frozen=True)
 class Recipe:
-    """Stages before the rounds, and in each round.
+    """Stages before the rounds, and in each round. With `pretrain.steps` the stage `pretrain` comes first.
 
     One of the `optimize` stages determines what the policy of a round learns from; it is evaluated at once.
     """
@@ -46,6 +47,7 @@ RECIPES = {
     "bc-real": Recipe((DEMOS, POLICY), _RECORDED),
     "bc-imagined": Recipe((DEMOS, POLICY), _IMAGINED),
     "bc-expert": Recipe((DEMOS, POLICY), (MORE_DEMOS, CLONE_DEMOS, EVALUATE)),
+    "pretrain": Recipe((), ()),
 }
 
 
@@ -54,6 +56,17 @@ def recipe_of(config: Config) -> Recipe:
     if config.recipe.kind not in RECIPES:
         raise ConfigError(f'recipe.kind = "{config.recipe.kind}": known are {", ".join(RECIPES)}; change recipe.kind')
     recipe = RECIPES[config.recipe.kind]
+    if config.pretrain.steps:
+        if recipe.repeated and WORLD_MODEL not in recipe.repeated:
+            raise ConfigError(
+                f'pretrain.steps = {config.pretrain.steps}: recipe.kind = "{config.recipe.kind}" has no world model; set '
+                "pretrain.steps to 0 or change recipe.kind"
+            )
+        recipe = Recipe((PRETRAIN, *recipe.once), recipe.repeated)
+    elif not recipe.once:
+        raise ConfigError(
+            f'pretrain.steps = 0: recipe.kind = "{config.recipe.kind}" does nothing else; set pretrain.steps'
+        )
     for stage in recipe.repeated:
         stage.suits(config)
     return recipe

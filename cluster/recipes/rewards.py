@@ -19,6 +19,7 @@ from wmpo_ray.core.interfaces import World
 from wmpo_ray.core.types import Episodes
 from wmpo_ray.data.episodes import concatenate_episodes, parts_of
 from wmpo_ray.data.store import episode_writer, load_episodes
+from wmpo_ray.environments.augmentation import augmentation_of
 from wmpo_ray.registry import load_reward_model, load_world_model, pretrained_reward_model
 from wmpo_ray.reward_models.decisions import best_probabilities
 from wmpo_ray.rollout.fidelity import binary_report, one_chunk_ahead
@@ -95,6 +96,7 @@ def train_classifier(context: RunContext, episodes: Episodes) -> dict[str, Any]:
 
 def check(config: Config, serial: bool) -> None:
     check_pretrained("reward.pretrained", config.reward.pretrained)
+    augmentation_of(config)
     check_workers(config, "reward", config.reward, serial)
 
 
@@ -117,6 +119,7 @@ REWARD_MODEL = Stage(
         "reward.pixel_noise",
         "reward.success_margin",
         "reward.swapped_share",
+        "augmentation",
         "collect.validation_share",
     ),
     state=("checkpoints/reward-model",),

@@ -18,6 +18,7 @@ from cluster.recipes.context import RunContext
 from wmpo_ray.config.dumping import flatten
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.files import file_states, sha256_of, sha256_of_folder
+from wmpo_ray.environments.augmentation import is_mirrored
 from wmpo_ray.runs.round_folders import label_of
 
 EVERYWHERE = ("seed", "environment", "cluster.threads_per_process")  # the result of every stage depends on these
@@ -76,15 +77,27 @@ LATER: Mapping[str, Any] = {
     "gate.source": "",
     **{
         f"{section}.source_{what}": ""
-        for section in ("demos", "collect", "gate")
+        for section in ("pretrain", "demos", "collect", "gate")
         for what in ("image_key", "instruction")
     },
     "demos.episodes_per_batch": 0,
     "collect.episodes_per_batch": 0,
     "evaluation.episodes_per_batch": 0,
+    "pretrain.source": "",
+    "augmentation.mirror": "auto",
+    "augmentation.negated_actions": (),
+    "augmentation.shift": "auto",
 }
 
-SOURCES = ("demos.source", "collect.source", "gate.source")  # files of episodes: what counts is their content
+# Once a setting; in records it stays, under its name of then, so that what was mirrored as it is now is kept.
+MIRRORED = "world_model.alignment.vertical_flip"
+
+SOURCES = (
+    "pretrain.source",
+    "demos.source",
+    "collect.source",
+    "gate.source",
+)  # files of episodes: what counts is their content
 
 
 def no_check(config: Config, serial: bool) -> None:
@@ -178,6 +191,8 @@ def settings_of(stage: Stage, config: Config) -> dict[str, Any]:
     for condition, value, keys in stage.settings_if:
         if flat[condition] == value:
             chosen |= {key: flat[key] for key in (condition, *keys)}
+    if is_among(MIRRORED, wanted) and config.world_model.is_learned:
+        chosen[MIRRORED] = is_mirrored(config)
     chosen |= {key: content_of(str(value)) for key, value in chosen.items() if key in SOURCES}
     return json.loads(json.dumps(chosen, default=str))  # as they are read back from a summary
 

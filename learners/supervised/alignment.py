@@ -15,6 +15,7 @@ from wmpo_ray.core.files import atomic_directory
 from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.core.types import Episodes
 from wmpo_ray.data.windows import WindowSampler
+from wmpo_ray.environments.augmentation import augmentation_of
 from wmpo_ray.rollout.fidelity import replay_error
 from wmpo_ray.world_models.pretrained_world import begin_world_model, place_world_model
 
@@ -40,7 +41,7 @@ class AlignmentTrainer(WorldModelTrainer):
         alignment = config.world_model.alignment
         self.seed = seed_for(config.seed, "align", name)
         world = place_world_model(begin_world_model(config, pretrained, self.seed), config, device)
-        super().__init__(world, alignment, self.seed, share=share)
+        super().__init__(world, alignment, self.seed, share=share, augmentation=augmentation_of(config))
         samplers = [self._sampler(rollouts), self._sampler(expert)]
         self.use(samplers, [1 - alignment.demo_share, alignment.demo_share])
 

@@ -12,18 +12,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 
 from learners.supervised.alignment import AlignmentTrainer
 from learners.supervised.cloning import PolicyCloner
 from learners.supervised.loop import SupervisedTraining, TrainingConfig, WorkerShare
+from learners.supervised.pretraining import PretrainTrainer, split_rows
 from learners.supervised.reward_training import RewardTrainer
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.files import atomic_directory
 from wmpo_ray.core.interfaces import Policy
+from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.core.types import Episodes
 from wmpo_ray.data.store import load_episodes
-from wmpo_ray.registry import create_policy, create_reward_model, load_policy, pretrained_reward_model
+from wmpo_ray.environments.augmentation import augmentation_of
+from wmpo_ray.registry import (
+    create_policy,
+    create_reward_model,
+    has_ability,
+    load_policy,
+    load_reward_model,
+    make_environment,
+    pretrained_reward_model,
+)
+from wmpo_ray.rollout.held_out_judge import Detect, HeldOutJudge
+from wmpo_ray.rollout.judge import VideoJudge
+from wmpo_ray.world_models.model_card import write_card
 
 
 class Job(Protocol):
@@ -177,7 +192,8 @@ class RewardJob:
             frame_size = self.episodes.frames.shape[2]
             model = create_reward_model(config, frame_size, self.instructions)
         model.network.to(device)
-        trainer = RewardTrainer(model, config.reward, self.episodes, config.seed, share)
+        augmentation = augmentation_of(config)
+        trainer = RewardTrainer(model, config.reward, self.episodes, config.seed, share, augmentation)
         model.network.train()
         return trainer
 
@@ -191,3 +207,58 @@ class RewardJob:
         if training.share.rank == 0:
             model.save(self.out)
         return {**training.metrics(), "seconds": seconds}
+
+
+@dataclass(frozen=True)
+class PretrainJob:
+    """A world model, trained on episodes of which some are held out; chosen by them on the way.
+
+    contact: steps [M, T] bool of play that decide what comes of it; None: of other episodes. data: what the card says of
+    the episodes.
+    """
+
+    config: Config
+    episodes: Episodes
+    contact: np.ndarray | None
+    data: dict[str, Any]
+    out: Path
+
+    @property
+    def num_steps(self) -> int:
+        return self.config.pretrain.steps
+
+    def begin(self, share: WorkerShare, device: torch.device) -> PretrainTrainer:
+        config, episodes, contact = self.config, self.episodes, self.contact
+        train, held_out = split_rows(len(episodes), config.pretrain.num_held_out, config.seed)
+        detect, judge = judges_of(config, device)
+        is_play = contact is not None
+        judged = HeldOutJudge(episodes.rows(held_out), seed_for(config.seed, "held-out"), detect, judge, not is_play)
+        rows = contact[train] if contact is not None else None
+        return PretrainTrainer(config, episodes.rows(train), rows, judged, device, share)
+
+    def measure_before(self, training: SupervisedTraining) -> None:
+        """No baseline needed."""
+
+    def finish(self, training: SupervisedTraining, seconds: float) -> dict[str, Any]:
+        assert isinstance(training, PretrainTrainer)
+        if training.share.rank != 0:
+            return {}
+        with atomic_directory(self.out) as folder:
+            metrics = training.finish(folder) | {"seconds": seconds}
+            settings = {key: value for key, value in self.config.model_dump(mode="json").items() if key in IN_CARD}
+            write_card(folder, self.config.name, settings, self.data, metrics)
+        return metrics
+
+
+IN_CARD = ("seed", "environment", "pretrain", "augmentation", "world_model")  # sections that made the weights
+
+
+def judges_of(config: Config, device: torch.device) -> tuple[Detect | None, VideoJudge | None]:
+    """What can say what a video shows: the environment's events, and the reward model that the config names."""
+    detect, judge = None, None
+    if has_ability(config.environment, "events"):
+        environment: Any = make_environment(config.environment)
+        detect = environment.detect_events
+    if path := config.pretrain.reward_model:
+        judge = VideoJudge(load_reward_model(config, path, device=device), config.reward.min_steps)
+    return detect, judge

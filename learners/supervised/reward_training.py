@@ -12,12 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from learners.supervised.changed_scenes import NO_AUGMENTATION, Augmentation
 from learners.supervised.loop import WHOLE, Progress, SupervisedTraining, WorkerShare, train_network
 from learners.supervised.training_state import NO_CHECKPOINTS, Parts, TrainingCheckpoints
 from wmpo_ray.config.run import RewardConfig
 from wmpo_ray.core.seeding import generator_for
 from wmpo_ray.core.types import Episodes
 from wmpo_ray.data.windows import frames_at
+from wmpo_ray.environments.layout import FrameLayout
 from wmpo_ray.rollout.fidelity import binary_report
 
 Index = Tensor  # [n, 2] int64: episode, last frame of the clip
@@ -91,8 +93,9 @@ class RewardTrainer(SupervisedTraining):
         episodes: Episodes,
         seed: int,
         share: WorkerShare = WHOLE,
+        augmentation: FrameLayout = NO_AUGMENTATION,
     ):
-        self.model, self.config = model, config
+        self.model, self.config, self.augmentation = model, config, Augmentation(augmentation)
         self.clips = clips_to_learn(config, episodes)
         self.frames, self.instructions = episodes.frames, episodes.instructions
         optimizer = torch.optim.AdamW(
@@ -130,8 +133,7 @@ class RewardTrainer(SupervisedTraining):
         index = batch.clips[own]
         steps = index[:, 1:] + torch.arange(1 - self.model.clip_length, 1)
         clips = frames_at(self.frames, index[:, :1], steps).float()
-        flip = torch.rand(total, generator=generator)[own] < 0.5
-        clips = torch.where(flip.view(-1, 1, 1, 1, 1), clips.flip(2), clips)
+        clips = self.augmentation.frames(clips, self.augmentation.draw(total, self.share, generator), rows=2)
         noise = torch.randn((total, *clips.shape[1:]), generator=generator)[own]
         return (clips + self.config.pixel_noise * noise, batch.texts[own], batch.labels[own]), total
 

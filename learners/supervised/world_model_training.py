@@ -13,11 +13,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from learners.supervised.changed_scenes import NO_AUGMENTATION, Augmentation
 from learners.supervised.loop import WHOLE, Progress, SupervisedTraining, WorkerShare, run_training, trained_parameters
 from learners.supervised.training_state import NO_CHECKPOINTS, Parts, TrainingCheckpoints
-from wmpo_ray.config.run import WorldModelTrainingConfig
+from wmpo_ray.config.models import VideoTrainingConfig
 from wmpo_ray.core.seeding import generator_for
 from wmpo_ray.data.windows import WindowBatch, WindowSampler
+from wmpo_ray.environments.layout import FrameLayout
 from wmpo_ray.world_models.diffusion import DiffusionWorldModel
 
 
@@ -44,7 +46,7 @@ class ExponentialAverage:
             average.copy_(kept)
 
 
-def learning_rate_factor(step: int, config: WorldModelTrainingConfig) -> float:
+def learning_rate_factor(step: int, config: VideoTrainingConfig) -> float:
     """Warm-up, a plateau, then a linear fall over the last `decay_share` of the steps."""
     warm = min(1.0, (step + 1) / config.warmup_steps)
     left = 1.0 - step / config.steps
@@ -62,6 +64,7 @@ class WindowDraw(NamedTuple):
 class WorldModelTrainer(SupervisedTraining):
     """Optimizer, averaged weights and random generator of one training; `use` sets its data.
 
+    `augmentation`: the views of its frames, with the mirror and the shifts to use; `section`: of the configuration.
     A step whose gradient is not finite is skipped and counted.
     """
 
@@ -70,12 +73,14 @@ class WorldModelTrainer(SupervisedTraining):
     def __init__(
         self,
         world_model: DiffusionWorldModel,
-        config: WorldModelTrainingConfig,
+        config: VideoTrainingConfig,
         seed: int,
         compile_network: bool = False,
         share: WorkerShare = WHOLE,
+        augmentation: FrameLayout = NO_AUGMENTATION,
+        section: str = "world_model.alignment",
     ):
-        self.world_model, self.config = world_model, config
+        self.world_model, self.config, self.augmentation = world_model, config, Augmentation(augmentation)
         denoiser = world_model.denoiser
         parameters = list(trained_parameters(denoiser.network).values())
         optimizer = torch.optim.AdamW(
@@ -83,7 +88,7 @@ class WorldModelTrainer(SupervisedTraining):
         )
         self.average = ExponentialAverage(parameters, config.ema_decay)
         self._loss_of_each = torch.compile(denoiser.loss) if compile_network else denoiser.loss
-        generator, section = generator_for(seed, "world-model"), "world_model.alignment"
+        generator = generator_for(seed, "world-model")
         super().__init__(denoiser.network, self._clip_loss, optimizer, generator, config, section, share)
         self.numbers["num_skipped"] = 0
         self._samplers: Sequence[WindowSampler] = ()
@@ -158,20 +163,16 @@ class WorldModelTrainer(SupervisedTraining):
         return noise[self.share.of(num_all)].to(self.device)
 
     def _latents(self, batch: WindowDraw) -> tuple[Tensor, Tensor]:
-        """Clean clip latents [n, C, c+K, h, w] and actions, flipped for half of the samples where configured."""
+        """Clean clip latents [n, C, c+K, h, w] and actions, mirrored and shifted where that is allowed."""
         world, c = self.world_model, self.world_model.context_frames
         clip, actions = world.codec.encode(batch.own.clip.to(self.device)), batch.own.actions.to(self.device)
         ready = self.num_steps >= self.config.self_context_start * self.config.steps
         if torch.rand((), generator=self.generator) < self.config.self_context_share and ready:
             own, has_previous = self._own_context(batch), batch.own.has_previous.to(self.device)
             clip = torch.cat([torch.where(has_previous.view(-1, 1, 1, 1, 1), own, clip[:, :, :c]), clip[:, :, c:]], 2)
-        if self.config.vertical_flip:
-            flip = torch.rand(batch.num_all, generator=self.generator)[self.share.of(batch.num_all)] < 0.5
-            flip = flip.to(self.device)
-            clip = torch.where(flip.view(-1, 1, 1, 1, 1), clip.flip(3), clip)
-            mirror = torch.tensor([1.0, -1.0] + [1.0] * (actions.shape[-1] - 2), device=self.device)
-            actions = torch.where(flip.view(-1, 1, 1), actions * mirror, actions)
-        return clip, actions
+        augmentation = self.augmentation.for_latents(batch.own.clip.shape[2] // clip.shape[3])
+        moves = augmentation.draw(batch.num_all, self.share, self.generator)
+        return augmentation.frames(clip, moves, rows=3), augmentation.actions(actions, moves)
 
     @torch.no_grad()
     def _own_context(self, batch: WindowDraw) -> Tensor:

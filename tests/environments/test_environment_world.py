@@ -83,6 +83,52 @@ def test_going_back_replays_the_history_without_rendering(world):
     assert np.array_equal(world.step_chunk(start, random_chunk(2), [1, 1])[1].frames, first.frames)
 
 
+class Forgetful(CountingEnvironment):
+    """The same environment, which cannot save its scenes."""
+
+    abilities = CountingEnvironment.abilities - {"restore"}
+
+    def save(self):
+        raise AssertionError("it has no such ability")
+
+
+def take_turns(world, actions) -> list:
+    """Two batches of scenes stepped in turns, and once from the middle again: every transition."""
+    one, two = world.start(scene_starts(NUM))[0], world.start(scene_starts(NUM - 2))[0]
+    states, made = [one], []
+    for t in range(0, HORIZON, 4):
+        chunk = torch.from_numpy(actions[:, t : t + 4])
+        one, first = world.step_chunk(one, chunk, [0] * NUM)
+        two, second = world.step_chunk(two, chunk[2:].flip(1), [0] * (NUM - 2))
+        states.append(one)
+        made += [first, second]
+    for state in (states[3], states[1], states[3], states[0]):
+        made.append(world.step_chunk(state, torch.from_numpy(actions[:, 12:16]), [0] * NUM)[1])
+    return made
+
+
+def test_scenes_that_can_be_saved_are_restored_instead_of_replayed_with_the_same_bits(episodes):
+    saving, replaying = (EnvironmentWorld(kind(HORIZON), 4) for kind in (CountingEnvironment, Forgetful))
+    made = [take_turns(world, episodes[0]) for world in (saving, replaying)]
+    for one, other in zip(*made, strict=True):
+        assert np.array_equal(one.frames, other.frames) and np.array_equal(one.num_steps, other.num_steps)
+        assert np.array_equal(one.success, other.success) and np.array_equal(one.done, other.done)
+        assert all(np.array_equal(one.failures[name], other.failures[name]) for name in one.failures)
+    assert made[0][-1].failures["jam"].dtype == bool
+    assert saving.environment.num_steps_made == 2 * HORIZON + 4 * 4, "no step is made twice"
+    assert replaying.environment.num_steps_made > 2 * saving.environment.num_steps_made
+
+
+def test_saved_scenes_go_with_their_states(world):
+    state = world.start(scene_starts(2))[0]
+    for index in range(3):
+        after, _ = world.step_chunk(state, random_chunk(2, index), [0, 0])
+        world.start(scene_starts(1))
+        assert len(world._saved) == 1
+        del after
+    assert len(world._saved) == 0
+
+
 def test_after_an_error_the_scenes_are_rebuilt(world, monkeypatch):
     state, _ = world.start(scene_starts(2))
     expected = world.step_chunk(state, random_chunk(2), [0, 0])[1]

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
+from wmpo_ray.core.interfaces import Play
 from wmpo_ray.environments.pocket.geometry import BLOCK_HALF, SEATED_X, WALL_X
-from wmpo_ray.environments.pocket.play import PlayData, collect_play
+from wmpo_ray.environments.pocket.play import collect_play
 from wmpo_ray.environments.pocket.rendering import locate_block
 
 
 @pytest.fixture(scope="module")
-def data() -> PlayData:
+def data() -> Play:
     return collect_play(300, 24, seed=3)
 
 

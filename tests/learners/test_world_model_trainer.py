@@ -135,9 +135,7 @@ def test_a_gradient_that_is_not_finite_skips_the_step_and_is_counted(sampler, ba
 def test_own_context_is_what_the_model_would_imagine(sampler):
     """The context of a self-conditioned sample is the end of its previous chunk, imagined; the rest stays real."""
     world = small_world_model()
-    trainer = WorldModelTrainer(
-        world, CONFIG.model_copy(update={"self_context_share": 1.0, "vertical_flip": False}), seed=0
-    )
+    trainer = WorldModelTrainer(world, CONFIG.model_copy(update={"self_context_share": 1.0}), seed=0)
     batch = sampler.draw(8, torch.Generator().manual_seed(0))
     assert 0 < batch.has_previous.sum() < 8
     clip, actions = trainer._latents(WindowDraw(8, batch))

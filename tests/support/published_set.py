@@ -122,7 +122,7 @@ def published_settings(folders: dict[str, Path]) -> dict[str, Any]:
             "codec": str(folders["codec"]),
             "context_frames": CONTEXT,
             "sampler": {"num_steps": 2},
-            "alignment": {"steps": 0, "batch_size": 4, "warmup_steps": 1, "vertical_flip": False},
+            "alignment": {"steps": 0, "batch_size": 4, "warmup_steps": 1},
         },
         "reward": {
             "kind": "videomae_published",

@@ -20,6 +20,7 @@ from wmpo_ray.core.types import Episodes
 from wmpo_ray.data.windows import WindowSampler
 from wmpo_ray.environments.pocket.env import PocketEnvironment
 from wmpo_ray.environments.pocket.play import collect_play
+from wmpo_ray.environments.pocket.pocket_kind import LAYOUT
 from wmpo_ray.policies.openvla.oft import OpenVLAOFTPolicy
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
 from wmpo_ray.reward_models.videomae import VideoMAERewardModel
@@ -94,7 +95,7 @@ def train_world(
         ema_decay=0.9,
         self_context_share=0.6,
     )
-    trainer = WorldModelTrainer(small_world_model(), config, seed=5, share=share)
+    trainer = WorldModelTrainer(small_world_model(), config, seed=5, share=share, augmentation=LAYOUT)
     metrics = train_world_model(trainer, sources, [0.7, 0.3], checkpoints=checkpoints)
     return dict(trainer.network.state_dict()), metrics
 

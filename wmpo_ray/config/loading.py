@@ -32,6 +32,7 @@ from wmpo_ray.core.section import shown
 from wmpo_ray.core.untrusted import MAX_SETTINGS_BYTES, read_bytes, read_json
 from wmpo_ray.kinds import TABLES
 
+FORMER_MIRROR = "world_model.alignment.vertical_flip"  # what `augmentation.mirror` is now
 PRESET_KEY, VARIANT_KEY, VARIANTS_KEY = "preset", "variant", "variants"
 
 
@@ -47,6 +48,17 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         _merge(own, _parse_override(override))
     data = _with_variant(presets, own.pop(VARIANT_KEY, ""))
+    _merge(data, copy.deepcopy(IMPLIED_BY_RECIPE.get(str(_table(own, "recipe").get("kind")), {})))
+    _keep_chosen_algorithm(data, own)
+    _lay_over(data, own)
+    return validate(data)
+
+
+def overridden(config: Config, overrides: Sequence[str]) -> Config:
+    """A configuration with some settings changed, `dotted.key=value` each. Raises ConfigError as `load_config` does."""
+    data, own = _without_unchosen_algorithms(json.loads(config.model_dump_json())), dict[str, Any]()
+    for override in overrides:
+        _merge(own, _parse_override(override))
     _merge(data, copy.deepcopy(IMPLIED_BY_RECIPE.get(str(_table(own, "recipe").get("kind")), {})))
     _keep_chosen_algorithm(data, own)
     _lay_over(data, own)
@@ -191,6 +203,11 @@ def _chosen_kinds(data: Any) -> dict[str, str]:
 def _describe(details: Any, kinds: Mapping[str, str]) -> str:
     key = ".".join(str(part) for part in details["loc"])
     if details["type"] == "extra_forbidden":
+        if key == FORMER_MIRROR:
+            return (
+                f"{key} = {shown(details['input'])}: the environment says now whether its scenes can be mirrored; remove the "
+                'key, or set augmentation.mirror to "none"'
+            )
         if refusal := refused_setting(key, details["input"], kinds):
             return refusal
         return f"unknown key {key}; did you mean {nearest_key(key, isinstance(details['input'], Mapping))}?"
@@ -247,7 +264,8 @@ def read_config_json(path: Path) -> Config:
     except UserError as error:
         raise ConfigError(str(error)) from None
     try:
-        return validate(without_settings_of_other_kinds(_without_unchosen_algorithms(_without_ignored_sampler(data))))
+        data = _with_present_mirror(_without_ignored_sampler(data))
+        return validate(without_settings_of_other_kinds(_without_unchosen_algorithms(data)))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
@@ -269,3 +287,13 @@ def _without_ignored_sampler(data: Any) -> Any:
     if "solver" in world_model["sampler"] or not world_model.get("pretrained"):
         return data
     return {**data, "world_model": {key: value for key, value in world_model.items() if key != "sampler"}}
+
+
+def _with_present_mirror(data: Any) -> Any:
+    """Whether clips were turned upside down was a setting of the alignment, on for every environment."""
+    world_model = data.get("world_model") if isinstance(data, dict) else None
+    alignment = world_model.get("alignment") if isinstance(world_model, dict) else None
+    if not (isinstance(alignment, dict) and isinstance(world_model, dict) and "vertical_flip" in alignment):
+        return data
+    rest = {key: value for key, value in alignment.items() if key != "vertical_flip"}
+    return {**data, "world_model": {**world_model, "alignment": rest}}

@@ -61,7 +61,26 @@ class PolicyConfig(Section):
         return self
 
 
-class WorldModelTrainingConfig(Section):
+class AugmentationConfig(Section):
+    """Changed scenes among the samples of world model and reward model; "auto": as the environment allows."""
+
+    mirror: Literal["auto", "none", "rows", "columns"] = "auto"  # rows: upside down, columns: left becomes right
+    negated_actions: tuple[Annotated[int, Field(ge=0)], ...] = ()  # dimensions whose sign such a mirror changes
+    shift: Literal["auto"] | Annotated[int, Field(ge=0, le=4096)] = "auto"  # pixels at most; 0: none
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.negated_actions and self.mirror not in ("rows", "columns"):
+            raise ValueError(
+                f'augmentation.negated_actions = {list(self.negated_actions)} belongs to augmentation.mirror = "rows" or '
+                f'"columns", and it is "{self.mirror}"; change one of them'
+            )
+        return self
+
+
+class VideoTrainingConfig(Section):
+    """What every training of a world model has, on windows of episodes."""
+
     steps: Steps = 300
     batch_size: Annotated[int, Field(ge=1, le=10**7)] = 32
     micro_batch_size: MicroBatch = 0
@@ -72,11 +91,15 @@ class WorldModelTrainingConfig(Section):
     decay_share: Share = 0.45  # the last part of training, over which the learning rate falls to `final_share`
     final_share: Share = 0.02
     ema_decay: Share = 0.99
-    demo_share: Share = 0.3  # share of expert demonstrations among the windows
     self_context_share: Share = 0.5  # share of batches whose context is the model's own previous chunk
     self_context_start: Share = 0.0  # share of the steps before the first such batch
     contact_weight: Positive = 1.0  # sampling weight of windows with contact (play) or a change of the grip (alignment)
-    vertical_flip: bool = True
+
+
+class WorldModelTrainingConfig(VideoTrainingConfig):
+    """Alignment: the training on episodes of the policy and on demonstrations."""
+
+    demo_share: Share = 0.3  # share of expert demonstrations among the windows
     # Of the conditioning frames, in training and, where the model has any there, in imagination; None: the model's own.
     conditioning_noise: Share | None = None
     action_level: Literal["frame", "clip"] | None = None  # see DenoiserConfig.action_level; None: the model's own

@@ -32,8 +32,10 @@ from wmpo_ray.config.cluster import (
     PlacementConfig,
     WeightsConfig,
 )
+from wmpo_ray.config.episode_sources import PretrainConfig, RecordedSection
 from wmpo_ray.config.kind_sections import chosen_section, default_section
 from wmpo_ray.config.models import (
+    AugmentationConfig,
     CloningConfig,
     PolicyConfig,
     RewardConfig,
@@ -42,11 +44,12 @@ from wmpo_ray.config.models import (
     WorldModelTrainingConfig,
 )
 from wmpo_ray.config.sampling import FilterConfig, RolloutConfig
-from wmpo_ray.core.section import NonNegative, Positive, Section, Share, Trajectories, check_local, shown
+from wmpo_ray.core.section import NonNegative, Positive, Section, Share, Trajectories, shown
 from wmpo_ray.kinds import ENVIRONMENTS, POLICIES, REWARD_MODELS, WORLD_MODELS
 
 __all__ = [
     "AlgorithmConfig",
+    "AugmentationConfig",
     "CheckpointConfig",
     "CloningConfig",
     "ClusterConfig",
@@ -64,6 +67,7 @@ __all__ = [
     "MonitoringConfig",
     "PlacementConfig",
     "PolicyConfig",
+    "PretrainConfig",
     "RecipeConfig",
     "RewardConfig",
     "RolloutBcConfig",
@@ -90,19 +94,6 @@ class EnvironmentConfig(Section):
 # Episodes that an environment worker steps together, and writes before it takes others; 0: as many as 1 GiB of frames
 # holds, of a policy 64 at most.
 BatchOfEpisodes = Annotated[int, Field(ge=0, le=10**4)]
-
-
-class RecordedSection(Section):
-    """A section whose episodes may come from a file instead."""
-
-    source: str = ""  # recorded episodes, in any format that `wmpo data import` reads; "": none
-    source_image_key: str = ""  # the camera, where the file has several; "": its only or usual one
-    source_instruction: str = ""  # of every episode; "": as the file has it
-
-    @field_validator("source")
-    @classmethod
-    def _check_source(cls, path: str) -> str:
-        return check_local(path, f"{cls.__name__.removesuffix('Config').lower()}.source")
 
 
 class DemosConfig(RecordedSection):
@@ -144,7 +135,7 @@ IMPLIED_BY_RECIPE: Mapping[str, Mapping[str, Mapping[str, str | int]]] = {
 class RecipeConfig(Section):
     """Which stages a run has; `cluster/recipes/recipe_table.py` lists them."""
 
-    kind: str = "wmpo"  # or "grpo-online", "dpo", "bc-real", "bc-imagined", "bc-expert"
+    kind: str = "wmpo"  # or "grpo-online", "dpo", "bc-real", "bc-imagined", "bc-expert", "pretrain"
     rounds: Annotated[int, Field(ge=1, le=1000)] = 1  # of collecting with the last policy and improving it
 
 
@@ -175,6 +166,8 @@ class Config(AlgorithmSections):
     reward: Annotated[SerializeAsAny[RewardConfig], chosen_section(REWARD_MODELS, RewardConfig)] = default_section(
         REWARD_MODELS
     )
+    pretrain: PretrainConfig = PretrainConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
     gate: GateConfig = GateConfig()
     rollout: RolloutConfig = RolloutConfig()
     filter: FilterConfig = FilterConfig()

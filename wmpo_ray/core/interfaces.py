@@ -162,6 +162,15 @@ class Environment(Protocol):
         """Only the main camera's frames [N, H, W, 3] uint8, for the steps between two decisions."""
 
 
+class Play(NamedTuple):
+    """N episodes of T steps in which nothing was to be reached."""
+
+    frames: np.ndarray  # [N, T+1, H, W, 3] uint8
+    actions: np.ndarray  # [N, T, D] float32 in [-1, 1]
+    contact: np.ndarray  # [N, T] bool: the step decides what comes of the episode, such as a grasp or a near miss
+    instructions: tuple[str, ...]  # [N]: those of the scenes, which nobody follows
+
+
 class AbleEnvironment(Environment, Protocol):
     """What an environment also has, method by method, where it names the ability."""
 

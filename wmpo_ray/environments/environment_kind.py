@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
 from wmpo_ray.config.run import EnvironmentConfig
 from wmpo_ray.environments.facts import EnvironmentFacts
 
 if TYPE_CHECKING:  # a configuration is read without torch
-    from wmpo_ray.core.interfaces import Environment
+    from wmpo_ray.core.interfaces import Environment, Play
 
 
 class EnvironmentKind(ABC):
@@ -25,3 +26,10 @@ class EnvironmentKind(ABC):
 
     def check(self, config: EnvironmentConfig) -> None:
         """Raises ConfigError where `make` cannot work, before any work is done."""
+
+    def play(self, config: EnvironmentConfig, num: int, seed: int) -> Iterator[Play] | None:
+        """Undirected episodes of `horizon` steps for pretraining, some at a time; the same for a seed. None: it has none.
+
+        Raises ConfigError where there is no simulator.
+        """
+        return None

@@ -7,8 +7,9 @@ is not the world model's fault.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -21,18 +22,30 @@ from wmpo_ray.core.types import Observation, StartState, Transition
 
 @dataclass(frozen=True, eq=False)
 class EnvironmentState:
-    """Where the scenes are: their starts [B] and every chunk of actions since, [B, K, D] float32 each."""
+    """Where the scenes are: their starts [B], or the state before and the chunk of actions since, [B, K, D] float32."""
 
     starts: tuple[StartState, ...]
-    chunks: tuple[np.ndarray, ...] = ()
+    before: EnvironmentState | None = None
+    chunk: np.ndarray | None = None
+
+    @property
+    def chunks(self) -> tuple[np.ndarray, ...]:
+        """Every chunk of actions since the starts."""
+        found, state = [], self
+        while state.before is not None and state.chunk is not None:
+            found.append(state.chunk)
+            state = state.before
+        return tuple(reversed(found))
 
 
 class EnvironmentWorld:
     """Steps an `Environment` (implements `interfaces.World`).
 
     It steps on from the scenes as they are. Only where the state that is passed is not the one they are in, it rebuilds
-    them first from the starts and the actions since, without rendering: so any deterministic environment is a pure
-    world, without a copy of its insides. Seeds are not used: an environment has no noise.
+    them first, without rendering: from the scenes as the environment saved them, if it has the ability "restore", when
+    that state was last left, else from the starts and the actions since. So any deterministic environment is a pure world,
+    and several that take turns cost no step twice where scenes can be saved. Seeds are not used: an environment has no
+    noise.
     """
 
     context_frames = 0
@@ -42,6 +55,9 @@ class EnvironmentWorld:
         self.chunk_length = chunk_length
         self.abilities = environment.abilities - OF_ENVIRONMENTS
         self._present: EnvironmentState | None = None  # the state that the scenes are in
+        self._saved: WeakKeyDictionary[EnvironmentState, list[bytes]] = (
+            WeakKeyDictionary()
+        )  # scenes of states that were left
 
     @property
     def horizon(self) -> int:
@@ -84,12 +100,30 @@ class EnvironmentWorld:
     def _return_to(self, state: EnvironmentState) -> None:
         if state is self._present:
             return
+        if self._present is not None:
+            self._save(self._present)
         self._present = None  # until all of it is done
-        self.environment.restore(state.starts)
-        for chunk in state.chunks:
+        known, chunks = state, []
+        while known not in self._saved and known.before is not None:
+            chunks.append(known.chunk)
+            known = known.before
+        saved = self._saved.get(known)
+        starts = state.starts
+        if saved is not None:
+            starts = tuple(replace(start, saved_state=each) for start, each in zip(starts, saved, strict=True))
+        self.environment.restore(starts)
+        for chunk in reversed(chunks):
+            assert chunk is not None
             for step in range(chunk.shape[1]):
                 self.environment.advance(chunk[:, step])
+        if chunks:
+            self._save(state)  # who has come back once may do so again
         self._present = state
+
+    def _save(self, state: EnvironmentState) -> None:
+        """Keep the scenes as they are now for as long as somebody has their state."""
+        if "restore" in self.abilities and state.before is not None:
+            self._saved[state] = cast(AbleEnvironment, self.environment).save()
 
     def _advance(
         self, state: EnvironmentState, choose: Callable[[int], np.ndarray], mode: FramesMode
@@ -115,5 +149,5 @@ class EnvironmentWorld:
             num_steps,
             {name: flags.copy() for name, flags in environment.failures.items()},
         )
-        self._present = EnvironmentState(state.starts, (*state.chunks, np.stack(chosen, 1)))
+        self._present = EnvironmentState(state.starts, state, np.stack(chosen, 1))
         return self._present, transition

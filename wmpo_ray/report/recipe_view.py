@@ -28,6 +28,7 @@ NAMES = {
     "bc-real": RecipeName("Behaviour cloning of real successes", "BC", "BC policy"),
     "bc-imagined": RecipeName("Behaviour cloning of imagined successes", "Imagined BC", "Imagined BC policy"),
     "bc-expert": RecipeName("Behaviour cloning of more demonstrations", "Expert BC", "Expert BC policy"),
+    "pretrain": RecipeName("Pretraining of a world model", "Pretraining", "no policy"),
 }
 
 

@@ -177,7 +177,8 @@ def expert_batch(
 
     def follow_script(state: EnvironmentState, _observation: Observation | None, _chunk: int) -> Move:
         state, transition = world.step_expert(state, rng, noise)
-        return Move(state, transition, state.chunks[-1])
+        assert state.chunk is not None
+        return Move(state, transition, state.chunk)
 
     return _episodes(run(world, seeded_starts(seeds), world.horizon, follow_script, progress=beat), seeds)
 

@@ -137,6 +137,10 @@ class RunFolder:
         record = {**self._summary["stages"][stage], "made_from": made_from}
         self._write({"stages": {**self._summary["stages"], stage: record}})
 
+    def note_origin(self, origin: dict[str, Any]) -> None:
+        """Record which run this one was forked from."""
+        self._write({"forked_from": origin})
+
     def set_aside(self, stage: str, paths: Sequence[Path]) -> None:
         """Move the result of a finished stage, or its state, aside until it is replaced."""
         aside = self.path / REPLACED / stage

@@ -180,7 +180,8 @@ class DiffusionWorldModel:
         path = Path(path)
         network = self.denoiser.network
         if dtype is not None:
-            network = copy.deepcopy(network).to(dtype)
+            network = copy.deepcopy(network)
+            torch.nn.Module.to(network, dtype)  # diffusers' own warns of modules that there are none of
         network.save_pretrained(path, safe_serialization=True)
         settings: dict[str, Any] = {
             "denoiser": self.denoiser.config.model_dump(),

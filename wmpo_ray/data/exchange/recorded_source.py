@@ -86,6 +86,24 @@ def take_source(needs: SourceNeeds, out: Path) -> None:
         writer.provenance = with_notes(opened.provenance, (*opened.notes(), f"taken from {_path(needs).name}"))
 
 
+def extent_of(key: str, source: str, image_key: str = "") -> tuple[int, int]:
+    """How many episodes the file of the setting `key` holds, and the steps of the longest one; reads no frames.
+
+    Raises UserError for a file that is missing or damaged.
+    """
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise UserError(f"{key} = {source}: there is no such file; set {key}")
+    if is_data_set(path) or (path.is_file() and _begins_with(path, PARQUET)):
+        lengths = load_data(path).lengths
+        return len(lengths), int(lengths.max(initial=0))
+    options = ImportOptions(image_key=image_key, image_key_knob=f"{key}_image_key")
+    with reader_of(path, options) as reader:
+        sizes = reader.sizes()
+        check_sizes(path, sizes)
+        return len(sizes), max(size.num_steps for size in sizes)
+
+
 def _path(needs: SourceNeeds) -> Path:
     return Path(needs.path).expanduser()
 

@@ -7,33 +7,35 @@ sets that the paper pretrains on. Contact decides success and is rare, so near m
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import numpy as np
 
+from wmpo_ray.core.interfaces import Play
 from wmpo_ray.environments.pocket.env import PocketEnvironment
 from wmpo_ray.environments.pocket.geometry import BLOCK_HALF, FRAME_SIZE, POCKET_TOLERANCE, WALL_X
 from wmpo_ray.environments.pocket.rendering import draw, draw_backdrop
 
-
-class PlayData(NamedTuple):
-    """N videos of T steps."""
-
-    frames: np.ndarray  # [N, T+1, H, W, 3] uint8
-    actions: np.ndarray  # [N, T, 3] float32 in [-1, 1]
-    contact: np.ndarray  # [N, T] bool: grasp, near miss, release or touch of the wall in this step
+CHUNK_SIZE = 1000  # scenes that are stepped together; others give other episodes
 
 
-def collect_play(num_videos: int, horizon: int, seed: int, chunk_size: int = 1000) -> PlayData:
-    """Generate play, `chunk_size` scenes at a time; reproducible from `seed`."""
-    parts = []
+def collect_play(num_videos: int, horizon: int, seed: int, chunk_size: int = CHUNK_SIZE) -> Play:
+    """All episodes of `play_in_chunks`."""
+    parts = list(play_in_chunks(num_videos, horizon, seed, chunk_size))
+    frames, actions, contact, _ = (list(column) for column in zip(*parts, strict=True))
+    texts = tuple(text for part in parts for text in part.instructions)
+    return Play(np.concatenate(frames), np.concatenate(actions), np.concatenate(contact), texts)
+
+
+def play_in_chunks(num_videos: int, horizon: int, seed: int, chunk_size: int = CHUNK_SIZE) -> Iterator[Play]:
+    """Generate play, `chunk_size` scenes at a time; reproducible from `seed`. Contact: grasp, near miss, release or touch
+    of the wall."""
     for first in range(0, num_videos, chunk_size):
         size = min(chunk_size, num_videos - first)
-        parts.append(_play_chunk(size, horizon, np.random.default_rng([seed, first])))
-    return PlayData(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        yield _play_chunk(size, horizon, np.random.default_rng([seed, first]))
 
 
-def _play_chunk(n: int, horizon: int, rng: np.random.Generator) -> PlayData:
+def _play_chunk(n: int, horizon: int, rng: np.random.Generator) -> Play:
     env = PocketEnvironment(horizon, ends_on_success=False)
     env.reset(rng.integers(0, 2**62, n), render=False)
     _vary_start(env, rng)
@@ -48,7 +50,7 @@ def _play_chunk(n: int, horizon: int, rng: np.random.Generator) -> PlayData:
         contact.append(_touches(before, states[-1]))
     backdrop = draw_backdrop(env.pocket_y, env.pocket_colour)
     frames = np.stack([draw(backdrop, *state) for state in states], 1)
-    return PlayData(frames, np.stack(actions, 1), np.stack(contact, 1))
+    return Play(frames, np.stack(actions, 1), np.stack(contact, 1), tuple(env.instruction))
 
 
 def _vary_start(env: PocketEnvironment, rng: np.random.Generator) -> None:

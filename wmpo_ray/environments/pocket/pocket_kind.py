@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import model_validator
@@ -10,10 +11,14 @@ from wmpo_ray.config.run import EnvironmentConfig
 from wmpo_ray.core.section import shown
 from wmpo_ray.environments.environment_kind import EnvironmentKind
 from wmpo_ray.environments.facts import EnvironmentFacts
+from wmpo_ray.environments.layout import FrameLayout, Mirror
 from wmpo_ray.environments.pocket.geometry import TASKS
 
 if TYPE_CHECKING:  # a configuration is read without torch
-    from wmpo_ray.core.interfaces import Environment
+    from wmpo_ray.core.interfaces import Environment, Play
+
+# Upside down the scene is another start of the same task: pockets differ by colour, and an action's y is its second number.
+LAYOUT = FrameLayout(mirror=Mirror(axes=("rows",), negated=(1,)))
 
 
 class PocketConfig(EnvironmentConfig):
@@ -36,10 +41,15 @@ class PocketKind(EnvironmentKind):
         from wmpo_ray.environments.pocket.env import PocketEnvironment
 
         return EnvironmentFacts(
-            PocketEnvironment.frame_shape, PocketEnvironment.action_dim, PocketEnvironment.instructions
+            PocketEnvironment.frame_shape, PocketEnvironment.action_dim, PocketEnvironment.instructions, LAYOUT
         )
 
     def make(self, config: EnvironmentConfig) -> Environment:
         from wmpo_ray.environments.pocket.env import PocketEnvironment
 
         return PocketEnvironment.from_config(config)
+
+    def play(self, config: EnvironmentConfig, num: int, seed: int) -> Iterator[Play]:
+        from wmpo_ray.environments.pocket.play import play_in_chunks
+
+        return play_in_chunks(num, config.horizon, seed)
