@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 
 from wmpo_ray.environments.lift.lift_settings import BOX, SIZE
@@ -67,6 +69,7 @@ class LiftView:
         model.vis.global_.fovy = float(np.degrees(2 * np.arctan(height / 2 / DISTANCE)))
         self.context_gl = mujoco.GLContext(SIZE * SUPERSAMPLING, SIZE * SUPERSAMPLING)
         self.context_gl.make_current()
+        weakref.finalize(self, self.context_gl.free)  # at the end of the process its libraries are gone first
         self.scene = mujoco.MjvScene(model, maxgeom=200)
         for flag in ("SHADOW", "REFLECTION", "SKYBOX", "FOG", "HAZE"):
             self.scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = 0
