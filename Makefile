@@ -2,7 +2,7 @@
 PYTHON ?= python3
 # Another build of torch, for instance one for your GPU: make setup TORCH="torch==2.11.0 --index-url ..."
 TORCH ?= torch==2.13.0
-# Optional dependencies of pyproject.toml, such as a simulator: make setup EXTRAS=pusht
+# Optional dependencies of pyproject.toml, such as a simulator: make setup EXTRAS=pusht, or EXTRAS=sim for robosuite
 EXTRAS ?=
 OUT ?= runs/demo
 SEED ?= 0
@@ -11,6 +11,8 @@ FIXTURES ?= tests/golden
 
 BIN := .venv/bin
 comma := ,
+# The first file that names a package counts: the simulators of `sim` are older than the rest.
+CONSTRAINTS := $(if $(filter sim,$(subst $(comma), ,$(EXTRAS))),constraints-sim.txt) constraints.txt
 # One stamp for each choice of extras, so that asking for another one installs it.
 STAMP := .venv/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 
@@ -21,15 +23,15 @@ STAMP := .venv/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP)  ## install into .venv (TORCH=... for another build of torch, EXTRAS=pusht for a simulator)
+setup: $(STAMP)  ## install into .venv (TORCH=... for another build of torch, EXTRAS=pusht or sim for simulators)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and \
 		f"$(PYTHON) is Python {v}: 3.11 or newer is needed; name one with: make setup PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install $(TORCH)
 	@# torch is the one version that users choose: the constraints must not put another in its place.
-	grep -v '^torch==' constraints.txt > .venv/constraints.txt
+	awk -F== '!($$1 in named) && $$1 != "torch"; { named[$$1] }' $(CONSTRAINTS) > .venv/constraints.txt
 	$(BIN)/python -m pip install -c .venv/constraints.txt -e ".[dev$(if $(EXTRAS),$(comma)$(EXTRAS))]"
 	@touch $@
 

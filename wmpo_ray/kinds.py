@@ -15,6 +15,7 @@ ENVIRONMENTS = Kinds(
         "pocket": "wmpo_ray.environments.pocket.pocket_kind:PocketKind",
         "gymnasium": "wmpo_ray.environments.gymnasium.gymnasium_kind:GymnasiumKind",
         "pusht": "wmpo_ray.environments.pusht.pusht_kind:PushTKind",
+        "robosuite": "wmpo_ray.environments.robosuite.robosuite_kind:RobosuiteKind",
         "lift": "wmpo_ray.environments.lift.lift_kind:LiftKind",
         "mimicgen": "wmpo_ray.environments.without_simulator:MimicGenKind",
         "aloha": "wmpo_ray.environments.without_simulator:AlohaKind",

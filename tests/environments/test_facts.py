@@ -41,7 +41,7 @@ def test_without_its_simulator_a_task_is_known_and_cannot_be_run():
         ({"task": "Tea_D0"}, r'environment.task = "Tea_D0": the tasks of pocket are "" '),
         (
             {"kind": "kitchen"},
-            r"environment.kind='kitchen' is unknown; known are \['aloha', 'gymnasium', 'mimicgen', 'pocket', 'pusht'\]",
+            r"environment.kind='kitchen' is unknown; known are \['aloha', 'gymnasium', 'mimicgen', 'pocket', 'pusht', 'robosuite'\]",
         ),
     ],
 )

@@ -9,6 +9,7 @@ from tests.support.implementations import environment_section, require_simulator
 from wmpo_ray.core.starts import seeded_starts, start_seeds
 from wmpo_ray.core.types import StartState
 from wmpo_ray.environments.facts import environment_facts
+from wmpo_ray.environments.lift.lift_scene import to_unit
 from wmpo_ray.environments.lift.lift_settings import SIZE
 from wmpo_ray.registry import make_environment
 from wmpo_ray.rollout.evaluation import rollout_expert
@@ -41,8 +42,6 @@ def test_the_hand_goes_where_an_action_says(place):
         for _ in range(8):
             environment.advance(np.array([[*target, -1.0]], np.float32))
         environment.scene.load(environment._states[0])
-        from wmpo_ray.environments.lift.lift_scene import to_unit
-
         np.testing.assert_allclose(to_unit(environment.scene.hand), target, atol=0.08)
 
 

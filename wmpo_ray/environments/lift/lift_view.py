@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import weakref
+from typing import Any
 
 import numpy as np
 
 from wmpo_ray.environments.lift.lift_settings import BOX, SIZE
+from wmpo_ray.environments.robosuite.offscreen_renderer import VISUAL_GROUP, Canvas
 from wmpo_ray.environments.robosuite.simulator import Simulator
 
 SUPERSAMPLING = 4  # pixels that are drawn for one, in each direction
@@ -14,79 +15,50 @@ DISTANCE = 3.0  # metres of the cameras; from that far perspective hardly shows
 AZIMUTHS = (180.0, 90.0)  # degrees: looking along -x, y to the right; looking along y, x to the right
 ELEVATION = -2.0  # degrees, so that the table is seen as a line
 HIDDEN_GROUP = 5
-CUBE, FINGERS, TABLE = (1.0, 0.5, 0.1, 1.0), (0.2, 0.9, 0.4, 1.0), (0.25, 0.27, 0.30, 1.0)
+COLOURS = {"finger": (0.2, 0.9, 0.4, 1.0), "cube": (1.0, 0.5, 0.1, 1.0), "table": (0.25, 0.27, 0.30, 1.0)}
 
 
-class LiftView:
+class LiftView(Canvas):
     """Draws the scene that its simulator is in."""
 
     def __init__(self, simulator: Simulator):
-        self.simulator, self.mujoco = simulator, simulator.mujoco
-        self._paint()
-        self._open()
+        _paint(simulator)
+        super().__init__(simulator, SIZE // 2 * SUPERSAMPLING, SIZE * SUPERSAMPLING)
+        self.cameras = [_camera(simulator.mujoco, azimuth) for azimuth in AZIMUTHS]
 
     def frame(self) -> np.ndarray:
         """[SIZE, SIZE, 3] uint8."""
-        mujoco, model, data = self.mujoco, self.simulator.model, self.simulator.data
-        self.context_gl.make_current()
-        height, width = SIZE // 2 * SUPERSAMPLING, SIZE * SUPERSAMPLING
-        rectangle, views = mujoco.MjrRect(0, 0, width, height), []
-        for camera in self.cameras:
-            mujoco.mjv_updateScene(model, data, self.options, None, camera, int(mujoco.mjtCatBit.mjCAT_ALL), self.scene)
-            mujoco.mjr_render(rectangle, self.scene, self.context)
-            pixels = np.empty((height, width, 3), np.uint8)
-            mujoco.mjr_readPixels(pixels, None, rectangle, self.context)
-            views.append(pixels[::-1])
-        drawn = np.concatenate(views).reshape(SIZE, SUPERSAMPLING, SIZE, SUPERSAMPLING, 3)
-        return (drawn.sum((1, 3), dtype=np.int64) // SUPERSAMPLING**2).astype(np.uint8)
+        drawn = np.concatenate([self.draw(camera) for camera in self.cameras])
+        blocks = drawn.reshape(SIZE, SUPERSAMPLING, SIZE, SUPERSAMPLING, 3)
+        return (blocks.sum((1, 3), dtype=np.int64) // SUPERSAMPLING**2).astype(np.uint8)
 
-    def _paint(self) -> None:
-        """Hide the arm, the hand and the room; one colour for each thing that is left."""
-        model, names = self.simulator.model, self.simulator.env.sim.model
-        for i in range(model.ngeom):
-            if model.geom_group[i] != 1:  # it is drawn, not collided with
-                continue
-            name = f"{names.geom_id2name(i) or ''} {names.body_id2name(model.geom_bodyid[i]) or ''}"
-            colour = next(
-                (c for word, c in (("finger", FINGERS), ("cube", CUBE), ("table", TABLE)) if word in name), None
-            )
-            model.geom_matid[i] = -1
-            if colour is None:
-                model.geom_group[i] = HIDDEN_GROUP
-            else:
-                model.geom_rgba[i] = colour
 
-    def _open(self) -> None:
-        mujoco, model = self.mujoco, self.simulator.model
-        model.vis.quality.offsamples = 0
-        model.vis.quality.shadowsize = 0
-        # Every thing has one colour wherever it is.
-        model.light_active[:] = 0
-        for part, brightness in (("ambient", 1.0), ("diffuse", 0.0), ("specular", 0.0)):
-            getattr(model.vis.headlight, part)[:] = brightness
-        model.vis.global_.offwidth, model.vis.global_.offheight = SIZE * SUPERSAMPLING, SIZE * SUPERSAMPLING
-        height = BOX[2, 1] - BOX[2, 0]
-        model.vis.global_.fovy = float(np.degrees(2 * np.arctan(height / 2 / DISTANCE)))
-        self.context_gl = mujoco.GLContext(SIZE * SUPERSAMPLING, SIZE * SUPERSAMPLING)
-        self.context_gl.make_current()
-        weakref.finalize(self, self.context_gl.free)  # at the end of the process its libraries are gone first
-        self.scene = mujoco.MjvScene(model, maxgeom=200)
-        for flag in ("SHADOW", "REFLECTION", "SKYBOX", "FOG", "HAZE"):
-            self.scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = 0
-        self.options = mujoco.MjvOption()
-        self.options.geomgroup[:] = 0
-        self.options.geomgroup[1] = 1
-        self.options.sitegroup[:] = 0
-        self.context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self.context)
-        self.cameras = [self._camera(azimuth) for azimuth in AZIMUTHS]
+def _paint(simulator: Simulator) -> None:
+    """Hide the arm, the hand and the room; one colour for each thing that is left, wherever it is."""
+    model, names = simulator.model, simulator.env.sim.model
+    for i in range(model.ngeom):
+        if model.geom_group[i] != VISUAL_GROUP:
+            continue
+        name = f"{names.geom_id2name(i) or ''} {names.body_id2name(model.geom_bodyid[i]) or ''}"
+        colour = next((rgba for word, rgba in COLOURS.items() if word in name), None)
+        model.geom_matid[i] = -1
+        if colour is None:
+            model.geom_group[i] = HIDDEN_GROUP
+        else:
+            model.geom_rgba[i] = colour
+    model.vis.quality.offsamples = 0
+    model.vis.global_.fovy = float(np.degrees(2 * np.arctan((BOX[2, 1] - BOX[2, 0]) / 2 / DISTANCE)))
+    model.light_active[:] = 0
+    for part, brightness in (("ambient", 1.0), ("diffuse", 0.0), ("specular", 0.0)):
+        getattr(model.vis.headlight, part)[:] = brightness
 
-    def _camera(self, azimuth: float):
-        camera = self.mujoco.MjvCamera()
-        camera.type = self.mujoco.mjtCamera.mjCAMERA_FREE
-        camera.lookat[:] = BOX.mean(1)
-        camera.azimuth, camera.elevation, camera.distance = azimuth, ELEVATION, DISTANCE
-        return camera
+
+def _camera(mujoco: Any, azimuth: float) -> Any:
+    camera = mujoco.MjvCamera()
+    camera.type = mujoco.mjtCamera.mjCAMERA_FREE
+    camera.lookat[:] = BOX.mean(1)
+    camera.azimuth, camera.elevation, camera.distance = azimuth, ELEVATION, DISTANCE
+    return camera
 
 
 def cube_rows(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,29 @@
+"""The expert of Lift: a cube is picked up."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import numpy as np
+
+from wmpo_ray.environments.robosuite.experts.geometry import heading
+from wmpo_ray.environments.robosuite.experts.moves import Manipulation, Target
+
+LIFTED = 0.10  # m above the table; 0.04 are asked for
+QUARTER = np.pi / 2
+
+
+class LiftExpert(Manipulation):
+    def script(self) -> Generator[np.ndarray, None, None]:
+        env = self.scene.env
+        while True:
+            if not self.scene.holds(env.cube):
+                yaw = self.nearest_yaw(heading(self.scene.body(env.cube.root_body).rotation), QUARTER)
+                yield from self.pick(env.cube, lambda yaw=yaw: self._grasp(yaw))
+                continue
+            self.stage = "lift"
+            yield from self.rise(float(env.model.mujoco_arena.table_offset[2]) + LIFTED, max_steps=25)
+            yield from self.rest()
+
+    def _grasp(self, yaw: float) -> Target:
+        return Target(self.scene.body(self.scene.env.cube.root_body).position, yaw)

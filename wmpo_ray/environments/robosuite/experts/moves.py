@@ -1,0 +1,167 @@
+"""The parts that scripts are made of: bring the hand somewhere, carry an object somewhere, hold still, pick up, let go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from wmpo_ray.environments.robosuite.experts.expert import Expert, Part
+from wmpo_ray.environments.robosuite.experts.geometry import DOWN, about_z, equivalents, hand_yaw, heading, wrap
+from wmpo_ray.environments.robosuite.experts.scene import Pose
+from wmpo_ray.environments.robosuite.experts.servo import PositionServo, rotation_action
+
+OPEN, CLOSE = -1.0, 1.0
+YAW_LIMIT = 2.0  # rad, of the hand: the last joint ends not far beyond
+ABOUT_ABOVE = 0.03  # m
+LOST_AFTER = 3  # steps in a row without contact of both pads, after which an object is lost
+HOVER_WITHIN = np.array([0.012, 0.012, 0.03])  # m; how high a hover is matters little
+CLOSE_STEPS, OPEN_STEPS = 10, 5  # at most; the gripper needs 8 steps from open to closed
+FIRM_STEPS = 1  # more, which make the grip firm
+
+
+class Target(NamedTuple):
+    position: np.ndarray  # [3] m
+    yaw: float = 0.0  # rad
+
+
+class Hold(NamedTuple):
+    """How an object is held: where the grip site is above or beside its origin, in the world, and the hand's yaw."""
+
+    offset: np.ndarray
+    yaw: float
+
+
+class Manipulation(Expert):
+    """The moves of an expert. Targets are functions of the scene, so that they follow what moves."""
+
+    grip = OPEN
+
+    def hand_action(self, position: np.ndarray, yaw: float) -> np.ndarray:
+        """Action [7] with a position part [3] that turns the hand to a yaw, upright."""
+        rotation = self.scene.hand().rotation
+        upright = self.upright(about_z(yaw) @ DOWN)
+        return np.concatenate([position, rotation_action(upright, rotation), [self.grip]])
+
+    def upright(self, rotation: np.ndarray) -> np.ndarray:
+        """The rotation [3, 3] that the hand takes on where it would be upright with this one."""
+        return rotation
+
+    def yaw(self) -> float:
+        return hand_yaw(self.scene.hand().rotation)
+
+    def move_hand(
+        self,
+        target: Callable[[], Target],
+        within: np.ndarray | float,
+        turn_within: float = 0.15,
+        max_steps: int = 60,
+        servo: PositionServo | None = None,
+    ) -> Part:
+        """Until the grip site is `within` (m, along each axis) of the target; returns False after `max_steps`."""
+        servo = servo or PositionServo()
+        for _ in range(max_steps):
+            wanted = target()
+            error = wanted.position - self.scene.hand().position
+            if np.all(np.abs(error) <= within) and abs(wrap(wanted.yaw - self.yaw())) <= turn_within:
+                return True
+            yield self.hand_action(servo.action(error), wanted.yaw)
+        return False
+
+    def carry(
+        self,
+        model: Any,
+        pose: Callable[[], Pose],
+        target: Callable[[], Target],
+        within: np.ndarray | float,
+        turn_within: float = np.inf,
+        max_steps: int = 60,
+        period: float = 2 * np.pi,
+        servo: PositionServo | None = None,
+    ) -> Part:
+        """Bring the pose of a held object to a target, by its own error; a yaw counts modulo `period`.
+
+        Returns False once the object is lost, or after `max_steps`.
+        """
+        servo, missing = servo or PositionServo(), 0
+        for _ in range(max_steps):
+            missing = 0 if self.scene.holds(model) else missing + 1
+            if missing >= LOST_AFTER:
+                return False
+            now, wanted = pose(), target()
+            error, turn = wanted.position - now.position, wrap(wanted.yaw - heading(now.rotation), period)
+            if np.all(np.abs(error) <= within) and abs(turn) <= turn_within:
+                return True
+            turn = turn if np.isfinite(turn_within) else 0.0
+            yield self.hand_action(servo.action(error), self.yaw() + turn)
+        return False
+
+    def stay(self, steps: int, grip: float | None = None, until: Callable[[], bool] | None = None) -> Part:
+        """Hold the hand where it is while the gripper opens or closes; returns True early where `until` is."""
+        self.grip = self.grip if grip is None else grip
+        here, yaw, servo = self.scene.hand().position, self.yaw(), PositionServo()
+        for _ in range(steps):
+            yield self.hand_action(servo.action(here - self.scene.hand().position), yaw)
+            if until is not None and until():
+                return True
+        return until is None
+
+    def pick(
+        self,
+        model: Any,
+        grasp: Callable[[], Target],
+        hover: float = 0.06,
+        within: np.ndarray | float = 0.006,
+        turn_within: float = 0.15,
+        travel: float = -np.inf,
+    ) -> Part:
+        """Open, go above the grasp, go down, close; returns whether the object is held.
+
+        `travel`: a height, m, that the grip site keeps until it is about above the grasp.
+        """
+        self.stage, self.grip = "approach", OPEN
+
+        def above() -> Target:
+            target = raised(grasp(), hover)
+            far = np.linalg.norm((target.position - self.scene.hand().position)[:2]) > ABOUT_ABOVE
+            return raised(target, max(0.0, travel - target.position[2])) if far else target
+
+        yield from self.move_hand(above, HOVER_WITHIN, turn_within)
+        self.stage = "descend"
+        yield from self.move_hand(grasp, within, max_steps=25)
+        self.stage = "grasp"
+        return (yield from self.close_on(model))
+
+    def close_on(self, model: Any) -> Part:
+        """Close until both pads touch the object, and a step longer; returns whether they do."""
+        yield from self.stay(CLOSE_STEPS, CLOSE, until=lambda: self.scene.holds(model))
+        yield from self.stay(FIRM_STEPS)
+        return self.scene.holds(model)
+
+    def rise(self, height: float, within: float = 0.02, max_steps: int = 40) -> Part:
+        """Straight up (or down) until the grip site is at a height, m."""
+        place, yaw = self.scene.hand().position, self.yaw()
+        target = Target(np.array([place[0], place[1], height]), yaw)
+        return (yield from self.move_hand(lambda: target, np.array([np.inf, np.inf, within]), max_steps=max_steps))
+
+    def release(self, retreat: float = 0.08, open_steps: int = OPEN_STEPS) -> Part:
+        """Open and go straight up by `retreat` m."""
+        self.stage = "release"
+        yield from self.stay(open_steps, OPEN)
+        self.stage = "retreat"
+        return (yield from self.rise(self.scene.hand().position[2] + retreat))
+
+    def rest(self) -> Part:
+        """Stay here for a while; the script looks at the scene again afterwards."""
+        self.stage = "done"
+        return (yield from self.stay(10))
+
+    def nearest_yaw(self, yaw: float, period: float) -> float:
+        """The equivalent of a yaw that the hand can take on with the least turn."""
+        now = self.yaw()
+        return min(equivalents(yaw, period, YAW_LIMIT), key=lambda option: abs(option - now))
+
+
+def raised(target: Target, height: float) -> Target:
+    return Target(target.position + np.array([0.0, 0.0, height]), target.yaw)
