@@ -17,6 +17,7 @@ ENVIRONMENTS = Kinds(
         "pusht": "wmpo_ray.environments.pusht.pusht_kind:PushTKind",
         "metaworld": "wmpo_ray.environments.metaworld.metaworld_kind:MetaWorldKind",
         "robosuite": "wmpo_ray.environments.robosuite.robosuite_kind:RobosuiteKind",
+        "lift": "wmpo_ray.environments.lift.lift_kind:LiftKind",
         "mimicgen": "wmpo_ray.environments.mimicgen.mimicgen_kind:MimicGenKind",
         "aloha": "wmpo_ray.environments.without_simulator:AlohaKind",
     },

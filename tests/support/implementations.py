@@ -76,9 +76,10 @@ ENVIRONMENT_SETTINGS: dict[str, dict[str, Any]] = {
     "pusht": {},
     "metaworld": {},
     "robosuite": {"image_size": 32},
+    "lift": {},
 }
 # Modules that are not installed everywhere.
-SIMULATORS = {"pusht": "gym_pusht", "metaworld": "metaworld", "robosuite": "robosuite"}
+SIMULATORS = {"pusht": "gym_pusht", "metaworld": "metaworld", "robosuite": "robosuite", "lift": "robosuite"}
 
 
 def environment_section(kind: str, **settings: Any) -> EnvironmentConfig:

@@ -52,7 +52,7 @@ class Simulator:
         gripper = self.robot.gripper  # robosuite begins with one number for all fingers and goes on with one for each
         gripper.current_action = np.zeros(len(gripper.actuators)) + gripper.current_action
 
-    def step(self, action: np.ndarray) -> None:
+    def step(self, action: np.ndarray, torque_every: int = 1) -> None:
         """One action [7] of 1/20 s: what `env.step` does, with a torque for every substep, without computing it thrice.
 
         `env.step` computes the accelerations twice before the torque is known, and once more with it.
@@ -62,7 +62,8 @@ class Simulator:
         try:
             for substep in range(self.num_substeps):
                 mujoco.mj_step1(self.model, self.data)
-                self.env._pre_action(action, substep == 0)
+                if substep % torque_every == 0:
+                    self.env._pre_action(action, substep == 0)
                 mujoco.mj_step2(self.model, self.data)
         finally:
             del sim.forward
