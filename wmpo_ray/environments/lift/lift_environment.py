@@ -6,7 +6,7 @@ drawn, only fingers, cube and table: a picture of 24 pixels has room for what de
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -100,7 +100,7 @@ class LiftEnvironment:
         ]
 
     def _flags(self, i: int) -> list[np.ndarray]:
-        return [np.float64(flags[i]) for flags in (self.terminated, self.success, *self.failures.values())]
+        return [np.array(flags[i], np.float64) for flags in (self.terminated, self.success, *self.failures.values())]
 
     def _unpack(self, i: int, saved: bytes) -> None:
         """Raises ValueError for what is no saved scene."""
@@ -155,7 +155,7 @@ class LiftEnvironment:
         """Actions [N, 4] of undirected play, one player for each scene."""
         return self._scripted(lambda i: players[i].act(self.scene))
 
-    def _scripted(self, act) -> np.ndarray:
+    def _scripted(self, act: Callable[[int], np.ndarray]) -> np.ndarray:
         actions = np.zeros((len(self._states), ACTION_DIM), np.float32)
         for i in np.flatnonzero(~self.terminated):
             self.scene.load(self._states[i])

@@ -24,6 +24,7 @@ class LiftPlay:
         self.speed = rng.choice([0.03, 0.05, 0.08, 0.2])  # metres in an action
         self.noise = rng.choice([0.001, 0.004, 0.01, 0.02])  # metres
         self.stubborn = rng.random() < 0.5
+        self.grip, self.hover = -1.0, 0.0
         self._want_anew()
 
     def act(self, scene: LiftScene) -> np.ndarray:
