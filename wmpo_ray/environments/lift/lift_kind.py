@@ -21,12 +21,10 @@ class LiftKind(EnvironmentKind):
 
     def make(self, config: EnvironmentConfig) -> LiftEnvironment:
         from wmpo_ray.environments.lift.lift_environment import LiftEnvironment
-        from wmpo_ray.environments.robosuite.installed import load_robosuite
 
-        load_robosuite()
         return LiftEnvironment.from_config(config)
 
     def check(self, config: EnvironmentConfig) -> None:
         from wmpo_ray.environments.robosuite.installed import load_robosuite
 
-        load_robosuite()
+        load_robosuite("lift")

@@ -16,15 +16,15 @@ SUPPORTED = {"robosuite": ((1, 4, 1), (1, 4, 2)), "mujoco": ((2, 3, 2), (3,)), "
 INSTALL = "install the versions that fit with: pip install 'wmpo-ray[sim]', or make setup EXTRAS=sim"
 
 
-def load_robosuite() -> Any:
-    """The package, ready to draw without a screen. Raises ConfigError in one line where it cannot be used."""
+def load_robosuite(kind: str = "robosuite") -> Any:
+    """The package, ready to draw without a screen, for environments of a kind. Raises ConfigError in one line where it cannot be used."""
     if version_of("robosuite") is None:
         raise ConfigError(
-            'environment.kind="robosuite" needs the package robosuite, which is not installed; pip install '
+            f'environment.kind="{kind}" needs the package robosuite, which is not installed; pip install '
             "'wmpo-ray[sim]' or change environment.kind"
         )
     if wrong := conflicts():
-        raise ConfigError(f'environment.kind="robosuite": {"; ".join(wrong)}; {INSTALL}')
+        raise ConfigError(f'environment.kind="{kind}": {"; ".join(wrong)}; {INSTALL}')
     choose_backend()
     # Its only news at the import are that it has no private settings.
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
@@ -32,7 +32,7 @@ def load_robosuite() -> Any:
         return importlib.import_module("robosuite")
     except (ImportError, AttributeError, RuntimeError) as error:  # OpenGL that is not there is any of them
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f'environment.kind="robosuite" cannot be imported ({reason}); {INSTALL}') from None
+        raise ConfigError(f'environment.kind="{kind}" cannot be imported ({reason}); {INSTALL}') from None
 
 
 def conflicts() -> list[str]:
