@@ -33,7 +33,7 @@ def fidelity(
             metavar="FILE",
             envvar="WMPO_LPIPS",
             parser=user_path,
-            help="Weights of LPIPS with AlexNet (safetensors); without them there is no LPIPS.",
+            help="Weights of LPIPS with AlexNet; wmpo_ray/fidelity/learned_distance.py says how to write them.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON, for programs.")] = False,

@@ -71,13 +71,18 @@ def _batches(
 
 def _measure_batch(world: World, part: Episodes, imagined: np.ndarray, instruments: Instruments) -> Measured:
     real = np.asarray(part.frames)
-    videos = {IMAGINED: imagined, STILL: np.repeat(real[:, :1], real.shape[1], 1), CEILING: reconstructed(world, real)}
+    makers: dict[str, Callable[[], np.ndarray]] = {  # one at a time: each takes as much memory as the batch
+        IMAGINED: lambda: imagined,
+        STILL: lambda: np.repeat(real[:, :1], real.shape[1], 1),
+        CEILING: lambda: reconstructed(world, real),
+    }
     found = Measured()
     probes = [_similarity(part, instruments), *_positions(part, instruments, found)]
     names, known = metrics_for(""), np.arange(1, real.shape[1])[None] <= part.lengths[:, None]
     for source in SOURCES:
-        figures = {name: values for probe in probes for name, values in probe(videos[source]).items()}
-        figures |= _judged(part, source, videos[source], instruments, found)
+        videos = makers[source]()
+        figures = {name: values for probe in probes for name, values in probe(videos).items()}
+        figures |= _judged(part, source, videos, instruments, found)
         for name, values in figures.items():
             kept = values if names[name].to_the_end else np.where(known, values, np.nan)
             found.values.setdefault(name, {})[source] = kept.astype(np.float32)
@@ -92,17 +97,18 @@ def reconstructed(world: Any, frames: np.ndarray) -> np.ndarray:
 
 
 def _similarity(part: Episodes, instruments: Instruments) -> Callable[[np.ndarray], Figures]:
-    real = np.asarray(part.frames)[:, 1:]
-    flat = real.reshape(-1, *real.shape[2:])
-
-    def measure_one(videos: np.ndarray) -> Figures:
-        shown = videos[:, 1:].reshape(flat.shape)
-        figures = {"psnr_db": psnr(flat, shown), "ssim": ssim(flat, shown, instruments.device)}
+    def of_video(real: np.ndarray, shown: np.ndarray) -> Figures:
+        figures = {"psnr_db": psnr(real, shown), "ssim": ssim(real, shown, instruments.device)}
         if instruments.distance is not None:
-            figures["lpips"] = instruments.distance.between(flat, shown)
-        return {name: values.reshape(real.shape[:2]) for name, values in figures.items()}
+            figures["lpips"] = instruments.distance.between(real, shown)
+        return figures
 
-    return measure_one
+    def of_all(videos: np.ndarray) -> Figures:
+        # A video at a time, because differences of pixels take several bytes each.
+        found = [of_video(real[1:], shown[1:]) for real, shown in zip(part.frames, videos, strict=True)]
+        return {name: np.stack([one[name] for one in found]) for name in found[0]}
+
+    return of_all
 
 
 def _positions(part: Episodes, instruments: Instruments, found: Measured) -> Iterator[Callable[[np.ndarray], Figures]]:
