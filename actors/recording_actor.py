@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from wmpo_ray.core.runtime_settings import configure_process
 from wmpo_ray.core.timeline import span
 from wmpo_ray.core.types import Episodes
 from wmpo_ray.data.about import Provenance
+from wmpo_ray.data.episodes import as_lazy
 from wmpo_ray.data.store import save_episodes
 from wmpo_ray.environments.environment_world import EnvironmentWorld
 from wmpo_ray.registry import load_policy, make_environment
@@ -79,7 +81,8 @@ class RecordingActor:
         if videos is not None:
             with span("write"):
                 rows = video_candidates(episodes.success, episodes.failures)
-                save_episodes(Path(videos), episodes.rows(rows))
+                shown = replace(episodes, frames=as_lazy(episodes)).rows(rows)  # without a copy of their frames
+                save_episodes(Path(videos), shown)
         return Ended.of(episodes)
 
     def execute(self, seeds: np.ndarray, actions: np.ndarray) -> np.ndarray:
