@@ -7,8 +7,8 @@ from collections.abc import Generator
 import numpy as np
 
 from wmpo_ray.environments.robosuite.experts.expert import Part
-from wmpo_ray.environments.robosuite.experts.geometry import heading
 from wmpo_ray.environments.robosuite.experts.moves import CLOSE, CLOSE_STEPS, Manipulation, Target
+from wmpo_ray.environments.robosuite.experts.rotations import heading
 from wmpo_ray.environments.robosuite.experts.scene import Pose
 from wmpo_ray.environments.robosuite.experts.servo import PositionServo
 

@@ -6,8 +6,8 @@ from collections.abc import Generator
 
 import numpy as np
 
-from wmpo_ray.environments.robosuite.experts.geometry import heading
 from wmpo_ray.environments.robosuite.experts.moves import Manipulation, Target
+from wmpo_ray.environments.robosuite.experts.rotations import heading
 
 LIFTED = 0.10  # m above the table; 0.04 are asked for
 QUARTER = np.pi / 2
