@@ -49,22 +49,26 @@ class CoffeeExpert(Manipulation):
                 return False
             self.stage = "lift"
             yield from self.rise(self.scene.hand().position[2] + LIFT)
-        holder, turned = self.scene.body(HOLDER).position, heading(self._pod().rotation)
+        turned = heading(self._pod().rotation)
         for stage, height, within, turn_within, steps in (
             ("carry", ALIGN_HEIGHT, COARSE_WITHIN, ALIGN_TURN, 80),
             ("align", ALIGN_HEIGHT, ALIGN_WITHIN, ALIGN_TURN, 60),
             ("lower", DROP_HEIGHT, DOWN_WITHIN, np.pi, 30),
         ):
             self.stage = stage
-            target = Target(holder + np.array([0.0, 0.0, height]), turned)
-            servo = PositionServo(gain=1.0, integral_rate=0.0)
-            settled = 2 if stage == "align" else 1
-            arrived = yield from self.carry(
-                pod, self._pod, lambda target=target: target, within, turn_within, steps, settled, servo=servo
-            )
-            if not arrived:
+            if not (yield from self._bring(height, turned, within, turn_within, steps, 2 if stage == "align" else 1)):
                 return False
         return (yield from self.release(retreat=0.10))
+
+    def _bring(
+        self, height: float, yaw: float, within: np.ndarray, turn_within: float, max_steps: int, settled: int
+    ) -> Part:
+        """Carry the pod over the holder, to a height above its middle."""
+        target = Target(self.scene.body(HOLDER).position + np.array([0.0, 0.0, height]), yaw)
+        pod, servo = self.scene.env.coffee_pod, PositionServo(gain=1.0, integral_rate=0.0)
+        return (
+            yield from self.carry(pod, self._pod, lambda: target, within, turn_within, max_steps, settled, servo=servo)
+        )
 
     def _close_lid(self) -> Part:
         """From behind, with a closed hand."""
