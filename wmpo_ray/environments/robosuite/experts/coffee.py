@@ -7,8 +7,8 @@ from collections.abc import Generator
 import numpy as np
 
 from wmpo_ray.environments.robosuite.experts.expert import Part
-from wmpo_ray.environments.robosuite.experts.hand_poses import heading
 from wmpo_ray.environments.robosuite.experts.moves import CLOSE, CLOSE_STEPS, Manipulation, Target
+from wmpo_ray.environments.robosuite.experts.rotations import heading
 from wmpo_ray.environments.robosuite.experts.scene import Pose
 from wmpo_ray.environments.robosuite.experts.servo import PositionServo
 
@@ -20,7 +20,7 @@ ALIGN_HEIGHT, DROP_HEIGHT = 0.065, 0.032  # m: the pod's middle above the holder
 COARSE_WITHIN = np.array([0.008, 0.008, 0.015])  # m
 ALIGN_WITHIN, ALIGN_TURN = np.array([0.0025, 0.0025, 0.006]), 0.1  # m, rad
 DOWN_WITHIN = np.array([np.inf, np.inf, 0.004])  # m
-INSIDE, LOW = 0.0055, 0.012  # m: of a pod that is in the holder, from the holder's middle in the plane and upward
+INSIDE, LOW = 0.015, 0.02  # m from the middle of the holder, in the plane and up, of a pod that the lid can press in
 CLOSED = 0.2  # rad; the task asks for 15 degrees
 HINGE = -0.046  # m along the machine's y, from the holder
 OVER = 1.17  # m: a height at which the hand passes over the open lid

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Generator
 
 import numpy as np
 
-from wmpo_ray.environments.robosuite.experts.hand_poses import heading
 from wmpo_ray.environments.robosuite.experts.moves import Manipulation, Target
+from wmpo_ray.environments.robosuite.experts.rotations import heading
 
 LIFTED = 0.10  # m above the table; 0.04 are asked for
 QUARTER = np.pi / 2
@@ -20,7 +19,7 @@ class LiftExpert(Manipulation):
         while True:
             if not self.keeps(env.cube):
                 yaw = self.nearest_yaw(heading(self.scene.body(env.cube.root_body).rotation), QUARTER)
-                yield from self.pick(env.cube, functools.partial(self._grasp, yaw))
+                yield from self.pick(env.cube, lambda yaw=yaw: self._grasp(yaw))
                 continue
             self.stage = "lift"
             yield from self.rise(float(env.model.mujoco_arena.table_offset[2]) + LIFTED, max_steps=25)
