@@ -1,36 +1,40 @@
-# Everything happens in .venv; nothing outside this folder is touched.
+# Everything happens in .venv (and in .venv-sim, for tests of simulators); nothing outside this folder is touched.
 PYTHON ?= python3
+VENV ?= .venv
 # Another build of torch, for instance one for your GPU: make setup TORCH="torch==2.11.0 --index-url ..."
 TORCH ?= torch==2.13.0
-# Optional dependencies of pyproject.toml, such as a simulator: make setup EXTRAS=pusht
+# Optional dependencies of pyproject.toml, such as a simulator: make setup EXTRAS=pusht, or EXTRAS=sim for robosuite
 EXTRAS ?=
 OUT ?= runs/demo
 SEED ?= 0
 FAULTS ?= 100
 FIXTURES ?= tests/golden
 
-BIN := .venv/bin
+BIN := $(VENV)/bin
 comma := ,
+# The first file that names a package counts: the simulators of `sim` are older than the rest.
+CONSTRAINTS := $(if $(filter sim,$(subst $(comma), ,$(EXTRAS))),constraints-sim.txt) constraints.txt
 # One stamp for each choice of extras, so that asking for another one installs it.
-STAMP := .venv/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
+STAMP := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 
-.PHONY: help setup demo cluster-demo test test-slow lint soak bench-demo bench-cache bench-memory bench-house bench-coordinator bench-autoscaling \
-	bench-weights bench-operations bench-samplers bench-models bench-experts bench-gpu fuzz-readers evidence pretrain-embedded clean
+.PHONY: help setup demo cluster-demo test test-slow test-simulators lint soak bench-demo bench-cache bench-memory bench-house \
+	bench-coordinator bench-autoscaling bench-weights bench-operations bench-samplers bench-models bench-experts bench-gpu \
+	fuzz-readers evidence pretrain-embedded clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP)  ## install into .venv (TORCH=... for another build of torch, EXTRAS=pusht for a simulator)
+setup: $(STAMP)  ## install into .venv (TORCH=... for another build of torch, EXTRAS=pusht or sim for simulators)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and \
 		f"$(PYTHON) is Python {v}: 3.11 or newer is needed; name one with: make setup PYTHON=python3.11")'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(TORCH)
 	@# torch is the one version that users choose: the constraints must not put another in its place.
-	grep -v '^torch==' constraints.txt > .venv/constraints.txt
-	$(BIN)/python -m pip install -c .venv/constraints.txt -e ".[dev$(if $(EXTRAS),$(comma)$(EXTRAS))]"
+	awk -F== '!($$1 in named) && $$1 != "torch"; { named[$$1] }' $(CONSTRAINTS) > $(VENV)/constraints.txt
+	$(BIN)/python -m pip install -c $(VENV)/constraints.txt -e ".[dev$(if $(EXTRAS),$(comma)$(EXTRAS))]"
 	@touch $@
 
 demo: setup  ## the whole of WMPO on the embedded task: table and report (OUT=runs/demo SEED=0)
@@ -45,6 +49,10 @@ test: setup  ## the tests
 
 test-slow: setup  ## the deaths, hangs, nodes, TLS and transports that `make test` leaves out: half an hour
 	$(BIN)/python -m pytest -m slow
+
+test-simulators:  ## PushT and robosuite for real, in an environment with their older numpy (.venv-sim)
+	$(MAKE) setup VENV=.venv-sim EXTRAS=sim,pusht
+	.venv-sim/bin/python -m pytest tests/contract/test_environments.py tests/environments
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -101,4 +109,4 @@ pretrain-embedded: setup  ## rebuild the shipped world models from nothing
 	$(BIN)/python -m benchmarks.pretrain_embedded --name embedded-b --seed 1
 
 clean:  ## remove .venv and caches; runs/ stays
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-sim .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info

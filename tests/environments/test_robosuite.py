@@ -14,6 +14,7 @@ from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.starts import seeded_starts, start_seeds
 from wmpo_ray.environments.environment_world import EnvironmentWorld
 from wmpo_ray.environments.facts import environment_facts
+from wmpo_ray.environments.robosuite.evaluation_starts import TASKS, TOLERANCE, draw_starts, recorded_starts
 from wmpo_ray.registry import make_environment
 from wmpo_ray.rollout.evaluation import execute_actions, rollout_expert
 
@@ -66,6 +67,26 @@ def test_frames_are_upright_and_show_the_cube():
     rows = np.flatnonzero(red.any(1))
     assert red.sum() > 3 and rows.min() > 32, "the cube lies in the lower half of the front view"
     assert drawn(camera="birdview").std() > 5
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_evaluations_start_where_they_were_recorded(task):
+    recorded = recorded_starts(task)
+    assert set(recorded.versions) == {"robosuite", "mujoco", "numpy"} and len(np.unique(recorded.qpos, axis=0)) == 128
+    simulator = kept_environment(task=task).simulator()
+    seeds, drawn = draw_starts(simulator)
+    assert np.array_equal(seeds, recorded.seeds) and np.array_equal(seeds, start_seeds("evaluate", 128, run_seed=5))
+    np.testing.assert_allclose(drawn, recorded.qpos, rtol=0, atol=TOLERANCE)
+
+
+def test_starts_that_are_drawn_otherwise_end_a_run_before_it_begins(monkeypatch):
+    environment = environment_of()
+    place = environment.simulator().place
+    monkeypatch.setattr(environment.simulator(), "place", lambda seed: place(seed + 1))
+    with pytest.raises(
+        ConfigError, match="draws other start states than were recorded with mujoco 2.3.2, numpy 1.26.4"
+    ):
+        environment.check()
 
 
 @pytest.mark.parametrize("task", ["Lift", "NutAssemblySingle", "Door"])

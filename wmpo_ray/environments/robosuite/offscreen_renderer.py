@@ -85,7 +85,12 @@ _OPEN: weakref.WeakSet[OffscreenRenderer] = weakref.WeakSet()
 @functools.cache
 def _close_before_opengl_ends() -> None:
     """OpenGL ends at the exit of the process; what is registered later, as this is, comes first."""
-    atexit.register(lambda: [renderer.close() for renderer in list(_OPEN)])
+    atexit.register(_close_all)
+
+
+def _close_all() -> None:
+    for renderer in list(_OPEN):
+        renderer.close()
 
 
 def _free(context: Any, gl: Any) -> None:

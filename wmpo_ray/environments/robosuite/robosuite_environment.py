@@ -11,6 +11,7 @@ import numpy as np
 from wmpo_ray.config.run import EnvironmentConfig
 from wmpo_ray.core.types import Observation, StartState
 from wmpo_ray.environments.robosuite.disruptions import change_look, check_disruption, displace
+from wmpo_ray.environments.robosuite.evaluation_starts import check_starts
 from wmpo_ray.environments.robosuite.experts import has_expert, make_expert
 from wmpo_ray.environments.robosuite.installed import version_of
 from wmpo_ray.environments.robosuite.object_failures import ObjectFailures
@@ -47,8 +48,8 @@ class RobosuiteEnvironment:
         return cls(config)
 
     def check(self) -> None:
-        """Place a scene, draw it and take a step. Raises ConfigError in one line for whatever is missing or wrong."""
-        check_disruption(self.config.task, self.config.disruption)
+        """Place scenes, draw one and take a step. Raises ConfigError in one line for whatever is missing or wrong."""
+        check_starts(self.simulator(), self.config.task)
         self.restore([StartState(np.zeros((0, 0, 0, 3), np.uint8), "", 0)])
         self.render()
         self.advance(np.zeros((1, self.action_dim), np.float32))

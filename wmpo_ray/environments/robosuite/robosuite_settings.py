@@ -39,7 +39,7 @@ class RobosuiteConfig(EnvironmentConfig):
     instruction: Annotated[str, Field(max_length=1000)] = ""  # "": that of the task
     camera: str = "agentview"  # or frontview, birdview, sideview, robot0_eye_in_hand
     image_size: ImageSize = 64  # height and width that are rendered
-    # Of the picture, so of all data of a run. Shadows and reflections take three quarters of the time of rendering.
+    # Of the picture, so of all data of a run. Shadows and reflections take half of the time of rendering.
     multisampling: Literal[0, 2, 4, 8, 16] = 4  # samples of a pixel
     shadows: bool = False
     reflections: bool = False

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -149,18 +150,13 @@ def _make(robosuite: Any, task: str) -> Any:
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Seed the global random numbers that robosuite draws from, and leave them afterwards as they were."""
-    before, before_python, choice = np.random.get_state(), random.getstate(), random.choice
-
-    def choose(options: Sequence[str]) -> str:
-        # robosuite chooses from sets of names, whose order is another one in every process.
-        return choice(sorted(options))
-
+    before, before_python = np.random.get_state(), random.getstate()
     np.random.seed(seed % 2**32)
     random.seed(seed)
-    random.choice = choose
     try:
-        yield
+        # robosuite chooses from sets of names, whose order is another one in every process.
+        with mock.patch.object(random, "choice", lambda options, choose=random.choice: choose(sorted(options))):
+            yield
     finally:
-        random.choice = choice
         np.random.set_state(before)
         random.setstate(before_python)
