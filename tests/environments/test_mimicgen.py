@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
+import numpy as np
 import pytest
 
 from tests.support.config_errors import error_of
 from wmpo_ray.config.loading import load_config, validate
 from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.core.starts import seeded_starts
+from wmpo_ray.core.types import StartState
 from wmpo_ray.environments.facts import environment_facts
 from wmpo_ray.environments.mimicgen.mimicgen_settings import HORIZONS, INSTRUCTIONS
 from wmpo_ray.environments.mimicgen.mimicgen_source import find_mimicgen, load_mimicgen
@@ -81,3 +85,22 @@ def test_wrong_settings_are_named():
         "coffee", "environment.task=Tea_D0"
     )
     assert "environment.checkout" in error_of("coffee", "environment.checkout=s3://bucket/mimicgen")
+
+
+@pytest.mark.parametrize("task", INSTRUCTIONS)
+def test_a_real_scene_goes_on_as_it_was_saved(task):
+    """Where the variable MIMICGEN names a checkout."""
+    if not os.environ.get("MIMICGEN"):
+        pytest.skip("set MIMICGEN to the folder of a checkout of MimicGen")
+    pytest.importorskip("robosuite", exc_type=ImportError)
+    environment = make_environment(section(task=task, image_size=64, checkout=os.environ["MIMICGEN"]))
+    environment.restore(seeded_starts([3]))
+    for _ in range(5):
+        environment.advance(environment.expert_action(np.random.default_rng(0)))
+    (saved,) = environment.save()
+    frames = []
+    for _ in range(2):
+        environment.restore([StartState(np.zeros((0, 0, 0, 3), np.uint8), "", None, saved_state=saved)])
+        environment.advance(environment.expert_action(np.random.default_rng(0)))
+        frames.append(environment.render())
+    assert np.array_equal(*frames) and frames[0].shape == (1, 64, 64, 3) and frames[0].std() > 5

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.environments.robosuite.experts import has_expert, make_expert
-from wmpo_ray.environments.robosuite.experts.hand_poses import (
+from wmpo_ray.environments.robosuite.experts.lift import LiftExpert
+from wmpo_ray.environments.robosuite.experts.rotations import (
     DOWN,
     about_z,
     axis_angle,
@@ -24,7 +25,6 @@ from wmpo_ray.environments.robosuite.experts.hand_poses import (
     rotation_about,
     wrap,
 )
-from wmpo_ray.environments.robosuite.experts.lift import LiftExpert
 from wmpo_ray.environments.robosuite.experts.scene import Pose
 from wmpo_ray.environments.robosuite.experts.servo import (
     INTEGRAL_LIMIT,

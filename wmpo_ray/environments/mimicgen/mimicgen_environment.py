@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from wmpo_ray.config.run import EnvironmentConfig
 from wmpo_ray.environments.mimicgen.mimicgen_settings import MimicGenConfig
-from wmpo_ray.environments.mimicgen.mimicgen_source import load_mimicgen
+from wmpo_ray.environments.mimicgen.mimicgen_source import load_mimicgen, mimicgen_version
 from wmpo_ray.environments.robosuite.robosuite_environment import RobosuiteEnvironment
 from wmpo_ray.environments.robosuite.simulator import Simulator
 
@@ -25,3 +25,6 @@ class MimicGenEnvironment(RobosuiteEnvironment):
         if self._simulator is None:
             load_mimicgen(self.checkout)
         return super().simulator()
+
+    def _identity(self) -> str:
+        return f"{super()._identity()}, mimicgen {mimicgen_version()}"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # a configuration is read without torch
 
 
 class MimicGenKind(RobosuiteKind):
-    section = MimicGenConfig
+    section = MimicGenConfig  # type: ignore[assignment]  # a section of its own, with the same settings and more
 
     def make(self, config: EnvironmentConfig) -> MimicGenEnvironment:
         from wmpo_ray.environments.mimicgen.mimicgen_environment import MimicGenEnvironment

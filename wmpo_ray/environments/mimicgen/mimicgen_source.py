@@ -48,6 +48,11 @@ def load_mimicgen(checkout: str) -> None:
         )
 
 
+def mimicgen_version() -> str:
+    """Of the one that was imported."""
+    return str(getattr(sys.modules[MODULE], "__version__", "unknown"))
+
+
 def find_mimicgen(checkout: str) -> Path:
     """The folder of the package, which is not imported yet; raises ConfigError as `load_mimicgen`."""
     if loaded := sys.modules.get(MODULE):

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wmpo_ray.environments.robosuite.experts.expert import Part
-from wmpo_ray.environments.robosuite.experts.hand_poses import heading, rotation_about, wrap
 from wmpo_ray.environments.robosuite.experts.moves import Manipulation, Target
+from wmpo_ray.environments.robosuite.experts.rotations import heading, rotation_about, wrap
 from wmpo_ray.environments.robosuite.experts.scene import Pose
 from wmpo_ray.environments.robosuite.experts.servo import PositionServo
 

@@ -7,8 +7,8 @@ from collections.abc import Generator
 import numpy as np
 
 from wmpo_ray.environments.robosuite.experts.expert import Part
-from wmpo_ray.environments.robosuite.experts.hand_poses import heading
 from wmpo_ray.environments.robosuite.experts.moves import CLOSE, CLOSE_STEPS, Manipulation, Target
+from wmpo_ray.environments.robosuite.experts.rotations import heading
 from wmpo_ray.environments.robosuite.experts.scene import Pose
 from wmpo_ray.environments.robosuite.experts.servo import PositionServo
 
@@ -20,7 +20,7 @@ ALIGN_HEIGHT, DROP_HEIGHT = 0.065, 0.032  # m: the pod's middle above the holder
 COARSE_WITHIN = np.array([0.008, 0.008, 0.015])  # m
 ALIGN_WITHIN, ALIGN_TURN = np.array([0.0025, 0.0025, 0.006]), 0.1  # m, rad
 DOWN_WITHIN = np.array([np.inf, np.inf, 0.004])  # m
-INSIDE, LOW = 0.0055, 0.012  # m: of a pod that is in the holder, from the holder's middle in the plane and upward
+INSIDE, LOW = 0.015, 0.02  # m from the middle of the holder, in the plane and up, of a pod that the lid can press in
 CLOSED = 0.2  # rad; the task asks for 15 degrees
 HINGE = -0.046  # m along the machine's y, from the holder
 OVER = 1.17  # m: a height at which the hand passes over the open lid
@@ -49,22 +49,26 @@ class CoffeeExpert(Manipulation):
                 return False
             self.stage = "lift"
             yield from self.rise(self.scene.hand().position[2] + LIFT)
-        holder, turned = self.scene.body(HOLDER).position, heading(self._pod().rotation)
+        turned = heading(self._pod().rotation)
         for stage, height, within, turn_within, steps in (
             ("carry", ALIGN_HEIGHT, COARSE_WITHIN, ALIGN_TURN, 80),
             ("align", ALIGN_HEIGHT, ALIGN_WITHIN, ALIGN_TURN, 60),
             ("lower", DROP_HEIGHT, DOWN_WITHIN, np.pi, 30),
         ):
             self.stage = stage
-            target = Target(holder + np.array([0.0, 0.0, height]), turned)
-            servo = PositionServo(gain=1.0, integral_rate=0.0)
-            settled = 2 if stage == "align" else 1
-            arrived = yield from self.carry(
-                pod, self._pod, lambda target=target: target, within, turn_within, steps, settled, servo=servo
-            )
-            if not arrived:
+            if not (yield from self._bring(height, turned, within, turn_within, steps, 2 if stage == "align" else 1)):
                 return False
         return (yield from self.release(retreat=0.10))
+
+    def _bring(
+        self, height: float, yaw: float, within: np.ndarray, turn_within: float, max_steps: int, settled: int
+    ) -> Part:
+        """Carry the pod over the holder, to a height above its middle."""
+        target = Target(self.scene.body(HOLDER).position + np.array([0.0, 0.0, height]), yaw)
+        pod, servo = self.scene.env.coffee_pod, PositionServo(gain=1.0, integral_rate=0.0)
+        return (
+            yield from self.carry(pod, self._pod, lambda: target, within, turn_within, max_steps, settled, servo=servo)
+        )
 
     def _close_lid(self) -> Part:
         """From behind, with a closed hand."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Generator
 
 import numpy as np
 
-from wmpo_ray.environments.robosuite.experts.hand_poses import heading
+from wmpo_ray.environments.robosuite.experts.expert import Part
 from wmpo_ray.environments.robosuite.experts.moves import Manipulation, Target
+from wmpo_ray.environments.robosuite.experts.rotations import heading
 
 LIFTED = 0.10  # m above the table; 0.04 are asked for
 QUARTER = np.pi / 2
@@ -19,12 +19,13 @@ class LiftExpert(Manipulation):
         env = self.scene.env
         while True:
             if not self.keeps(env.cube):
-                yaw = self.nearest_yaw(heading(self.scene.body(env.cube.root_body).rotation), QUARTER)
-                yield from self.pick(env.cube, functools.partial(self._grasp, yaw))
+                yield from self._grasp()
                 continue
             self.stage = "lift"
             yield from self.rise(float(env.model.mujoco_arena.table_offset[2]) + LIFTED, max_steps=25)
             yield from self.rest()
 
-    def _grasp(self, yaw: float) -> Target:
-        return Target(self.scene.body(self.scene.env.cube.root_body).position, yaw)
+    def _grasp(self) -> Part:
+        cube = self.scene.env.cube
+        yaw = self.nearest_yaw(heading(self.scene.body(cube.root_body).rotation), QUARTER)
+        return (yield from self.pick(cube, lambda: Target(self.scene.body(cube.root_body).position, yaw)))

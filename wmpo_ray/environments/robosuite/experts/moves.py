@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wmpo_ray.environments.robosuite.experts.expert import Expert, Part
-from wmpo_ray.environments.robosuite.experts.hand_poses import (
+from wmpo_ray.environments.robosuite.experts.rotations import (
     DOWN,
     about_z,
     axis_angle,

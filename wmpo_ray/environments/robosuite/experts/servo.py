@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from wmpo_ray.environments.robosuite.experts.hand_poses import axis_angle
+from wmpo_ray.environments.robosuite.experts.rotations import axis_angle
 
 POSITION_UNIT, ROTATION_UNIT = 0.05, 0.5  # m, rad
 GAIN = 1.5

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from wmpo_ray.environments.robosuite.experts.expert import Part
-from wmpo_ray.environments.robosuite.experts.hand_poses import about_z, equivalents, heading
 from wmpo_ray.environments.robosuite.experts.moves import YAW_LIMIT, Manipulation, Target
+from wmpo_ray.environments.robosuite.experts.rotations import about_z, equivalents, heading
 from wmpo_ray.environments.robosuite.experts.scene import Pose
 
 QUARTER, HALF = np.pi / 2, np.pi

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from wmpo_ray.environments.robosuite.experts.expert import Part
-from wmpo_ray.environments.robosuite.experts.hand_poses import equivalents, heading
 from wmpo_ray.environments.robosuite.experts.moves import YAW_LIMIT, Manipulation, Target
+from wmpo_ray.environments.robosuite.experts.rotations import equivalents, heading
 from wmpo_ray.environments.robosuite.experts.scene import Pose
 
 QUARTER = np.pi / 2
