@@ -36,6 +36,7 @@ from wmpo_ray.data.store import CACHE_BYTES, episode_writer, load_episodes
 
 STEPS, SIZE, WINDOW, BATCH = 50, 64, 12, 64
 BATCH_WRITTEN = 50  # episodes
+WARM_UP = 3  # times as long as a round
 
 
 def write_file(path: Path, num: int) -> float:
@@ -78,77 +79,66 @@ def our_windows_per_s(episodes: Episodes, seconds: float, chance: np.random.Gene
     return done / passed
 
 
+OTHERS = {  # reader -> (package, its file, camera, how it keeps what it read)
+    "hdf5_plain": ("robomimic", "plain.hdf5", IMAGE_KEY, "low_dim"),
+    "hdf5_gzip": ("robomimic", "gzip.hdf5", IMAGE_KEY, "low_dim"),
+    "lerobot": ("lerobot", "lerobot", LEROBOT_KEY, "default"),
+}
+RATIOS = {
+    "windows_ratio_hdf5": ("hdf5_plain", "robomimic's SequenceDataset, HDF5 without compression"),
+    "windows_ratio_hdf5_gzip": ("hdf5_gzip", "robomimic's SequenceDataset, HDF5 as we export it"),
+    "windows_ratio_lerobot": ("lerobot", "lerobot's LeRobotDataset, our export"),
+}
+OURS = {"": "ours", "nothing_kept/": "ours_nothing_kept"}  # the second without our cache
+
+
 def measure(options: argparse.Namespace, folder: Path, python: Path) -> dict[str, dict[str, Any]]:
-    path, plain, packed, robots = (folder / name for name in ("a.parquet", "plain.hdf5", "gzip.hdf5", "lerobot"))
-    rates = [write_file(path, min(options.episodes, 200)) for _ in range(options.rounds)]
+    path = folder / "a.parquet"
+    written = [write_file(path, min(options.episodes, 200)) for _ in range(options.rounds)]
     write_file(path, options.episodes)
-    print(f"{options.episodes} episodes written", flush=True)
-    export_robomimic(path, packed)
-    write_plain_hdf5(packed, plain)
-    export_lerobot(path, robots, fps=20)
-    print("exported", flush=True)
-    chance = np.random.default_rng(0)
+    export_robomimic(path, folder / "gzip.hdf5")
+    write_plain_hdf5(folder / "gzip.hdf5", folder / "plain.hdf5")
+    export_lerobot(path, folder / "lerobot", fps=20)
+    print(f"{options.episodes} episodes written and exported", flush=True)
+    found = read_in_turns(options, path, python)
+    files = {"ours": path} | {name: folder / file for name, (_, file, _, _) in OTHERS.items()}
+    figures = {
+        f"{prefix}{name}": spread(
+            [a / b for a, b in zip(found[ours], found[other], strict=True)],
+            f"times as many windows a second as {what}" + (", without our cache" if prefix else ""),
+        )
+        for prefix, ours in OURS.items()
+        for name, (other, what) in RATIOS.items()
+    }
+    for name, rates in found.items():
+        figures[f"windows_per_s/{name}"] = spread(rates, f"windows of {WINDOW} frames a second")
+    figures["write_episodes_per_s"] = spread(
+        written, f"episodes of {STEPS + 1} frames of {SIZE}x{SIZE} a second, on disk"
+    )
+    figures["frames_mib"] = {"value": round(options.episodes * (STEPS + 1) * SIZE**2 * 3 / 2**20), "unit": "MiB in all"}
+    figures["cache_mib"] = {"value": CACHE_BYTES >> 20, "unit": "MiB of decoded frames that our reader keeps"}
+    for name, file in files.items():
+        figures[f"file_mib/{name}"] = {"value": round(size_of(file) / 2**20, 1), "unit": "MiB"}
+    return figures
+
+
+def read_in_turns(options: argparse.Namespace, path: Path, python: Path) -> dict[str, list[float]]:
+    """Windows a second of each reader, by round; a longer round before them, in which caches fill, is not counted."""
+    chance, found = np.random.default_rng(0), dict[str, list[float]]()
     ours = {"ours": load_episodes(path), "ours_nothing_kept": load_episodes(path, cache_bytes=0)}
-    found: dict[str, list[float]] = {}
-    with ExitStack() as open_readers:
+    with ExitStack() as opened:
         readers = {
-            name: (open_readers.enter_context(Reader(python, package, where, key, folder / "log")), mode)
-            for name, package, where, key, mode in (
-                ("hdf5_plain", "robomimic", plain, IMAGE_KEY, "low_dim"),
-                ("hdf5_gzip", "robomimic", packed, IMAGE_KEY, "low_dim"),
-                ("lerobot", "lerobot", robots, LEROBOT_KEY, "default"),
-            )
+            name: (opened.enter_context(Reader(python, package, path.parent / file, key, path.parent / "log")), mode)
+            for name, (package, file, key, mode) in OTHERS.items()
         }
         for number in range(options.rounds + 1):
-            seconds = options.seconds if number else 3 * options.seconds  # the first round warms all of them up
-            rates_now = {name: our_windows_per_s(each, seconds, chance) for name, each in ours.items()}
-            rates_now |= {name: reader.windows_per_s(mode, seconds) for name, (reader, mode) in readers.items()}
-            print(
-                {name: round(rate) for name, rate in rates_now.items()}, "" if number else "(not counted)", flush=True
-            )
-            for name, rate in rates_now.items() if number else ():
+            seconds = options.seconds * (1 if number else WARM_UP)
+            rates = {name: our_windows_per_s(each, seconds, chance) for name, each in ours.items()}
+            rates |= {name: reader.windows_per_s(mode, seconds) for name, (reader, mode) in readers.items()}
+            print({name: round(rate) for name, rate in rates.items()}, "" if number else "(not counted)", flush=True)
+            for name, rate in rates.items() if number else ():
                 found.setdefault(name, []).append(rate)
-    return {
-        **ratio(
-            "windows_ratio_hdf5", found, "ours", "hdf5_plain", "robomimic's SequenceDataset, HDF5 without compression"
-        ),
-        **ratio(
-            "windows_ratio_hdf5_gzip", found, "ours", "hdf5_gzip", "robomimic's SequenceDataset, HDF5 as we export it"
-        ),
-        **ratio("windows_ratio_lerobot", found, "ours", "lerobot", "lerobot's LeRobotDataset, our export"),
-        **ratio(
-            "nothing_kept/windows_ratio_hdf5", found, "ours_nothing_kept", "hdf5_plain", "the same without our cache"
-        ),
-        **ratio(
-            "nothing_kept/windows_ratio_hdf5_gzip",
-            found,
-            "ours_nothing_kept",
-            "hdf5_gzip",
-            "the same without our cache",
-        ),
-        **ratio(
-            "nothing_kept/windows_ratio_lerobot", found, "ours_nothing_kept", "lerobot", "the same without our cache"
-        ),
-        **{
-            f"windows_per_s/{name}": spread(rates, f"windows of {WINDOW} frames a second")
-            for name, rates in found.items()
-        },
-        "write_episodes_per_s": spread(rates, f"episodes of {STEPS + 1} frames of {SIZE}x{SIZE} a second, on the disk"),
-        "frames_mib": {"value": round(options.episodes * (STEPS + 1) * SIZE**2 * 3 / 2**20), "unit": "MiB, all frames"},
-        "cache_mib": {"value": CACHE_BYTES >> 20, "unit": "MiB of decoded frames that our reader keeps"},
-        **{
-            f"file_mib/{name}": {"value": round(size_of(each) / 2**20, 1), "unit": "MiB"}
-            for name, each in (("ours", path), ("hdf5_plain", plain), ("hdf5_gzip", packed), ("lerobot", robots))
-        },
-    }
-
-
-def ratio(name: str, found: dict[str, list[float]], ours: str, other: str, what: str) -> dict[str, dict[str, Any]]:
-    return {
-        name: spread(
-            [a / b for a, b in zip(found[ours], found[other], strict=True)], f"times as many windows a second as {what}"
-        )
-    }
+    return found
 
 
 def spread(values: list[float], unit: str) -> dict[str, Any]:

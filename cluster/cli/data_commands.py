@@ -26,6 +26,10 @@ Files = Annotated[
     list[Path],
     typer.Argument(metavar="FILE...", parser=user_path, help="Trajectory files (Parquet), or folders of them."),
 ]
+Beside = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", parser=user_path, help="Other episodes beside these, row by row; layout rerun."),
+]
 OneFile = Annotated[
     Path, typer.Argument(metavar="FILE", parser=user_path, help="A trajectory file (Parquet), or a folder of them.")
 ]
@@ -192,15 +196,11 @@ def export_file(
         str, typer.Option(metavar="NAME", help="Name of the camera; the layout's usual one if absent.")
     ] = "",
     fps: Annotated[int, typer.Option(min=1, max=1000, help="Actions a second; layout lerobot has times.")] = 10,
-    beside: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", parser=user_path, help="Other episodes beside these, row by row; layout rerun."),
-    ] = None,
+    beside: Beside = None,
 ) -> None:
     """Write a trajectory file in the layout of robomimic and MimicGen, of LeRobot, or as a recording of Rerun.
 
-    With --layout rerun, FILE may be the folder of a run: its real episodes are shown beside their replays in the world
-    model, as the report shows them.
+    For rerun, FILE may be a run: its real episodes are shown beside their replays in the world model.
     """
     _check_out(file, out)
     if beside is not None and layout != "rerun":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -170,17 +169,18 @@ def over_which_arrow_ends_the_process(path: Path) -> Path:
 
 def test_metadata_over_which_arrow_would_end_the_process_are_an_error(tmp_path):
     path = over_which_arrow_ends_the_process(tmp_path / "a")
-    commands = {
-        "import pyarrow.parquet as pq; pq.read_metadata(path).row_group(0).column(0)": None,
-        "from wmpo_ray.data.store import load_episodes; load_episodes(path)": "UserError",
-        "from wmpo_ray.data.store import load_frames; load_frames(path, 0)": "UserError",
-        "from wmpo_ray.data.file_facts import problems_of; print(problems_of(path))": "",
-    }
-    for code, error in commands.items():
-        command = [sys.executable, "-c", f"import pathlib, sys; path = pathlib.Path(sys.argv[1]); {code}", path]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        if error is None:
-            assert done.returncode == -signal.SIGABRT, "Arrow does not end the process any more: is the check needed?"
-        else:
-            assert done.returncode == (1 if error else 0), done.stderr
-            assert f"{path} is damaged or no trajectory file" in done.stderr + done.stdout and error in done.stderr
+    if child("import pyarrow.parquet as pq; pq.read_metadata(path).row_group(0).column(0)", path).returncode == 0:
+        pytest.skip("this version of Arrow does not look at histograms")
+    for code in (
+        "from wmpo_ray.data.store import load_episodes; load_episodes(path)",
+        "from wmpo_ray.data.store import load_frames; load_frames(path, 0)",
+    ):
+        done = child(code, path)
+        assert done.returncode == 1 and f"UserError: {path} is damaged or no trajectory file" in done.stderr
+    done = child("from wmpo_ray.data.file_facts import problems_of; print(problems_of(path))", path)
+    assert done.returncode == 0 and f"{path} is damaged or no trajectory file" in done.stdout
+
+
+def child(code: str, path: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", f"import pathlib, sys; path = pathlib.Path(sys.argv[1]); {code}", path]
+    return subprocess.run(command, check=False, capture_output=True, text=True)
