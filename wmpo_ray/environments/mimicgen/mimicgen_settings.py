@@ -23,6 +23,8 @@ DEFAULT_TASK = "Coffee_D0"
 
 
 class MimicGenConfig(RobosuiteConfig):
+    instructions = INSTRUCTIONS
+
     kind: Literal["mimicgen"] = "mimicgen"  # type: ignore[assignment]  # one kind is never the other
     task: str = DEFAULT_TASK
     horizon: int = HORIZONS[DEFAULT_TASK]  # where it is not set, that of the task in `HORIZONS`
@@ -33,15 +35,9 @@ class MimicGenConfig(RobosuiteConfig):
     @model_validator(mode="before")
     @classmethod
     def _default_horizon(cls, data: Any) -> Any:
-        """Horizon and instruction are the task's."""
-        if not isinstance(data, dict):
-            return data
-        task = str(data.get("task", DEFAULT_TASK))
-        return {
-            "horizon": HORIZONS.get(task, 1),
-            **data,
-            "instruction": data.get("instruction") or INSTRUCTIONS.get(task, ""),
-        }
+        if isinstance(data, dict) and "horizon" not in data:
+            return {**data, "horizon": HORIZONS.get(str(data.get("task", DEFAULT_TASK)), 1)}
+        return data
 
     @field_validator("checkout")
     @classmethod

@@ -119,7 +119,7 @@ class RobosuiteEnvironment:
         if not np.isfinite(actions).all():
             wrong = int(np.flatnonzero(~np.isfinite(actions).all(1))[0])
             raise ValueError(f"the action of scene {wrong} is {actions[wrong].tolist()}; its numbers must be finite")
-        for i in np.flatnonzero(~self.terminated):
+        for i in np.flatnonzero(~self.terminated).tolist():
             simulator.load(self._states[i])
             simulator.step(np.clip(actions[i].astype(np.float64), -1.0, 1.0))
             self._states[i], self._frames[i], self._shown = simulator.state(), None, None
@@ -198,7 +198,7 @@ class RobosuiteEnvironment:
     def expert_action(self, rng: np.random.Generator, noise: float = 0.0) -> np.ndarray:
         """Actions [N, 7] of the script of the task; `noise`, in units of an action, is added to the six deltas."""
         actions = np.zeros((len(self.terminated), self.action_dim))
-        for i in np.flatnonzero(~self.terminated):
+        for i in np.flatnonzero(~self.terminated).tolist():
             self._show(i)
             if self._experts[i] is None:
                 self._experts[i] = make_expert(self.config.task)

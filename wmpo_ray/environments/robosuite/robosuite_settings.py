@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -32,6 +33,8 @@ _NAME = re.compile(r"[A-Za-z]\w{0,59}")
 
 
 class RobosuiteConfig(EnvironmentConfig):
+    instructions: ClassVar[Mapping[str, str]] = INSTRUCTIONS  # of tasks, where the settings have none
+
     kind: Literal["robosuite"] = "robosuite"
     task: str = DEFAULT_TASK  # the name of any task of robosuite for one arm
     # Steps of 1/20 s; where it is not set, that of the task in `HORIZONS`.
@@ -69,4 +72,4 @@ def default_horizon(task: str) -> int:
 def instruction_of(config: RobosuiteConfig) -> str:
     """That of the settings, of the table, or the task's name in words: "TwoWords" -> "two words"."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", config.task).replace("_", " ").lower()
-    return config.instruction or INSTRUCTIONS.get(config.task, words)
+    return config.instruction or config.instructions.get(config.task, words)
