@@ -34,13 +34,13 @@ def absent(monkeypatch):
 @pytest.mark.parametrize("task", INSTRUCTIONS)
 def test_each_task_has_facts_a_horizon_and_an_expert(task):
     config = section(task=task)
-    assert environment_facts(config) == ((256, 256, 3), 7, (INSTRUCTIONS[task],))
+    assert environment_facts(config)[:3] == ((256, 256, 3), 7, (INSTRUCTIONS[task],))
     assert config.horizon == HORIZONS[task] and has_expert(task)
 
 
 def test_what_is_set_wins_over_what_the_task_brings():
     config = section(task="Square_D0", horizon=64, instruction="put it on", image_size=64)
-    assert config.horizon == 64 and environment_facts(config) == ((64, 64, 3), 7, ("put it on",))
+    assert config.horizon == 64 and environment_facts(config)[:3] == ((64, 64, 3), 7, ("put it on",))
 
 
 def test_where_it_is_missing_one_line_says_what_and_under_which_licence(absent):

@@ -105,7 +105,7 @@ def _similarity(part: Episodes, instruments: Instruments) -> Callable[[np.ndarra
 
     def of_all(videos: np.ndarray) -> Figures:
         # A video at a time, because differences of pixels take several bytes each.
-        found = [of_video(real[1:], shown[1:]) for real, shown in zip(part.frames, videos, strict=True)]
+        found = [of_video(part.frames[i][1:], shown[1:]) for i, shown in enumerate(videos)]
         return {name: np.stack([one[name] for one in found]) for name in found[0]}
 
     return of_all

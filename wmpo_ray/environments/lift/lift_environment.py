@@ -159,5 +159,5 @@ class LiftEnvironment:
         actions = np.zeros((len(self._states), ACTION_DIM), np.float32)
         for i in np.flatnonzero(~self.terminated):
             self.scene.load(self._states[i])
-            actions[i] = act(i)
+            actions[i] = act(int(i))
         return actions
