@@ -23,6 +23,7 @@ from wmpo_ray.world_models.diffusion import (
 )
 from wmpo_ray.world_models.diffusion_settings import DenoiserConfig, DiffusionConfig
 from wmpo_ray.world_models.published_stdit import load_published_network, published_world_model
+from wmpo_ray.world_models.target_views import targets_alone
 
 # Of `DenoiserConfig`: what published weights were trained for. The rest is the user's.
 OF_PUBLISHED_WEIGHTS = ("prediction", "input_scaling", "residual", "action_bands", "action_map")
@@ -35,8 +36,9 @@ def begin_world_model(config: Config, pretrained: str, seed: int) -> DiffusionWo
     weights contradict, and for those that only fresh weights could follow; UserError for damaged files.
     """
     settings, chunk = _section(config), config.rollout.chunk_length
+    facts = environment_facts(config.environment)
     if not pretrained:
-        fresh = DiffusionWorldModel.create(settings, environment_facts(config.environment).action_dim, chunk, seed)
+        fresh = DiffusionWorldModel.create(settings, facts.action_dim, chunk, seed, facts.layout)
         fresh.denoiser.config = as_aligned(fresh.denoiser.config, settings.alignment)
         return fresh
     if (PRETRAINED_DIR / pretrained / SETTINGS_FILE).is_file() or (Path(pretrained) / SETTINGS_FILE).is_file():
@@ -51,6 +53,11 @@ def begin_world_model(config: Config, pretrained: str, seed: int) -> DiffusionWo
         raise ConfigError(
             f"rollout.chunk_length={chunk}: the world model {pretrained} imagines chunks of {world.chunk_length} "
             "frames; change it, or world_model.pretrained"
+        )
+    if world.denoiser.layout != targets_alone(facts.layout, world.denoiser.config):
+        raise ConfigError(
+            f"world_model.pretrained = {shown(pretrained)} was taught other views of where an action aims than "
+            f"environment.kind = {shown(config.environment.kind)} has; change one of them"
         )
     world.denoiser.config = as_aligned(world.denoiser.config, settings.alignment)
     return world.with_sampler(settings.sampler.over(world.sampler.config))
