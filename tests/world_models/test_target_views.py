@@ -158,6 +158,12 @@ def test_a_pretrained_model_of_other_views_is_refused(tmp_path, monkeypatch):
         begin_world_model(config, str(tmp_path / "model"), 0)
 
 
+def test_patches_that_do_not_fit_the_frames_are_named():
+    config = validate({"world_model": {**SETTINGS, "network": {**SETTINGS["network"], "patch_size": [1, 6, 4]}}})
+    with pytest.raises(ConfigError, match=r"world_model\.network\.patch_size = \[1, 6, 4\]: frames of 16 x 16"):
+        begin_world_model(config, "", 0)
+
+
 @pytest.mark.parametrize(
     ("layout", "message"),
     [

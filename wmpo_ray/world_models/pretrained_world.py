@@ -11,8 +11,8 @@ from wmpo_ray.config.models import WorldModelTrainingConfig
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.section import refuse_ignored, shown
-from wmpo_ray.environments.facts import environment_facts
-from wmpo_ray.world_models.autoencoder import AutoencoderCodec
+from wmpo_ray.environments.facts import EnvironmentFacts, environment_facts
+from wmpo_ray.world_models.autoencoder import AutoencoderCodec, PixelCodec
 from wmpo_ray.world_models.denoiser import TIME_SCALE
 from wmpo_ray.world_models.diffusion import (
     PRETRAINED_DIR,
@@ -38,6 +38,7 @@ def begin_world_model(config: Config, pretrained: str, seed: int) -> DiffusionWo
     settings, chunk = _section(config), config.rollout.chunk_length
     facts = environment_facts(config.environment)
     if not pretrained:
+        _check_patches(settings, facts)
         fresh = DiffusionWorldModel.create(settings, facts.action_dim, chunk, seed, facts.layout)
         fresh.denoiser.config = as_aligned(fresh.denoiser.config, settings.alignment)
         return fresh
@@ -61,6 +62,16 @@ def begin_world_model(config: Config, pretrained: str, seed: int) -> DiffusionWo
         )
     world.denoiser.config = as_aligned(world.denoiser.config, settings.alignment)
     return world.with_sampler(settings.sampler.over(world.sampler.config))
+
+
+def _check_patches(settings: DiffusionConfig, facts: EnvironmentFacts) -> None:
+    """Raises ConfigError for frames that a fresh network of pixels cannot cut into whole patches."""
+    (height, width, _), (_, rows, columns) = facts.frame_shape, settings.network.patch_size
+    if settings.codec == PixelCodec.name and (height % rows or width % columns):
+        raise ConfigError(
+            f"world_model.network.patch_size = {list(settings.network.patch_size)}: frames of {height} x {width} pixels "
+            f"cannot be cut into patches of {rows} x {columns}; change world_model.network.patch_size"
+        )
 
 
 def as_aligned(own: DenoiserConfig, alignment: WorldModelTrainingConfig) -> DenoiserConfig:

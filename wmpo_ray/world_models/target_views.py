@@ -79,7 +79,7 @@ class TargetViews(BaseModel):
         return self
 
     def layout(self) -> FrameLayout:
-        targets = [target and Target(tuple(target.across), tuple(target.down)) for target in self.targets]
+        targets = [None if each is None else Target(tuple(each.across), tuple(each.down)) for each in self.targets]
         return FrameLayout(tuple(View(*view) for view in self.views), targets=tuple(targets))
 
 
