@@ -44,7 +44,7 @@ def simulator(environment, i: int = 0):
 def test_facts_come_from_the_settings_and_are_those_of_the_scenes():
     facts, environment = environment_facts(environment_section("gymnasium")), scenes(2)
     assert (
-        facts
+        facts[:3]
         == (environment.frame_shape, environment.action_dim, environment.instructions)
         == ((6, 6, 3), 2, ("reach the middle",))
     )
