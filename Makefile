@@ -1,36 +1,41 @@
-# Everything happens in .venv; nothing outside this folder is touched.
+# Everything happens in .venv (and in .venv-sim, for tests of simulators); nothing outside this folder is touched.
 PYTHON ?= python3
+VENV ?= .venv
 # Another build of torch, for instance one for your GPU: make setup TORCH="torch==2.11.0 --index-url ..."
 TORCH ?= torch==2.13.0
-# Optional dependencies of pyproject.toml, such as a simulator: make setup EXTRAS=pusht
+# Optional dependencies of pyproject.toml, such as a simulator: make setup EXTRAS=pusht, or EXTRAS=sim for robosuite
 EXTRAS ?=
 OUT ?= runs/demo
 SEED ?= 0
 FAULTS ?= 100
 FIXTURES ?= tests/golden
 
-BIN := .venv/bin
+BIN := $(VENV)/bin
 comma := ,
+# The first file that names a package counts: the simulators of `sim` are older than the rest.
+CONSTRAINTS := $(if $(filter sim,$(subst $(comma), ,$(EXTRAS))),constraints-sim.txt) constraints.txt
 # One stamp for each choice of extras, so that asking for another one installs it.
-STAMP := .venv/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
+STAMP := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 
-.PHONY: help setup demo cluster-demo test test-slow lint soak bench-demo bench-cache bench-memory bench-house bench-coordinator bench-autoscaling \
-	bench-weights bench-operations bench-samplers bench-models bench-gpu fuzz-readers evidence pretrain-embedded clean
+.PHONY: help setup demo cluster-demo test test-slow test-simulators lint bench-demo bench-cache soak \
+	bench-coordinator bench-autoscaling bench-weights bench-operations bench-samplers bench-experts bench-fidelity \
+	bench-memory bench-metaworld bench-environment-pool bench-house evidence bench-models bench-gpu bench-data \
+	check-exchange exchange-env fuzz-readers pretrain-embedded clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP)  ## install into .venv (TORCH=... for another build of torch, EXTRAS=pusht for a simulator)
+setup: $(STAMP)  ## install into .venv (TORCH=... for another build of torch, EXTRAS=pusht or sim for simulators)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and \
 		f"$(PYTHON) is Python {v}: 3.11 or newer is needed; name one with: make setup PYTHON=python3.11")'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(TORCH)
 	@# torch is the one version that users choose: the constraints must not put another in its place.
-	grep -v '^torch==' constraints.txt > .venv/constraints.txt
-	$(BIN)/python -m pip install -c .venv/constraints.txt -e ".[dev$(if $(EXTRAS),$(comma)$(EXTRAS))]"
+	awk -F== '!($$1 in named) && $$1 != "torch"; { named[$$1] }' $(CONSTRAINTS) > $(VENV)/constraints.txt
+	$(BIN)/python -m pip install -c $(VENV)/constraints.txt -e ".[dev$(if $(EXTRAS),$(comma)$(EXTRAS))]"
 	@touch $@
 
 demo: setup  ## the whole of WMPO on the embedded task: table and report (OUT=runs/demo SEED=0)
@@ -45,6 +50,10 @@ test: setup  ## the tests
 
 test-slow: setup  ## the deaths, hangs, nodes, TLS and transports that `make test` leaves out: half an hour
 	$(BIN)/python -m pytest -m slow
+
+test-simulators:  ## PushT and robosuite for real, in an environment with their older numpy (.venv-sim)
+	$(MAKE) setup VENV=.venv-sim EXTRAS=sim,pusht
+	.venv-sim/bin/python -m pytest tests/contract/test_environments.py tests/environments
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -75,8 +84,20 @@ bench-operations: setup  ## submission, the Grafana board's queries, what metric
 bench-samplers: setup  ## fidelity of the demo's world model against solver and number of steps
 	$(BIN)/python -m benchmarks.sampler_steps
 
+bench-experts: setup  ## success of the scripted experts of robosuite, without and with noise (make setup EXTRAS=sim before)
+	$(BIN)/python -m benchmarks.experts
+
+bench-fidelity: setup  ## how true the demo's imagined videos are, by step, and how failures are imagined (three seeds)
+	$(BIN)/python -m benchmarks.fidelity
+
 bench-memory: setup  ## memory that 1,280 full-size episodes take in optimize, in an alignment and in evaluate
 	$(BIN)/python -m benchmarks.memory
+
+bench-metaworld: setup  ## success of Meta-World's scripted policies in all of its tasks (make setup EXTRAS=metaworld)
+	$(BIN)/python -m benchmarks.metaworld_experts
+
+bench-environment-pool: setup  ## demonstrations of PushT on two environment workers against the raw simulator (EXTRAS=pusht)
+	SDL_VIDEODRIVER=dummy $(BIN)/python -m benchmarks.environment_pool
 
 bench-house: setup  ## sizes of rooms and files, loops, files per change (WEIGHTS="OLD NEW" CI_LOG=FILE: into its results)
 	$(BIN)/python -m benchmarks.house $(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(CI_LOG),--ci-log $(CI_LOG))
@@ -90,6 +111,23 @@ bench-models: setup  ## parity with published fixtures, memory of loading (FIXTU
 bench-gpu: setup  ## models of full size on one GPU -> benchmarks/results/gpu.json
 	$(BIN)/python -m benchmarks.gpu
 
+# Another Python with lerobot and robomimic. EXCHANGE=PYTHON names one that has them already.
+EXCHANGE ?= .venv-exchange/bin/python
+
+bench-data: setup exchange-env  ## windows and episodes a second, beside robomimic's and lerobot's own readers -> benchmarks/results/data.json
+	$(BIN)/python -m benchmarks.data --python $(EXCHANGE)
+
+check-exchange: setup exchange-env  ## whether lerobot and robomimic read what we export, and we what lerobot writes -> benchmarks/results/exchange.json
+	$(BIN)/python -m benchmarks.exchange --python $(EXCHANGE)
+
+exchange-env: $(EXCHANGE)  ## lerobot and robomimic, in an environment of their own
+
+.venv-exchange/bin/python: benchmarks/exchange-requirements.txt
+	$(PYTHON) -m venv .venv-exchange
+	.venv-exchange/bin/python -m pip install $(TORCH) -r $<
+	.venv-exchange/bin/python -m pip install --no-deps lerobot==0.4.4 robomimic==0.3.0 torchvision==0.28.0
+	@touch $@
+
 fuzz-readers: setup  ## 1,200 mutated files for each reader of data: refused by name or read as a whole
 	$(BIN)/python -m benchmarks.fuzz_readers
 
@@ -98,4 +136,4 @@ pretrain-embedded: setup  ## rebuild the shipped world models from nothing
 	$(BIN)/python -m benchmarks.pretrain_embedded --name embedded-b --seed 1
 
 clean:  ## remove .venv and caches; runs/ stays
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-sim .venv-exchange .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info

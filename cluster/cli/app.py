@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from typer.core import TyperGroup
 
 from cluster.cli.data_commands import add_data
+from cluster.cli.fidelity_commands import add_fidelity
 from cluster.cli.fork_command import add_fork
 from cluster.cli.inspect_commands import add_inspection
 from cluster.cli.job_commands import add_jobs
@@ -246,6 +247,7 @@ add_jobs(app)
 add_fork(app)
 add_watching(app)
 add_inspection(app)
+add_fidelity(app)
 add_models(app)
 add_data(app)
 add_monitoring(app)

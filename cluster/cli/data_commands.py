@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,11 +17,22 @@ from wmpo_ray.core.wording import counted
 
 if TYPE_CHECKING:
     from wmpo_ray.data.about import Provenance
+    from wmpo_ray.data.exchange.rerun_export import Shown
     from wmpo_ray.data.file_facts import FileFacts
+    from wmpo_ray.report.run_data import VideoPairs
 
 SHOWN_INSTRUCTIONS = 8
-Files = Annotated[list[Path], typer.Argument(metavar="FILE...", parser=user_path, help="Trajectory files (Parquet).")]
-OneFile = Annotated[Path, typer.Argument(metavar="FILE", parser=user_path, help="A trajectory file (Parquet).")]
+Files = Annotated[
+    list[Path],
+    typer.Argument(metavar="FILE...", parser=user_path, help="Trajectory files (Parquet), or folders of them."),
+]
+Beside = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", parser=user_path, help="Other episodes beside these, row by row; layout rerun."),
+]
+OneFile = Annotated[
+    Path, typer.Argument(metavar="FILE", parser=user_path, help="A trajectory file (Parquet), or a folder of them.")
+]
 
 
 def add_data(app: typer.Typer) -> None:
@@ -53,7 +65,7 @@ def _rows(facts: FileFacts) -> dict[str, str]:
     shortest, longest = facts.lengths
     height, width = facts.frame_size
     rows = {
-        "episodes": f"{facts.num_episodes:,}",
+        "episodes": f"{facts.num_episodes:,}" + (f" in {facts.num_files:,} files" if facts.num_files > 1 else ""),
         "steps": f"{facts.num_steps:,}, {shortest} to {longest} in an episode; room for {facts.horizon}",
         "frames": f"{height} x {width} pixels (height x width), RGB",
         "action dimensions": str(facts.action_dims),
@@ -106,10 +118,10 @@ def show(
     if out.suffix.lower() != suffix:
         raise UserError(f"--out {out}: the picture is a {suffix} file; name it so, or {_other_way(video)}")
     _check_out(file, out)
-    from wmpo_ray.data.store import load_episodes
+    from wmpo_ray.data.data_set import load_data
     from wmpo_ray.watch.contact_sheet import chosen_rows, contact_sheet, playing_sheet
 
-    episodes = load_episodes(file)
+    episodes = load_data(file)
     if not len(episodes):
         raise UserError(f"{file} holds no episodes")
     rows = chosen_rows(len(episodes), num_episodes)
@@ -147,6 +159,9 @@ def import_file(
     out: Annotated[
         Path, typer.Option(metavar="FILE", parser=user_path, help="The trajectory file to write (Parquet).")
     ],
+    append: Annotated[
+        bool, typer.Option("--append", help="Add a file to the folder --out instead; several may do so at once.")
+    ] = False,
     image_key: Annotated[
         str, typer.Option(metavar="NAME", help="The camera, where a file has several; the only or usual one if absent.")
     ] = "",
@@ -155,10 +170,13 @@ def import_file(
     ] = "",
 ) -> None:
     """Write the episodes of another format as a trajectory file; nothing is written unless all of them are sound."""
-    _check_out(file, out)
+    if append and out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; --append adds a file to a folder: name one, or leave --append out")
+    if not append:
+        _check_out(file, out)
     from wmpo_ray.data.exchange.importing import ImportOptions, import_episodes
 
-    done = import_episodes(file, out, ImportOptions(instruction, image_key))
+    done = import_episodes(file, out, ImportOptions(instruction, image_key), append=append)
     lines = [f"{counted(done.num_episodes, 'episode')}, {done.num_successes:,} of them successful, written to {out}"]
     make_console().print("\n".join([*lines, *done.notes]), soft_wrap=True, markup=False, highlight=False)
 
@@ -166,18 +184,27 @@ def import_file(
 def export_file(
     file: OneFile,
     out: Annotated[
-        Path, typer.Option(metavar="PATH", parser=user_path, help="The HDF5 file, or LeRobot's folder, to write.")
+        Path,
+        typer.Option(
+            metavar="PATH", parser=user_path, help="The HDF5 file, LeRobot's folder, or the .rrd file to write."
+        ),
     ],
     layout: Annotated[
-        str, typer.Option(help="robomimic (HDF5), or lerobot (a folder, version 3, with images).")
+        str, typer.Option(help="robomimic (HDF5), lerobot (a folder, version 3, with images), or rerun (.rrd).")
     ] = "robomimic",
     image_key: Annotated[
         str, typer.Option(metavar="NAME", help="Name of the camera; the layout's usual one if absent.")
     ] = "",
     fps: Annotated[int, typer.Option(min=1, max=1000, help="Actions a second; layout lerobot has times.")] = 10,
+    beside: Beside = None,
 ) -> None:
-    """Write a trajectory file in the layout of robomimic and MimicGen, or of LeRobot."""
+    """Write a trajectory file in the layout of robomimic and MimicGen, of LeRobot, or as a recording of Rerun.
+
+    For rerun, FILE may be a run: its real episodes are shown beside their replays in the world model.
+    """
     _check_out(file, out)
+    if beside is not None and layout != "rerun":
+        raise UserError(f"--beside {beside}: only --layout rerun shows episodes side by side; leave it out")
     if layout == "robomimic":
         from wmpo_ray.data.exchange import robomimic_export
 
@@ -186,10 +213,39 @@ def export_file(
         from wmpo_ray.data.exchange import lerobot_export
 
         num_episodes, missing = lerobot_export.export_lerobot(file, out, image_key, fps), lerobot_export.NOT_EXPORTED
+    elif layout == "rerun":
+        num_episodes, missing = _export_rerun(file, out, beside)
     else:
-        raise UserError(f"--layout {layout}: known are robomimic and lerobot")
+        raise UserError(f"--layout {layout}: known are robomimic, lerobot and rerun")
     lines = [f"{counted(num_episodes, 'episode')} written to {out}", f"not in it: {missing}"]
     make_console().print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
+
+
+def _export_rerun(file: Path, out: Path, beside: Path | None) -> tuple[int, str]:
+    """(number of episodes, what is left out) of a file or of the replays of a run."""
+    from wmpo_ray.data.exchange.rerun_export import NOT_EXPORTED, export_rerun, rerun_library, write_recording
+
+    if not (file / "videos").is_dir():
+        return export_rerun(file, out, beside), NOT_EXPORTED
+    if beside is not None:
+        raise UserError(f"--beside {beside}: {file} is a run, whose replays stand beside its episodes; leave it out")
+    rerun_library()
+    from wmpo_ray.report.run_data import read_run
+
+    run = read_run(file)
+    if run.pairs is None:
+        raise UserError(f"{file} has no videos/side_by_side.npz yet: the stage gate makes it")
+    return write_recording(out, run.name, pairs_shown(run.pairs)), "actions, and all episodes but those of the report"
+
+
+def pairs_shown(pairs: VideoPairs) -> Iterator[Shown]:
+    """Each real episode beside the replay of its actions, which goes on to the horizon."""
+    from wmpo_ray.data.exchange.rerun_export import Shown, Side
+
+    for row, text in enumerate(pairs.instructions):
+        real = Side("real", pairs.real[row, : pairs.lengths[row] + 1], bool(pairs.real_success[row]))
+        imagined = Side("imagined", pairs.imagined[row], bool(pairs.imagined_success[row]))
+        yield Shown(f"episode_{row:04d}", text, (real, imagined))
 
 
 def _check_out(file: Path, out: Path) -> None:

@@ -36,7 +36,8 @@ def examine(with_ray: bool = True, folder: Path = Path("."), config: Config | No
     """
     checks = [check_python(), check_torch()]
     checks += [check_library(name) for name in LIBRARIES]
-    checks += [check_flash_attention(), check_gpus(), check_rendering(), check_pusht(), check_world_models()]
+    checks += [check_flash_attention(), check_gpus(), check_rendering()]
+    checks += [check_pusht(), check_metaworld(), check_robosuite(), check_world_models()]
     checks += check_plugins()
     checks += [*machine_checks(folder), check_token(), check_prometheus()]
     if config is not None:
@@ -123,6 +124,42 @@ def check_pusht() -> Check:
         return f"gym-pusht {version}, makes and draws a scene"
 
     return _guarded("PushT", probe, (ConfigError,), "or uninstall it")
+
+
+def check_robosuite() -> Check:
+    from wmpo_ray.environments.robosuite.headless import BACKENDS, probe
+    from wmpo_ray.environments.robosuite.installed import conflicts, version_of
+    from wmpo_ray.environments.robosuite.robosuite_kind import RobosuiteKind
+    from wmpo_ray.environments.robosuite.robosuite_settings import RobosuiteConfig
+
+    if version_of("robosuite") is None:
+        return Check("robosuite", Verdict.OK, "absent; optional, a simulator: make setup EXTRAS=sim")
+
+    def try_it() -> str:
+        if wrong := conflicts():
+            raise ConfigError("; ".join(wrong))
+        backends = [f"{backend} {'works' if probe(backend).works else 'does not work'}" for backend in BACKENDS]
+        RobosuiteKind().check(RobosuiteConfig())
+        versions = ", ".join(f"{name} {version_of(name)}" for name in ("robosuite", "mujoco"))
+        return f"{versions}, makes and draws a scene; without a screen {', '.join(backends)}"
+
+    return _guarded("robosuite", try_it, (ConfigError,), "make setup EXTRAS=sim in another checkout, or uninstall it")
+
+
+def check_metaworld() -> Check:
+    try:
+        version = importlib.metadata.version("metaworld")
+    except importlib.metadata.PackageNotFoundError:
+        return Check("Meta-World", Verdict.OK, "absent; optional, a simulator: pip install 'wmpo-ray[metaworld]'")
+
+    def probe() -> str:
+        from wmpo_ray.environments.metaworld.metaworld_kind import MetaWorldKind
+        from wmpo_ray.environments.metaworld.metaworld_settings import MetaWorldConfig
+
+        MetaWorldKind().check(MetaWorldConfig())
+        return f"metaworld {version}, makes and draws a scene with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')}"
+
+    return _guarded("Meta-World", probe, (ConfigError,), "or uninstall it")
 
 
 def check_world_models() -> Check:

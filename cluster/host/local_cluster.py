@@ -10,7 +10,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 from unittest import mock
 
 import ray
@@ -60,7 +60,7 @@ class LocalCluster:
         self.address: str = self._cluster.address  # for drivers
         cpus = cpus_per_worker or max(1, len(os.sched_getaffinity(0)) // num_workers)
         for number in range(num_workers):
-            node = {"num_cpus": cpus, "dashboard_agent_listen_port": free_port()}
+            node: dict[str, Any] = {"num_cpus": cpus, "dashboard_agent_listen_port": free_port()}
             # Ray unpacks a job's working directory anew for every node. In one folder for all nodes, as is its default
             # on one machine, files would be missing under a running job for as long as that takes.
             node["runtime_env_dir_name"] = f"runtime_resources_{number}"

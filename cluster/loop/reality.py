@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +20,8 @@ from cluster.workers.tasks import Task
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.starts import start_seeds
 from wmpo_ray.core.statistics import wilson_interval
+from wmpo_ray.environments.facts import environment_facts
+from wmpo_ray.rollout.evaluation import MOST_TOGETHER, recording_batch
 
 EVALUATE = ("evaluate", "evaluate_saved")
 
@@ -47,10 +52,29 @@ class Reality:
         self._evaluate("evaluate_saved", str(path), update)
 
     def _evaluate(self, method: str, policy: Ref | str, update: int) -> None:
+        """Share the starts among the workers, in whole batches: the same episodes, whatever their number."""
         if update in self._asked:  # a restarted learner does not take it back
             return
         self._asked.add(update)
-        self._ask(method, (policy, self._seeds, self.config.evaluation.temperature), update, success_metrics)
+        shares, found = self._shares(), {}
+
+        def joined(index: int, success: np.ndarray) -> dict[str, float] | None:
+            found[index] = success
+            if len(found) < len(shares):
+                return None
+            return success_metrics(np.concatenate([found[i] for i in range(len(shares))]))
+
+        for index, seeds in enumerate(shares):
+            arguments = (policy, seeds, self.config.evaluation.temperature)
+            self._ask(method, arguments, update, partial(joined, index), index)
+
+    def _shares(self) -> list[list[int]]:
+        environment, seeds = self.config.environment, self._seeds
+        size = recording_batch(environment.horizon, environment_facts(environment).frame_shape, MOST_TOGETHER)
+        num_batches = math.ceil(len(seeds) / size)
+        num = max(1, min(self.team.crew.pools["environment"].target, num_batches))
+        cuts = [size * (num_batches * i // num) for i in range(num)] + [len(seeds)]
+        return [seeds[first:last] for first, last in pairwise(cuts)]
 
     def compare_labels(self, event: Scored) -> None:
         """Execute the first imagined trajectories of an update in the real environment; compare the labels."""
@@ -64,23 +88,32 @@ class Reality:
         self._ask("compare_labels", arguments, groups[0].update + 1, label_metrics)
 
     def _ask(
-        self, method: str, arguments: tuple, update: int, metrics: Callable[[np.ndarray], dict[str, float]]
+        self,
+        method: str,
+        arguments: tuple,
+        update: int,
+        metrics: Callable[[np.ndarray], dict[str, float] | None],
+        share: int = 0,
     ) -> None:
+        """`metrics`: from the answer; None where there are other shares that are not answered yet."""
+
         def skip(error: Exception) -> None:
             self._over(method, update)
             text = f"update {update}: skipped {method}: {error}"
             emit("evaluation.failed", text, logging.WARNING, update=update, error=str(error))
 
-        def done(value: Any, _ref: Any) -> Evaluated:
+        def done(value: Any, _ref: Any) -> Evaluated | None:
+            if (values := metrics(value)) is None:
+                return None
             self._over(method, update)
-            return Evaluated(update, metrics(value))
+            return Evaluated(update, values)
 
         self.team.crew.submit(
             Task(
                 "environment",
                 method,
                 arguments,
-                order=(update,),
+                order=(update, -1, share),  # before the rollouts of that update
                 done=done,
                 given_up=skip,
                 input_lost=skip,

@@ -8,7 +8,7 @@ from typing import Literal
 from learners.supervised.loop import TrainingConfig, check_batch
 from wmpo_ray.config.cluster import bounds
 from wmpo_ray.config.run import Config
-from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.core.starts import TRAINING_LIMIT
 from wmpo_ray.data.exchange.recorded_source import SourceNeeds, check_source
 from wmpo_ray.environments.facts import environment_facts
@@ -37,6 +37,9 @@ def source_needs(config: Config, section: Literal["demos", "collect", "gate"]) -
     """What is asked of the recorded episodes that a section names; None where it names none."""
     settings = getattr(config, section)
     if not settings.source:
+        for name in ("source_image_key", "source_instruction"):
+            if found := getattr(settings, name):
+                raise ConfigError(f"{section}.{name} = {found}: there is no {section}.source; set it, or remove this")
         return None
     facts, rebuilt = environment_facts(config.environment), ""
     if section != "demos" and not config.world_model.is_learned:
@@ -59,6 +62,8 @@ def source_needs(config: Config, section: Literal["demos", "collect", "gate"]) -
         is_held_out=section == "gate",
         needs_starts=rebuilt,
         must_be_real=section != "demos",
+        image_key=settings.source_image_key,
+        instruction=settings.source_instruction,
     )
 
 

@@ -12,28 +12,22 @@ from cluster.recipes.clone import POLICY
 from cluster.recipes.context import RunContext
 from cluster.recipes.stage import Stage
 from cluster.recipes.trainings import run_trainings
+from cluster.recording.parts import parts_folder
 from learners.supervised.jobs import CloningJob, EpisodeSource, Training
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.starts import start_seeds
 from wmpo_ray.data.episodes import concatenate_episodes
-from wmpo_ray.data.store import episode_writer
-from wmpo_ray.registry import make_environment
-from wmpo_ray.rollout.evaluation import expert_batches
-from wmpo_ray.rollout.origins import recorded
 
 
 def more_demos(context: RunContext) -> dict[str, Any]:
     """Record this round's demonstrations in `trajectories/more-demos.parquet`."""
     config = context.config
     seeds = start_seeds("collect", config.collect.num_trajectories, config.seed)
-    origin = recorded(config.environment, "expert")
-    with episode_writer(context.trajectory_file("more-demos"), origin) as writer:
-        key = (config.seed, "more-demos")
-        for part in expert_batches(make_environment(config.environment), seeds, config.demos.action_noise, key):
-            writer.append(part)
+    with context.recorder("more-demos") as recorder:
+        recorder.record_expert("more-demos", seeds, (config.seed, "more-demos"), context.trajectory_file("more-demos"))
     episodes = context.episodes("more-demos")
-    return {"num": len(episodes), "success": float(episodes.success.mean())}
+    return {"num": len(episodes), "success": float(episodes.success.mean()), "restarted": recorder.num_restarts}
 
 
 def clone_demos(context: RunContext) -> dict[str, Any]:
@@ -68,7 +62,8 @@ MORE_DEMOS = Stage(
     needs=("policy",),
     builds_on=("more-demos",),
     makes=("trajectories/more-demos.parquet",),
-    settings=("demos.action_noise", "collect.num_trajectories"),
+    settings=("demos.action_noise", "demos.episodes_per_batch", "collect.num_trajectories"),
+    state=(parts_folder("more-demos"),),
 )
 
 CLONE_DEMOS = Stage(

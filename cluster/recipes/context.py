@@ -14,6 +14,7 @@ from cluster.events.run_log import TrainingCurve
 from cluster.events.status import Status
 from cluster.host.preemption import is_leaving
 from cluster.recipes.rounds import config_of_round, round_folder
+from cluster.recording.recorder import EpisodeRecorder
 from cluster.runtimes.runtime import Runtime
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
@@ -123,6 +124,13 @@ class RunContext:
     def trackers(self) -> Trackers:
         """Where this round's metrics go; made when they are first asked for."""
         return self.services.trackers(self.root)
+
+    def recorder(self, stage: str, config: Config | None = None) -> EpisodeRecorder:
+        """Workers that record and evaluate episodes of the real environment for a stage; `config`: not the round's."""
+        services = self.services
+        return EpisodeRecorder(
+            config or self.config, self.root, stage, self.reporter, lambda: services.runtime, lambda: services.meter
+        )
 
     def curve(self, training: str, num_steps: int) -> TrainingCurve:
         """Where a supervised training logs its loss."""

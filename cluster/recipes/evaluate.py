@@ -14,6 +14,8 @@ from cluster.events.progress import Reporter
 from cluster.recipes.context import RunContext
 from cluster.recipes.rounds import round_folder
 from cluster.recipes.stage import Stage
+from cluster.recording.parts import parts_folder
+from cluster.recording.recorder import EpisodeRecorder
 from wmpo_ray.config.loading import read_config_json
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
@@ -21,7 +23,7 @@ from wmpo_ray.core.runtime_settings import configure_process
 from wmpo_ray.core.starts import start_seeds
 from wmpo_ray.core.types import Episodes
 from wmpo_ray.registry import load_policy, make_environment
-from wmpo_ray.rollout.evaluation import is_recovery, rollout_outcomes, rollout_policy
+from wmpo_ray.rollout.evaluation import is_recovery, rollout_policy
 from wmpo_ray.runs.folder import CONFIG
 from wmpo_ray.runs.outcomes import Outcomes, outcomes_file, read_outcomes, write_outcomes
 from wmpo_ray.runs.round_folders import label_of
@@ -36,29 +38,26 @@ def evaluate(context: RunContext) -> dict[str, Any]:
     that policies and runs can be compared in pairs: "final" is the policy of the round; the base policy's are in round 1.
     """
     metrics: dict[str, Any] = {}
-    if context.round == 1:
-        base, metrics = measure(context, "base", context.model("base-policy"))
-    else:
-        base = read_outcomes(outcomes_file(context.of_round(1).root, "base"))
-    final, own = measure(context, "final", context.model("policy"))
+    with context.recorder("evaluate", context.run_config) as recorder:
+        if context.round == 1:
+            base, metrics = measure(context, recorder, "base", context.model("base-policy"))
+        else:
+            base = read_outcomes(outcomes_file(context.of_round(1).root, "base"))
+        final, own = measure(context, recorder, "final", context.model("policy"))
+        metrics |= {"restarted": recorder.num_restarts}
     later = range(context.round + 1, context.run_config.recipe.rounds + 1)
     if not any(context.folder.is_done(label_of("evaluate", round)) for round in later):
         context.folder.set_result(base.rate, final.rate)
     return {**metrics, **own, "success": final.rate, "trust": trust_card(JsonlTracker.read(context.root))}
 
 
-def measure(context: RunContext, label: str, path: Path) -> tuple[Outcomes, dict[str, Any]]:
+def measure(context: RunContext, recorder: EpisodeRecorder, label: str, path: Path) -> tuple[Outcomes, dict[str, Any]]:
     """(outcomes of its episodes, metrics) of a policy; saves the outcomes and some videos."""
-    config = context.run_config
-    network, environment = load_policy(config, str(path)), make_environment(config.environment)
-    seeds, sampling_key = start_seeds("evaluate", config.evaluation.num_starts, config.seed), (config.seed, "evaluate")
-    with context.reporter.bar(f"real episodes ({label})", len(seeds)) as advance:
-        episodes, videos = rollout_outcomes(
-            network, environment, seeds, config.evaluation.temperature, sampling_key, progress=advance
-        )
-    outcomes = Outcomes.of(episodes, config, path, sampling_key)
-    write_outcomes(outcomes_file(context.root, label), outcomes)
-    save_videos(context, label, videos)
+    outcomes, videos = recorder.evaluate(label, path)
+    if videos is not None:
+        save_videos(context, label, videos)
+        write_outcomes(outcomes_file(context.root, label), outcomes)
+        recorder.finish_evaluation(label)
     return outcomes, {f"{name}_{label}": value for name, value in outcomes.metrics.items()}
 
 
@@ -80,7 +79,8 @@ EVALUATE = Stage(
     needs=("policy", "optimize"),
     builds_on=("evaluate",),  # which has evaluated the base policy
     makes=("videos/base.npz", "videos/final.npz", "outcomes/base.json", "outcomes/final.json"),
-    settings=("evaluation.num_starts", "evaluation.temperature"),
+    settings=("evaluation.num_starts", "evaluation.temperature", "evaluation.episodes_per_batch"),
+    state=(parts_folder("base"), parts_folder("final")),
 )
 
 

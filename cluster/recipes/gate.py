@@ -9,11 +9,11 @@ import numpy as np
 
 from cluster.recipes.context import RunContext
 from cluster.recipes.stage import Stage
+from cluster.recording.recorder import EpisodeRecorder
 from wmpo_ray.config.run import GateConfig
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.types import Episodes, Scores, Videos
-from wmpo_ray.registry import load_reward_model, load_world_model, make_environment
-from wmpo_ray.rollout.evaluation import execute_actions
+from wmpo_ray.registry import load_reward_model, load_world_model
 from wmpo_ray.rollout.fidelity import binary_report, replay_videos, starts_of
 from wmpo_ray.rollout.held_out_judge import detect_in_both
 from wmpo_ray.rollout.judge import VideoJudge, verify
@@ -44,9 +44,10 @@ def gate(context: RunContext) -> dict[str, Any]:
         scores = verify(scores, videos, plain_judge, lambda videos, rows: imagine("verifier", rows), disputed)
     known = np.ones(len(held_out), bool) if scores.known is None else scores.known
     report = binary_report(scores.success[known], held_out.success[known])
-    metrics = _label_metrics(report, plain) | _event_agreement(context, held_out, frames)
-    metrics |= _step_agreement(scores, held_out, config.gate.min_label_agreement)
-    metrics |= counterfactuals(context, held_out, plain_judge)
+    with context.recorder("gate") as recorder:
+        metrics = _label_metrics(report, plain) | _event_agreement(recorder, held_out, frames)
+        metrics |= _step_agreement(scores, held_out, config.gate.min_label_agreement)
+        metrics |= counterfactuals(context, recorder, held_out, plain_judge)
     misses = missed_bounds(metrics, config.gate)
     metrics |= {"passed": not misses, "bounds": config.gate.model_dump()}
     _save_side_by_side(context, held_out, frames, scores.success)
@@ -82,7 +83,9 @@ def _step_agreement(scores: Scores, episodes: Episodes, bound: float) -> dict[st
     return {"agreement_by_step": agreement.tolist(), "safe_horizon": safe_horizon(agreement, bound)}
 
 
-def counterfactuals(context: RunContext, episodes: Episodes, judge: VideoJudge) -> dict[str, Any]:
+def counterfactuals(
+    context: RunContext, recorder: EpisodeRecorder, episodes: Episodes, judge: VideoJudge
+) -> dict[str, Any]:
     """Give each start the actions of another episode: a world that has learned what actions do changes its outcome.
 
     The environment executes them as well, on held-out start states that are not counted in P. Empty where no world model
@@ -93,7 +96,7 @@ def counterfactuals(context: RunContext, episodes: Episodes, judge: VideoJudge) 
         return {}
     starts = starts_of(episodes.rows(slice(num)))
     actions = np.roll(episodes.actions[:num], 1, axis=0)
-    real = execute_actions(make_environment(config.environment), episodes.seeds[:num], actions)
+    real = recorder.execute(episodes.seeds[:num], actions)
     world = load_world_model(config, str(context.model("world-model")))
     with context.reporter.bar("other actions, imagined", num) as advance:
         frames = replay_videos(world, starts, actions, config.seed, progress=advance)
@@ -130,12 +133,11 @@ def missed_bounds(metrics: dict[str, Any], config: GateConfig) -> list[str]:
     return misses
 
 
-def _event_agreement(context: RunContext, episodes: Episodes, videos: np.ndarray) -> dict[str, float]:
+def _event_agreement(recorder: EpisodeRecorder, episodes: Episodes, videos: np.ndarray) -> dict[str, float]:
     """Agreement of the events that the environment can read from pixels, over the real length of each episode."""
-    environment: Any = make_environment(context.config.environment)
-    if "events" not in environment.abilities:
+    if "events" not in recorder.abilities:
         return {}
-    real, imagined = detect_in_both(environment.detect_events, np.asarray(episodes.frames), videos, episodes.lengths)
+    real, imagined = detect_in_both(recorder.detect_events, episodes.frames, videos, episodes.lengths)
     return {f"{event}_agreement": float((real[event] == imagined[event]).mean()) for event in real}
 
 

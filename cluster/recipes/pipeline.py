@@ -24,6 +24,7 @@ from cluster.recipes.receipts import inputs_of
 from cluster.recipes.recipe_table import steps_of
 from cluster.recipes.run_plan import Action, Planned, check_later, check_resume, is_within, plan_run, source_of
 from cluster.recipes.stage import Step
+from cluster.recording.recorder import check_runtime_env
 from cluster.runtimes.start import start_runtime
 from cluster.workers.placement import check_placement
 from wmpo_ray.config.run import Config
@@ -98,6 +99,7 @@ def check_run(
     for name in (only, until):
         if name is not None and name not in labels:
             raise UserError(f"unknown stage {name!r}; the stages are {', '.join(labels)}")
+    check_runtime_env(config, serial)
     check_kinds(config)
     if not serial and not address:  # other clusters are checked once connected
         here = {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}

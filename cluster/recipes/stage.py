@@ -27,6 +27,7 @@ EVERYWHERE = ("seed", "environment", "cluster.threads_per_process")  # the resul
 # gives up. Also those that change a result by rounding only, such as the number of workers.
 FREE = (
     "name",
+    "environment.checkout",
     "recipe.rounds",
     "placement",
     "faults",
@@ -36,6 +37,7 @@ FREE = (
     "cluster.imagination_actors",
     "cluster.reward_actors",
     "cluster.environment_actors",
+    "cluster.environment_runtime_env",
     "cluster.learner_ranks",
     "cluster.training_workers",
     "cluster.device",
@@ -73,6 +75,14 @@ LATER: Mapping[str, Any] = {
     "demos.source": "",
     "collect.source": "",
     "gate.source": "",
+    **{
+        f"{section}.source_{what}": ""
+        for section in ("pretrain", "demos", "collect", "gate")
+        for what in ("image_key", "instruction")
+    },
+    "demos.episodes_per_batch": 0,
+    "collect.episodes_per_batch": 0,
+    "evaluation.episodes_per_batch": 0,
     "pretrain.source": "",
     "augmentation.mirror": "auto",
     "augmentation.negated_actions": (),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 
@@ -14,6 +14,7 @@ class Resources(NamedTuple):
     accelerator_type: str = ""
     labels: tuple[str, ...] = ()  # "key=value", of the node
     bundle: Any = None  # (placement group, index in it)
+    runtime_env: Mapping[str, Any] | None = None  # packages and variables of the process, as Ray takes them
 
 
 def node_selector(labels: Iterable[str]) -> dict[str, str]:
@@ -26,6 +27,8 @@ def ray_options(resources: Resources) -> dict[str, Any]:
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     options: dict[str, Any] = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus}
+    if resources.runtime_env:
+        options["runtime_env"] = dict(resources.runtime_env)
     if resources.bundle is not None:
         options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(*resources.bundle)
         return options

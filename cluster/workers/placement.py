@@ -55,7 +55,9 @@ def role_resources(config: Config) -> dict[str, tuple[int, Resources]]:
 
 def resources_of(config: Config, role: str) -> Resources:
     """The resources of one actor of a role; the run itself need not have that role."""
-    return _resources(_role(config, role))
+    place = _role(config, role)
+    own = config.cluster.environment_runtime_env.for_ray() if role == "environment" else {}
+    return Resources(place.cpus, place.gpus, place.accelerator_type, place.labels, runtime_env=own or None)
 
 
 # -- the layout --------------------------------------------------------------------------------------------------
@@ -126,10 +128,6 @@ def _role(config: Config, role: str) -> RolePlacement:
     return ROLES[role].placement(config)
 
 
-def _resources(role: RolePlacement) -> Resources:
-    return Resources(role.cpus, role.gpus, role.accelerator_type, role.labels)
-
-
 def _common_accelerator(places: Mapping[str, RolePlacement]) -> str:
     asked = {name: place.accelerator_type for name, place in places.items() if place.accelerator_type}
     if len(set(asked.values())) > 1:
@@ -182,7 +180,7 @@ class PlacementBook:
 
     def place(self, role: str, index: int = 0) -> Resources:
         """Resources to spawn an actor with. An actor keeps its reservation until it is released; never blocks."""
-        resources = _resources(_role(self.config, role))
+        resources = resources_of(self.config, role)
         bundle, share = self._reserved(role, index)
         if self._reserve is None or not bundle.resources:
             return resources

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.documents import ROOT
+from tests.support.one_stage import Listener, do
+from tests.support.recordings import RECORDING, STAGES, begin, recorded
 from wmpo_ray.config.dumping import config_to_json
 from wmpo_ray.config.loading import load_config
 from wmpo_ray.core.files import atomic_write
@@ -80,3 +82,13 @@ def whole_run(shell, gated_run) -> SmokeRun:
     done = shell.wmpo("run", "smoke", "--serial", "--out", folder)
     assert done.returncode == 0, done.stderr
     return SmokeRun(folder, (*gated_run.printed, done.stdout, done.stderr))
+
+
+@pytest.fixture(scope="session")
+def recorded_run(tmp_path_factory) -> Path:
+    """The stages that record and evaluate, in one process, without a break."""
+    path = begin(tmp_path_factory.mktemp("runs") / "recorded")
+    for stage in STAGES:
+        assert do(path, stage, RECORDING, Listener())["restarted"] == 0
+    assert len(recorded(path)) == 7 and not list(path.glob("checkpoints/*")), "parts are gone"
+    return path

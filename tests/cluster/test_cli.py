@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from cluster.cli.app import app
 from cluster.cli.tables import print_summary
-from cluster.host.doctor import Verdict, check_library, check_pusht, examine
+from cluster.host.doctor import Verdict, check_library, check_metaworld, check_pusht, check_robosuite, examine
 from wmpo_ray.config.dumping import flatten
 from wmpo_ray.config.loading import list_presets, load_config
 from wmpo_ray.config.run import Config
@@ -250,9 +250,21 @@ def test_a_simulator_may_be_absent_and_fails_where_it_is_broken(monkeypatch):
 
     monkeypatch.setattr(metadata, "version", absent)
     assert check_pusht().verdict is Verdict.OK and "pip install 'wmpo-ray[pusht]'" in check_pusht().detail
+    assert check_robosuite().verdict is Verdict.OK and "EXTRAS=sim" in check_robosuite().detail
+    assert check_metaworld().verdict is Verdict.OK and "wmpo-ray[metaworld]" in check_metaworld().detail
     monkeypatch.setattr(metadata, "version", lambda name: "0.1.8")
     monkeypatch.setitem(sys.modules, "gym_pusht", None)
     assert check_pusht().verdict is Verdict.FAIL and "needs the module gym_pusht" in check_pusht().detail
+    monkeypatch.setitem(sys.modules, "metaworld", None)
+    assert check_metaworld().verdict is Verdict.FAIL and "needs the module metaworld" in check_metaworld().detail
+
+
+def test_versions_that_robosuite_does_not_work_with_are_named(monkeypatch):
+    versions = {"robosuite": "1.4.1", "mujoco": "3.10.0", "numpy": "2.4.6"}
+    monkeypatch.setattr(metadata, "version", versions.__getitem__)
+    check = check_robosuite()
+    assert check.verdict is Verdict.FAIL and "make setup EXTRAS=sim" in check.detail
+    assert "mujoco 3.10.0 does not work with it" in check.detail and "numpy 2.4.6 does not work" in check.detail
 
 
 def test_rounds_are_those_of_the_recipe_whatever_else_is_set(pipeline, tmp_path):

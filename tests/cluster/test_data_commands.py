@@ -101,4 +101,18 @@ def test_a_lerobot_folder_goes_out_and_comes_in(stored, tmp_path):
     again = wmpo("export", stored, "--out", tmp_path / "set", "--layout", "lerobot")
     assert again.exit_code == 2 and "is a folder; name another file" in again.output
     other = wmpo("export", stored, "--out", tmp_path / "c", "--layout", "rlds")
-    assert other.exit_code == 2 and "known are robomimic and lerobot" in other.output
+    assert other.exit_code == 2 and "known are robomimic, lerobot and rerun" in other.output
+
+
+def test_files_are_added_to_a_folder_which_is_read_as_a_file_is(stored, tmp_path):
+    path, folder = write_hdf5(tmp_path / "a.hdf5"), tmp_path / "set"
+    for _ in range(2):
+        result = wmpo("import", path, "--out", folder, "--append", "--instruction", "push")
+        assert result.exit_code == 0 and f"3 episodes, 3 of them successful, written to {folder}" in result.output
+    result = wmpo("info", folder)
+    assert result.exit_code == 0 and "6 in 2 files" in result.output and "push: 6" in result.output
+    assert f"{folder}: ok" in wmpo("check", folder).output
+    assert wmpo("show", folder, "--out", tmp_path / "a.png").exit_code == 0
+    assert wmpo("export", folder, "--out", tmp_path / "b.hdf5").exit_code == 0
+    result = wmpo("import", path, "--out", stored, "--append")
+    assert result.exit_code == 2 and "is a file; --append adds a file to a folder" in result.output

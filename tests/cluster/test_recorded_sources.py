@@ -85,6 +85,19 @@ def test_shorter_files_get_the_horizon_of_the_run(recorded, demonstrations):
     assert same_content(episodes, demonstrations.rows(slice(NUM)))
 
 
+def test_the_camera_and_the_instruction_of_a_file_can_be_given(recorded, demonstrations):
+    file, text = recorded.parent / "a.hdf5", demonstrations.instructions[0]
+    save_episodes(recorded, replace(demonstrations, instructions=("do it",) * (NUM + 2)))
+    export_robomimic(recorded, file, "front_image")
+    given = (f"demos.source_instruction={text}", "demos.source_image_key=front_image")
+    episodes = taken(file, "demos", *given)
+    assert set(episodes.instructions) == {text} and np.array_equal(episodes.frames[0], demonstrations.frames[0])
+    assert "there are front_image: choose one with demos.source_image_key" in refusal(lambda: taken(file))
+    assert set(taken(recorded, "demos", given[0]).instructions) == {text}
+    assert "remove it" in refusal(lambda: taken(recorded, "demos", *given))
+    assert "there is no demos.source; set it" in refusal(lambda: check_sources(config(given[0]), "demos"))
+
+
 def with_action(episodes: Episodes, value: float) -> Episodes:
     actions = episodes.actions.copy()
     actions[3, 1, 2] = value

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster.events.event_log import LOGGER
-from cluster.events.progress import Reporter
-from cluster.recipes.context import RunContext
-from cluster.recipes.pipeline import run_step
-from cluster.recipes.recipe_table import steps_of
-from cluster.recipes.run_plan import check_resume, plan_run
 from cluster.runtimes.runtime import ActorLostError, Ref
 from cluster.runtimes.serial_runtime import SerialRuntime
+from tests.support.one_stage import Killed, Listener, do
 from tests.support.recorded_stages import STAGES, record
 from tests.support.small_run import SETTINGS
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
-from wmpo_ray.core.runtime_settings import configure_process
 from wmpo_ray.runs.folder import RunFolder
 
 STEPS = 22
@@ -51,38 +42,6 @@ NEVER_SAVED = CONFIG.model_copy(update={"checkpoint": CONFIG.checkpoint.model_co
 TRAININGS = ("policy", "world-model", "verifier", "reward-model")
 
 
-class Killed(BaseException):
-    """What nothing in a run survives."""
-
-
-class Listener(Reporter):
-    """Keeps what is said; `stop` ends everything when a bar comes so far."""
-
-    def __init__(self, stop: int | None = None):
-        super().__init__()
-        self.said: list[str] = []
-        self.stop = stop
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        handler = logging.Handler(logging.INFO)
-        handler.emit = lambda record: self.said.append(record.getMessage())
-        LOGGER.addHandler(handler)
-        LOGGER.setLevel(logging.INFO)
-        try:
-            yield
-        finally:
-            LOGGER.removeHandler(handler)
-
-    @contextmanager
-    def bar(self, description: str, total: int) -> Iterator[Callable[..., None]]:
-        def advance(done: int, metrics: dict[str, float] | None = None) -> None:
-            if done == self.stop:
-                raise Killed
-
-        yield advance
-
-
 class LossyRuntime(SerialRuntime):
     """Loses actors just before their answer arrives: those to the n-th calls of these methods, `("advance", 2)`."""
 
@@ -104,21 +63,6 @@ class LossyRuntime(SerialRuntime):
             if (method, self.num_answers[method]) in self.lost:
                 raise ActorLostError("worker [17] died")
         return super().get(ref)
-
-
-def do(
-    path: Path, name: str, config: Config, listener: Listener, runtime: SerialRuntime | None = None, resume: bool = True
-) -> dict:
-    """One stage of the run in `path`, up to its place in the summary."""
-    configure_process(config.cluster.threads_per_process)
-    with RunFolder.open(path, config) as folder, listener.listening():
-        context = RunContext(config, folder, listener, lambda: runtime or SerialRuntime(), force=False)
-        plan = plan_run(folder, config, steps_of(config))
-        (planned,) = (each for each in plan if each.label == name)
-        check_resume(folder, [planned], resume, redo=False)
-        folder.accept(config)
-        run_step(context, planned, plan, again=False)
-        return {key: value for key, value in folder.metrics(name).items() if key != "seconds"}
 
 
 def files(path: Path) -> dict[str, bytes]:

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
+import ray
 import torch
 from safetensors.torch import load_file
 
@@ -27,10 +30,12 @@ from learners.supervised.jobs import CloningJob, Training
 from learners.supervised.loop import SupervisedTraining, WorkerShare
 from tests.support.recorded_stages import STAGES, record
 from tests.support.small_run import SETTINGS, ListLog
+from tests.support.stored_episodes import sound
 from wmpo_ray.config.cluster import Size
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.data import store as trajectory_store
+from wmpo_ray.data.data_set import UNFINISHED, load_data, part_writer
 from wmpo_ray.runs.folder import RunFolder
 from wmpo_ray.runs.trackers.jsonl import JsonlTracker
 
@@ -242,3 +247,18 @@ def test_workers_that_can_never_work_are_refused_before_any_is_started(runtime, 
     course = begin(recorded, tmp_path, config, runtime, without="policy")
     with course.folder, pytest.raises((ConfigError, UserError), match=problem):
         POLICY.run(course.context)
+
+
+def test_ray_data_reads_a_folder_of_trajectory_files(runtime, tmp_path):
+    for seed in range(2):
+        with part_writer(tmp_path / "set") as writer:
+            writer.append(sound(seed=seed))
+    (tmp_path / "set" / UNFINISHED / "part.parquet").write_bytes(b"half of a file")
+    found = ray.data.read_parquet(str(tmp_path / "set")).take_all()
+    expected = load_data(tmp_path / "set")
+    assert sorted(row["seed"] for row in found) == sorted(expected.seeds.tolist())
+    for row in found:
+        (i,) = np.flatnonzero(expected.seeds == row["seed"])
+        video = expected.frames[i, : row["length"] + 1]
+        assert pa.decompress(row["frames"], video.nbytes, "zstd").to_pybytes() == video.tobytes()
+        assert row["actions"] == expected.actions[i].tobytes() and row["instruction"] == expected.instructions[i]

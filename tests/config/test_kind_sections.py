@@ -51,7 +51,10 @@ def test_a_setting_of_another_kind_is_refused_with_its_owner(overrides, key, own
         ("policy.kind=huge", "['openvla_oft', 'tiny']"),
         ("world_model.kind=huge", "['diffusion', 'simulator']"),
         ("reward.kind=huge", "['videomae', 'videomae_published']"),
-        ("environment.kind=huge", "['aloha', 'gymnasium', 'mimicgen', 'pocket', 'pusht']"),
+        (
+            "environment.kind=huge",
+            "['aloha', 'gymnasium', 'lift', 'metaworld', 'mimicgen', 'pocket', 'pusht', 'robosuite']",
+        ),
     ],
 )
 def test_an_unknown_kind_lists_the_known_ones(override, known):

@@ -14,11 +14,11 @@ from tests.support.implementations import (
     require_simulator,
     small_environment,
 )
-from wmpo_ray.core.interfaces import Environment
+from wmpo_ray.core.interfaces import AGENT, Environment
 from wmpo_ray.core.starts import seeded_starts
 from wmpo_ray.registry import make_environment
 
-ABILITIES = {"expert", "events", "restore", "render"}
+ABILITIES = {"expert", "events", "restore", "render", "positions", "locate", "failures"}
 
 
 @pytest.fixture(params=ENVIRONMENTS)
@@ -140,3 +140,34 @@ def test_events_are_read_from_videos(kind):
     frames = place(environment, range(4)).frames
     events = environment.detect_events(np.repeat(frames[:, None], 3, 1))
     assert events and all(flags.shape == (4,) and flags.dtype == bool for flags in events.values())
+
+
+@pytest.mark.parametrize("kind", [kind for kind, make in ENVIRONMENTS.items() if "positions" in make().abilities])
+def test_positions_are_those_of_the_scene_and_can_be_read_from_its_frames(kind):
+    require_simulator(kind)
+    environment = small_environment(kind, horizon=8)
+    place(environment, range(12))
+    environment.advance(random_actions(12, 1, dim=environment.action_dim).numpy()[:, 0])
+    known = environment.positions()
+    assert AGENT in known and environment.position_unit
+    assert all(len(position) == 12 and np.isfinite(position).all() for position in known.values())
+    if "locate" in environment.abilities:
+        frames = environment.render()
+        for shape in ((12,), (3, 4)):
+            found = environment.locate(frames.reshape(*shape, *environment.frame_shape))
+            assert found.keys() == known.keys()
+            for name, position in known.items():
+                seen = found[name].reshape(position.shape)
+                spread = np.abs(position - position.mean(0)).mean()
+                assert np.nanmean(np.abs(seen - position)) < spread / 4, f"{name} is not where it was found"
+
+
+@pytest.mark.parametrize("kind", [kind for kind, make in ENVIRONMENTS.items() if "failures" in make().abilities])
+def test_failures_are_read_from_videos_under_the_names_of_the_environment(kind):
+    require_simulator(kind)
+    environment = ENVIRONMENTS[kind]()
+    seen = place(environment, range(4))
+    videos, actions = np.repeat(seen.frames[:, None], 3, 1), np.zeros((4, 2, environment.action_dim), np.float32)
+    found = environment.detect_failures(videos, actions, seen.instructions, np.full(4, 2))
+    assert tuple(found) == tuple(environment.failures)
+    assert all(flags.shape == (4,) and flags.dtype == bool for flags in found.values())

@@ -1,10 +1,8 @@
-"""What a file says of its episodes, and what a check of it names; a reader without this program opens it too."""
+"""What a file says of its episodes, and what a check of it names."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -121,35 +119,3 @@ def test_a_file_that_is_no_trajectory_file_is_one_problem(tmp_path):
     (tmp_path / "a").write_bytes(b"hello")
     (problem,) = problems_of(tmp_path / "a")
     assert "no trajectory file" in problem
-
-
-READER = """
-import json, sys
-import numpy as np, pandas, pyarrow.parquet as pq
-
-path, out = sys.argv[1:]
-rows = pandas.read_parquet(path)
-header = json.loads(pq.read_schema(path).metadata[b"wmpo_ray"])
-shape = header["height"], header["width"], header["channels"]
-frames = [np.frombuffer(value, np.uint8).reshape(-1, *shape) for value in rows["frames"]]
-size = header["horizon"], header["action_dims"]
-actions = [np.frombuffer(value, "<f4").reshape(size) for value in rows["actions"]]
-about = json.loads(pq.read_metadata(path).metadata[b"wmpo_ray.about"])
-np.savez(out, actions=np.stack(actions), **{f"frames{i}": video for i, video in enumerate(frames)})
-print(json.dumps([rows[["length", "success", "instruction", "seed"]].to_dict("list"), about["statistics"]["num_actions"]]))
-assert not any(name.startswith("wmpo_ray") for name in sys.modules)
-"""
-
-
-def test_pyarrow_and_pandas_read_a_file_without_this_program(tmp_path):
-    episodes = sound()
-    save_episodes(tmp_path / "a.parquet", episodes)
-    command = [sys.executable, "-c", READER, tmp_path / "a.parquet", tmp_path / "b.npz"]
-    columns, count = json.loads(subprocess.run(command, check=True, capture_output=True, cwd=tmp_path).stdout)
-    assert columns["instruction"] == list(episodes.instructions) and columns["success"] == episodes.success.tolist()
-    assert columns["length"] == episodes.lengths.tolist() and columns["seed"] == episodes.seeds.tolist()
-    assert count == episodes.lengths.sum()
-    with np.load(tmp_path / "b.npz") as read:
-        assert read["actions"].tobytes() == episodes.actions.tobytes()
-        for i, length in enumerate(episodes.lengths):
-            assert np.array_equal(read[f"frames{i}"], episodes.frames[i, : length + 1])

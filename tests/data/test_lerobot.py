@@ -82,8 +82,15 @@ def test_the_layout_is_that_of_version_3(exported):
         assert np.allclose([row["timestamp"] for row in own], np.arange(place["length"]) / 20)
     tasks = pd.read_parquet(exported / "meta/tasks.parquet")
     assert list(tasks.index) == list(episodes.instructions) and tasks.loc[episodes.instructions[2]].task_index == 2
-    stored = json.loads((exported / "meta/stats.json").read_text())["action"]
-    assert stored["q99"] == statistics_of(executed_actions(episodes)).q99
+    stored = json.loads((exported / "meta/stats.json").read_text())
+    assert stored["action"]["q99"] == statistics_of(executed_actions(episodes)).q99
+    videos = [video[: n + 1] for video, n in zip(episodes.frames, episodes.lengths, strict=True)]
+    pixels = np.concatenate(videos).reshape(-1, 3) / 255
+    expected = {"mean": pixels.mean(0), "std": pixels.std(0), "min": pixels.min(0), "max": pixels.max(0)}
+    expected |= {name: np.quantile(pixels, q, axis=0, method="lower") for name, q in (("q01", 0.01), ("q99", 0.99))}
+    assert stored[IMAGE_KEY]["count"] == [len(pixels)]
+    for name, values in expected.items():
+        assert np.allclose(stored[IMAGE_KEY][name], values.reshape(3, 1, 1), rtol=1e-9), name
 
 
 def rewrite(folder: Path, file: str, **columns) -> None:

@@ -15,6 +15,7 @@ from tests.support.stored_episodes import assert_same, make
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.types import Episodes
 from wmpo_ray.data import store as trajectory_store
+from wmpo_ray.data import stored_frames
 from wmpo_ray.data.store import StoredFrames, episode_writer, load_episodes, load_frames, save_episodes
 from wmpo_ray.data.store_format import METADATA_KEY, header_of
 
@@ -65,9 +66,11 @@ def test_any_parquet_reader_finds_one_row_per_episode_compressed_with_zstd(tmp_p
     table = pq.read_table(tmp_path / "a")
     assert table["instruction"].to_pylist() == list(episodes.instructions)
     assert table["failure.jam"].to_pylist() == episodes.failures["jam"].tolist()
-    assert table["frames"][1].as_py() == episodes.frames[1, : episodes.lengths[1] + 1].tobytes()
+    video = episodes.frames[1, : episodes.lengths[1] + 1]
+    assert pa.decompress(table["frames"][1].as_py(), video.nbytes, "zstd").to_pybytes() == video.tobytes()
     assert table["first_frame"][1].as_py() == episodes.frames[1, 0].tobytes()
-    assert pq.ParquetFile(tmp_path / "a").metadata.row_group(0).column(0).compression == "ZSTD"
+    group = pq.ParquetFile(tmp_path / "a").metadata.row_group(0)
+    assert [group.column(i).compression for i in range(3)] == ["UNCOMPRESSED", "ZSTD", "ZSTD"], "frames only once"
 
 
 @pytest.mark.parametrize(
@@ -167,13 +170,58 @@ def test_frames_are_read_when_they_are_indexed_and_first_frames_alone(in_groups,
 
 
 @pytest.mark.parametrize(("cache_bytes", "num_reads"), [(0, 4), (10**6, 2)])
-def test_row_groups_are_kept_up_to_a_number_of_bytes(in_groups, monkeypatch, cache_bytes, num_reads):
+def test_row_groups_of_earlier_formats_are_kept_up_to_a_number_of_bytes(in_groups, monkeypatch, cache_bytes, num_reads):
     path, episodes = in_groups
+    save_format(2, path, episodes, row_group_size=4)
     frames = load_episodes(path, cache_bytes=cache_bytes).frames
     read = groups_read(monkeypatch)
     for row in (0, 5, 1, 4):
         assert np.array_equal(frames[row], episodes.frames[row])
     assert len(read) == num_reads
+
+
+def long_episodes(num: int = 3, length: int = 40) -> Episodes:
+    episodes = make(num, horizon=length)
+    frames = np.random.default_rng(0).integers(0, 256, episodes.frames.shape, np.uint8)
+    return replace(episodes, frames=frames, lengths=np.full(num, length))
+
+
+def blocks_decoded(monkeypatch) -> list[int]:
+    """Frames of each block that is decoded from now on."""
+    decoded, real = [], stored_frames.decode
+    monkeypatch.setattr(stored_frames, "decode", lambda block, n, shape: decoded.append(n) or real(block, n, shape))
+    return decoded
+
+
+@pytest.mark.parametrize(("cache_bytes", "again"), [(0, 2), (10**6, 0)])
+def test_a_window_decodes_the_blocks_that_it_lies_in_and_no_more(tmp_path, monkeypatch, cache_bytes, again):
+    episodes = long_episodes()
+    save_episodes(tmp_path / "a", episodes)
+    frames = load_episodes(tmp_path / "a", cache_bytes=cache_bytes).frames
+    read, decoded = groups_read(monkeypatch), blocks_decoded(monkeypatch)
+    for first, blocks in ((0, [16]), (4, []), (26, [16, 9])):
+        assert np.array_equal(frames[1, first : first + 12], episodes.frames[1, first : first + 12])
+        assert decoded == blocks, first
+        decoded.clear()
+    windows = np.array([[0], [2]]), np.array([[30], [29]]) + np.arange(4)
+    assert np.array_equal(frames[windows], episodes.frames[windows]) and len(decoded) == 4
+    decoded.clear()
+    assert np.array_equal(frames[0, 30:34], episodes.frames[0, 30:34]) and len(decoded) == again
+    assert len(read) == 1, "the row group as a whole only to compare its checksum and find its blocks"
+
+
+def test_a_file_that_another_program_wrote_again_is_read_by_row_groups(tmp_path, monkeypatch):
+    episodes = long_episodes()
+    save_episodes(tmp_path / "a", episodes)
+    for options in (
+        {},
+        {"compression": "none"},
+        {"compression": "none", "use_dictionary": False, "data_page_size": 1, "write_batch_size": 1},
+    ):
+        pq.write_table(pq.read_table(tmp_path / "a"), tmp_path / "b", row_group_size=2, **options)
+        assert_same(load_episodes(tmp_path / "b", cache_bytes=0), episodes)
+    decoded = blocks_decoded(monkeypatch)
+    assert np.array_equal(load_episodes(tmp_path / "b").frames[1, 20:25], episodes.frames[1, 20:25]) and not decoded
 
 
 def test_a_copy_in_another_process_reads_the_same_file_there(in_groups):
@@ -206,11 +254,15 @@ def test_a_row_group_can_be_read_alone(in_groups):
     assert videos == real
 
 
-def save_format_1(path: Path, episodes: Episodes) -> None:
-    """As versions before wrote it: padded frames, and no first frame beside them."""
-    header = header_of(episodes).model_copy(update={"format": 1})
+def save_format(number: int, path: Path, episodes: Episodes, row_group_size: int = 2) -> None:
+    """As versions before wrote it: frames as they are, of format 1 padded and without the first frame beside them."""
+    header = header_of(episodes).model_copy(update={"format": number, "block_frames": 0})
+    videos = [
+        video[: n + 1] if number == 2 else video for video, n in zip(episodes.frames, episodes.lengths, strict=True)
+    ]
     columns = [
-        [frames.tobytes() for frames in episodes.frames],
+        [video.tobytes() for video in videos],
+        *([[video[0].tobytes() for video in videos]] if number == 2 else []),
         [actions.tobytes() for actions in episodes.actions],
         episodes.lengths,
         episodes.success,
@@ -218,17 +270,20 @@ def save_format_1(path: Path, episodes: Episodes) -> None:
         episodes.seeds,
         *episodes.failures.values(),
     ]
-    schema = header.arrow_schema().with_metadata({METADATA_KEY: header.model_dump_json().encode()})
+    text = header.model_dump_json(exclude={"block_frames"})
+    schema = header.arrow_schema().with_metadata({METADATA_KEY: text.encode()})
     arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
-    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), path, row_group_size=2)
+    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), path, row_group_size=row_group_size)
 
 
-def test_files_of_format_1_are_read_and_written_again_as_format_2(tmp_path):
+@pytest.mark.parametrize("number", [1, 2])
+def test_files_of_earlier_formats_are_read_and_written_again_as_today(tmp_path, number):
     episodes = make(5)
-    save_format_1(tmp_path / "old", episodes)
+    save_format(number, tmp_path / "old", episodes)
     loaded = load_episodes(tmp_path / "old")
     assert_same(loaded, episodes)
     assert np.array_equal(loaded.frames[:, 0], episodes.frames[:, 0])
+    assert sum(map(len, (load_frames(tmp_path / "old", group) for group in range(3)))) == 5
     save_episodes(tmp_path / "new", loaded)
     save_episodes(tmp_path / "expected", episodes)
     assert (tmp_path / "new").read_bytes() == (tmp_path / "expected").read_bytes()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,8 +64,8 @@ def test_a_file_that_needs_more_than_max_bytes_at_once_is_not_loaded(tmp_path, m
         monkeypatch.setattr(trajectory_store, "ROW_GROUP_BYTES", groups_of * episodes.frames[0].nbytes)
         save_episodes(tmp_path / name, episodes)
     needed = 7 * episodes.frames[0].nbytes + episodes.actions.nbytes
-    assert_refused(tmp_path / "a", f"max_bytes={needed}", max_bytes=needed)  # and some bytes of headers
-    assert len(load_episodes(tmp_path / "a", max_bytes=needed + 1024)) == 7
+    assert_refused(tmp_path / "a", f"needs {needed} bytes", max_bytes=needed - 1)
+    assert len(load_episodes(tmp_path / "a", max_bytes=needed)) == 7
     assert_same(load_episodes(tmp_path / "b", max_bytes=needed // 2), episodes)
 
 
@@ -98,9 +100,14 @@ def rewritten(path: Path, header: dict | None = None, columns: dict | None = Non
 @pytest.mark.parametrize(
     "header",
     [
-        {"format": 3},
+        {"format": 4},
         {"format": 0},
         {"format": 1},
+        {"format": 2},
+        {"format": 2, "block_frames": 0},
+        {"block_frames": 0},
+        {"block_frames": 1},
+        {"block_frames": -1},
         {"format": "1"},
         {"horizon": -1},
         {"horizon": 10**15},
@@ -125,6 +132,10 @@ def test_a_header_that_does_not_tell_of_the_rows_is_refused(tmp_path, header):
         {"length": [0, 5, 1]},
         {"length": [0, -1, 1]},
         {"frames": [b"", b"", b""]},
+        {"frame_blocks": [b"", b"", b""]},
+        {"frame_blocks": [b"\0" * 8] * 3},
+        {"frame_blocks": [b"\xff" * 8] * 3},
+        {"frame_blocks": [b"\1" * 16] * 3},
         {"first_frame": [b"", b"", b""]},
         {"first_frame": [b"\0" * 90] * 3},
         {"actions": [b"\0" * 32, b"\0" * 33, b"\0" * 32]},
@@ -135,3 +146,41 @@ def test_a_header_that_does_not_tell_of_the_rows_is_refused(tmp_path, header):
 )
 def test_rows_of_the_wrong_size_are_refused(tmp_path, columns):
     assert_refused(rewritten(tmp_path / "a", columns=columns), "damaged")
+
+
+def test_a_stream_that_holds_more_than_its_episode_is_refused_before_it_is_decoded(tmp_path):
+    bomb = pa.compress(bytes(2**28), "zstd", asbytes=True)
+    ends = np.array([len(bomb)], "<i8").tobytes()
+    assert_refused(rewritten(tmp_path / "a", columns={"frames": [bomb] * 3, "frame_blocks": [ends] * 3}), "damaged")
+
+
+def over_which_arrow_ends_the_process(path: Path) -> Path:
+    """A file whose column `frames` had no histogram of nulls if it were what it says it is: it was written as nullable."""
+    save_episodes(path, make())
+    table = pq.read_table(path)
+    schema = pa.schema([field.with_nullable(field.name == "frames") for field in table.schema], table.schema.metadata)
+    pq.write_table(pa.Table.from_arrays(table.columns, schema=schema), path)
+    optional, required = (b"\x25" + kind + b"\x18\x06frames" for kind in (b"\2", b"\0"))
+    content = path.read_bytes()
+    assert content.count(optional) == 1
+    path.write_bytes(content.replace(optional, required))
+    return path
+
+
+def test_metadata_over_which_arrow_would_end_the_process_are_an_error(tmp_path):
+    path = over_which_arrow_ends_the_process(tmp_path / "a")
+    if child("import pyarrow.parquet as pq; pq.read_metadata(path).row_group(0).column(0)", path).returncode == 0:
+        pytest.skip("this version of Arrow does not look at histograms")
+    for code in (
+        "from wmpo_ray.data.store import load_episodes; load_episodes(path)",
+        "from wmpo_ray.data.store import load_frames; load_frames(path, 0)",
+    ):
+        done = child(code, path)
+        assert done.returncode == 1 and f"UserError: {path} is damaged or no trajectory file" in done.stderr
+    done = child("from wmpo_ray.data.file_facts import problems_of; print(problems_of(path))", path)
+    assert done.returncode == 0 and f"{path} is damaged or no trajectory file" in done.stdout
+
+
+def child(code: str, path: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", f"import pathlib, sys; path = pathlib.Path(sys.argv[1]); {code}", path]
+    return subprocess.run(command, check=False, capture_output=True, text=True)

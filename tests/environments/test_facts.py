@@ -29,8 +29,8 @@ def test_every_preset_has_facts(preset):
 def test_without_its_simulator_a_task_is_known_and_cannot_be_run():
     config = load_config("coffee")
     assert environment_facts(config.environment)[:3] == ((256, 256, 3), 7, ("coffee",))
-    for make in (lambda: make_environment(config.environment), lambda: check_kinds(config)):
-        with pytest.raises(ConfigError, match=r'environment.kind="mimicgen": this version has no simulator'):
+    for make in (make_environment(config.environment).check, lambda: check_kinds(config)):
+        with pytest.raises(ConfigError, match=r'environment.kind="mimicgen" needs NVIDIA'):
             make()
 
 
@@ -41,7 +41,10 @@ def test_without_its_simulator_a_task_is_known_and_cannot_be_run():
         ({"task": "Tea_D0"}, r'environment.task = "Tea_D0": the tasks of pocket are "" '),
         (
             {"kind": "kitchen"},
-            r"environment.kind='kitchen' is unknown; known are \['aloha', 'gymnasium', 'mimicgen', 'pocket', 'pusht'\]",
+            (
+                r"environment.kind='kitchen' is unknown; known are "
+                r"\['aloha', 'gymnasium', 'lift', 'metaworld', 'mimicgen', 'pocket', 'pusht', 'robosuite'\]"
+            ),
         ),
     ],
 )

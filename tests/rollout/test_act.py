@@ -17,7 +17,6 @@ from wmpo_ray.environments.pocket.env import PocketEnvironment
 from wmpo_ray.rollout import evaluation
 from wmpo_ray.rollout.act import act
 from wmpo_ray.rollout.evaluation import (
-    NUM_RECOVERIES,
     execute_actions,
     expert_batches,
     is_recovery,
@@ -27,6 +26,7 @@ from wmpo_ray.rollout.evaluation import (
 )
 from wmpo_ray.rollout.replay import replay
 from wmpo_ray.rollout.requests import member_seeds, members_of, rollout_request
+from wmpo_ray.rollout.video_choice import NUM_RECOVERIES
 
 
 @pytest.fixture(scope="module")

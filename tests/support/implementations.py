@@ -70,8 +70,16 @@ def random_actions(count: int = 3, length: int = 4, seed: int = 0, dim: int = 3)
     return torch.rand(count, length, dim, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-ENVIRONMENT_SETTINGS: dict[str, dict[str, Any]] = {"pocket": {}, "gymnasium": REACH, "pusht": {}}
-SIMULATORS = {"pusht": "gym_pusht"}  # modules that are not installed everywhere
+ENVIRONMENT_SETTINGS: dict[str, dict[str, Any]] = {
+    "pocket": {},
+    "gymnasium": REACH,
+    "pusht": {},
+    "metaworld": {},
+    "robosuite": {"image_size": 32},
+    "lift": {},
+}
+# Modules that are not installed everywhere.
+SIMULATORS = {"pusht": "gym_pusht", "metaworld": "metaworld", "robosuite": "robosuite", "lift": "robosuite"}
 
 
 def environment_section(kind: str, **settings: Any) -> EnvironmentConfig:

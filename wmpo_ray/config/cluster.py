@@ -70,10 +70,69 @@ def check_address(address: str, key: str = "cluster.address") -> str:
     )
 
 
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
+
+
+class RuntimeEnvConfig(Section):
+    """Packages and variables of the environment workers alone, as Ray's `runtime_env` takes them; empty: those of the run.
+
+    A simulator with old pins then stands beside a learner with new ones. Python and Ray must be the run's versions.
+    """
+
+    pip: tuple[str, ...] = ()  # requirements, such as "mujoco==2.3.2", added to the packages of the run
+    uv: tuple[str, ...] = ()  # the same, installed by uv
+    conda: str = ""  # an environment that every node has, or a local environment.yml
+    py_executable: str = ""  # a Python interpreter that every node has
+    env_vars: tuple[str, ...] = ()  # such as "MUJOCO_GL=osmesa"
+
+    @field_validator("pip", "uv")
+    @classmethod
+    def _check_requirements(cls, requirements: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        for text in requirements:
+            if not text.strip() or "\n" in text:
+                raise ValueError(
+                    f"cluster.environment_runtime_env.{info.field_name} = {shown(requirements)}: {shown(text)} is no "
+                    f"requirement such as 'mujoco==2.3.2'; change cluster.environment_runtime_env.{info.field_name}"
+                )
+        return requirements
+
+    @field_validator("env_vars")
+    @classmethod
+    def _check_variables(cls, variables: tuple[str, ...]) -> tuple[str, ...]:
+        for text in variables:
+            if not _VARIABLE.fullmatch(text):
+                raise ValueError(
+                    f'cluster.environment_runtime_env.env_vars: {shown(text)} is not "NAME=value"; change '
+                    "cluster.environment_runtime_env.env_vars"
+                )
+        return variables
+
+    @model_validator(mode="after")
+    def _check_one_source(self) -> Self:
+        given = [name for name in ("pip", "uv", "conda", "py_executable") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(
+                f"cluster.environment_runtime_env has {' and '.join(given)}: packages come from one of them; remove the "
+                "others"
+            )
+        return self
+
+    def for_ray(self) -> dict[str, Any]:
+        """What Ray takes; {} for the packages and variables of the run."""
+        chosen: dict[str, Any] = {name: list(value) for name in ("pip", "uv") if (value := getattr(self, name))}
+        chosen |= {name: value for name in ("conda", "py_executable") if (value := getattr(self, name))}
+        if self.env_vars:
+            chosen["env_vars"] = dict(text.split("=", 1) for text in self.env_vars)
+        return chosen
+
+
 class ClusterConfig(Section):
     imagination_actors: Size = 2  # or [min, max]: elastic
     reward_actors: Size = 1
-    environment_actors: Size = 1  # they evaluate and, without imagination, make the rollouts
+    # They record, evaluate and, without imagination, make the rollouts. 1: demonstrations, collection and evaluation are
+    # done in the driver's own process; more: in that many at most, whose deaths cost a batch each.
+    environment_actors: Size = 1
+    environment_runtime_env: RuntimeEnvConfig = RuntimeEnvConfig()
     learner_ranks: Processes = 1  # processes that share the learner's weights (FSDP2)
     training_workers: Size = 1  # of the supervised stages; more than one, or [min, max]: Ray Train
     device: Literal["auto", "cpu", "cuda"] = "auto"  # "auto": cuda in a process that sees a GPU

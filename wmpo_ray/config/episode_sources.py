@@ -14,6 +14,8 @@ class RecordedSection(Section):
     """A section whose episodes may come from a file instead."""
 
     source: str = ""  # recorded episodes, in any format that `wmpo data import` reads; "": none
+    source_image_key: str = ""  # the camera, where the file has several; "": its only or usual one
+    source_instruction: str = ""  # of every episode; "": as the file has it
 
     @field_validator("source")
     @classmethod

@@ -91,15 +91,22 @@ class EnvironmentConfig(Section):
     disruption: Literal["none", "position", "background", "texture"] = "none"
 
 
+# Episodes that an environment worker steps together, and writes before it takes others; 0: as many as 1 GiB of frames
+# holds, of a policy 64 at most.
+BatchOfEpisodes = Annotated[int, Field(ge=0, le=10**4)]
+
+
 class DemosConfig(RecordedSection):
     num_trajectories: Trajectories = 60
-    action_noise: NonNegative = 0.2  # pixels, added to the expert's targets
+    action_noise: NonNegative = 0.2  # pixels, added to the expert's targets; with metaworld to its actions in [-1, 1]
+    episodes_per_batch: BatchOfEpisodes = 0  # noise is drawn for a batch, so it depends on this
 
 
 class CollectConfig(RecordedSection):
     num_trajectories: Annotated[int, Field(ge=2, le=10**7)] = 128  # the real budget P of the paper
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.25
     temperature: Positive = 1.0
+    episodes_per_batch: BatchOfEpisodes = 0  # of the held-out ones, too
 
 
 class GateConfig(RecordedSection):
@@ -135,6 +142,7 @@ class RecipeConfig(Section):
 class EvaluationConfig(Section):
     num_starts: Trajectories = 512
     temperature: NonNegative = 1.0  # 0: the most likely action
+    episodes_per_batch: BatchOfEpisodes = 0
     every_updates: Annotated[int, Field(ge=0)] = 5  # real success on the way, for the curves; 0: never
     num_starts_on_the_way: Trajectories = 128  # other ones than those of the final evaluation
     final_policy: Literal["last", "best"] = "last"  # of a round; "best": of the highest success on the way

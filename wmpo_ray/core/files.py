@@ -41,9 +41,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
     try:
         with explain_full_disk(path):
             yield partial
-            _fsync(partial)
+            flush(partial)
             os.replace(partial, path)
-            _fsync(path.parent)
+            flush(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -62,12 +62,12 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             yield partial
             for folder, _, names in os.walk(partial, topdown=False):
                 for name in names:
-                    _fsync(Path(folder, name))
-                _fsync(Path(folder))
+                    flush(Path(folder, name))
+                flush(Path(folder))
             if path.exists():
                 os.rename(path, aside)
             os.rename(partial, path)
-            _fsync(path.parent)
+            flush(path.parent)
     finally:
         if aside.exists() and not path.exists():
             os.rename(aside, path)
@@ -169,7 +169,8 @@ def _sibling(path: Path, kind: str) -> Path:
     return path.with_name(f"{path.name}.tmp-{kind}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
-def _fsync(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have the disk hold what is in a file, or which names are in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -16,6 +16,8 @@ from torch.nn import Module, Parameter
 from wmpo_ray.core.types import Observation, Scores, StartState, Transition, Videos
 
 FramesMode = Literal["all", "last", "none"]
+AGENT = "agent"  # in the positions of an environment: what the actions move; every other name is an object
+OF_ENVIRONMENTS = frozenset({"positions", "locate", "failures"})  # abilities that no world has
 
 
 class Decision(NamedTuple):
@@ -76,6 +78,7 @@ class World(Protocol):
         expert: `step_expert` acts by a script that sees the scene
         events: `detect_events` reads events from the frames of videos
         render: frames can be rendered, so that `frames` may be other than "none"
+        reconstructs: `reconstruct` passes frames through its codec, which is the best that it could imagine
         slots: its states can be cut into trajectories and put together again, by their `rows` and `with_rows`
     """
 
@@ -138,7 +141,7 @@ class Environment(Protocol):
     horizon: int  # steps of an episode; the caller must not exceed it
     action_dim: int
     frame_shape: tuple[int, int, int]  # H, W, 3 of the main camera
-    abilities: frozenset[str]  # of "expert", "events", "restore", "render", see `World`
+    abilities: frozenset[str]  # of "expert", "events", "restore", "render", see `World`, and those of `AbleEnvironment`
     terminated: np.ndarray  # [N] bool
     success: np.ndarray  # [N] bool
     failures: dict[str, np.ndarray]  # name -> [N] bool
@@ -179,3 +182,21 @@ class AbleEnvironment(Environment, Protocol):
 
     def detect_events(self, videos: np.ndarray) -> dict[str, np.ndarray]:
         """Ability "events": what pixels [M, T+1, H, W, 3] of real or imagined videos show, name -> [M] bool."""
+
+    # What follows measures how true imagined videos are. An environment may offer any of it.
+
+    position_unit: str  # of "positions" and "locate", such as "pixels"
+
+    def positions(self) -> dict[str, np.ndarray]:
+        """Ability "positions": where agent and objects are now, name -> [N, 2 or 3] float, `AGENT` among the names."""
+
+    def locate(self, frames: np.ndarray) -> dict[str, np.ndarray]:
+        """Ability "locate": the same read from frames [..., H, W, 3] -> [..., 2 or 3]; NaN where nothing of it shows."""
+
+    def detect_failures(
+        self, videos: np.ndarray, actions: np.ndarray, instructions: Sequence[str], lengths: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Ability "failures": `failures` as pixels show them, name -> [M] bool.
+
+        videos [M, T+1, H, W, 3] real or imagined, actions [M, T, D], lengths [M]: what comes after them does not count.
+        """

@@ -7,10 +7,11 @@ holds is what it asked for. The bytes are the same either way.
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -65,6 +66,12 @@ class LazyFrames(ABC):
     def video(self, row: int) -> np.ndarray:
         """The real frames [lengths[row] + 1, H, W, 3] of one episode."""
         return self[row, : int(self.lengths[row]) + 1]
+
+    def with_horizon(self, horizon: int) -> Self:
+        """The same frames with room for another horizon, at least that of the longest episode."""
+        other = copy.copy(self)
+        other.horizon = horizon
+        return other
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return self[:] if dtype is None else self[:].astype(dtype)
@@ -126,8 +133,13 @@ def gather(video_of: Callable[[int], np.ndarray], rows: np.ndarray, steps: np.nd
         return
     order = np.argsort(rows, kind="stable")
     for places in np.split(order, np.flatnonzero(np.diff(rows[order])) + 1):
-        if len(places):
-            out[places] = video_of(int(rows[places[0]]))[steps[places]]
+        if not len(places):
+            continue
+        video, first, last = video_of(int(rows[places[0]])), places[0], places[-1]
+        if last - first + 1 == len(places):  # a window, in order: straight into `out` too
+            np.take(video, steps[places], axis=0, out=out[first : last + 1], mode="clip")
+        else:
+            out[places] = video[steps[places]]
 
 
 def as_lazy(episodes: Episodes) -> LazyFrames:

@@ -1,4 +1,4 @@
-"""What a trajectory file holds, and what is wrong with it: `wmpo data info` and `wmpo data check`."""
+"""What a trajectory file, or a folder of them, holds, and what is wrong with it: `wmpo data info` and `wmpo data check`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import numpy as np
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.types import Episodes
 from wmpo_ray.data.about import ActionStatistics, Provenance, about_of, statistics_of
+from wmpo_ray.data.data_set import files_of, load_data, provenance_of
 from wmpo_ray.data.store import StoredFrames, load_episodes
+from wmpo_ray.data.store_format import opened
 
 ACTION_BOUND = 1 + 1e-6  # actions lie in [-1, 1]; a rounding beyond is none
 MAX_PROBLEMS = 100  # named in one file
@@ -20,7 +22,7 @@ STATISTICS_TOLERANCE = 1e-6  # a sum of the same numbers may be rounded another 
 
 @dataclass(frozen=True)
 class FileFacts:
-    """Sizes and contents of one trajectory file."""
+    """Sizes and contents of a trajectory file, or of a folder of them."""
 
     num_episodes: int
     num_steps: int  # executed, of all episodes
@@ -32,33 +34,40 @@ class FileFacts:
     instructions: dict[str, int]  # instruction -> episodes, the most frequent first
     failures: dict[str, int]  # failure mode -> episodes that showed it
     num_unknown_starts: int  # episodes whose start state no environment can rebuild
-    format: int
+    format: int  # the latest of all files
+    num_files: int
     provenance: Provenance | None
     statistics: ActionStatistics
     statistics_stored: bool  # or computed now: files of earlier versions have none
 
 
 def facts_of(path: Path) -> FileFacts:
-    """Reads everything but the frames. Raises UserError for a file that is damaged or none of ours."""
-    episodes, about = load_episodes(path), about_of(path)
-    assert isinstance(episodes.frames, StoredFrames)
-    lengths, header = episodes.lengths, episodes.frames.header
+    """Reads everything but the frames. Raises UserError for what is damaged or none of ours."""
+    files, episodes = files_of(path), load_data(path)
+    stored = about_of(path).statistics if len(files) == 1 and files[0] == path else None
+    lengths, (height, width, _) = episodes.lengths, episodes.frames.shape[2:]
     return FileFacts(
         num_episodes=len(episodes),
         num_steps=int(lengths.sum()),
         lengths=(int(lengths.min()), int(lengths.max())) if len(lengths) else (0, 0),
-        horizon=header.horizon,
-        frame_size=(header.height, header.width),
-        action_dims=header.action_dims,
+        horizon=episodes.actions.shape[1],
+        frame_size=(height, width),
+        action_dims=episodes.actions.shape[2],
         success_share=float(episodes.success.mean()) if len(episodes) else None,
         instructions=dict(Counter(episodes.instructions).most_common()),
         failures={name: int(flags.sum()) for name, flags in episodes.failures.items()},
         num_unknown_starts=int((episodes.seeds < 0).sum()),
-        format=header.format,
-        provenance=about.provenance,
-        statistics=about.statistics or statistics_of(executed_actions(episodes)),
-        statistics_stored=about.statistics is not None,
+        format=max(map(format_of, files)),
+        num_files=len(files),
+        provenance=provenance_of(path),
+        statistics=stored or statistics_of(executed_actions(episodes)),
+        statistics_stored=stored is not None,
     )
+
+
+def format_of(file: Path) -> int:
+    with opened(file) as (_, header):
+        return header.format
 
 
 def executed_actions(episodes: Episodes) -> list[np.ndarray]:
@@ -67,10 +76,18 @@ def executed_actions(episodes: Episodes) -> list[np.ndarray]:
 
 
 def problems_of(path: Path) -> list[str]:
-    """Read the whole of a file and say what is wrong with it: a line for each, which names the file and the row.
+    """Read the whole of a file, or of each of a folder, and say what is wrong: a line for each, with the file and the row.
 
-    At most `MAX_PROBLEMS` lines.
+    At most `MAX_PROBLEMS` lines for a file.
     """
+    if path.is_dir():
+        try:
+            found = [problem for file in files_of(path) for problem in problems_of(file)]
+            if not found:
+                load_data(path)  # whether the files fit each other
+            return found
+        except UserError as error:
+            return [str(error)]
     try:
         episodes, about = load_episodes(path, cache_bytes=0), about_of(path)
     except UserError as error:
@@ -111,10 +128,9 @@ def unreadable_frames(path: Path, episodes: Episodes) -> list[str]:
     """A line for each row group whose frames cannot be read, with its rows."""
     frames, found, start = episodes.frames, [], 0
     assert isinstance(frames, StoredFrames)
-    for size in frames.group_sizes:
+    for group, size in enumerate(frames.group_sizes):
         try:
-            if size:
-                frames[start, :1], frames[start, 1:2]  # decodes and checks the row group as a whole
+            frames.check_group(group)
         except UserError as error:
             reason = str(error).removeprefix(f"{path.absolute()} ")
             found.append(f"{path}, rows {start} to {start + size - 1}: {reason}")

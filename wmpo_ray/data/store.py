@@ -5,8 +5,7 @@ What a file holds, and how it is checked, is in `wmpo_ray.data.store_format`.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,26 +18,26 @@ from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import atomic_file
 from wmpo_ray.core.types import Episodes
 from wmpo_ray.data.about import ABOUT_KEY, About, Provenance, statistics_of
-from wmpo_ray.data.episodes import LazyFrames, as_lazy, gather
+from wmpo_ray.data.episodes import as_lazy
+from wmpo_ray.data.frame_blocks import encode
 from wmpo_ray.data.store_format import (
-    FIRST_FRAME,
     FRAMES,
     METADATA_KEY,
     Header,
     array_of,
     check_lengths,
     column_of,
-    explained,
     header_of,
-    open_checked,
     opened,
     read_frames,
     row_groups,
     values_of,
 )
+from wmpo_ray.data.stored_frames import StoredFrames, group_sizes
 
 ROW_GROUP_BYTES = 32 * 2**20  # of frames, uncompressed; an episode that has more gets a row group of its own
-CACHE_BYTES = 512 * 2**20  # of decoded row groups that a reader keeps
+PAGE_BYTES = 2**30  # more than a row group has, so that a column of it is one page
+CACHE_BYTES = 512 * 2**20  # of decoded frames that a reader keeps
 DEFAULT_MAX_BYTES = 4 * 2**30
 
 
@@ -79,16 +78,19 @@ class EpisodeWriter:
             self._begin(header)
         if header != self._header:
             raise ValueError(f"episodes of shape {header} do not fit those before, of shape {self._header}")
-        for i, length in enumerate(episodes.lengths):
+        for i, length in enumerate(episodes.lengths.tolist()):
             if self._rows and self._num_bytes + (length + 1) * header.frame_bytes > ROW_GROUP_BYTES:
                 self._flush()
-            video = frames.video(i).copy()  # rows are buffered here while the caller may free or change the batch
+            video = frames.video(i)
+            blocks, ends = encode(video, header.block_frames)
             self._num_bytes += video.nbytes
+            # Rows are buffered here while the caller may free or change the batch: copies.
             self._executed.append(np.array(episodes.actions[i, :length]))
             self._rows.append(
                 (
-                    video,
-                    video[0],
+                    blocks,
+                    video[0].copy(),
+                    ends,
                     np.array(episodes.actions[i], "<f4"),
                     length,
                     episodes.success[i],
@@ -112,7 +114,8 @@ class EpisodeWriter:
     def _begin(self, header: Header) -> None:
         self._header = header
         schema = header.arrow_schema().with_metadata({METADATA_KEY: header.model_dump_json().encode()})
-        options = {"compression": "zstd", "use_dictionary": ["instruction"], "write_statistics": False}
+        options = {"use_dictionary": ["instruction"], "write_statistics": False, "data_page_size": PAGE_BYTES}
+        options["compression"] = {name: "none" if name == FRAMES else "zstd" for name in schema.names}
         self._file = pq.ParquetWriter(self._path, schema, write_page_checksum=True, **options)
 
     def _flush(self) -> None:
@@ -146,18 +149,22 @@ def load_episodes(path: Path, max_bytes: int = DEFAULT_MAX_BYTES, cache_bytes: i
     path = path.absolute()
     with opened(path) as (file, header):
         metadata = file.metadata
-        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-        needed = metadata.num_rows * header.actions_bytes + max(
-            (group.column(0).total_uncompressed_size for group in groups), default=0
-        )
-        if needed > max_bytes:
-            raise UserError(
-                f"{path} needs {needed} bytes for the actions of its {metadata.num_rows} episodes and its largest row "
-                f"group of frames, more than max_bytes={max_bytes}; write smaller row groups or raise max_bytes"
-            )
+        sizes = group_sizes(file)
+        stored = [metadata.row_group(i).column(0).total_uncompressed_size for i in range(len(sizes))]
+        _check_needed(path, header, sizes, stored, max_bytes)
         facts = _read_facts(path, file, header)
-        frames = StoredFrames(path, header, facts["lengths"], _group_sizes(file), cache_bytes)
-    return Episodes(frames=frames, **facts)
+        parts = np.split(facts["lengths"] + 1, np.cumsum(sizes)[:-1])
+        _check_needed(path, header, sizes, [int(part.sum()) * header.frame_bytes for part in parts], max_bytes)
+    return Episodes(frames=StoredFrames(path, header, facts["lengths"], sizes, cache_bytes), **facts)
+
+
+def _check_needed(path: Path, header: Header, sizes: Sequence[int], frame_bytes: Sequence[int], max_bytes: int) -> None:
+    needed = sum(sizes) * header.actions_bytes + max(frame_bytes, default=0)
+    if needed > max_bytes:
+        raise UserError(
+            f"{path} needs {needed} bytes for the actions of its {sum(sizes)} episodes and its largest row group of "
+            f"frames, more than max_bytes={max_bytes}; write smaller row groups or raise max_bytes"
+        )
 
 
 def load_frames(path: Path, group: int) -> pa.Table:
@@ -194,84 +201,3 @@ def _read_facts(path: Path, file: pq.ParquetFile, header: Header) -> dict[str, A
         "seeds": flat["seed"],
         "failures": {name: flat[f"failure.{name}"] for name in header.failures},
     }
-
-
-class StoredFrames(LazyFrames):
-    """Frames of a file; keeps the row groups decoded last, up to `cache_bytes`, and at least the last one.
-
-    A copy in another process opens the file there, under the same path. Raises UserError where the file is missing,
-    damaged, or another one than it was.
-    """
-
-    def __init__(self, path: Path, header: Header, lengths: np.ndarray, group_sizes: tuple[int, ...], cache_bytes: int):
-        super().__init__(lengths, header.horizon, header.frame_shape)
-        self.path, self.header, self.group_sizes, self.cache_bytes = path, header, group_sizes, cache_bytes
-        self._starts = np.cumsum([0, *group_sizes])
-        self._forget()
-
-    def _forget(self) -> None:
-        self._file: pq.ParquetFile | None = None
-        self._decoded: OrderedDict[int, list[np.ndarray]] = OrderedDict()  # videos, by row group
-        self._num_bytes = 0  # of `_decoded`
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None, "_decoded": OrderedDict(), "_num_bytes": 0}
-
-    def read(self, rows: np.ndarray, steps: np.ndarray, out: np.ndarray) -> None:
-        with explained(self.path):
-            if self.header.is_ragged and not steps.any():
-                self._read_first(rows, out)
-            else:
-                gather(self._video, rows, steps, out)
-
-    def _read_first(self, rows: np.ndarray, out: np.ndarray) -> None:
-        """Nothing but the first frames is read for these."""
-        group = np.searchsorted(self._starts, rows, "right") - 1
-        for number in np.unique(group):
-            (table,) = row_groups(self.path, self._open(), [number], [FIRST_FRAME])
-            values = values_of(table[FIRST_FRAME])
-            for place in np.flatnonzero(group == number):
-                value = values[rows[place] - self._starts[number]]
-                out[place] = array_of(self.path, value, "u1", self.header.frame_shape)
-
-    def _video(self, row: int) -> np.ndarray:
-        group = int(np.searchsorted(self._starts, row, "right")) - 1
-        if group not in self._decoded:
-            self._keep(group, self._decode(group))
-        self._decoded.move_to_end(group)
-        return self._decoded[group][row - self._starts[group]]
-
-    def _decode(self, group: int) -> list[np.ndarray]:
-        table = read_frames(self.path, self._open(), self.header, group)
-        videos = [value.reshape(-1, *self.header.frame_shape) for value in values_of(table[FRAMES])]
-        lengths = self.lengths[self._starts[group] : self._starts[group + 1]]
-        if [len(video) for video in videos] != [self.header.num_frames(length) for length in lengths.tolist()]:
-            raise self._changed()
-        return videos
-
-    def _keep(self, group: int, videos: list[np.ndarray]) -> None:
-        self._decoded[group] = videos
-        self._num_bytes += _num_bytes(videos)
-        while self._num_bytes > self.cache_bytes and len(self._decoded) > 1:
-            self._num_bytes -= _num_bytes(self._decoded.popitem(last=False)[1])
-
-    def _open(self) -> pq.ParquetFile:
-        """Stays open: a file that takes its place does not disturb who reads this one."""
-        if self._file is None:
-            file, header = open_checked(self.path)
-            if (header, _group_sizes(file)) != (self.header, self.group_sizes):
-                file.close()
-                raise self._changed()
-            self._file = file
-        return self._file
-
-    def _changed(self) -> UserError:
-        return UserError(f"{self.path} is another file than when it was opened; run the stage again")
-
-
-def _group_sizes(file: pq.ParquetFile) -> tuple[int, ...]:
-    return tuple(file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups))
-
-
-def _num_bytes(videos: Iterable[np.ndarray]) -> int:
-    return sum(video.nbytes for video in videos)

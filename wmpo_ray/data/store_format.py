@@ -1,12 +1,16 @@
 """What a trajectory file is: its header, its columns, and the checks of every size before memory is taken for it.
 
-Parquet, one row per episode. `frames` are the bytes of the episode's real frames [length+1, H, W, 3] uint8,
-`first_frame` those of [H, W, 3], `actions` those of [T, D] little-endian float32 (also the actions that a batch went on
-with after the episode's end: a world model imagines whole chunks), then `length`, `success`, `instruction`, `seed` and
-`failure.<name>` for each failure that the environment reports. The shapes are in the schema's metadata under `wmpo_ray`,
-as JSON. Any Parquet reader opens it; nothing is pickled.
+Parquet, one row per episode. `frames` are the episode's real frames [length+1, H, W, 3] uint8 as a Zstandard stream, whose
+blocks of `block_frames` frames end at `frame_blocks` (bytes of int64, little-endian); `first_frame` are the bytes of
+[H, W, 3], `actions` those of [T, D] little-endian float32 (also the actions that a batch went on with after the episode's
+end: a world model imagines whole chunks), then `length`, `success`, `instruction`, `seed` and `failure.<name>` for each
+failure that the environment reports. The shapes are in the schema's metadata under `wmpo_ray`, as JSON. Any Parquet reader
+opens it; nothing is pickled.
 
-Format 1 pads every episode's frames to [T+1, H, W, 3] and has no `first_frame`. It is read, and no longer written.
+`frames` is not compressed once more, and a page of it holds all of a row group: blocks are read from where they stand.
+
+Formats 1 and 2 are read, and no longer written: format 2 has the bytes of the frames in place of the stream and no
+`frame_blocks`; format 1 also pads every episode's frames to [T+1, H, W, 3] and has no `first_frame`.
 """
 
 from __future__ import annotations
@@ -16,21 +20,24 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.types import Episodes
+from wmpo_ray.core.untrusted import regular_file
+from wmpo_ray.data.column_metadata import open_all_columns
+from wmpo_ray.data.frame_blocks import BLOCK_FRAMES, BLOCK_OVERHEAD, are_ends, decode_all, num_blocks
 
-FORMAT = 2
+FORMAT = 3
 METADATA_KEY = b"wmpo_ray"
 MAX_INSTRUCTION_BYTES = 4096
 MAX_DICTIONARY_BYTES = 4 * 2**30
-FRAMES, FIRST_FRAME = "frames", "first_frame"
+FRAMES, FIRST_FRAME, FRAME_BLOCKS = "frames", "first_frame", "frame_blocks"
 
 _Size = Annotated[int, Field(ge=1)]
 
@@ -48,6 +55,13 @@ class Header(BaseModel):
     frames_dtype: Literal["uint8"]
     actions_dtype: Literal["float32"]
     failures: list[str]
+    block_frames: Annotated[int, Field(ge=0, le=2**20)] = 0  # frames in a block; 0: of format 1 or 2, without blocks
+
+    @model_validator(mode="after")
+    def _check_blocks(self) -> Self:
+        if (self.format > 2) != (self.block_frames > 0):
+            raise ValueError(f"format {self.format} with block_frames = {self.block_frames}")
+        return self
 
     @property
     def frame_shape(self) -> tuple[int, int, int]:
@@ -77,6 +91,7 @@ class Header(BaseModel):
         columns = [
             (FRAMES, pa.large_binary()),
             *([(FIRST_FRAME, pa.large_binary())] if self.is_ragged else []),
+            *([(FRAME_BLOCKS, pa.large_binary())] if self.block_frames else []),
             ("actions", pa.large_binary()),
             ("length", pa.int64()),
             ("success", pa.bool_()),
@@ -117,6 +132,7 @@ def header_of(episodes: Episodes) -> Header:
         frames_dtype="uint8",
         actions_dtype="float32",
         failures=list(episodes.failures),
+        block_frames=BLOCK_FRAMES,
     )
 
 
@@ -136,7 +152,7 @@ def explained(path: Path) -> Iterator[None]:
 
 def open_checked(path: Path) -> tuple[pq.ParquetFile, Header]:
     """A file whose sizes are those that its header declares. Raises UserError for any other."""
-    with explained(path):
+    with explained(regular_file(path, None)):
         file = pq.ParquetFile(path, page_checksum_verification=True)
         try:
             header = _read_header(path, file)
@@ -173,20 +189,24 @@ def _read_header(path: Path, file: pq.ParquetFile) -> Header:
 
 
 def _check_sizes(path: Path, file: pq.ParquetFile, header: Header) -> None:
+    open_all_columns(path, file)
     num_rows = file.metadata.num_rows
     groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
     if num_rows != sum(group.num_rows for group in groups):
         raise UserError(f"{path} is damaged: its row groups do not add up to its {num_rows} episodes")
+    blocks = int(num_blocks(header.horizon + 1, header.block_frames)) if header.block_frames else 0
     value_bytes = {
-        FRAMES: (header.horizon + 1) * header.frame_bytes,
+        FRAMES: (header.horizon + 1) * header.frame_bytes * 129 // 128 + blocks * BLOCK_OVERHEAD,
         FIRST_FRAME: header.frame_bytes,
+        FRAME_BLOCKS: 8 * blocks,
         "actions": header.actions_bytes,
         "instruction": MAX_INSTRUCTION_BYTES,
     }
     for group in groups:
         for column in (group.column(i) for i in range(group.num_columns)):
-            # Plain encoding puts 4 bytes of length before each value; pages have headers of about 50 bytes.
-            allowed = group.num_rows * (value_bytes.get(column.path_in_schema, 0) + 1024) + 4096
+            # Plain encoding puts 4 bytes of length before each value. The header of a page has about 50 bytes, and where
+            # another program wrote the file, the smallest and the largest value.
+            allowed = group.num_rows * (3 * value_bytes.get(column.path_in_schema, 0) + 1024) + 4096
             declared = column.total_uncompressed_size
             # A value in a dictionary is there once, and in memory as often as rows name it.
             once_for_all = column.has_dictionary_page and group.num_rows * declared > MAX_DICTIONARY_BYTES
@@ -242,15 +262,33 @@ def array_of(path: Path, value: np.ndarray, dtype: str, shape: tuple[int, ...]) 
 
 
 def read_frames(path: Path, file: pq.ParquetFile, header: Header, group: int) -> pa.Table:
-    """The column `frames` of one row group; each value has the size that its episode's length asks for."""
-    columns = [FRAMES, "length"] + [FIRST_FRAME] * header.is_ragged
+    """The frames of one row group as a column of their bytes; each value has the size that its episode's length asks for."""
+    columns = [FRAMES, "length"] + [FIRST_FRAME] * header.is_ragged + [FRAME_BLOCKS] * bool(header.block_frames)
     (table,) = row_groups(path, file, [group], columns)
-    check_lengths(path, header, table["length"].to_numpy())
-    videos = [
-        array_of(path, value, "u1", (header.num_frames(length), *header.frame_shape))
-        for value, length in zip(values_of(table[FRAMES]), table["length"].to_pylist(), strict=True)
-    ]
+    lengths = table["length"].to_numpy()
+    check_lengths(path, header, lengths)
+    shapes = [(header.num_frames(length), *header.frame_shape) for length in lengths.tolist()]
+    values = values_of(table[FRAMES])
+    if header.block_frames:
+        videos = [np.empty(shape, np.uint8) for shape in shapes]
+        for value, ends, video in zip(values, block_ends(path, header, table), videos, strict=True):
+            decode_all(value, ends, video, header.block_frames)
+    else:
+        videos = [array_of(path, value, "u1", shape) for value, shape in zip(values, shapes, strict=True)]
     for value, video in zip(values_of(table[FIRST_FRAME]) if header.is_ragged else [], videos, strict=header.is_ragged):
         if not np.array_equal(array_of(path, value, "u1", header.frame_shape), video[0]):
             raise UserError(f"{path} is damaged: {FIRST_FRAME} of an episode is not the first of its {FRAMES}")
-    return table.select([FRAMES]).replace_schema_metadata()
+    column = column_of(videos) if header.block_frames else table[FRAMES]
+    return pa.table({FRAMES: column})
+
+
+def block_ends(path: Path, header: Header, table: pa.Table) -> list[np.ndarray]:
+    """Of each row of a table with `frames`, `length` and `frame_blocks`: where its blocks end [blocks] int64, checked."""
+    found = []
+    rows = zip(values_of(table[FRAME_BLOCKS]), values_of(table[FRAMES]), table["length"].to_pylist(), strict=True)
+    for value, frames, length in rows:
+        ends = array_of(path, value, "<i8", (int(num_blocks(length + 1, header.block_frames)),))
+        if not are_ends(ends, len(frames)):
+            raise UserError(f"{path} is damaged: {FRAME_BLOCKS} of an episode do not divide its {len(frames)} bytes")
+        found.append(ends)
+    return found

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wmpo_ray.core.interfaces import AbleEnvironment, Environment, FramesMode
+from wmpo_ray.core.interfaces import OF_ENVIRONMENTS, AbleEnvironment, Environment, FramesMode
 from wmpo_ray.core.timeline import span
 from wmpo_ray.core.types import Observation, StartState, Transition
 
@@ -53,7 +53,7 @@ class EnvironmentWorld:
     def __init__(self, environment: Environment, chunk_length: int):
         self.environment = environment
         self.chunk_length = chunk_length
-        self.abilities = environment.abilities
+        self.abilities = environment.abilities - OF_ENVIRONMENTS
         self._present: EnvironmentState | None = None  # the state that the scenes are in
         self._saved: WeakKeyDictionary[EnvironmentState, list[bytes]] = (
             WeakKeyDictionary()

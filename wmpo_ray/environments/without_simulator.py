@@ -16,15 +16,6 @@ from wmpo_ray.kinds import ENVIRONMENTS
 if TYPE_CHECKING:  # a configuration is read without torch
     from wmpo_ray.core.interfaces import Environment
 
-# The instruction is what the published policies were trained with: for most tasks no more than the task's name.
-MIMICGEN_INSTRUCTIONS = {
-    "Coffee_D0": "coffee",
-    "StackThree_D0": "stack_three",
-    "ThreePieceAssembly_D0": "three_piece_assembly",
-    "Square_D0": "Insert the square into the stick",
-}
-# Six end-effector deltas and the gripper; frames as the published world models have them.
-MIMICGEN_FRAME_SHAPE, MIMICGEN_ACTION_DIM = (256, 256, 3), 7
 # The real robot: recorded episodes of the same size, of which no environment can be made.
 ALOHA = EnvironmentFacts((256, 256, 3), 7, ("Insert the square into the stick",))
 
@@ -43,24 +34,6 @@ def _no_simulator(config: EnvironmentConfig) -> ConfigError:
         f"environment.kind={shown(config.kind)}: this version has no simulator of it, so none of its episodes can be "
         f"recorded or evaluated; `wmpo plan` works, and runs do with environment.kind of {simulated}"
     )
-
-
-class MimicGenConfig(EnvironmentConfig):
-    kind: Literal["mimicgen"] = "mimicgen"
-
-    @model_validator(mode="after")
-    def _check_task(self) -> Self:
-        if self.task not in MIMICGEN_INSTRUCTIONS:
-            known = ", ".join(MIMICGEN_INSTRUCTIONS)
-            raise ValueError(f"environment.task={shown(self.task)}: known tasks of mimicgen are {known}")
-        return self
-
-
-class MimicGenKind(RecordedKind):
-    section = MimicGenConfig
-
-    def facts(self, config: EnvironmentConfig) -> EnvironmentFacts:
-        return EnvironmentFacts(MIMICGEN_FRAME_SHAPE, MIMICGEN_ACTION_DIM, (MIMICGEN_INSTRUCTIONS[config.task],))
 
 
 class AlohaConfig(EnvironmentConfig):

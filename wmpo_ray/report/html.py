@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from wmpo_ray.core.files import atomic_write
 from wmpo_ray.report.markup import Markup, join, tag
-from wmpo_ray.report.model_sections import gate_section, reward_section, world_model_section
+from wmpo_ray.report.model_sections import fidelity_section, gate_section, reward_section, world_model_section
 from wmpo_ray.report.optimize_sections import (
     curves_by_round_section,
     failures_section,
@@ -102,5 +102,5 @@ def _round(run: RunData, trace: Trace | None, budget: VideoBudget, is_only: bool
 def _model_sections(run: RunData) -> list[Markup]:
     sections = {"reward-model": reward_section, "world-model": world_model_section, "gate": gate_section}
     found = [section(run) for stage, section in sections.items() if has_stage(run, stage)]
-    trust = trust_section(run) if has_stage(run, IMAGINES) else None
-    return found if trust is None else [*found, trust]
+    more = [trust_section(run), fidelity_section(run)] if has_stage(run, IMAGINES) else []
+    return [*found, *(one for one in more if one is not None)]

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
+from wmpo_ray.fidelity.metrics import CEILING, IMAGINED, SOURCES, STILL
 from wmpo_ray.report.card import absent, card, missing
-from wmpo_ray.report.charts import Series, line_chart, meter
-from wmpo_ray.report.formats import percent
+from wmpo_ray.report.charts import SMALL, Series, line_chart, meter
+from wmpo_ray.report.formats import compact, percent
 from wmpo_ray.report.markup import Markup, datum, join, table, tag
 from wmpo_ray.report.run_data import RunData, mapping, number, numbers
+
+TONES = {IMAGINED: ("imagined", "solid"), STILL: ("third", "dashed"), CEILING: ("real", "dotted")}
+NAMED = replace(SMALL, right=96.0)  # with room for "imagined" in a wide font
+NEARLY_EQUAL_DB = 60.0  # frames that are equal stand at 61: a line up there would press the others together
 
 
 def reward_section(run: RunData) -> Markup:
@@ -122,3 +130,127 @@ def _gate_row(
 
 def _mark(good: object) -> Markup:
     return tag("span", "✓" if good else "✗", class_="good" if good else "bad")
+
+
+def fidelity_section(run: RunData) -> Markup | None:
+    """What `wmpo fidelity` measured, over the steps of an episode; None where it did not."""
+    content = run.fidelity
+    metrics = {name: metric for name, metric in mapping(content, "metrics").items() if isinstance(metric, dict)}
+    if not metrics:
+        return None
+    charts = [chart for name, metric in metrics.items() if (chart := _fidelity_chart(name, metric)) is not None]
+    num, outdated = number(content, "num_episodes"), _is_outdated(run)
+    lead = None if num is None else tag("p", f"Real actions of {num:.0f} held-out episodes, replayed.", class_="lead")
+    late = "Of an earlier world model or other episodes: measure it again with `wmpo fidelity`."
+    return card(
+        "How true are the imagined videos?",
+        lead,
+        tag("p", late, class_="bad") if outdated else None,
+        tag("div", *charts, class_="thirds"),
+        *_metric_tables(metrics),
+        *_failure_tables(mapping(content, "failures")),
+        *[missing(text) for text in mapping(content, "missing").values() if isinstance(text, str)],
+        how="Still: the first frame repeated, so what needs no world model. Ceiling: the real frames, passed through the "
+        "codec of the world model and measured in the same way. 95% intervals over episodes. The bound of drift lies "
+        "halfway from the ceiling to the still picture (PSNR: at half its squared error). Action-following error: distance of what the actions move from where it really was.",
+        kind="card wide",
+    )
+
+
+def _is_outdated(run: RunData) -> bool:
+    """Whether a result that was measured has been replaced since."""
+    keys = mapping(run.fidelity, "made_from")
+    now = {stage: mapping(run.summary, "stages", stage, "made_from").get("key", "") for stage in keys}
+    return any(now[stage] != keys[stage] for stage in keys)
+
+
+def _fidelity_title(name: str, metric: dict) -> str:
+    title, unit = metric.get("title"), metric.get("unit")
+    title = title if isinstance(title, str) else name
+    return f"{title} ({unit})" if isinstance(unit, str) and unit else title
+
+
+def _fidelity_chart(name: str, metric: dict) -> Markup | None:
+    series = []
+    for source, (tone, stroke) in TONES.items():
+        curve = mapping(metric, "of", source)
+        steps = [_numbers_at(curve, key) for key in ("by_step", "low_by_step", "high_by_step")]
+        found = [(float(step), *ends) for step, ends in enumerate(zip(*steps, strict=False), 1) if None not in ends]
+        points = [(step, value) for step, value, _, _ in found if value is not None]
+        if not points or (metric.get("unit") == "dB" and min(value for _, value in points) >= NEARLY_EQUAL_DB):
+            continue
+        bands = [(low, high) for _, _, low, high in found if low is not None and high is not None]
+        series.append(Series(source, tone, points, bands if source == IMAGINED else (), stroke))
+    if not series:
+        return None
+    title = _fidelity_title(name, metric)
+    return tag("div", tag("h3", title), line_chart(series, title, "step", compact, size=NAMED))
+
+
+def _numbers_at(curve: dict, key: str) -> list[float | None]:
+    """A list of numbers, None where there is none."""
+    values = curve.get(key)
+    return [number({"": value}, "") for value in values] if isinstance(values, list) else []
+
+
+def _metric_tables(metrics: dict[str, dict]) -> Sequence[Markup]:
+    """Means over all frames, and how imagined videos drift from reality."""
+    means, drifts = [], []
+    for name, metric in metrics.items():
+        title, drift = _fidelity_title(name, metric), mapping(metric, "drift")
+        means.append([title, *(_estimate(mapping(metric, "of", source)) for source in SOURCES)])
+        bound = number(drift, "bound")
+        shown = "–" if bound is None else datum(bound, compact(bound))
+        drifts.append([title, _estimate(mapping(drift, "slope")), shown, _passed(drift)])
+    return [
+        table(["mean over all frames", *SOURCES], means, numeric=(1, 2, 3)),
+        _heading("Drift of the imagined videos"),
+        table(["", "change a step", "bound", "first worse at step"], drifts, numeric=(1, 2, 3)),
+    ]
+
+
+def _passed(drift: dict) -> object:
+    """The step at which the bound is passed, with its interval; beyond the horizon is "never"."""
+    if number(drift, "bound") is None:
+        return "–"
+    steps = [number(drift, "passed", key) for key in ("step", "low", "high")]
+    step, low, high = ("never" if one is None else datum(one, f"{one:.0f}") for one in steps)
+    return step if steps[0] is None and steps[1] is None else join([step, " [", low, ", ", high, "]"])
+
+
+def _heading(text: str) -> Markup:
+    return tag("h3", text, style="margin-top:14px")
+
+
+def _estimate(estimate: dict, as_share: bool = False) -> object:
+    value, low, high = (number(estimate, key) for key in ("value", "low", "high"))
+    if value is None or low is None or high is None:
+        return "–"
+    show = percent if as_share else compact
+    return join([datum(value, show(value)), f" [{show(low)}, {show(high)}]"])
+
+
+def _failure_tables(failures: dict) -> Sequence[Markup]:
+    """Shares of each outcome, and how often each real one was imagined as which."""
+    modes = failures.get("modes")
+    modes = [mode for mode in modes if isinstance(mode, str)] if isinstance(modes, list) else []
+    shares, counts = mapping(failures, "shares"), mapping(failures, "confusion").get(IMAGINED)
+    if not modes or not isinstance(counts, list) or len(counts) != len(modes):
+        return []
+    names = [mode.replace("_", " ") for mode in modes]
+    of = [
+        [name, *(_estimate(mapping(shares, source, mode), as_share=True) for source in ("real", IMAGINED, CEILING))]
+        for name, mode in zip(names, modes, strict=True)
+    ]
+    confusion = [
+        [name, *(f"{count:g}" if isinstance(count, int) and count else "·" for count in row)]
+        for name, row in zip(names, counts, strict=True)
+        if isinstance(row, list)
+    ]
+    columns = tuple(range(1, len(names) + 1))
+    return [
+        _heading("Outcomes, as a share of all episodes"),
+        table(["", "real", "imagined", "read from the real frames"], of, numeric=(1, 2, 3)),
+        _heading("What each real outcome (rows) was imagined as (columns)"),
+        table(["", *names], confusion, numeric=columns),
+    ]

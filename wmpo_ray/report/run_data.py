@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import numpy as np
 
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.npz_files import load_npz
-from wmpo_ray.core.untrusted import parse_json, read_lines
+from wmpo_ray.core.untrusted import parse_json, read_json, read_lines
+from wmpo_ray.fidelity.metrics import FIDELITY
 from wmpo_ray.runs.round_folders import round_folder
 from wmpo_ray.runs.summary_file import SUMMARY, read_summary
 
@@ -52,6 +54,7 @@ class RunData:
     summary: dict[str, Any] = field(default_factory=dict)
     metrics: list[dict[str, Any]] = field(default_factory=list)  # in the order of updates, one entry for each
     trainings: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # supervised ones: steps in order
+    fidelity: dict[str, Any] = field(default_factory=dict)  # of the imagined videos, where it was measured
     pairs: VideoPairs | None = None
     base: PolicyVideos | None = None
     final: PolicyVideos | None = None
@@ -107,7 +110,7 @@ def numbers(data: Any, *path: str) -> list[float]:
 
 
 def read_run(folder: Path) -> RunData:
-    """Read whatever of `summary.json`, `metrics.jsonl`, `curves/*.jsonl` and `videos/*.npz` is there.
+    """Read whatever of `summary.json`, `metrics.jsonl`, `curves/*.jsonl`, `fidelity.json` and `videos/*.npz` is there.
 
     Raises UserError if `folder` is not a folder.
     """
@@ -133,7 +136,7 @@ def _with_videos(run: RunData, folder: Path, notes: list[str]) -> RunData:
 def read_run_metrics(folder: Path) -> RunData:
     """The same without the videos: what `summary.json`, `metrics.jsonl` and `curves/*.jsonl` hold, of all rounds."""
     notes: list[str] = []
-    summary = _read_summary(folder / SUMMARY, notes)
+    summary = _read_object(folder / SUMMARY, notes, read_summary)
     run = _read_round(folder, 1, summary, notes)
     run.notes = notes
     for round in range(2, MAX_ROUNDS + 1):
@@ -150,22 +153,24 @@ def _read_round(folder: Path, round: int, summary: dict[str, Any], notes: list[s
         summary=summary,
         metrics=_read_metrics(folder / "metrics.jsonl", notes, "update"),
         trainings=_read_trainings(folder / "curves", notes),
+        fidelity=_read_object(folder / FIDELITY, notes),
         round=round,
     )
 
 
-def _read_summary(path: Path, notes: list[str]) -> dict[str, Any]:
+def _read_object(path: Path, notes: list[str], read: Callable[[Path], Any] = read_json) -> dict[str, Any]:
+    """A JSON object; empty where there is none."""
     if not path.exists():
         return {}
     try:
-        summary = read_summary(path)
+        content = read(path)
     except UserError as error:
         notes.append(f"{path.name} is not readable as JSON ({error}).")
         return {}
-    if not isinstance(summary, dict):
+    if not isinstance(content, dict):
         notes.append(f"{path.name} holds no JSON object.")
         return {}
-    return summary
+    return content
 
 
 def _read_trainings(folder: Path, notes: list[str]) -> dict[str, list[dict[str, Any]]]:

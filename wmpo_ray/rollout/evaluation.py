@@ -16,10 +16,12 @@ from wmpo_ray.data.episodes import RaggedFrames, batch_within, concatenate_episo
 from wmpo_ray.environments.environment_world import EnvironmentState, EnvironmentWorld
 from wmpo_ray.rollout.act import Move, SeedsOf, act, run
 from wmpo_ray.rollout.replay import replay
+from wmpo_ray.rollout.video_choice import NUM_VIDEOS, VideoChoice, has_recovered
 
 Progress = Callable[[int], None]
-NUM_RECOVERIES = 2  # videos
+Beat = Callable[[], None]
 RECORDING_BYTES = 2**30  # of a batch's frames; the previous batch may still be in memory
+MOST_TOGETHER = 64  # episodes of a policy in a batch
 
 
 def rollout_policy(
@@ -53,12 +55,17 @@ def rollout_batches(
     first one. Batches are the same either way, so that outcomes are.
     """
     world = _world(environment, policy.chunk_length)
-    size = batch_within((world.horizon + 1, *world.environment.frame_shape), RECORDING_BYTES)
+    size = recording_batch(world.horizon, world.environment.frame_shape, MOST_TOGETHER)
     for first in range(0, len(seeds), size):
         part = np.asarray(seeds[first : first + size])
-        episodes = _rollout_batch(policy, world, part, temperature, run_key, keep_frames())
+        episodes = rollout_batch(policy, world, part, temperature, run_key, keep_frames())
         progress(first + len(part))
         yield episodes
+
+
+def recording_batch(horizon: int, frame_shape: Sequence[int], most: int) -> int:
+    """How many episodes are recorded together: as many as `RECORDING_BYTES` of frames allow, `most` at most."""
+    return batch_within((horizon + 1, *frame_shape), RECORDING_BYTES, max(1, most))
 
 
 def rollout_outcomes(
@@ -67,49 +74,55 @@ def rollout_outcomes(
     seeds: Sequence[int] | np.ndarray,
     temperature: float,
     run_key: tuple,
-    num_videos: int = 4,
+    num_videos: int = NUM_VIDEOS,
     progress: Progress = lambda done: None,
 ) -> tuple[Episodes, Episodes]:
     """(all episodes with their first frame only, some with all frames).
 
-    Those are the first `num_videos` successes and failures, and up to `NUM_RECOVERIES` further successes after a failed
-    attempt. Frames are kept of one batch at a time, and of none once there are enough successes and failures.
+    Those are what `VideoChoice` chooses. Frames are kept of one batch at a time, and of none once there are enough
+    successes and failures.
     """
-    missing, recoveries = {True: num_videos, False: num_videos}, NUM_RECOVERIES
+    choice = VideoChoice(num_videos)
     outcomes, videos = [], []
     for episodes in rollout_batches(
-        policy, environment, seeds, temperature, run_key, lambda: any(missing.values()), progress
+        policy, environment, seeds, temperature, run_key, lambda: not choice.is_complete, progress
     ):
-        kept = any(missing.values())
-        for success in missing:
-            rows = np.flatnonzero(episodes.success == success)[: missing[success]]
-            missing[success] -= len(rows)
-            if success and kept:
-                more = np.setdiff1d(np.flatnonzero(is_recovery(episodes)), rows)[:recoveries]
-                rows, recoveries = np.concatenate([rows, more]), recoveries - len(more)
-            if len(rows):
-                videos.append(_in_memory(episodes.rows(rows)))
+        if len(rows := choice.take(episodes.success, episodes.failures)):
+            videos.append(in_memory(episodes.rows(rows)))
         outcomes.append(
             replace(episodes, frames=np.array(episodes.frames[:, :1]))
         )  # a copy, so that the other frames can be freed
+    return concatenate_episodes(outcomes), successes_first(videos)
+
+
+def successes_first(videos: Sequence[Episodes]) -> Episodes:
     chosen = concatenate_episodes(videos)
-    return concatenate_episodes(outcomes), chosen.rows(np.argsort(~chosen.success, kind="stable"))
+    return chosen.rows(np.argsort(~chosen.success, kind="stable"))
 
 
 def is_recovery(episodes: Episodes) -> np.ndarray:
     """Which episodes [M] succeed after a failed attempt; none where the environment reports no failures."""
-    return episodes.success & np.any([np.zeros(len(episodes), bool), *episodes.failures.values()], 0)
+    return has_recovered(episodes.success, episodes.failures)
 
 
-def _rollout_batch(
-    policy: Policy, world: EnvironmentWorld, seeds: np.ndarray, temperature: float, run_key: tuple, keep_frames: bool
+def rollout_batch(
+    policy: Policy,
+    world: EnvironmentWorld,
+    seeds: np.ndarray,
+    temperature: float,
+    run_key: tuple,
+    keep_frames: bool = True,
+    beat: Beat = lambda: None,
 ) -> Episodes:
+    """One batch of `rollout_batches`; `beat` is called after every chunk."""
     num_chunks, seeds_of = world.horizon // policy.chunk_length, _scene_seeds(seeds, run_key)
     frames: FramesMode = "all" if keep_frames else "last"
-    return _episodes(act(policy, world, seeded_starts(seeds), num_chunks, temperature, seeds_of, frames=frames), seeds)
+    starts = seeded_starts(seeds)
+    made = act(policy, world, starts, num_chunks, temperature, seeds_of, frames=frames, progress=beat)
+    return _episodes(made, seeds)
 
 
-def _in_memory(episodes: Episodes) -> Episodes:
+def in_memory(episodes: Episodes) -> Episodes:
     """Copies of the real frames, so that the rest of the batch can be freed."""
     videos = [episodes.frames[i, : length + 1].copy() for i, length in enumerate(episodes.lengths)]
     return replace(episodes, frames=RaggedFrames(videos, episodes.frames.shape[1] - 1, episodes.frames.shape[2:]))
@@ -138,26 +151,36 @@ def expert_batches(
 
     Raises ConfigError for an environment that has no expert.
     """
+    size = recording_batch(environment.horizon, environment.frame_shape, len(seeds))
+    for first in range(0, max(1, len(seeds)), size):
+        yield expert_batch(environment, np.asarray(seeds[first : first + size]), noise, run_key, first)
+
+
+def expert_batch(
+    environment: Environment,
+    seeds: np.ndarray,
+    noise: float,
+    run_key: tuple,
+    first: int = 0,
+    beat: Beat = lambda: None,
+) -> Episodes:
+    """One batch of `expert_batches`, whose first start has the place `first`; `beat` is called after every step.
+
+    Raises ConfigError for an environment that has no expert.
+    """
     if "expert" not in environment.abilities:
         raise ConfigError(
             "this environment has no scripted expert; bring recorded demonstrations instead, or change environment.kind"
         )
-    size = batch_within((environment.horizon + 1, *environment.frame_shape), RECORDING_BYTES, max(1, len(seeds)))
-    for first in range(0, max(1, len(seeds)), size):
-        key = (*run_key, first) if first else run_key
-        yield _expert_batch(environment, np.asarray(seeds[first : first + size]), noise, key)
-
-
-def _expert_batch(environment: Environment, seeds: np.ndarray, noise: float, run_key: tuple) -> Episodes:
     world = EnvironmentWorld(environment, chunk_length=1)  # the script decides again after every step
-    rng = np.random.default_rng(seed_for(*run_key))
+    rng = np.random.default_rng(seed_for(*run_key, first) if first else seed_for(*run_key))
 
     def follow_script(state: EnvironmentState, _observation: Observation | None, _chunk: int) -> Move:
         state, transition = world.step_expert(state, rng, noise)
         assert state.chunk is not None
         return Move(state, transition, state.chunk)
 
-    return _episodes(run(world, seeded_starts(seeds), world.horizon, follow_script), seeds)
+    return _episodes(run(world, seeded_starts(seeds), world.horizon, follow_script, progress=beat), seeds)
 
 
 def execute_actions(

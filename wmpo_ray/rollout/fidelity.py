@@ -13,6 +13,8 @@ from wmpo_ray.core.types import Episodes, Frames, StartState
 from wmpo_ray.data.episodes import batch_within, parts_of
 from wmpo_ray.rollout.replay import replay
 
+MIN_SQUARED_ERROR = 0.05  # of grey levels: 61.1 dB
+
 
 def replay_videos(
     world: World,
@@ -53,23 +55,28 @@ def replay_error(world: World, episodes: Episodes, seed: int) -> np.ndarray:
     """`psnr_per_frame` [T] of recorded actions replayed open loop; holds one batch of videos."""
     starts, done, errors = starts_of(episodes), 0, []
     for videos in replay_batches(world, starts, episodes.actions, seed, batch_within(episodes.frames.shape)):
-        errors += [_squared_error(episodes.frames[done + i], video) for i, video in enumerate(videos)]
+        errors += [squared_error(episodes.frames[done + i][1:], video[1:]) for i, video in enumerate(videos)]
         done += len(videos)
     return _mean_psnr(np.stack(errors), episodes.lengths)
 
 
 def psnr_per_frame(real: np.ndarray | Frames, imagined: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Mean peak signal-to-noise ratio [T] in dB of predicted frames 1..T, over the videos that last that long."""
-    return _mean_psnr(np.stack([_squared_error(real[i], video) for i, video in enumerate(imagined)]), lengths)
+    return _mean_psnr(np.stack([squared_error(real[i][1:], video[1:]) for i, video in enumerate(imagined)]), lengths)
 
 
-def _squared_error(real: np.ndarray, imagined: np.ndarray) -> np.ndarray:
-    """Mean over pixels of each predicted frame: two videos [T+1, H, W, 3] -> [T]."""
-    return ((real[1:].astype(np.float32) - imagined[1:]) ** 2).mean((1, 2, 3))
+def squared_error(real: np.ndarray, imagined: np.ndarray) -> np.ndarray:
+    """Mean over pixels: frames [..., H, W, 3] uint8 -> [...] float32."""
+    return ((real.astype(np.float32) - imagined) ** 2).mean((-3, -2, -1))
+
+
+def psnr_of(error: np.ndarray) -> np.ndarray:
+    """Peak signal-to-noise ratio in dB of mean squared errors; an error of zero has that of `MIN_SQUARED_ERROR`."""
+    return 10 * np.log10(255.0**2 / np.maximum(error, MIN_SQUARED_ERROR))
 
 
 def _mean_psnr(error: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    ratio = 10 * np.log10(255.0**2 / np.maximum(error, 0.05))
+    ratio = psnr_of(error)
     valid = np.arange(ratio.shape[1])[None] < lengths[:, None]
     return (ratio * valid).sum(0) / np.maximum(valid.sum(0), 1)
 

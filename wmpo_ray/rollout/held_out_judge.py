@@ -8,20 +8,21 @@ videos of the same actions counts.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from wmpo_ray.core.interfaces import Judge, World
-from wmpo_ray.core.types import Episodes, StartState, Videos
+from wmpo_ray.core.types import Episodes, Frames, StartState, Videos
 from wmpo_ray.data.episodes import batch_within
 from wmpo_ray.rollout.fidelity import binary_report, psnr_per_frame, replay_batches, starts_of
 
-Detect = Callable[[np.ndarray], dict[str, np.ndarray]]  # videos [M, T+1, H, W, 3] -> event -> [M] bool
+Detect = Callable[[Any], dict[str, np.ndarray]]  # videos [M, T+1, H, W, 3] -> event -> [M] bool
 AGREEMENT = "_agreement"  # ends the name of each
 
 
 def detect_in_both(
-    detect: Detect, real: np.ndarray, imagined: np.ndarray, lengths: np.ndarray
+    detect: Detect, real: np.ndarray | Frames, imagined: np.ndarray, lengths: np.ndarray
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Events in two videos of each episode; after its end, which cannot be compared, both hold still."""
     last = np.minimum(np.arange(imagined.shape[1])[None], lengths[:, None])[..., None, None, None]

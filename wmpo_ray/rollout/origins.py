@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import metadata
 from pathlib import Path
 
@@ -25,8 +26,8 @@ def recorded(environment: EnvironmentConfig, made_by: str, policy: Path | None =
 
 
 def simulator_versions() -> dict[str, str]:
-    """Of the installed ones of `SIMULATORS`."""
-    versions = {}
+    """Of the installed ones of `SIMULATORS`, and the OpenGL that MuJoCo draws with, since pictures depend on it."""
+    versions = {"MUJOCO_GL": os.environ["MUJOCO_GL"]} if os.environ.get("MUJOCO_GL") else {}
     for package in SIMULATORS:
         try:
             versions[package] = metadata.version(package)

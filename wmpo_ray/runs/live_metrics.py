@@ -58,7 +58,7 @@ METRICS = {
         _counter(
             "wmpo_phase_seconds_total",
             "Seconds of work: policy, denoise, decode and spool of imagination, score and verify of reward, step and "
-            "checkpoint of the learner, evaluate and compare of the environment, load of weights",
+            "checkpoint of the learner, policy, simulate, write, evaluate and compare of the environment, load of weights",
             "role",
             "worker",
             "phase",

@@ -63,6 +63,19 @@ class Outcomes(BaseModel):
             failures={name: flags.tolist() for name, flags in episodes.failures.items()},
         )
 
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Of all their starts, one after the other; everything else is that of the first part."""
+        names = parts[0].failures
+        return parts[0].model_copy(
+            update={
+                "starts": [start for part in parts for start in part.starts],
+                "success": [success for part in parts for success in part.success],
+                "lengths": [length for part in parts for length in part.lengths],
+                "failures": {name: [flag for part in parts for flag in part.failures[name]] for name in names},
+            }
+        )
+
     @property
     def rate(self) -> dict[str, Any]:
         """Success rate with its 95% interval, as `RunFolder.set_result` takes it."""

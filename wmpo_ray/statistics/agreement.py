@@ -66,13 +66,20 @@ def calibration(probabilities: np.ndarray, truth: np.ndarray, num_bins: int = NU
 def agreement_by_step(
     predicted: np.ndarray, predicted_step: np.ndarray, real: np.ndarray, real_step: np.ndarray, horizon: int
 ) -> np.ndarray:
-    """Share [T] of trajectories whose outcome by each step is the real one: succeeded by then, or not.
+    """Share [T] of trajectories whose outcome by each step is the real one, see `outcomes_agree`."""
+    return outcomes_agree(predicted, predicted_step, real, real_step, horizon).mean(0)
+
+
+def outcomes_agree(
+    predicted: np.ndarray, predicted_step: np.ndarray, real: np.ndarray, real_step: np.ndarray, horizon: int
+) -> np.ndarray:
+    """Whether the outcome of each trajectory by each step is the real one, [M, T] bool: succeeded by then, or not.
 
     predicted, real [M] bool; the steps [M] at which each succeeded.
     """
     steps = np.arange(1, horizon + 1)
     imagined = predicted[:, None] & (predicted_step[:, None] <= steps)
-    return (imagined == (real[:, None] & (real_step[:, None] <= steps))).mean(0)
+    return imagined == (real[:, None] & (real_step[:, None] <= steps))
 
 
 def safe_horizon(agreement: np.ndarray, bound: float) -> int:

@@ -104,13 +104,13 @@ def bootstrap_difference(
     if are_seeds_matched and len(a) != len(b):
         raise ValueError(f"{len(a)} and {len(b)} seeds: seeds that are matched must be as many for both")
     rng = np.random.default_rng(seed)
-    starts, seeds_a = (_weights(rng, num, num_resamples) for num in (a.shape[1], len(a)))
-    seeds_b = seeds_a if are_seeds_matched else _weights(rng, len(b), num_resamples)
+    starts, seeds_a = (resample_shares(rng, num, num_resamples) for num in (a.shape[1], len(a)))
+    seeds_b = seeds_a if are_seeds_matched else resample_shares(rng, len(b), num_resamples)
     means = ((seeds_b @ b - seeds_a @ a) * starts).sum(1)
     low, high = np.quantile(means, [level / 2, 1 - level / 2])
     return float(b.mean() - a.mean()), float(low), float(high)
 
 
-def _weights(rng: np.random.Generator, num: int, num_resamples: int) -> np.ndarray:
+def resample_shares(rng: np.random.Generator, num: int, num_resamples: int) -> np.ndarray:
     """Shares [num_resamples, num] of `num` entries in samples of `num` drawn with replacement."""
     return rng.multinomial(num, np.full(num, 1 / num), num_resamples) / num

@@ -75,7 +75,7 @@ class _NetworkSettings(NetworkSettings):
 class DiffusionWorldModel:
     """Imagines the next K frames from the last c frames and K actions (implements `interfaces.World`)."""
 
-    abilities = frozenset({"imagines", "render", "slots"})
+    abilities = frozenset({"imagines", "reconstructs", "render", "slots"})
 
     def __init__(
         self,
@@ -166,6 +166,12 @@ class DiffusionWorldModel:
         steps = np.full(batch, self.chunk_length, np.int64)
         transition = Transition(observation, shown, np.zeros(batch, bool), None, steps)
         return LatentContext(newest, state.num_frames + self.chunk_length, state.instructions), transition
+
+    @torch.no_grad()
+    def reconstruct(self, frames: np.ndarray) -> np.ndarray:
+        """Videos [M, n, H, W, 3] uint8, encoded and decoded again: what is lost by the codec alone."""
+        encoded = self.codec.encode(torch.from_numpy(np.array(frames)).to(self.denoiser.network.device))
+        return self.codec.decode(encoded).cpu().numpy()
 
     # -- files ---------------------------------------------------------------------------------------------------
 

@@ -74,7 +74,7 @@ def needs_of(config: Config) -> SourceNeeds | None:
     settings, facts, chunk = config.pretrain, environment_facts(config.environment), config.rollout.chunk_length
     if not settings.source:
         return None
-    num, longest = extent_of("pretrain.source", settings.source)
+    num, longest = extent_of("pretrain.source", settings.source, settings.source_image_key)
     return SourceNeeds(
         key="pretrain.source",
         path=settings.source,
@@ -89,4 +89,6 @@ def needs_of(config: Config) -> SourceNeeds | None:
         is_held_out=False,
         needs_starts="",
         must_be_real=False,
+        image_key=settings.source_image_key,
+        instruction=settings.source_instruction,
     )

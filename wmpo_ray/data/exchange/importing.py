@@ -10,6 +10,7 @@ from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.untrusted import regular_file
 from wmpo_ray.core.wording import counted
 from wmpo_ray.data.about import Provenance
+from wmpo_ray.data.data_set import is_data_set, part_writer
 from wmpo_ray.data.exchange.lerobot import LerobotReader
 from wmpo_ray.data.exchange.recording import (
     EpisodeReader,
@@ -37,6 +38,8 @@ class Imported:
 
 def reader_of(path: Path, options: ImportOptions) -> EpisodeReader:
     """An open reader for the format of a file. Raises UserError for any other format, ConfigError without h5py."""
+    if is_data_set(path):
+        raise UserError(f"{path} is a folder of trajectory files, which need no import")
     if path.is_dir() or path.name == "info.json":
         return LerobotReader(path, options)
     with open(regular_file(path, None), "rb") as file:
@@ -53,9 +56,13 @@ def reader_of(path: Path, options: ImportOptions) -> EpisodeReader:
 
 
 def import_episodes(
-    path: Path, out: Path, options: ImportOptions | None = None, progress: Progress = lambda done: None
+    path: Path,
+    out: Path,
+    options: ImportOptions | None = None,
+    progress: Progress = lambda done: None,
+    append: bool = False,
 ) -> Imported:
-    """Write the episodes of a file of another format to the trajectory file `out`.
+    """Write the episodes of a file of another format to the trajectory file `out`, or add them as a part to the folder.
 
     All sizes are checked before the first episode is read, and each episode before it is written. `out` appears when it
     is whole. Raises UserError, which names file and episode, for anything that does not fit.
@@ -65,7 +72,7 @@ def import_episodes(
         check_sizes(path, sizes)
         longest = max(size.num_steps for size in sizes)
         horizon, successes = max(longest, reader.horizon), 0
-        with episode_writer(out, reader.provenance) as writer:
+        with (part_writer if append else episode_writer)(out, reader.provenance) as writer:
             for index, size in enumerate(sizes):
                 found = reader.read(index)
                 check_recording(path, size, found)

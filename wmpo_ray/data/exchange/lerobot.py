@@ -23,6 +23,7 @@ from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.section import shown
 from wmpo_ray.core.untrusted import read_bytes, regular_file
 from wmpo_ray.data.about import Provenance
+from wmpo_ray.data.column_metadata import open_all_columns
 from wmpo_ray.data.exchange.recording import (
     MAX_EPISODE_BYTES,
     MAX_EPISODES,
@@ -93,7 +94,7 @@ class LerobotReader(EpisodeReader):
             raise UserError(
                 f"{self.path}: no camera {chosen!r}; "
                 + (
-                    f"there are {', '.join(images[:10])}: choose one with --image-key"
+                    f"there are {', '.join(images[:10])}: choose one with {self.options.image_key_knob}"
                     if images
                     else "there are no images"
                 )
@@ -139,9 +140,8 @@ class LerobotReader(EpisodeReader):
             raise UserError(f"{self.path}: {path} has no column {missing[0]}")
         paths = [file.schema.column(i).path for i in range(len(file.schema))]
         places = [i for i, leaf in enumerate(paths) if leaf.startswith(tuple(names))]
+        open_all_columns(path, file)
         for number in range(file.metadata.num_row_groups):
-            # Arrow ends the process over some damaged metadata when they are looked at, and raises when they are read.
-            next(file.iter_batches(1, row_groups=[number], columns=list(names)), None)
             group = file.metadata.row_group(number)
             wanted = [group.column(i) for i in places]
             num_bytes = sum(column.total_uncompressed_size for column in wanted)

@@ -15,10 +15,10 @@ from PIL import Image
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import atomic_directory
 from wmpo_ray.core.types import Episodes
-from wmpo_ray.data.about import about_of, statistics_of
+from wmpo_ray.data.about import QUANTILES
+from wmpo_ray.data.data_set import load_data
 from wmpo_ray.data.exchange.lerobot import DATA, EPISODES, INFO
-from wmpo_ray.data.file_facts import executed_actions
-from wmpo_ray.data.store import load_episodes
+from wmpo_ray.data.file_facts import facts_of
 
 VERSION = "v3.0"
 FILE_BYTES = 100 * 2**20  # of a data file, from which on the next one begins
@@ -32,12 +32,12 @@ NOT_EXPORTED = (
 
 
 def export_lerobot(path: Path, out: Path, image_key: str = "", fps: int = 10) -> int:
-    """Write the episodes of a trajectory file to the folder `out`; returns how many there are.
+    """Write the episodes of a trajectory file, or of a folder of them, to the folder `out`; returns how many there are.
 
     `fps`: actions a second, which a trajectory file does not say; times are made of it. Raises UserError for a file that
     cannot be read, an episode without a step, and on a full disk.
     """
-    episodes, key = load_episodes(path), image_key or IMAGE_KEY
+    episodes, key = load_data(path), image_key or IMAGE_KEY
     if empty := np.flatnonzero(episodes.lengths == 0).tolist():
         raise UserError(f"{path}, row {empty[0]}: an episode without a step; the layout has no place for one")
     tasks = list(dict.fromkeys(episodes.instructions))
@@ -50,9 +50,9 @@ def export_lerobot(path: Path, out: Path, image_key: str = "", fps: int = 10) ->
         index = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), "task": tasks})
         _write_table(folder / "meta" / "tasks.parquet", index.replace_schema_metadata(_index_of_tasks()))
         _write_json(folder / INFO, _info(episodes, key, fps, len(tasks), writer.num_rows))
-        statistics = about_of(path).statistics or statistics_of(executed_actions(episodes))
-        numbers = statistics.model_dump(exclude={"num_actions"})
-        _write_json(folder / "meta" / "stats.json", {"action": {**numbers, "count": [statistics.num_actions]}})
+        statistics = facts_of(path).statistics
+        numbers = {**statistics.model_dump(exclude={"num_actions"}), "count": [statistics.num_actions]}
+        _write_json(folder / "meta" / "stats.json", {"action": numbers, key: _statistics_of(writer.histogram)})
     return len(episodes)
 
 
@@ -62,6 +62,7 @@ class _DataWriter:
     def __init__(self, folder: Path, key: str, fps: int, tasks: list[str], action_dims: int):
         self._folder, self._key, self._fps, self._tasks = folder, key, fps, tasks
         self.num_rows, self.places = 0, list[dict[str, Any]]()
+        self.histogram = np.zeros((3, 256), np.int64)  # pixels of each channel and value
         self._number, self._num_bytes, self._file = -1, FILE_BYTES, None  # the first episode begins a file
         picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
         self._schema = pa.schema(
@@ -87,6 +88,8 @@ class _DataWriter:
         place |= {"data/chunk_index": chunk, "data/file_index": number}
         self.places.append(place | {"dataset_from_index": self.num_rows, "dataset_to_index": self.num_rows + count})
         self.num_rows += count
+        pixels = episodes.frames[row, :count].reshape(-1, 3)
+        self.histogram += [np.bincount(channel, minlength=256) for channel in pixels.T]
 
     def _columns(self, episodes: Episodes, row: int) -> dict[str, Any]:
         length, success = int(episodes.lengths[row]), bool(episodes.success[row])
@@ -95,7 +98,7 @@ class _DataWriter:
         reached = (step >= length - 1) & success
         actions = episodes.actions[row, np.minimum(step, length - 1)]
         return {
-            self._key: [{"bytes": _png(frame), "path": None} for frame in episodes.frames[row, :count]],
+            self._key: [{"bytes": png_of(frame), "path": None} for frame in episodes.frames[row, :count]],
             "action": list(actions),
             "timestamp": (step / self._fps).astype(np.float32),
             "next.reward": reached.astype(np.float32),
@@ -119,10 +122,23 @@ class _DataWriter:
             self._file.close()
 
 
-def _png(frame: np.ndarray) -> bytes:
+def png_of(frame: np.ndarray) -> bytes:
+    """A frame [H, W, 3] uint8 as a PNG."""
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def _statistics_of(histogram: np.ndarray) -> dict[str, Any]:
+    """Of the pixels [3, 256] of each channel, from 0 to 1, shaped as LeRobot keeps them: [3, 1, 1]."""
+    count, levels = histogram[0].sum(), np.arange(256) / 255
+    mean = histogram @ levels / count
+    found = {"mean": mean, "std": np.sqrt(np.maximum(histogram @ levels**2 / count - mean**2, 0))}
+    for name, share in {"min": 0.0, "max": 1.0, "q01": QUANTILES[0], "q99": QUANTILES[1]}.items():
+        # The pixel in that place, were they sorted.
+        found[name] = levels[(histogram.cumsum(1) <= share * (count - 1)).sum(1)]
+    shaped = {name: values.reshape(3, 1, 1).tolist() for name, values in found.items()}
+    return {**shaped, "count": [int(count)]}
 
 
 def _info(episodes: Episodes, key: str, fps: int, num_tasks: int, num_rows: int) -> dict[str, Any]:

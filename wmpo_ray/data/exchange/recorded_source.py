@@ -1,4 +1,4 @@
-"""Recorded episodes that a run takes instead of recording its own: a file of ours, or of any format that is imported.
+"""Recorded episodes that a run takes instead of recording its own: a file or a folder of ours, or any format that is imported.
 
 Every episode is checked against what the run needs, and made as long as its horizon; only those that the run asks for
 are read.
@@ -20,12 +20,13 @@ from wmpo_ray.core.files import file_states
 from wmpo_ray.core.section import shown
 from wmpo_ray.core.types import Episodes
 from wmpo_ray.core.wording import counted
-from wmpo_ray.data.about import Provenance, about_of
+from wmpo_ray.data.about import Provenance
+from wmpo_ray.data.data_set import is_data_set, load_data, provenance_of
 from wmpo_ray.data.episodes import RaggedFrames
 from wmpo_ray.data.exchange.importing import notes_of, reader_of, with_notes
 from wmpo_ray.data.exchange.recording import ImportOptions, as_episodes, check_recording, check_sizes
 from wmpo_ray.data.file_facts import action_problem
-from wmpo_ray.data.store import episode_writer, load_episodes
+from wmpo_ray.data.store import episode_writer
 
 PARQUET = b"PAR1"
 
@@ -46,6 +47,12 @@ class SourceNeeds(NamedTuple):
     is_held_out: bool  # whether these episodes are: nothing may be trained on them
     needs_starts: str  # the setting that has the environment rebuild their start states; "": none does
     must_be_real: bool
+    image_key: str = ""  # of the camera; "": the format's usual one
+    instruction: str = ""  # of every episode; "": as the file has it
+
+    @property
+    def section(self) -> str:
+        return self.key.removesuffix(".source")
 
 
 @dataclass
@@ -79,7 +86,7 @@ def take_source(needs: SourceNeeds, out: Path) -> None:
         writer.provenance = with_notes(opened.provenance, (*opened.notes(), f"taken from {_path(needs).name}"))
 
 
-def extent_of(key: str, source: str) -> tuple[int, int]:
+def extent_of(key: str, source: str, image_key: str = "") -> tuple[int, int]:
     """How many episodes the file of the setting `key` holds, and the steps of the longest one; reads no frames.
 
     Raises UserError for a file that is missing or damaged.
@@ -87,10 +94,11 @@ def extent_of(key: str, source: str) -> tuple[int, int]:
     path = Path(source).expanduser()
     if not path.exists():
         raise UserError(f"{key} = {source}: there is no such file; set {key}")
-    if path.is_file() and _begins_with(path, PARQUET):
-        lengths = load_episodes(path).lengths
+    if is_data_set(path) or (path.is_file() and _begins_with(path, PARQUET)):
+        lengths = load_data(path).lengths
         return len(lengths), int(lengths.max(initial=0))
-    with reader_of(path, ImportOptions()) as reader:
+    options = ImportOptions(image_key=image_key, image_key_knob=f"{key}_image_key")
+    with reader_of(path, options) as reader:
         sizes = reader.sizes()
         check_sizes(path, sizes)
         return len(sizes), max(size.num_steps for size in sizes)
@@ -128,6 +136,8 @@ def _check_fit(where: str, episode: Episodes, needs: SourceNeeds) -> None:
         raise UserError(
             f"{where}: actions of {episode.actions.shape[2]} dimensions; the environment's have {needs.action_dims}"
         )
+    if not text.strip():
+        raise UserError(f"{where}: no instruction; give it with {needs.section}.source_instruction")
     if needs.instructions and text not in needs.instructions:
         known = ", ".join(shown(each) for each in needs.instructions)
         raise UserError(f"{where}: the instruction {shown(text)} is none of the environment's: {known}")
@@ -161,12 +171,21 @@ def _opened(needs: SourceNeeds) -> Iterator[_Opened]:
     path = _path(needs)
     if not path.exists():
         raise UserError(f"{needs.key} = {needs.path}: there is no such file; set {needs.key}")
-    if path.is_file() and _begins_with(path, PARQUET):
-        yield _own_file(path)
+    if is_data_set(path) or (path.is_file() and _begins_with(path, PARQUET)):
+        if needs.image_key:
+            raise UserError(
+                f"{needs.section}.source_image_key = {needs.image_key}: {path} is a trajectory file, which has one camera and "
+                "no name for it; remove it"
+            )
+        yield _own_files(path, needs.instruction)
         return
     # An environment with one instruction lends it to files without language.
-    text = needs.instructions[0] if len(needs.instructions) == 1 else ""
-    with reader_of(path, ImportOptions(instruction=text)) as reader:
+    text = needs.instruction or (needs.instructions[0] if len(needs.instructions) == 1 else "")
+    knobs = {
+        "image_key_knob": f"{needs.section}.source_image_key",
+        "instruction_knob": f"{needs.section}.source_instruction",
+    }
+    with reader_of(path, ImportOptions(text, needs.image_key, **knobs)) as reader:
         sizes = reader.sizes()
         check_sizes(path, sizes)
 
@@ -182,10 +201,12 @@ def _opened(needs: SourceNeeds) -> Iterator[_Opened]:
         yield _Opened(reader.provenance, read(), len(sizes), lambda: notes_of(reader, needs.num_episodes))
 
 
-def _own_file(path: Path) -> _Opened:
-    episodes = load_episodes(path)
+def _own_files(path: Path, instruction: str) -> _Opened:
+    episodes = load_data(path)
+    if instruction:
+        episodes = replace(episodes, instructions=(instruction,) * len(episodes))
     rows = ((f"row {row}", episodes.rows(slice(row, row + 1))) for row in range(len(episodes)))
-    return _Opened(about_of(path).provenance or Provenance(made_by=path.name), rows, len(episodes), lambda: ())
+    return _Opened(provenance_of(path) or Provenance(made_by=path.name), rows, len(episodes), lambda: ())
 
 
 def _begins_with(path: Path, magic: bytes) -> bool:

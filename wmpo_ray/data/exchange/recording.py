@@ -61,6 +61,8 @@ class ImportOptions:
 
     instruction: str = ""  # of every episode; "": as the file has it
     image_key: str = ""  # of the camera; "": the format's usual one
+    instruction_knob: str = "--instruction TEXT"  # what errors name
+    image_key_knob: str = "--image-key"
 
 
 class EpisodeReader(ABC):
@@ -102,7 +104,7 @@ class EpisodeReader(ABC):
         if not isinstance(text, str):
             raise UserError(f"{self.path}, {label}: its instruction is no text")
         if not text.strip():
-            raise UserError(f"{self.path}, {label}: no instruction; give it with --instruction TEXT")
+            raise UserError(f"{self.path}, {label}: no instruction; give it with {self.options.instruction_knob}")
         if len(text.encode()) > MAX_INSTRUCTION_BYTES:
             raise UserError(
                 f"{self.path}, {label}: the instruction has {len(text.encode())} bytes, at most {MAX_INSTRUCTION_BYTES} fit"
@@ -176,7 +178,9 @@ def check_recording(path: Path, size: EpisodeSize, found: Recording) -> None:
     if found.frames.dtype != np.uint8 or found.frames.shape != expected:
         raise UserError(f"{where}: frames are {found.frames.dtype} {found.frames.shape}, expected uint8 {expected}")
     if found.actions.dtype.kind != "f" or found.actions.shape[1:] != (size.action_dims,):
-        raise UserError(f"{where}: actions are {found.actions.dtype} {found.actions.shape}")
+        raise UserError(
+            f"{where}: actions are {found.actions.dtype} {found.actions.shape}, expected floats of {size.action_dims} dimensions"
+        )
     if problem := action_problem(found.actions):
         raise UserError(f"{where}: {problem}; scale the actions of the file to [-1, 1]")
 

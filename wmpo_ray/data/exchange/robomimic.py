@@ -131,7 +131,11 @@ class RobomimicReader(EpisodeReader):
             cameras = [each for each in (before or ()) if each.endswith("_image")][:10]
             raise UserError(
                 f"{where} has no obs/{self._key}; "
-                + (f"there are {', '.join(cameras)}: choose one with --image-key" if cameras else "there are no images")
+                + (
+                    f"there are {', '.join(cameras)}: choose one with {self.options.image_key_knob}"
+                    if cameras
+                    else "there are no images"
+                )
             )
         return demo, actions, images, None if after is None else child_dataset(self.path, after, self._key, "u", 4)
 

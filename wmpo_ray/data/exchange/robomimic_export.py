@@ -9,10 +9,10 @@ from typing import Any
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import atomic_file
 from wmpo_ray.core.types import Episodes
-from wmpo_ray.data.about import Provenance, about_of
+from wmpo_ray.data.about import Provenance
+from wmpo_ray.data.data_set import load_data, provenance_of
 from wmpo_ray.data.exchange.hdf5_files import hdf5_library
 from wmpo_ray.data.exchange.robomimic import IMAGE_KEY, OWN_KEY
-from wmpo_ray.data.store import load_episodes
 
 GZIP = {"compression": "gzip", "compression_opts": 4}
 # What the layout has no place for; everything else comes back with an import.
@@ -22,19 +22,19 @@ NOT_EXPORTED = (
 
 
 def export_robomimic(path: Path, out: Path, image_key: str = "") -> int:
-    """Write the episodes of a trajectory file to `out`; returns how many there are.
+    """Write the episodes of a trajectory file, or of a folder of them, to `out`; returns how many there are.
 
     What the layout has no word for (instruction, seed, success, failure modes, horizon, provenance) stands in the
     attribute `wmpo_ray`, as JSON, which an import reads again. Raises UserError for a file that cannot be read, an
     episode without a step, and on a full disk; ConfigError where h5py is not installed.
     """
-    library, episodes, about = hdf5_library(), load_episodes(path), about_of(path)
+    library, episodes, provenance = hdf5_library(), load_data(path), provenance_of(path)
     total = int(episodes.lengths.sum())
     with atomic_file(out) as partial, library.File(partial, "w") as file:
         data = file.create_group("data")
         data.attrs["total"] = total
-        data.attrs["env_args"] = json.dumps(_env_args(about.provenance))
-        data.attrs[OWN_KEY] = json.dumps(_facts(episodes, about.provenance))
+        data.attrs["env_args"] = json.dumps(_env_args(provenance))
+        data.attrs[OWN_KEY] = json.dumps(_facts(episodes, provenance))
         for row in range(len(episodes)):
             if not episodes.lengths[row]:
                 raise UserError(f"{path}, row {row}: an episode without a step; the layout has no place for one")

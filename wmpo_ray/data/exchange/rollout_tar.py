@@ -38,7 +38,9 @@ class RolloutTarReader(EpisodeReader):
     def __init__(self, path: Path, options: ImportOptions):
         super().__init__(path, options)
         if options.image_key:
-            raise UserError(f"--image-key {options.image_key}: {path} has one camera, and no name for it; leave it out")
+            raise UserError(
+                f"{options.image_key_knob} {options.image_key}: {path} has one camera, and no name for it; leave it out"
+            )
         self._num_bytes = regular_file(path, None).stat().st_size
         with ExitStack() as opening, self._explained():
             self._file = opening.enter_context(tarfile.open(path, "r:", errorlevel=2))

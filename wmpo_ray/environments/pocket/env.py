@@ -19,12 +19,14 @@ import numpy as np
 
 from wmpo_ray.config.run import EnvironmentConfig
 from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.core.interfaces import AGENT
 from wmpo_ray.core.section import shown
 from wmpo_ray.core.types import Observation, StartState
 from wmpo_ray.environments.pocket.geometry import (
     BLOCK_HALF,
     FRAME_SIZE,
     GRASP_REACH,
+    INSTRUCTIONS,
     MAX_SPEED,
     PLACE_DWELL,
     POCKET_END_X,
@@ -33,10 +35,10 @@ from wmpo_ray.environments.pocket.geometry import (
     TASKS,
     WALL_X,
 )
-from wmpo_ray.environments.pocket.rendering import Look, detect_events, draw, draw_backdrop
+from wmpo_ray.environments.pocket.rendering import Look, draw, draw_backdrop
+from wmpo_ray.environments.pocket.sight import PocketSight
 
 Disruption = Literal["none", "position", "background", "texture"]
-INSTRUCTIONS = ("put the block into the blue pocket", "put the block into the pink pocket")
 LOOKS: dict[str, Look] = {
     "none": Look(),
     "position": Look(),
@@ -55,13 +57,13 @@ class PocketState(NamedTuple):
     held: np.ndarray
 
 
-class PocketEnvironment:
+class PocketEnvironment(PocketSight):
     """N independent scenes stepped together (implements `wmpo_ray.core.interfaces.Environment`).
 
     `reset` and `step` render as they go, for interactive use.
     """
 
-    abilities: frozenset[str] = frozenset({"expert", "events", "restore", "render"})
+    abilities: frozenset[str] = frozenset({"expert", "events", "restore", "render", "positions", "locate", "failures"})
     action_dim = 3
     frame_shape = (FRAME_SIZE, FRAME_SIZE, 3)
     instructions = INSTRUCTIONS
@@ -257,10 +259,9 @@ class PocketEnvironment:
     def render(self) -> np.ndarray:
         return draw(self.backdrop(), *self.state(), self.look)
 
-    @staticmethod
-    def detect_events(videos: np.ndarray) -> dict[str, np.ndarray]:
-        """Events that pixels show, for real and imagined videos alike: name -> [N] bool."""
-        return detect_events(videos)
+    def positions(self) -> dict[str, np.ndarray]:
+        """Centres [N, 2] of gripper and block, in pixels."""
+        return {AGENT: self.gripper.copy(), "block": self.block.copy()}
 
     # -- the scripted expert -------------------------------------------------------------------------------------
 

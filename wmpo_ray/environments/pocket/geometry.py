@@ -11,3 +11,4 @@ POCKET_HALF = BLOCK_HALF + POCKET_TOLERANCE
 SEATED_X = 12.5  # a block whose centre is at least this deep is placed
 TASKS = ("", "place")  # push the block into its pocket; the same, and let go of it there
 PLACE_DWELL = 2  # frames in a row that the block must lie in its pocket, let go, in the task "place"
+INSTRUCTIONS = ("put the block into the blue pocket", "put the block into the pink pocket")

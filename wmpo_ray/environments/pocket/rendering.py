@@ -7,6 +7,7 @@ fraction of a pixel, by a network or by `detect_events`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,6 +29,7 @@ GRIPPER_OPEN = np.array([240, 240, 240], np.float32)
 GRIPPER_CLOSED = np.array([60, 220, 120], np.float32)
 GRIPPER_OPEN_HALF = 1.2
 GRIPPER_CLOSED_HALF = 1.0
+SHOWN_MASS = 0.7  # pixels of its colour that make a gripper
 
 _PIXEL = np.arange(FRAME_SIZE, dtype=np.float32)
 
@@ -95,8 +97,18 @@ def upscale(frames: np.ndarray, factor: int = 16) -> np.ndarray:
     return frames.repeat(factor, axis=-3).repeat(factor, axis=-2)
 
 
-def locate_block(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Read the block from pixels [..., H, W, 3] uint8: centre [..., 2] in pixels, held [...] bool.
+class Sighting(NamedTuple):
+    """What one look at a frame finds."""
+
+    gripper: np.ndarray  # [..., 2] centre in pixels; NaN where no gripper shows
+    block: np.ndarray  # [..., 2]; NaN where neither a block nor a gripper that could hide it shows
+    whole_block: np.ndarray  # [..., 2]; the same, more exact of a held one
+    closed: np.ndarray  # [...] bool
+    held: np.ndarray  # [...] bool
+
+
+def see(frames: np.ndarray) -> Sighting:
+    """Read gripper and block from pixels [..., H, W, 3] uint8.
 
     The block is what is warm (red far above blue); held, it is yellow, so its green is near its red. A gripper hides
     all but a thin ring of a block under it: then the block is where the gripper is, and held if the gripper is closed.
@@ -106,14 +118,24 @@ def locate_block(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     warm = np.clip((red - blue - 50) / 120, 0, 1)
     closed = np.clip((green - np.maximum(red, blue) - 40) / 60, 0, 1)
     opened = np.clip((f.min(-1) - 150) / 60, 0, 1)
-    warm_mass, closed_mass = warm.sum((-1, -2)), closed.sum((-1, -2))
-    is_closed = closed_mass > 0.7
+    warm_mass, closed_mass, opened_mass = (weight.sum((-1, -2)) for weight in (warm, closed, opened))
+    is_closed = closed_mass > SHOWN_MASS
     gripper = np.where(is_closed[..., None], _centroid(closed), _centroid(opened))
+    gripper = np.where((is_closed | (opened_mass > SHOWN_MASS))[..., None], gripper, np.nan)
     visible = warm_mass > 2.0
-    centre = np.where(visible[..., None], _centroid(warm), gripper)
+    block = np.where(visible[..., None], _centroid(warm), gripper)
     greenness = (warm * green).sum((-1, -2)) / ((warm * red).sum((-1, -2)) + 1e-6)
-    near = np.abs(centre - gripper).max(-1) < 1.0
-    return centre, is_closed & near & (~visible | (greenness > 0.67))
+    near = np.abs(block - gripper).max(-1) < 1.0
+    held = is_closed & near & (~visible | (greenness > 0.67))
+    # Of a block in the gripper only a ring is its own colour; together with the gripper it is whole again.
+    whole = np.where(held[..., None], _centroid(np.maximum(warm, closed)), block)
+    return Sighting(gripper, block, whole, is_closed, held)
+
+
+def locate_block(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Centre [..., 2] in pixels and held [...] bool of the block in frames [..., H, W, 3] uint8, see `see`."""
+    seen = see(frames)
+    return seen.block, seen.held
 
 
 def _centroid(weight: np.ndarray) -> np.ndarray:
@@ -130,9 +152,9 @@ def detect_events(frames: np.ndarray) -> dict[str, np.ndarray]:
     They use pixels only, so they read real and imagined videos alike. A grasp must show in two neighbouring frames, a
     placement too unless the video ends with it.
     """
-    centre, held = locate_block(frames)
-    inside = centre[..., 0] >= SEATED_X - 0.35
-    return {"grasp": _two_in_a_row(held), "placement": _two_in_a_row(inside) | inside[:, -1]}
+    seen = see(frames)
+    inside = seen.block[..., 0] >= SEATED_X - 0.35
+    return {"grasp": _two_in_a_row(seen.held), "placement": _two_in_a_row(inside) | inside[:, -1]}
 
 
 def _two_in_a_row(flags: np.ndarray) -> np.ndarray:

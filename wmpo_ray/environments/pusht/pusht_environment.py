@@ -14,12 +14,14 @@ import gymnasium
 import numpy as np
 
 from wmpo_ray.config.run import EnvironmentConfig
+from wmpo_ray.core.interfaces import AGENT
 from wmpo_ray.environments.gymnasium.gymnasium_environment import GymnasiumEnvironment
 from wmpo_ray.environments.gymnasium.gymnasium_settings import GymnasiumConfig
+from wmpo_ray.environments.pusht import push_sight
 from wmpo_ray.environments.pusht.push_planner import PushPlanner
 from wmpo_ray.environments.pusht.push_simulation import Scene
 from wmpo_ray.environments.pusht.pusht_settings import ACTION_DIM, INSTRUCTION, PushTConfig
-from wmpo_ray.environments.pusht.tee import BOARD, corner_error
+from wmpo_ray.environments.pusht.tee import AREA_CENTRE, BOARD, corner_error, to_board
 
 MODULE, ENVIRONMENT_ID = "gym_pusht", "gym_pusht/PushT-v0"
 MOVED = 2.0  # units that the corners of a T have moved, on average, that was moved
@@ -34,7 +36,8 @@ class PushTEnvironment(GymnasiumEnvironment):
         pushed_out: the T once covered half of the green T, and then a quarter of it less than at best
     """
 
-    abilities: frozenset[str] = frozenset({"expert", "render"})
+    abilities: frozenset[str] = frozenset({"expert", "render", "positions", "locate"})
+    position_unit = "pixels"
     extra: ClassVar[str] = "pusht"
 
     def __init__(self, config: PushTConfig):
@@ -106,6 +109,19 @@ class PushTEnvironment(GymnasiumEnvironment):
             return inner.get_obs()
         finally:
             inner.obs_type = "state"
+
+    def positions(self) -> dict[str, np.ndarray]:
+        """Centres [N, 2] of agent and T, in pixels of the frame."""
+        scenes = [self._scene(i) for i in range(len(self.terminated))]
+        agents = np.array([scene.agent for scene in scenes]).reshape(-1, 2)
+        poses = np.array([scene.block for scene in scenes]).reshape(-1, 3)
+        scale = self.config.image_size / BOARD
+        return {AGENT: agents * scale, "tee": to_board(AREA_CENTRE[None], poses)[:, 0] * scale}
+
+    @staticmethod
+    def locate(frames: np.ndarray) -> dict[str, np.ndarray]:
+        """The same read from frames [..., S, S, 3] -> [..., 2], NaN where nothing of it shows."""
+        return push_sight.locate(frames)
 
     # -- the expert ----------------------------------------------------------------------------------------------
 

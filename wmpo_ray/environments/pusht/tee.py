@@ -14,6 +14,7 @@ CORNERS = np.array(
 )  # [8, 2] in order, the interior on the left
 RECTANGLES = np.array([((-60, 0), (60, 30)), ((-15, 30), (15, 120))], np.float64)  # [2, 2, 2] lower and upper corners
 MIDDLE = np.array([0.0, 45.0])  # the centre of gravity
+AREA_CENTRE = np.array([0.0, 285 / 7])  # of the T as a flat piece, whose two rectangles have areas as 4 to 3
 AGENT_RADIUS = 15.0
 
 
