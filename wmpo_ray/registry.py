@@ -13,6 +13,7 @@ import torch
 from wmpo_ray.algorithms.base import algorithm_class
 from wmpo_ray.config.run import Config, EnvironmentConfig
 from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.core.frame_sizes import FrameSize
 from wmpo_ray.core.interfaces import Environment, Play, Policy, RewardModel, World
 from wmpo_ray.core.runtime_settings import process_device
 from wmpo_ray.core.seeding import seed_for
@@ -102,7 +103,7 @@ def load_world_model(config: Config, path: str, *, device: torch.device | str | 
     return WORLD_MODELS.find(config.world_model.kind).load(config, path, _device(config, device))
 
 
-def create_reward_model(config: Config, frame_size: int, instructions: Sequence[str]) -> RewardModel:
+def create_reward_model(config: Config, frame_size: FrameSize, instructions: Sequence[str]) -> RewardModel:
     """A fresh reward model on the CPU. Raises ConfigError where its kind has none."""
     return REWARD_MODELS.find(config.reward.kind).create(config, frame_size, instructions)
 

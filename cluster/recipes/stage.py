@@ -87,6 +87,7 @@ LATER: Mapping[str, Any] = {
     "augmentation.mirror": "auto",
     "augmentation.negated_actions": (),
     "augmentation.shift": "auto",
+    "augmentation.pixel_weights": "auto",
 }
 
 # Once a setting; in records it stays, under its name of then, so that what was mirrored as it is now is kept.

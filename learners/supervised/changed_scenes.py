@@ -9,9 +9,9 @@ from torch import Tensor
 
 from learners.supervised.loop import WorkerShare
 from wmpo_ray.core.errors import ConfigError
-from wmpo_ray.environments.layout import Axis, FrameLayout, View
+from wmpo_ray.environments.layout import WHOLE_FRAME, Axis, FrameLayout, View
 
-NO_AUGMENTATION = FrameLayout()
+NO_AUGMENTATION = WHOLE_FRAME
 
 
 class Moves(NamedTuple):

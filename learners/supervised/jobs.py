@@ -22,6 +22,7 @@ from learners.supervised.pretraining import PretrainTrainer, split_rows
 from learners.supervised.reward_training import RewardTrainer
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.files import atomic_directory
+from wmpo_ray.core.frame_sizes import frame_size_of
 from wmpo_ray.core.interfaces import Policy
 from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.core.types import Episodes
@@ -189,7 +190,7 @@ class RewardJob:
         if config.reward.pretrained:
             model: Any = pretrained_reward_model(config)
         else:
-            frame_size = self.episodes.frames.shape[2]
+            frame_size = frame_size_of(*self.episodes.frames.shape[2:4])
             model = create_reward_model(config, frame_size, self.instructions)
         model.network.to(device)
         augmentation = augmentation_of(config)

@@ -20,7 +20,9 @@ from wmpo_ray.config.models import VideoTrainingConfig
 from wmpo_ray.core.seeding import generator_for
 from wmpo_ray.data.windows import WindowBatch, WindowSampler
 from wmpo_ray.environments.layout import FrameLayout
+from wmpo_ray.world_models.autoencoder import PixelCodec
 from wmpo_ray.world_models.diffusion import DiffusionWorldModel
+from wmpo_ray.world_models.pixel_weights import ColourWeights
 
 
 class ExponentialAverage:
@@ -64,7 +66,7 @@ class WindowDraw(NamedTuple):
 class WorldModelTrainer(SupervisedTraining):
     """Optimizer, averaged weights and random generator of one training; `use` sets its data.
 
-    `augmentation`: the views of its frames, with the mirror and the shifts to use; `section`: of the configuration.
+    `augmentation`: the views of its frames, with the mirror, the shifts and the pixel weights to use; `section`: of the configuration.
     A step whose gradient is not finite is skipped and counted.
     """
 
@@ -81,7 +83,9 @@ class WorldModelTrainer(SupervisedTraining):
         section: str = "world_model.alignment",
     ):
         self.world_model, self.config, self.augmentation = world_model, config, Augmentation(augmentation)
-        denoiser = world_model.denoiser
+        denoiser, codec = world_model.denoiser, world_model.codec
+        if augmentation.pixel_weights and isinstance(codec, PixelCodec):
+            denoiser.pixel_weights = ColourWeights(augmentation.pixel_weights, codec)
         parameters = list(trained_parameters(denoiser.network).values())
         optimizer = torch.optim.AdamW(
             parameters, config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay

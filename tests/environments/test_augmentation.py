@@ -15,12 +15,13 @@ from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.environments import augmentation
 from wmpo_ray.environments.augmentation import augmentation_of, is_mirrored
 from wmpo_ray.environments.facts import EnvironmentFacts
-from wmpo_ray.environments.layout import FrameLayout, Mirror, Shift, View
+from wmpo_ray.environments.layout import FrameLayout, Mirror, PixelWeight, Shift, View
 
 TWO_VIEWS = FrameLayout(
     (View(0, 0, 8, 16), View(8, 0, 8, 16)),
     Mirror(("columns", None), (1,)),
     (Shift(("columns", None), 3, 1, 2 / 16),),
+    pixel_weights=(PixelWeight(((1.0, 0.0, -1.0, 40.0),), 4.0),),
 )
 
 
@@ -51,6 +52,7 @@ def test_shifts_are_those_of_the_environment(two_views):
     assert augmentation_of(Config()) == TWO_VIEWS
     assert augmentation_of(config_of(shift=0)).shifts == ()
     assert augmentation_of(config_of(shift=1)).shifts[0].max_pixels == 1
+    assert augmentation_of(config_of(pixel_weights="none")) == TWO_VIEWS._replace(pixel_weights=())
 
 
 @pytest.mark.parametrize(

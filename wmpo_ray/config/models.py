@@ -67,6 +67,7 @@ class AugmentationConfig(Section):
     mirror: Literal["auto", "none", "rows", "columns"] = "auto"  # rows: upside down, columns: left becomes right
     negated_actions: tuple[Annotated[int, Field(ge=0)], ...] = ()  # dimensions whose sign such a mirror changes
     shift: Literal["auto"] | Annotated[int, Field(ge=0, le=4096)] = "auto"  # pixels at most; 0: none
+    pixel_weights: Literal["auto", "none"] = "auto"  # pixels that count more in a world model's loss
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -21,7 +21,11 @@ def augmentation_of(config: Config) -> FrameLayout:
         raise ConfigError(
             f"environment.kind = {shown(config.environment.kind)}: its layout is wrong: {error}"
         ) from None
-    return facts.layout._replace(mirror=_mirror(config), shifts=() if wanted.shift == 0 else _shifts(config))
+    return facts.layout._replace(
+        mirror=_mirror(config),
+        shifts=() if wanted.shift == 0 else _shifts(config),
+        pixel_weights=facts.layout.pixel_weights if wanted.pixel_weights == "auto" else (),
+    )
 
 
 def is_mirrored(config: Config) -> bool:

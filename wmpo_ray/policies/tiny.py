@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.frame_sizes import FrameSize, height_and_width
 from wmpo_ray.core.interfaces import Decision
 from wmpo_ray.core.rounding import rounded
 from wmpo_ray.core.section import Count, Positive
@@ -45,7 +46,7 @@ class TinyPolicyHFConfig(PretrainedConfig):
         num_heads: int = 4,
         mlp_ratio: float = 4.0,
         patch_size: int = 4,
-        frame_size: int = 16,
+        frame_size: FrameSize = 16,
         chunk_length: int = 4,
         action_dim: int = 3,
         num_bins: int = 256,
@@ -61,7 +62,7 @@ class TinyPolicyHFConfig(PretrainedConfig):
         self.num_heads = num_heads
         self.mlp_ratio = mlp_ratio
         self.patch_size = patch_size
-        self.frame_size = frame_size
+        self.frame_size = frame_size if isinstance(frame_size, int) else list(frame_size)
         self.chunk_length = chunk_length
         self.action_dim = action_dim
         self.num_bins = num_bins
@@ -78,6 +79,7 @@ class _FileSettings(NetworkSettings):
 
     num_layers: Count
     patch_size: Count
+    frame_size: Count | tuple[Count, Count] = 16
     num_bins: Annotated[int, Field(ge=2, le=2**16)]
     num_bases: Annotated[int, Field(ge=0, le=2**16)]
     max_words: Annotated[int, Field(ge=1, le=2**12)]
@@ -124,7 +126,8 @@ class TinyPolicy(PreTrainedModel):
         super().__init__(config)
         width, patch_values = config.width, 3 * config.patch_size**2
         self.chunk_length, self.action_dim = config.chunk_length, config.action_dim
-        num_patches = (config.frame_size // config.patch_size) ** 2
+        height, width_in_pixels = height_and_width(config.frame_size)
+        num_patches = (height // config.patch_size) * (width_in_pixels // config.patch_size)
         self.patch = nn.Sequential(nn.Linear(patch_values, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
         self.patch_position = nn.Parameter(torch.randn(num_patches, width) * 0.3)
         self.words = nn.Embedding(len(config.vocabulary) + 1, width)

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from wmpo_ray.config.models import PolicyConfig
 from wmpo_ray.config.run import Config
+from wmpo_ray.core.frame_sizes import check_patches, frame_size_of
 from wmpo_ray.core.plan_types import Blueprint, Depths, is_there
 from wmpo_ray.core.section import Count, Depth, Positive, Section, Width, check_heads, refuse_ignored
 from wmpo_ray.core.untrusted import read_json
@@ -49,10 +50,12 @@ class TinyKind(PolicyKind):
     def create(self, config: Config, demos: Episodes) -> Policy:
         from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
 
+        frame_size = frame_size_of(*demos.frames.shape[2:4])
+        check_patches(frame_size, _network(config).patch_size, "policy.network.patch_size")
         return TinyPolicy(
             TinyPolicyHFConfig(
                 **_network(config).model_dump(),
-                frame_size=demos.frames.shape[2],
+                frame_size=frame_size,
                 chunk_length=config.rollout.chunk_length,
                 action_dim=demos.actions.shape[-1],
                 vocabulary=vocabulary_of(demos.instructions),
@@ -78,7 +81,7 @@ class TinyKind(PolicyKind):
             source = "policy.network"
             settings = TinyPolicyHFConfig(
                 **_network(config).model_dump(),
-                frame_size=facts.frame_shape[0],
+                frame_size=frame_size_of(*facts.frame_shape[:2]),
                 chunk_length=config.rollout.chunk_length,
                 action_dim=facts.action_dim,
                 vocabulary=vocabulary_of(facts.instructions),

@@ -9,6 +9,7 @@ from pydantic import model_validator
 
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.core.frame_sizes import FrameSize
 from wmpo_ray.core.plan_types import ASSUMED, is_there
 from wmpo_ray.environments.facts import EnvironmentFacts
 from wmpo_ray.reward_models.videomae_kind import VideoMAEKind
@@ -38,7 +39,7 @@ class PublishedRewardConfig(NetworkRewardConfig):
 class PublishedVideoMAEKind(VideoMAEKind):
     section: ClassVar[type[NetworkRewardConfig]] = PublishedRewardConfig
 
-    def create(self, config: Config, frame_size: int, instructions: Sequence[str]) -> RewardModel:
+    def create(self, config: Config, frame_size: FrameSize, instructions: Sequence[str]) -> RewardModel:
         raise ConfigError(
             'reward.kind="videomae_published" has no fresh network; set reward.pretrained to the folder of one'
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from wmpo_ray.config.models import RewardConfig
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.core.frame_sizes import FrameSize
 from wmpo_ray.core.plan_types import Blueprint
 from wmpo_ray.environments.facts import EnvironmentFacts
 
@@ -22,10 +23,10 @@ class RewardModelKind(ABC):
     section: ClassVar[type[RewardConfig]]
 
     @abstractmethod
-    def create(self, config: Config, frame_size: int, instructions: Sequence[str]) -> RewardModel:
-        """A fresh network for square frames of `frame_size` pixels that distinguishes the instructions.
+    def create(self, config: Config, frame_size: FrameSize, instructions: Sequence[str]) -> RewardModel:
+        """A fresh network for frames of this size that distinguishes the instructions.
 
-        Raises ConfigError where the kind has no fresh network.
+        Raises ConfigError where the kind has no fresh network, or none for such frames.
         """
 
     @abstractmethod

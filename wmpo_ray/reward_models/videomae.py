@@ -17,6 +17,7 @@ from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import atomic_directory
+from wmpo_ray.core.frame_sizes import FrameSize, check_patches, height_and_width
 from wmpo_ray.core.rounding import rounded
 from wmpo_ray.core.section import Count, Positive
 from wmpo_ray.core.types import Scores
@@ -39,7 +40,7 @@ class _FileSettings(BaseModel):
 class _NetworkSettings(NetworkSettings):
     hidden_size: Count
     num_hidden_layers: Count
-    image_size: Count
+    image_size: Count | tuple[Count, Count]
     patch_size: Count
     num_frames: Count
     tubelet_size: Count
@@ -73,11 +74,12 @@ class VideoMAERewardModel:
         self.clip_length = network.config.num_frames
 
     @classmethod
-    def create(cls, config: NetworkRewardConfig, frame_size: int, instructions: Sequence[str], seed: int):
-        """A fresh network of the configured size for square frames of `frame_size` pixels."""
+    def create(cls, config: NetworkRewardConfig, frame_size: FrameSize, instructions: Sequence[str], seed: int):
+        """A fresh network of the configured size. Raises ConfigError for frames that its patches do not fit."""
         net = config.network
+        check_patches(frame_size, net.patch_size, "reward.network.patch_size")
         settings = VideoMAEConfig(
-            image_size=frame_size,
+            image_size=frame_size if isinstance(frame_size, int) else list(frame_size),
             patch_size=net.patch_size,
             num_channels=3 + len(instructions),
             num_frames=config.clip_length,
@@ -197,7 +199,8 @@ def _name_in_file(name: str) -> str:
 
 def _build(settings: dict) -> VideoMAEForVideoClassification:
     config = VideoMAEConfig.from_dict(settings)
-    patches = (config.image_size // config.patch_size) ** 2 * (config.num_frames // config.tubelet_size)
+    height, width = height_and_width(config.image_size)
+    patches = (height // config.patch_size) * (width // config.patch_size) * (config.num_frames // config.tubelet_size)
     values = patches * config.hidden_size
     if not 0 < values <= MAX_POSITION_VALUES:
         raise ValueError(

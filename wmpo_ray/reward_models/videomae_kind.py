@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from wmpo_ray.config.run import Config
+from wmpo_ray.core.frame_sizes import FrameSize, frame_size_of, height_and_width
 from wmpo_ray.core.plan_types import Blueprint, Depths, is_there
 from wmpo_ray.core.section import refuse_ignored
 from wmpo_ray.core.untrusted import read_json
@@ -24,7 +25,7 @@ if TYPE_CHECKING:  # a configuration is read without torch
 class VideoMAEKind(RewardModelKind):
     section: ClassVar[type[NetworkRewardConfig]] = VideoMAERewardConfig
 
-    def create(self, config: Config, frame_size: int, instructions: Sequence[str]) -> RewardModel:
+    def create(self, config: Config, frame_size: FrameSize, instructions: Sequence[str]) -> RewardModel:
         from wmpo_ray.reward_models.videomae import VideoMAERewardModel
 
         return VideoMAERewardModel.create(self._section(config), frame_size, instructions, config.seed)
@@ -60,7 +61,7 @@ class VideoMAEKind(RewardModelKind):
             )
 
         def inputs(batch: int) -> dict[str, Tensor]:
-            size = (settings.num_frames, settings.num_channels, settings.image_size, settings.image_size)
+            size = (settings.num_frames, settings.num_channels, *height_and_width(settings.image_size))
             return {"pixel_values": torch.zeros(batch, *size)}
 
         return Blueprint(source, (settings.num_hidden_layers,), build, inputs)
@@ -77,7 +78,7 @@ class VideoMAEKind(RewardModelKind):
             return folder, VideoMAEConfig.from_dict(read_json(Path(folder) / "config.json"))
         with torch.device("meta"):
             model = VideoMAERewardModel.create(
-                self._section(config), facts.frame_shape[0], facts.instructions, config.seed
+                self._section(config), frame_size_of(*facts.frame_shape[:2]), facts.instructions, config.seed
             )
         return "reward.network", model.network.config
 

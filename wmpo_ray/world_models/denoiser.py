@@ -15,8 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from wmpo_ray.core.rounding import cosine, sine
+from wmpo_ray.environments.layout import WHOLE_FRAME, FrameLayout
 from wmpo_ray.world_models.diffusion_settings import DenoiserConfig
+from wmpo_ray.world_models.pixel_weights import ColourWeights
 from wmpo_ray.world_models.stdit import ConditioningCache, STDiT
+from wmpo_ray.world_models.target_views import draw_square, draw_targets
 
 TIME_SCALE = 1000.0  # the network counts diffusion time from 0 to 1000
 
@@ -45,24 +48,20 @@ def action_features(actions: Tensor, bands: int) -> Tensor:
 MAP_CHANNELS = 3
 
 
-def action_map(actions: Tensor, height: int, width: int) -> Tensor:
-    """Draw absolute image-plane targets: [B, K, D] -> [B, MAP_CHANNELS, K, height, width].
+def action_map(actions: Tensor, height: int, width: int, layout: FrameLayout = WHOLE_FRAME) -> Tensor:
+    """Draw absolute targets into the frame: [B, K, D] -> [B, MAP_CHANNELS, K, height, width].
 
-    The first two dimensions are the target's x and y in [-1, 1] over the frame, the last one closes the gripper when
-    positive (of two there is none, and its channels are 0). Channels: a 2x2 pixel square at the target (exact coverage,
-    so that its position is known to a fraction of a pixel), the same times the grip, and the grip everywhere.
+    Where they lie in each view is in the targets of `layout`; without these, the first two dimensions are x and y in
+    [-1, 1] over the frame. The last dimension closes the gripper when positive (of two there is none, and its channels
+    are 0). Channels: a 2x2 pixel square at the target (exact coverage, so that its position is known to a fraction of a
+    pixel), the same times the grip, and the grip everywhere.
     """
-    x = (actions[..., 0] + 1) / 2 * width
-    y = (actions[..., 1] + 1) / 2 * height
-    closing = actions[..., -1] if actions.shape[-1] > 2 else torch.zeros_like(x)
+    closing = actions[..., -1] if actions.shape[-1] > 2 else torch.zeros_like(actions[..., 0])
     grip = (closing * 8).clamp(-1, 1)[..., None, None]
-
-    def coverage(centre: Tensor, size: int) -> Tensor:
-        pixel = torch.arange(size, device=actions.device)
-        low, high = centre[..., None] - 1, centre[..., None] + 1
-        return (torch.minimum(pixel + 1, high) - torch.maximum(pixel, low)).clamp(0, 1)
-
-    square = coverage(y, height)[..., :, None] * coverage(x, width)[..., None, :]
+    if layout.targets:
+        square = draw_targets(actions, height, width, layout)
+    else:
+        square = draw_square(actions[..., 0], actions[..., 1], height, width)
     return torch.stack([square, square * grip, grip.expand_as(square)], 1)
 
 
@@ -71,13 +70,24 @@ def num_action_features(action_dim: int, bands: int) -> int:
 
 
 class Denoiser(nn.Module):
-    """`frame_size` is the (height, width) in pixels that the network scales its positions by, if not the latent's."""
+    """`frame_size` is the (height, width) in pixels that the network scales its positions by, if not the latent's.
 
-    def __init__(self, network: STDiT, config: DenoiserConfig, frame_size: tuple[int, int] | None = None):
+    layout: where actions aim, for the action map; `pixel_weights` may be set for a training.
+    """
+
+    def __init__(
+        self,
+        network: STDiT,
+        config: DenoiserConfig,
+        frame_size: tuple[int, int] | None = None,
+        layout: FrameLayout = WHOLE_FRAME,
+    ):
         super().__init__()
         self.network = network
         self.config = config
         self.frame_size = frame_size or (None, None)
+        self.layout = layout
+        self.pixel_weights: ColourWeights | None = None
 
     def autocast(self) -> AbstractContextManager:
         if self.config.precision == "fp32":
@@ -126,7 +136,7 @@ class Denoiser(nn.Module):
         batch, _, length, height, width = frames.shape
         if actions is None:
             return torch.cat([frames, frames.new_zeros(batch, MAP_CHANNELS, length, height, width)], 1)
-        return torch.cat([frames, action_map(actions, height, width).to(frames.dtype)], 1)
+        return torch.cat([frames, action_map(actions, height, width, self.layout).to(frames.dtype)], 1)
 
     # -- training ------------------------------------------------------------------------------------------------
 
@@ -164,10 +174,11 @@ class Denoiser(nn.Module):
         return (error.square() * self._weights(future, last)).flatten(1).mean(1)
 
     def _weights(self, future: Tensor, last: Tensor) -> Tensor | float:
-        if self.config.changed_pixel_weight == 1.0:
+        if self.config.changed_pixel_weight == 1.0 and self.pixel_weights is None:
             return 1.0
         changed = (future - last).abs().amax(1, keepdim=True) > self.config.changed_pixel_threshold
-        return 1.0 + (self.config.changed_pixel_weight - 1.0) * changed
+        weights = 1.0 + (self.config.changed_pixel_weight - 1.0) * changed
+        return weights if self.pixel_weights is None else weights + self.pixel_weights.extra(future, last, changed)
 
 
 def _per_sample(t: Tensor, like: Tensor) -> Tensor:

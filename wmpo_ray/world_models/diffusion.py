@@ -20,12 +20,14 @@ from wmpo_ray.core.seeding import keyed_noise
 from wmpo_ray.core.timeline import span
 from wmpo_ray.core.types import Observation, StartState, Transition
 from wmpo_ray.core.untrusted import NetworkSettings, check_finite, check_network, inside, read_settings
+from wmpo_ray.environments.layout import WHOLE_FRAME, FrameLayout
 from wmpo_ray.world_models.autoencoder import AutoencoderCodec, FrameCodec, PixelCodec
 from wmpo_ray.world_models.denoiser import MAP_CHANNELS, Denoiser, num_action_features
 from wmpo_ray.world_models.diffusion_settings import DenoiserConfig, DiffusionConfig, SamplerConfig
 from wmpo_ray.world_models.latent_context import LatentContext
 from wmpo_ray.world_models.sampler import RectifiedFlowSampler
 from wmpo_ray.world_models.stdit import STDiT
+from wmpo_ray.world_models.target_views import TargetViews, target_settings, targets_alone
 
 PRETRAINED_DIR = Path(__file__).parent / "pretrained"
 SETTINGS_FILE = "world_model.json"
@@ -52,6 +54,7 @@ class _FileSettings(BaseModel):
     frame_size: tuple[Count, Count] | tuple[None, None] | None = None
     context_frames: Annotated[Count, Field(le=MAX_FRAMES)]
     chunk_length: Annotated[Count, Field(le=MAX_FRAMES)]
+    layout: TargetViews | None = None
 
 
 class _NetworkSettings(NetworkSettings):
@@ -89,8 +92,10 @@ class DiffusionWorldModel:
         self.chunk_length = chunk_length
 
     @classmethod
-    def create(cls, config: DiffusionConfig, action_dim: int, chunk_length: int, seed: int) -> DiffusionWorldModel:
-        """A fresh network of the configured size."""
+    def create(
+        cls, config: DiffusionConfig, action_dim: int, chunk_length: int, seed: int, layout: FrameLayout = WHOLE_FRAME
+    ) -> DiffusionWorldModel:
+        """A fresh network of the configured size, that draws where actions aim as `layout` says."""
         codec = make_codec(config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -103,14 +108,9 @@ class DiffusionWorldModel:
                 conditioning_timestep=1000 * config.denoiser.conditioning_noise,
             )
             initialise(network)
-        denoiser = Denoiser(network, config.denoiser)
-        return cls(
-            denoiser,
-            codec,
-            RectifiedFlowSampler(config.sampler.over(SamplerConfig())),
-            config.context_frames,
-            chunk_length,
-        )
+        denoiser = Denoiser(network, config.denoiser, layout=targets_alone(layout, config.denoiser))
+        sampler = RectifiedFlowSampler(config.sampler.over(SamplerConfig()))
+        return cls(denoiser, codec, sampler, config.context_frames, chunk_length)
 
     def to(self, device: torch.device | str) -> DiffusionWorldModel:
         """Move network and codec; returns this world model."""
@@ -191,6 +191,8 @@ class DiffusionWorldModel:
             "context_frames": self.context_frames,
             "chunk_length": self.chunk_length,
         }
+        if self.denoiser.layout.targets:
+            settings["layout"] = target_settings(self.denoiser.layout)
         if isinstance(self.codec, AutoencoderCodec):
             settings["codec_options"] = _save_autoencoder(self.codec, path).model_dump()
         (path / SETTINGS_FILE).write_text(json.dumps(settings, indent=1) + "\n")
@@ -218,7 +220,8 @@ class DiffusionWorldModel:
         torch.nn.Module.to(network, dtype)  # diffusers' own warns of modules that there are none of
         height, width = settings.frame_size or (None, None)
         frame_size = (height, width) if height and width else None
-        denoiser = Denoiser(network, settings.denoiser, frame_size)
+        layout = settings.layout.layout() if settings.layout else WHOLE_FRAME
+        denoiser = Denoiser(network, settings.denoiser, frame_size, layout)
         sampler = RectifiedFlowSampler(settings.sampler)
         return cls(denoiser, codec, sampler, settings.context_frames, settings.chunk_length)
 

@@ -11,8 +11,8 @@ from wmpo_ray.config.models import WorldModelTrainingConfig
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.section import refuse_ignored, shown
-from wmpo_ray.environments.facts import environment_facts
-from wmpo_ray.world_models.autoencoder import AutoencoderCodec
+from wmpo_ray.environments.facts import EnvironmentFacts, environment_facts
+from wmpo_ray.world_models.autoencoder import AutoencoderCodec, PixelCodec
 from wmpo_ray.world_models.denoiser import TIME_SCALE
 from wmpo_ray.world_models.diffusion import (
     PRETRAINED_DIR,
@@ -23,6 +23,7 @@ from wmpo_ray.world_models.diffusion import (
 )
 from wmpo_ray.world_models.diffusion_settings import DenoiserConfig, DiffusionConfig
 from wmpo_ray.world_models.published_stdit import load_published_network, published_world_model
+from wmpo_ray.world_models.target_views import targets_alone
 
 # Of `DenoiserConfig`: what published weights were trained for. The rest is the user's.
 OF_PUBLISHED_WEIGHTS = ("prediction", "input_scaling", "residual", "action_bands", "action_map")
@@ -35,8 +36,10 @@ def begin_world_model(config: Config, pretrained: str, seed: int) -> DiffusionWo
     weights contradict, and for those that only fresh weights could follow; UserError for damaged files.
     """
     settings, chunk = _section(config), config.rollout.chunk_length
+    facts = environment_facts(config.environment)
     if not pretrained:
-        fresh = DiffusionWorldModel.create(settings, environment_facts(config.environment).action_dim, chunk, seed)
+        _check_patches(settings, facts)
+        fresh = DiffusionWorldModel.create(settings, facts.action_dim, chunk, seed, facts.layout)
         fresh.denoiser.config = as_aligned(fresh.denoiser.config, settings.alignment)
         return fresh
     if (PRETRAINED_DIR / pretrained / SETTINGS_FILE).is_file() or (Path(pretrained) / SETTINGS_FILE).is_file():
@@ -52,8 +55,23 @@ def begin_world_model(config: Config, pretrained: str, seed: int) -> DiffusionWo
             f"rollout.chunk_length={chunk}: the world model {pretrained} imagines chunks of {world.chunk_length} "
             "frames; change it, or world_model.pretrained"
         )
+    if world.denoiser.layout != targets_alone(facts.layout, world.denoiser.config):
+        raise ConfigError(
+            f"world_model.pretrained = {shown(pretrained)} was taught other views of where an action aims than "
+            f"environment.kind = {shown(config.environment.kind)} has; change one of them"
+        )
     world.denoiser.config = as_aligned(world.denoiser.config, settings.alignment)
     return world.with_sampler(settings.sampler.over(world.sampler.config))
+
+
+def _check_patches(settings: DiffusionConfig, facts: EnvironmentFacts) -> None:
+    """Raises ConfigError for frames that a fresh network of pixels cannot cut into whole patches."""
+    (height, width, _), (_, rows, columns) = facts.frame_shape, settings.network.patch_size
+    if settings.codec == PixelCodec.name and (height % rows or width % columns):
+        raise ConfigError(
+            f"world_model.network.patch_size = {list(settings.network.patch_size)}: frames of {height} x {width} pixels "
+            f"cannot be cut into patches of {rows} x {columns}; change world_model.network.patch_size"
+        )
 
 
 def as_aligned(own: DenoiserConfig, alignment: WorldModelTrainingConfig) -> DenoiserConfig:
