@@ -9,6 +9,9 @@ from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.environments.without_simulator import RecordedKind
 from wmpo_ray.kinds import ENVIRONMENTS, POLICIES, REWARD_MODELS, WORLD_MODELS
 
+# robosuite's kind with tasks that the user brings: tests/environments/test_mimicgen.py
+BROUGHT = {"mimicgen"}
+
 
 @pytest.mark.parametrize(
     ("table", "instances"),
@@ -20,7 +23,8 @@ from wmpo_ray.kinds import ENVIRONMENTS, POLICIES, REWARD_MODELS, WORLD_MODELS
     ],
 )
 def test_everything_registered_is_under_contract(table, instances):
-    assert {kind for kind in table if not isinstance(table.find(kind), RecordedKind)} == set(instances)
+    able = {kind for kind in table if not isinstance(table.find(kind), RecordedKind)}
+    assert able - BROUGHT == set(instances)
     for kind in table:
         assert not [member for member in table.members if not hasattr(table.find(kind), member)]
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from tests.support.implementations import environment_section, require_simulator
 from wmpo_ray.core.starts import seeded_starts, start_seeds
 from wmpo_ray.core.types import StartState
 from wmpo_ray.environments.facts import environment_facts
 from wmpo_ray.environments.lift.lift_scene import to_unit
-from wmpo_ray.environments.lift.lift_settings import SIZE
+from wmpo_ray.environments.lift.lift_settings import LAYOUT, SIZE
+from wmpo_ray.kinds import ENVIRONMENTS
 from wmpo_ray.registry import make_environment
 from wmpo_ray.rollout.evaluation import rollout_expert
+from wmpo_ray.world_models.target_views import draw_targets
 
 NO_FRAMES = np.zeros((0, 0, 0, 3), np.uint8)
 
@@ -104,3 +107,24 @@ def test_a_cube_that_is_let_go_has_been_dropped(place):
     finally:
         environment.ends_on_success = True
     assert environment.failures["drop"][0] and not environment.failures["no_grasp"][0]
+
+
+def test_the_layout_aims_at_where_the_hand_is_seen(place):
+    """Both views, drawn as world models see it: the target's square lies on the fingers once they are there."""
+    environment, target = place(1), [0.3, -0.4, 0.2, -1.0]
+    for _ in range(10):
+        environment.advance(np.array([target], np.float32))
+    drawn = draw_targets(torch.tensor([[target]]), SIZE, SIZE, LAYOUT)[0, 0].numpy()
+    frame = environment.render()[0].astype(int)
+    green = (frame[..., 1] - frame[..., 0] > 60).astype(float)
+    for rows in (slice(0, SIZE // 2), slice(SIZE // 2, SIZE)):
+        place_of = [(weight[rows] * np.arange(SIZE)).sum() / weight[rows].sum() for weight in (drawn, green)]
+        assert place_of[0] == pytest.approx(place_of[1], abs=1.2)
+
+
+def test_play_is_the_same_for_a_seed_and_touches_the_cube(environment):
+    kind = ENVIRONMENTS.find("lift")
+    one, other = (next(iter(kind.play(environment_section("lift", horizon=8), 6, 5))) for _ in range(2))
+    assert np.array_equal(one.frames, other.frames) and np.array_equal(one.actions, other.actions)
+    assert one.frames.shape == (6, 9, SIZE, SIZE, 3) and one.contact.shape == (6, 8)
+    assert 0 < one.contact.mean() < 1

@@ -155,6 +155,15 @@ class LiftEnvironment:
         """Actions [N, 4] of undirected play, one player for each scene."""
         return self._scripted(lambda i: players[i].act(self.scene))
 
+    def contacts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Hand [N, 3] and cube [N, 3] in metres, and whether the fingers hold it [N] bool."""
+        found = []
+        for state in self._states:
+            self.scene.load(state)
+            found.append((self.scene.hand, self.scene.cube_position, self.scene.grasped()))
+        hand, cube, grasped = zip(*found, strict=True)
+        return np.array(hand), np.array(cube), np.array(grasped)
+
     def _scripted(self, act: Callable[[int], np.ndarray]) -> np.ndarray:
         actions = np.zeros((len(self._states), ACTION_DIM), np.float32)
         for i in np.flatnonzero(~self.terminated):
