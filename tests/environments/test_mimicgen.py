@@ -18,6 +18,8 @@ from wmpo_ray.environments.mimicgen.mimicgen_settings import HORIZONS, INSTRUCTI
 from wmpo_ray.environments.mimicgen.mimicgen_source import find_mimicgen, load_mimicgen
 from wmpo_ray.environments.robosuite.experts import has_expert
 from wmpo_ray.registry import check_kinds, make_environment
+from wmpo_ray.rollout.origins import recorded
+from wmpo_ray.runs.outcomes import environment_hash
 
 
 def section(**settings):
@@ -85,6 +87,13 @@ def test_wrong_settings_are_named():
         "coffee", "environment.task=Tea_D0"
     )
     assert "environment.checkout" in error_of("coffee", "environment.checkout=s3://bucket/mimicgen")
+
+
+def test_where_the_checkout_lies_is_no_part_of_what_was_recorded():
+    one, other = (load_config("coffee", overrides=[f"environment.checkout={place}"]) for place in ("/a", "/b"))
+    assert recorded(one.environment, "expert") == recorded(other.environment, "expert")
+    assert "checkout" not in recorded(one.environment, "expert").environment
+    assert environment_hash(one) == environment_hash(other)
 
 
 @pytest.mark.parametrize("task", INSTRUCTIONS)

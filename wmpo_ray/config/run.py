@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
@@ -84,6 +84,8 @@ _NAME = re.compile(r"\w([\w .+-]{0,58}[\w+-])?")
 
 class EnvironmentConfig(Section):
     """What every kind of environment has."""
+
+    places: ClassVar[frozenset[str]] = frozenset()  # settings that say where something lies: no result depends on them
 
     kind: str = "pocket"
     task: str = ""  # such as "Coffee_D0", of a kind that has several

@@ -20,7 +20,7 @@ def recorded(environment: EnvironmentConfig, made_by: str, policy: Path | None =
         origin="real",
         made_by=made_by,
         policy_sha256="" if policy is None else sha256_of_folder(policy),
-        environment=environment.model_dump(mode="json"),
+        environment=environment.model_dump(mode="json", exclude=set(environment.places)),
         versions=simulator_versions(),
     )
 

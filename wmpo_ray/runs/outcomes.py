@@ -106,8 +106,11 @@ class Outcomes(BaseModel):
 
 
 def environment_hash(config: Config) -> str:
-    """16 hex digits that are equal for environments with equal settings."""
-    settings = {key: value for key, value in flatten(config).items() if key.startswith("environment.")}
+    """16 hex digits that are equal for environments with equal settings, wherever they lie on the disk."""
+    places = {f"environment.{name}" for name in config.environment.places}
+    settings = {
+        key: value for key, value in flatten(config).items() if key.startswith("environment.") and key not in places
+    }
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -24,6 +24,7 @@ DEFAULT_TASK = "Coffee_D0"
 
 class MimicGenConfig(RobosuiteConfig):
     instructions = INSTRUCTIONS
+    places = frozenset({"checkout"})
 
     kind: Literal["mimicgen"] = "mimicgen"  # type: ignore[assignment]  # one kind is never the other
     task: str = DEFAULT_TASK
