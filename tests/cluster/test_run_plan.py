@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.recipes.pipeline import run_pipeline
+from cluster.recipes.pretraining.pretrain import PRETRAIN
 from cluster.recipes.recipe_table import RECIPES, recipe_of, stage_labels, steps_of
 from cluster.recipes.run_plan import Action, Planned, check_resume, plan_run, source_of
 from cluster.recipes.stage import EVERYWHERE, FREE, is_among
@@ -60,7 +61,8 @@ def actions(path: Path, config: Config) -> dict[str, Action]:
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_every_step_comes_after_what_it_needs(kind, rounds):
     seen: set[str] = set()
-    for step in steps_of(config_of({"recipe": {"kind": kind, "rounds": rounds}})):
+    pretrain = {"steps": 1, "num_trajectories": 200} if kind == "pretrain" else {}
+    for step in steps_of(config_of({"recipe": {"kind": kind, "rounds": rounds}, "pretrain": pretrain})):
         assert set(step.needs) <= seen
         assert step.label not in seen
         seen.add(step.label)
@@ -100,7 +102,7 @@ def test_an_unknown_stage_is_named_with_those_of_the_recipe_and_nothing_is_made(
 
 def test_every_setting_is_free_or_belongs_to_a_stage():
     """A new setting must be entered somewhere: one that nobody names would be changed without any effect."""
-    named = {name for recipe in RECIPES.values() for stage in (*recipe.once, *recipe.repeated)
+    named = {name for recipe in RECIPES.values() for stage in (PRETRAIN, *recipe.once, *recipe.repeated)
              for name in (*stage.settings, *(name for key, _, keys in stage.settings_if for name in (key, *keys)))}  # fmt: skip
     keys = {*flatten(Config()), *known_settings()}  # of every kind and every algorithm
     assert {key for key in keys if not is_among(key, (*EVERYWHERE, *FREE, *named))} == set()
