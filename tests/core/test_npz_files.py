@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tests.support.hostile_files import npy, pack, refusal
-from wmpo_ray.core.npz_files import load_npz
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.npz_files import load_npy, load_npz
 
 
 @pytest.mark.parametrize(
@@ -72,3 +73,19 @@ def test_a_flipped_bit_a_cut_and_a_missing_or_doubled_array_are_named(tmp_path):
     with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(path, "a") as archive:
         archive.writestr("a.npy", npy("{'descr': '<f8', 'fortran_order': False, 'shape': (1,)}", b"\0" * 8))
     assert "2 arrays named 'a'" in refusal(lambda: load_npz(path, ("a",), 10**6))
+
+
+def test_a_file_of_one_array_comes_back_or_is_named(tmp_path):
+    path, array = tmp_path / "a.npy", np.arange(6.0).reshape(2, 3)
+    np.save(path, array)
+    assert np.array_equal(load_npy(path), array)
+    with pytest.raises(UserError, match="more than the 16 that are read"):
+        load_npy(path, 16)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match="a.npy claims to be float64"):
+        load_npy(path)
+    np.save(path, np.array([{}], object))
+    with pytest.raises(UserError, match="only numbers, booleans and text"):
+        load_npy(path)
+    with pytest.raises(UserError, match="missing"):
+        load_npy(tmp_path / "b.npy")

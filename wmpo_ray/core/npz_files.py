@@ -46,6 +46,16 @@ def load_npz(path: Path, names: Sequence[str], max_bytes: int, optional: Sequenc
             raise UserError(f"{path} is not readable ({error})") from error
 
 
+def load_npy(path: Path, max_bytes: int | None = None) -> np.ndarray:
+    """The array of a file that holds one. Raises UserError where it is missing, damaged, or of more than `max_bytes`."""
+    regular_file(path, max_bytes)
+    try:
+        with path.open("rb") as file:
+            return read_npy(file, path.stat().st_size, str(path))
+    except BAD_ARCHIVE as error:
+        raise UserError(f"{path} is not readable ({error})") from error
+
+
 def _archive(path: Path, max_bytes: int) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(regular_file(path, max_bytes))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from cluster.recipes.checks import check_pretrained, check_workers
 from cluster.recipes.context import RunContext
 from cluster.recipes.pretraining.play_or_source import data_of, needs_of, record_episodes
@@ -15,6 +13,7 @@ from learners.supervised.jobs import EpisodeSource, PretrainJob, Training
 from learners.supervised.pretraining import split_rows
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.core.npz_files import load_npy
 from wmpo_ray.core.section import shown
 from wmpo_ray.data.exchange.recorded_source import check_source
 from wmpo_ray.environments.augmentation import augmentation_of
@@ -30,7 +29,7 @@ def pretrain(context: RunContext) -> dict[str, Any]:
     contact_file = path.with_name(CONTACT)
     if not path.exists():  # else an interrupted stage has made it
         record_episodes(context, path, contact_file)
-    contact = None if config.pretrain.source else np.load(contact_file, allow_pickle=False)
+    contact = None if config.pretrain.source else load_npy(contact_file)
     out = context.model(MODEL).absolute()
 
     def describe(source: EpisodeSource) -> list[Training]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from importlib import resources
+from pathlib import Path
 
 import numpy as np
 
+from wmpo_ray.core.npz_files import load_npy
 from wmpo_ray.environments.lift.lift_settings import BOX
 from wmpo_ray.environments.robosuite.simulator import SceneState, Simulator
 
@@ -43,7 +44,7 @@ class LiftScene:
         self.arm = np.asarray(robot._ref_joint_pos_indexes)
         self.fingers = np.asarray(robot._ref_gripper_joint_pos_indexes)
         self.cube = int(env.sim.model.get_joint_qpos_addr(env.cube.joints[0])[0])
-        self.poses = np.load(str(resources.files(__package__) / ARM_POSES)) if poses is None else poses
+        self.poses = load_npy(Path(__file__).with_name(ARM_POSES)) if poses is None else poses
         self.simulator.place(0)
         self._set_arm(np.asarray(robot.init_qpos, np.float64))
         self.home = self.data.site_xmat[self.site].reshape(3, 3).copy()  # the hand points down
