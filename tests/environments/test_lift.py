@@ -51,6 +51,7 @@ def test_the_hand_goes_where_an_action_says(place):
 def test_both_views_show_the_cube_where_it_is(place):
     environment = place(*range(8))
     frames = environment.render().astype(int)
+    assert np.median(frames) == 0, "there is nothing behind the scene"
     orange = (frames[..., 0] > 150) & (frames[..., 2] < 100)
     for i, state in enumerate(environment._states):
         environment.scene.load(state)

@@ -23,7 +23,7 @@ class LiftView(Canvas):
 
     def __init__(self, simulator: Simulator):
         _paint(simulator)
-        super().__init__(simulator, SIZE // 2 * SUPERSAMPLING, SIZE * SUPERSAMPLING)
+        super().__init__(simulator, SIZE // 2 * SUPERSAMPLING, SIZE * SUPERSAMPLING, sky=False)
         self.cameras = [_camera(simulator.mujoco, azimuth) for azimuth in AZIMUTHS]
 
     def frame(self) -> np.ndarray:

@@ -22,7 +22,15 @@ VISUAL_GROUP = 1  # of geoms: robosuite's visual meshes; 0 holds the shapes that
 class Canvas:
     """Draws the scene of a simulator from any camera. Settings of the picture in its model must be made before."""
 
-    def __init__(self, simulator: Simulator, height: int, width: int, shadows: bool = False, reflections: bool = False):
+    def __init__(
+        self,
+        simulator: Simulator,
+        height: int,
+        width: int,
+        shadows: bool = False,
+        reflections: bool = False,
+        sky: bool = True,
+    ):
         self.simulator, self.mujoco, self.height, self.width = simulator, simulator.mujoco, height, width
         mujoco, model = self.mujoco, simulator.model
         if not shadows:
@@ -32,6 +40,7 @@ class Canvas:
         self._scene = mujoco.MjvScene(model, maxgeom=MAX_GEOMS)
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = shadows
         self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = reflections
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_SKYBOX] = sky
         self._options = mujoco.MjvOption()
         self._options.geomgroup[:] = 0
         self._options.geomgroup[VISUAL_GROUP] = 1
