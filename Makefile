@@ -17,10 +17,10 @@ CONSTRAINTS := $(if $(filter sim,$(subst $(comma), ,$(EXTRAS))),constraints-sim.
 # One stamp for each choice of extras, so that asking for another one installs it.
 STAMP := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 
-.PHONY: help setup demo cluster-demo test test-slow test-simulators lint bench-demo bench-cache soak \
-	bench-coordinator bench-autoscaling bench-weights bench-operations bench-samplers bench-experts bench-fidelity \
-	bench-memory bench-metaworld bench-environment-pool bench-house evidence bench-models bench-gpu bench-data \
-	check-exchange exchange-env fuzz-readers pretrain-embedded clean
+.PHONY: help setup demo lift-demo cluster-demo test test-slow test-simulators lint bench-demo bench-cache soak \
+	bench-coordinator bench-autoscaling bench-weights bench-operations bench-samplers bench-simulators bench-experts \
+	bench-fidelity bench-memory bench-metaworld bench-environment-pool bench-house evidence bench-models bench-gpu \
+	bench-data check-exchange exchange-env fuzz-readers pretrain-embedded clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -40,6 +40,10 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 
 demo: setup  ## the whole of WMPO on the embedded task: table and report (OUT=runs/demo SEED=0)
 	$(BIN)/python -m wmpo_ray run demo --out $(OUT) --set seed=$(SEED)
+
+lift-demo:  ## the same on robosuite's Lift, made small, in an environment of its own (OUT=runs/lift SEED=0)
+	$(MAKE) setup VENV=.venv-sim EXTRAS=sim,pusht
+	.venv-sim/bin/python -m wmpo_ray run lift --out $(or $(filter-out runs/demo,$(OUT)),runs/lift) --set seed=$(SEED)
 
 cluster-demo: setup  ## the same as a job on a Ray cluster of a head and two workers on this machine, with a token
 	WMPO_RUNS=$(dir $(abspath $(OUT))) $(BIN)/python -m wmpo_ray cluster --workers 2 --submit demo --set seed=$(SEED) \
@@ -83,6 +87,10 @@ bench-operations: setup  ## submission, the Grafana board's queries, what metric
 
 bench-samplers: setup  ## fidelity of the demo's world model against solver and number of steps
 	$(BIN)/python -m benchmarks.sampler_steps
+
+bench-simulators:  ## whole runs of lift (or others: TASKS="lift pusht") with three seeds, resumable, in .venv-sim
+	$(MAKE) setup VENV=.venv-sim EXTRAS=sim,pusht
+	.venv-sim/bin/python -m benchmarks.simulators --tasks $(or $(TASKS),lift)
 
 bench-experts: setup  ## success of the scripted experts of robosuite, without and with noise (make setup EXTRAS=sim before)
 	$(BIN)/python -m benchmarks.experts
