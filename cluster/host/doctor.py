@@ -167,7 +167,7 @@ def check_world_models() -> Check:
 
     missing = [name for name in SHIPPED_WORLD_MODELS if not (PRETRAINED_DIR / name / SETTINGS_FILE).is_file()]
     if missing:
-        detail = f"missing: {', '.join(missing)}; install the package anew or run make pretrain-embedded"
+        detail = f"missing: {', '.join(missing)}; install the package anew"
         return Check("world models", Verdict.FAIL, detail)
     return Check("world models", Verdict.OK, ", ".join(SHIPPED_WORLD_MODELS))
 

@@ -56,7 +56,7 @@ def gate(context: RunContext) -> dict[str, Any]:
             f"the imagined world is not accurate enough to learn in: {'; '.join(misses)} ({report['num']} held-out "
             f"replays, {report['false_positives']} false positives, {report['false_negatives']} false negatives). "
             "Align longer (world_model.alignment.steps), collect more (collect.num_trajectories), pretrain on more "
-            "play (make pretrain-embedded), or continue anyway with --force; --resume repeats only the stages that "
+            "play (pretrain.steps), or continue anyway with --force; --resume repeats only the stages that "
             "depend on changed settings"
         )
     return metrics
