@@ -16,8 +16,9 @@ from wmpo_ray.core.types import RolloutRequest, Scores, Trajectories, Videos
 from wmpo_ray.data.spool import save_trajectories
 from wmpo_ray.registry import load_policy, load_reward_model, load_world_model
 from wmpo_ray.rollout.judge import VideoJudge, WorldJudge
-from wmpo_ray.rollout.judged_world import BlockWorld, JudgedWorld
+from wmpo_ray.rollout.judged_world import JudgedWorld
 from wmpo_ray.rollout.requests import rollout_request
+from wmpo_ray.rollout.slots import check_slots
 
 
 class Imagination(NamedTuple):
@@ -53,18 +54,20 @@ class RolloutActor(Replica):
             self.judge = self.watch(reward_model_dir, verifier_dir)
         self.num_beats = 0
 
+    @property
+    def num_slots(self) -> int:
+        return self.config.rollout.slots
+
     def make_world(self, path: str) -> World:
-        world, slots = load_world_model(self.config, path), self.config.rollout.slots
-        return BlockWorld(world, slots) if slots else world
+        world = load_world_model(self.config, path)
+        check_slots(world, self.config.rollout.slots)
+        return world
 
     def watch(self, reward_model_dir: str, verifier_dir: str | None) -> Judge:
         """Let the reward model end trajectories; returns what judges them at their end."""
-        config, world = self.config, self.world
-        inner = world.world if isinstance(world, BlockWorld) else world
+        config = self.config
         reward_model = load_reward_model(config, reward_model_dir)
-        self.world = JudgedWorld(
-            inner, reward_model, config.reward.min_steps, config.rollout_horizon, config.rollout.slots
-        )
+        self.world = JudgedWorld(self.world, reward_model, config.reward.min_steps, config.rollout_horizon)
         again = VideoJudge(reward_model, config.reward.min_steps)
         return make_judge(config, WorldJudge(), verifier_dir, again)
 
@@ -87,6 +90,7 @@ class RolloutActor(Replica):
             self.config.num_chunks,
             self.count_beat,
             world_judges=judge is not None,
+            num_slots=self.num_slots,
         )
         scores = judge.judge(videos) if judge is not None else None
         with span("spool"):

@@ -115,7 +115,7 @@ def test_an_installed_policy_is_cloned_and_updated(install, tmp_path):
     texts = demos.instructions[:8]
     trajectories = sampled_trajectories(learner.policy, frames, texts)
     success = np.array([True, False, False, True])
-    groups = [GroupSlice(0, (i * 4, (i + 1) * 4), success, np.full(4, 8)) for i in range(2)]
+    groups = [GroupSlice(((0, (i * 4, (i + 1) * 4)),), success, np.full(4, 8)) for i in range(2)]
     before = {name: tensor.clone() for name, tensor in learner.policy.state_dict().items()}
     learner.update(groups, UpdateFacts({}, [(0, 0), (0, 1)], 0), trajectories)
     assert any(not torch.equal(before[name], tensor) for name, tensor in learner.policy.state_dict().items())

@@ -109,7 +109,7 @@ def drawn_group(index: int, scores: Scores, horizon: int) -> GroupSlice:
     size = len(scores.probability)
     success = np.zeros(size, bool)
     success[np.argsort(-scores.probability)[: size // 2]] = True
-    return GroupSlice(index, (0, size), success, np.full(size, horizon))
+    return GroupSlice(((index, (0, size)),), success, np.full(size, horizon))
 
 
 def run_update(bench: Bench, team: Team, config: Config) -> dict[str, float]:

@@ -122,30 +122,30 @@ class TrainingLoop(LearnerDriver):
         while update < self.config.training.num_updates and self.weights_for(update) == self.offered:
             while self.queue.has_free_slot(update) and self.budget.allows(self.queue.num_issued(update)):
                 self.queue.check_attempts(update)
-                self.rollouts.imagine(self.next_request(update))
+                for request in self.next_requests(update):
+                    self.rollouts.imagine(request)
             update += 1
 
-    def next_request(self, update: int) -> RolloutRequest:
+    def next_requests(self, update: int) -> list[RolloutRequest]:
         """The next groups in issue order: start states are shuffled anew for every update and cycled through."""
-        first = self.queue.num_issued(update)
+        first, rollout = self.queue.num_issued(update), self.config.rollout
         shuffled = self.shuffled(update)
         groups = []
-        for attempt in range(first, first + self.config.rollout.groups_per_request):
+        for attempt in range(first, first + rollout.groups_per_request):
             index = int(shuffled[attempt % len(self.starts)])
             groups.append(
-                GroupRequest(
-                    update, attempt, index, self.starts[index], self.config.rollout.group_size, self.config.seed
-                )
+                GroupRequest(update, attempt, index, self.starts[index], rollout.group_size, self.config.seed)
             )
-        self.num_requests += 1
         version = self.weights[self.weights_for(update)][0]
-        request = RolloutRequest(
-            self.num_requests, tuple(groups), version.num_updates, self.config.rollout.temperature, version.digest
-        )
-        self.queue.issue(request)
+        self.queue.issue(groups)
         for group in groups:
-            self.ledger.append(State.ISSUED, group.key, start=group.start_index, weights=request.weights)
-        return request
+            self.ledger.append(State.ISSUED, group.key, start=group.start_index, weights=version.digest)
+        whole = RolloutRequest(
+            self.num_requests, tuple(groups), version.num_updates, rollout.temperature, version.digest
+        )
+        requests = whole.cut(rollout.request_size)
+        self.num_requests += len(requests)
+        return requests
 
     def shuffled(self, update: int) -> np.ndarray:
         """The order of the start states for an update."""
@@ -158,7 +158,8 @@ class TrainingLoop(LearnerDriver):
         if self.version is None:
             self.ledger.late()
             return
-        if event.request.groups[0].attempt == 0 and self.rollouts.is_open(event.request):
+        is_first = event.request.groups[0].attempt < self.config.rollout.groups_per_request
+        if is_first and self.rollouts.is_open(event.request):
             self.reality.compare_labels(event)
         self.rollouts.settle(event, self.version.num_updates)
 

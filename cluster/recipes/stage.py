@@ -63,6 +63,7 @@ LATER: Mapping[str, Any] = {
     "gate.max_false_positives": 1.0,
     "gate.min_safe_horizon": 0,
     "rollout.slots": 0,
+    "rollout.trajectories_per_request": 0,
     "rollout.num_chunks": 0,
     "rollout.keyframes_per_episode": 0,
     "filter.dynamic_sampling": True,

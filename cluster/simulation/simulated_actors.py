@@ -43,24 +43,24 @@ class Rollout(NamedTuple):
     content: str
 
 
-def rollouts_of(group: GroupRequest, weights: str) -> list[Rollout]:
+def rollout_of(group: GroupRequest, member: int, weights: str) -> Rollout:
     content = digest_of(weights, group.run_seed, *group.key, group.start_index)
-    return [Rollout(group.key, member, weights, content) for member in range(group.group_size)]
+    return Rollout(group.key, member, weights, content)
 
 
-def outcomes_of(rollouts: Sequence[Rollout], keep_rate: float) -> np.ndarray:
-    """Success [G] bool of a group: mixed for a share `keep_rate` of all groups, else all equal."""
-    number = int(rollouts[0].content, 16)
+def outcomes_of(rollouts: Sequence[Rollout], group_size: int, keep_rate: float) -> np.ndarray:
+    """Success [M] bool of members of groups: mixed for a share `keep_rate` of all groups, else all equal."""
+    return np.array([_succeeds(row, group_size, keep_rate) for row in rollouts], bool)
+
+
+def _succeeds(row: Rollout, group_size: int, keep_rate: float) -> bool:
+    number = int(row.content, 16)
     is_mixed, rest = number % 10_000 < keep_rate * 10_000, number // 10_000
-    if not is_mixed:
-        return np.full(len(rollouts), rest % 2 == 1)
-    return np.arange(len(rollouts)) < 1 + rest % (len(rollouts) - 1)
+    return row.member < 1 + rest % (group_size - 1) if is_mixed else rest % 2 == 1
 
 
 def scores_of(rollouts: Sequence[Rollout], group_size: int, keep_rate: float) -> Scores:
-    """The decisions about whole groups, one after the other."""
-    groups = [rollouts[first : first + group_size] for first in range(0, len(rollouts), group_size)]
-    success = np.concatenate([outcomes_of(group, keep_rate) for group in groups])
+    success = outcomes_of(rollouts, group_size, keep_rate)
     return Scores(success, np.where(success, 4, 8), success.astype(np.float32))
 
 
@@ -140,7 +140,7 @@ class SimulatedRollouts:
         assert self.version.digest == request.weights, f"request for {request.weights} at a replica of {self.version}"
         if any(group.key in self.world.poison for group in request.groups):
             raise PoisonError(f"request {request.request_id}")
-        rollouts = [row for group in request.groups for row in rollouts_of(group, self.version.digest)]
+        rollouts = [rollout_of(group, member, self.version.digest) for group, member in request.members]
         self.num_beats += 1
         self.world.num_trajectories += len(rollouts)
         judged = self.world.world_judges
@@ -203,7 +203,10 @@ class SimulatedLearner:
         self, groups: Sequence[GroupSlice], facts: UpdateFacts, *sources: list[Rollout] | Spooled
     ) -> tuple[UpdateResult, Payload, Payload]:
         opened = [self._open(source) for source in sources]
-        batch = [(opened[group.source][slice(*group.rows)], group.success) for group in groups]
+        batch = [
+            ([row for source, rows in group.pieces for row in opened[source][slice(*rows)]], group.success)
+            for group in groups
+        ]
         base = self.version
         wanted = self.saved.digests[max(0, base.num_updates - self.config.max_staleness)]
         for (rows, _), key in zip(batch, facts.keys, strict=True):

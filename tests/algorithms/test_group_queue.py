@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from wmpo_ray.algorithms.group_queue import GroupQueue, NothingAdmittedError
 from wmpo_ray.config.run import Config, FilterConfig
-from wmpo_ray.core.types import Group, GroupRequest, RolloutRequest, StartState, Verdict
+from wmpo_ray.core.types import Group, GroupRequest, RolloutRequest, StartState, Stored, Verdict
 
 START = StartState(np.zeros((1, 2, 2, 3), np.uint8), "go")
 MIXED, UNIFORM = np.array([True, False]), np.array([True, True])
@@ -31,7 +31,9 @@ def make_request(first: int, count: int, version: int = 0, update: int = 0) -> R
 
 
 def make_group(request: RolloutRequest, i: int, success: np.ndarray) -> Group:
-    return Group(request.groups[i], request.version, success, np.array([8, 8]), 0, f"ref-{request.request_id}", (0, 2))
+    return Group(
+        request.groups[i], request.version, success, np.array([8, 8]), 0, (Stored(f"ref-{request.request_id}", (0, 2)),)
+    )
 
 
 def test_every_verdict_has_its_reason():
@@ -40,7 +42,7 @@ def test_every_verdict_has_its_reason():
 
     def verdict(success: np.ndarray, version: int) -> Verdict | None:
         queue, request = GroupQueue(config), make_request(0, 1, version)
-        queue.issue(request)
+        queue.issue(request.groups)
         return queue.settle(make_group(request, 0, success), learner_version=4)
 
     assert verdict(MIXED, 3) is Verdict.ADMIT
@@ -52,7 +54,7 @@ def test_every_verdict_has_its_reason():
 
 def test_members_of_unknown_outcome_do_not_make_a_group_mixed():
     queue, request = GroupQueue(make_config(groups=1)), make_request(0, 3)
-    queue.issue(request)
+    queue.issue(request.groups)
 
     def settle(i: int, success: list[bool], known: list[bool]) -> Verdict | None:
         group = make_group(request, i, np.array(success))
@@ -72,7 +74,7 @@ def test_members_of_unknown_outcome_do_not_make_a_group_mixed():
 def test_a_batch_waits_for_everything_issued_before_it():
     queue = GroupQueue(make_config(groups=2))
     request = make_request(0, 3)
-    queue.issue(request)
+    queue.issue(request.groups)
     queue.settle(make_group(request, 1, MIXED), 0)
     queue.settle(make_group(request, 2, MIXED), 0)
     assert queue.take_batch(0) is None, "group 0 is not settled yet and might be admitted first"
@@ -97,7 +99,7 @@ def test_the_batch_and_the_number_issued_do_not_depend_on_the_order_of_arrival(o
         while True:
             while queue.has_free_slot(0) and len(flying) < order.limit:
                 request = make_request(issued * size, size)
-                queue.issue(request)
+                queue.issue(request.groups)
                 flying.append(request)
                 issued += 1
             if batch := queue.take_batch(0):
@@ -129,7 +131,7 @@ def test_an_update_is_closed_by_taking_its_batch():
     queue = GroupQueue(make_config(groups=2))
     assert queue.has_free_slot(0)
     request = make_request(0, 3)
-    queue.issue(request)
+    queue.issue(request.groups)
     assert not queue.has_free_slot(0)
     for i in range(2):
         queue.settle(make_group(request, i, MIXED), 0)
@@ -143,7 +145,7 @@ def test_an_update_is_closed_by_taking_its_batch():
 def test_a_group_is_settled_once():
     queue = GroupQueue(make_config(groups=2))
     request = make_request(0, 2)
-    queue.issue(request)
+    queue.issue(request.groups)
     assert queue.settle(make_group(request, 0, MIXED), 0) is Verdict.ADMIT
     assert queue.settle(make_group(request, 0, MIXED), 0) is None
     assert queue.settle(make_group(make_request(5, 1), 0, MIXED), 0) is None, "never issued"
@@ -154,7 +156,7 @@ def test_updates_have_issue_orders_of_their_own():
     queue = GroupQueue(make_config(groups=1, staleness=1))
     first, second = make_request(0, 1), make_request(0, 1, update=1)
     for request in (first, second):
-        queue.issue(request)
+        queue.issue(request.groups)
         queue.settle(make_group(request, 0, MIXED), 0)
     assert queue.take_batch(1).groups[0].request is second.groups[0]
     assert queue.take_batch(0).groups[0].request is first.groups[0]
@@ -165,7 +167,7 @@ def test_groups_imagined_ahead_are_part_of_no_larger_batch():
     ahead = config.model_copy(update={"rollout": config.rollout.model_copy(update={"speculation": 0.2})})
     queue = GroupQueue(ahead)
     request = make_request(0, 11)
-    queue.issue(request)
+    queue.issue(request.groups)
     assert queue.has_free_slot(0)
     for i in range(11):
         queue.settle(make_group(request, i, MIXED), 0)
@@ -175,7 +177,7 @@ def test_groups_imagined_ahead_are_part_of_no_larger_batch():
 def test_a_group_that_is_given_up_is_passed_over():
     queue = GroupQueue(make_config(groups=1))
     request = make_request(0, 2)
-    queue.issue(request)
+    queue.issue(request.groups)
     queue.settle(make_group(request, 1, MIXED), 0)
     assert queue.take_batch(0) is None
     assert queue.quarantine(request.groups[0]) and not queue.quarantine(request.groups[0])
@@ -187,7 +189,7 @@ def test_a_group_that_is_given_up_is_passed_over():
 def test_the_attempt_cap_tells_the_outcomes():
     queue = GroupQueue(make_config(groups=2, max_attempts=4))
     request = make_request(0, 4)
-    queue.issue(request)
+    queue.issue(request.groups)
     for i in range(4):
         queue.settle(make_group(request, i, ~UNIFORM), 0)
     queue.check_attempts(1)
@@ -198,6 +200,6 @@ def test_the_attempt_cap_tells_the_outcomes():
 def test_without_dynamic_sampling_every_group_is_taken():
     config = make_config(groups=2).model_copy(update={"filter": FilterConfig(dynamic_sampling=False)})
     queue, request = GroupQueue(config), make_request(0, 2)
-    queue.issue(request)
+    queue.issue(request.groups)
     verdicts = [queue.settle(make_group(request, i, UNIFORM), 0) for i in range(2)]
     assert verdicts == [Verdict.ADMIT, Verdict.ADMIT] and queue.take_batch(0).metrics["queue/admit"] == 2

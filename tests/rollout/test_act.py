@@ -25,7 +25,7 @@ from wmpo_ray.rollout.evaluation import (
     rollout_policy,
 )
 from wmpo_ray.rollout.replay import replay
-from wmpo_ray.rollout.requests import member_seeds, members_of, rollout_request
+from wmpo_ray.rollout.requests import member_seeds, rollout_request
 from wmpo_ray.rollout.video_choice import NUM_RECOVERIES
 
 
@@ -87,7 +87,7 @@ def test_in_the_perfect_world_imagination_is_reality(policy, world):
 def test_replayed_actions_give_the_same_videos(policy, world):
     request = make_request([0, 1])
     videos = rollout_request(policy, world, request, 2).videos
-    seeds = member_seeds(members_of(request.groups))
+    seeds = member_seeds(request.members)
     assert (replay(world, videos.starts, videos.actions, seeds).frames == videos.frames).all()
 
 

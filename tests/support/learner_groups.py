@@ -25,7 +25,7 @@ def sample(learner: PolicyLearner, num: int = 8, seed: int = 0) -> Trajectories:
 
 def groups(finish: int = 8) -> list[GroupSlice]:
     success = np.array([True, False, False, True])
-    return [GroupSlice(0, (i * GROUP, (i + 1) * GROUP), success, np.full(GROUP, finish)) for i in range(2)]
+    return [GroupSlice(((0, (i * GROUP, (i + 1) * GROUP)),), success, np.full(GROUP, finish)) for i in range(2)]
 
 
 class Killed(Exception):

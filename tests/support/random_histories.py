@@ -8,7 +8,7 @@ from functools import cache
 
 import numpy as np
 
-from cluster.simulation.simulated_actors import digest_of, outcomes_of, rollouts_of, trained_digest
+from cluster.simulation.simulated_actors import digest_of, outcomes_of, rollout_of, trained_digest
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.core.types import GroupRequest, StartState
@@ -37,6 +37,7 @@ class History:
     is_elastic: bool
     num_driver_deaths: int
     world_judges: bool  # no reward worker has anything to do
+    trajectories_per_request: int  # 0: those of whole groups
     max_crashes: int = 1000  # random deaths are not to be taken for the fault of a request
     poison: frozenset[tuple[int, int]] = frozenset()
     rng: random.Random = field(repr=False, default_factory=random.Random)
@@ -45,11 +46,12 @@ class History:
 def draw(seed: int) -> History:
     rng = random.Random(seed)
     num_driver_deaths = rng.choice((1, 2)) if rng.random() < 0.12 else 0
+    groups_per_request = rng.randint(1, 3)
     return History(
         seed=seed,
         num_updates=rng.choice((2, 2, 3)),
         groups_per_update=rng.randint(2, 3),
-        groups_per_request=rng.randint(1, 3),
+        groups_per_request=groups_per_request,
         num_actors=rng.randint(1, 6),
         staleness=rng.randint(0, 1),
         speculation=rng.choice((0.0, 0.0, 0.5)),
@@ -63,13 +65,14 @@ def draw(seed: int) -> History:
         is_elastic=rng.random() < 0.5,
         num_driver_deaths=num_driver_deaths,
         world_judges=rng.random() < 0.3,
+        trajectories_per_request=rng.choice((0, 1, groups_per_request)),  # groups have two members
         rng=rng,
     )
 
 
 @cache
 def config_of(*settings) -> Config:
-    updates, groups, per_request, actors, staleness, speculation, every, payload, max_crashes, seed = settings
+    updates, groups, per_request, actors, staleness, speculation, every, payload, max_crashes, size, seed = settings
     return Config.model_validate(
         {
             "seed": seed,
@@ -78,6 +81,7 @@ def config_of(*settings) -> Config:
                 "group_size": 2,
                 "groups_per_update": groups,
                 "groups_per_request": per_request,
+                "trajectories_per_request": size,
                 "speculation": speculation,
             },
             "grpo": {"num_updates": updates, "minibatch_trajectories": 2},
@@ -110,6 +114,7 @@ def make_config(h: History) -> Config:
         h.every_updates,
         h.payload,
         h.max_crashes,
+        h.trajectories_per_request,
         h.seed % 7,
     )
 
@@ -132,8 +137,9 @@ def expected(
         attempt = 0
         while len(batch) < groups_per_update:
             key, index = (update, attempt), int(shuffled[attempt % len(STARTS)])
-            rows = rollouts_of(GroupRequest(*key, index, STARTS[index], 2, seed), weights)
-            success = outcomes_of(rows, keep_rate)
+            group = GroupRequest(*key, index, STARTS[index], 2, seed)
+            rows = [rollout_of(group, member, weights) for member in range(2)]
+            success = outcomes_of(rows, 2, keep_rate)
             if key not in poison and 0 < success.sum() < len(rows):
                 batch.append((rows, success))
             attempt += 1

@@ -96,7 +96,7 @@ def groups() -> list[GroupSlice]:
     """Trajectories that end at different steps: 7 chunks are decided in each mini-batch, which no two ranks halve."""
     success = np.array([True, False, False, True])
     finish = np.array([3, 8, 8, 8])
-    return [GroupSlice(0, (i * GROUP, (i + 1) * GROUP), success, finish) for i in range(2)]
+    return [GroupSlice(((0, (i * GROUP, (i + 1) * GROUP)),), success, finish) for i in range(2)]
 
 
 # -- scenarios ---------------------------------------------------------------------------------------------------------

@@ -104,9 +104,9 @@ def faulty_imagination(plan: Plan) -> type:
 def faulty_reward(plan: Plan) -> type:
     class FaultyReward(RewardActor):
         def score(self, videos):
-            plan.reached("score-{}-{}".format(*videos.requests[0].key))
+            plan.reached("score-{}-{}".format(*videos.members[0][0].key))
             result = super().score(videos)
-            plan.reached("scored-{}-{}".format(*videos.requests[0].key))
+            plan.reached("scored-{}-{}".format(*videos.members[0][0].key))
             return result
 
     return FaultyReward

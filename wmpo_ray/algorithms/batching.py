@@ -57,10 +57,9 @@ class ActionBatch(Batch):
 
 
 class GroupSlice(NamedTuple):
-    """The location of one admitted group: trajectory object and rows, and its outcomes."""
+    """The location of one admitted group: trajectory objects and rows of each, in the order of its members, and its outcomes."""
 
-    source: int
-    rows: tuple[int, int]
+    pieces: tuple[tuple[int, tuple[int, int]], ...]
     success: np.ndarray  # [G] bool
     finish_step: np.ndarray  # [G] int64
     known: np.ndarray | None = None  # [G] bool: False where the outcome is unknown; None: all are known
@@ -68,7 +67,7 @@ class GroupSlice(NamedTuple):
 
 def slices_of(groups: Sequence[GroupSlice], sources: Sequence[Trajectories]) -> list[Trajectories]:
     """The trajectories of each group."""
-    return [sources[group.source].rows(*group.rows) for group in groups]
+    return [Trajectories.joined([sources[source].rows(*rows) for source, rows in group.pieces]) for group in groups]
 
 
 class Executes(Protocol):

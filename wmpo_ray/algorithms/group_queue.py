@@ -7,6 +7,7 @@ first-come admission would favour easy or short groups, and the result would dep
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ import numpy as np
 from wmpo_ray.algorithms.base import online_algorithm
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
-from wmpo_ray.core.types import Group, GroupRequest, RolloutRequest, Verdict
+from wmpo_ray.core.types import Group, GroupRequest, Verdict
 
 Key = tuple[int, int]  # update, attempt
 
@@ -71,8 +72,8 @@ class GroupQueue:
         free = self._slots - (mine.num_open if mine else 0)
         return {"in_flight": in_flight, "admitted": admitted, "needed": self._size, "free": max(free, 0)}
 
-    def issue(self, request: RolloutRequest) -> None:
-        for group in request.groups:
+    def issue(self, groups: Iterable[GroupRequest]) -> None:
+        for group in groups:
             self._updates.setdefault(group.update, _Issued()).keys.append(group.key)
 
     def is_open(self, key: Key) -> bool:

@@ -14,6 +14,9 @@ class RolloutConfig(Section):
     group_size: Annotated[int, Field(le=10**4)] = 8  # G
     groups_per_update: Annotated[int, Field(ge=1, le=10**5)] = 40  # B
     groups_per_request: Annotated[int, Field(ge=1, le=10**5)] = 4  # groups that one actor imagines in one batch
+    # Trajectories that one actor imagines in one call; 0: those of groups_per_request groups. Members of a group may be
+    # imagined on several actors.
+    trajectories_per_request: Annotated[int, Field(ge=0, le=10**6)] = 0
     # Trajectories that a world model computes at once, with copies in slots that are left over; 0: those of a request.
     slots: Annotated[int, Field(ge=0, le=10**5)] = 0
     temperature: Positive = 1.0
@@ -43,10 +46,15 @@ class RolloutConfig(Section):
                 f"max_trajectories={self.max_trajectories} is below the {smallest} of one update; raise "
                 "rollout.max_trajectories or lower rollout.groups_per_update"
             )
-        if self.slots > self.groups_per_request * self.group_size:
+        together = self.groups_per_request * self.group_size
+        if self.trajectories_per_request and together % self.trajectories_per_request:
             raise ValueError(
-                f"slots={self.slots} is more than the {self.groups_per_request * self.group_size} trajectories of a request; "
-                "set rollout.slots"
+                f"trajectories_per_request={self.trajectories_per_request} does not divide the {together} trajectories of "
+                "rollout.groups_per_request groups; set rollout.trajectories_per_request"
+            )
+        if self.slots > self.request_size:
+            raise ValueError(
+                f"slots={self.slots} is more than the {self.request_size} trajectories of a request; set rollout.slots"
             )
         if (self.num_chunks or self.keyframes_per_episode) and self.world == "environment":
             raise ValueError(
@@ -54,6 +62,11 @@ class RolloutConfig(Section):
                 "where its episodes begin and runs to their end; set both to 0 in rollout"
             )
         return self
+
+    @property
+    def request_size(self) -> int:
+        """Trajectories that one actor imagines in one call."""
+        return self.trajectories_per_request or self.groups_per_request * self.group_size
 
     def check(self, num_chunks: int, clip_length: int) -> None:
         """Raises ValueError for rollouts longer than an episode of `num_chunks`, or too short to be judged."""

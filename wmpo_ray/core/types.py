@@ -42,6 +42,16 @@ class Observation:
         """From frames [B, H, W, 3] uint8 of the only camera."""
         return cls({MAIN_CAMERA: frames}, tuple(instructions))
 
+    @classmethod
+    def joined(cls, parts: Sequence[Observation]) -> Observation:
+        """Those of several batches, one after the other."""
+        states = [part.state for part in parts if part.state is not None]
+        return cls(
+            {camera: np.concatenate([part.images[camera] for part in parts]) for camera in parts[0].images},
+            tuple(text for part in parts for text in part.instructions),
+            np.concatenate(states) if states else None,
+        )
+
     @property
     def frames(self) -> np.ndarray:
         """Images [B, H, W, 3] of the main camera."""
@@ -120,9 +130,20 @@ class GroupRequest:
         return (self.update, self.attempt)
 
 
+Member = tuple[GroupRequest, int]  # the group, and the place of a trajectory in it
+
+
+class Piece(NamedTuple):
+    """The members of one group that one request rolls out."""
+
+    group: GroupRequest
+    members: tuple[int, int]  # [first, last)
+    rows: tuple[int, int]  # of the request's trajectories
+
+
 @dataclass(frozen=True)
 class RolloutRequest:
-    """The groups that one actor imagines in one batch, under exactly one weight version."""
+    """What one actor imagines in one call, under exactly one weight version: whole groups, or a part of their members."""
 
     request_id: int
     groups: tuple[GroupRequest, ...]
@@ -130,12 +151,47 @@ class RolloutRequest:
     temperature: float
     weights: str = ""  # hash of the weights to imagine with
     kept: int | None = None  # the one group that counts, where the others only fill the batch; None: all of them
+    part: tuple[int, int] | None = None  # the members [first, last), counted through all groups; None: all of them
 
     @property
-    def kept_groups(self) -> tuple[tuple[int, GroupRequest], ...]:
-        """(place in the batch, group) of those that count."""
-        places = range(len(self.groups)) if self.kept is None else (self.kept,)
-        return tuple((place, self.groups[place]) for place in places)
+    def members(self) -> tuple[Member, ...]:
+        """One for each trajectory, in order."""
+        everyone = tuple((group, member) for group in self.groups for member in range(group.group_size))
+        return everyone if self.part is None else everyone[slice(*self.part)]
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """What this request holds of each group that counts."""
+        sizes = [group.group_size for group in self.groups]
+        begin, end = self.part or (0, sum(sizes))
+        found, before = [], 0
+        for place, group in enumerate(self.groups):
+            first, last = max(begin, before), min(end, before + sizes[place])
+            if first < last and self.kept in (None, place):
+                found.append(Piece(group, (first - before, last - before), (first - begin, last - begin)))
+            before += sizes[place]
+        return tuple(found)
+
+    @property
+    def kept_groups(self) -> tuple[GroupRequest, ...]:
+        """The groups that count."""
+        return tuple(piece.group for piece in self.pieces)
+
+    @property
+    def num_trajectories(self) -> int:
+        return self.part[1] - self.part[0] if self.part else sum(group.group_size for group in self.groups)
+
+    def cut(self, size: int) -> list[RolloutRequest]:
+        """Requests for `size` of its trajectories each, in order, numbered from its own number + 1."""
+        ends = range(size, self.num_trajectories + 1, size)
+        return [self._share(number, end - size, end) for number, end in enumerate(ends, self.request_id + 1)]
+
+    def _share(self, number: int, first: int, last: int) -> RolloutRequest:
+        group_size = self.groups[0].group_size  # the same for all groups of a run
+        begin, end = first // group_size, -(-last // group_size)
+        offset = begin * group_size
+        part = None if (first, last) == (offset, end * group_size) else (first - offset, last - offset)
+        return replace(self, request_id=number, groups=self.groups[begin:end], part=part)
 
     def alone(self, place: int) -> RolloutRequest:
         """The same batch with one group at every place: whether this group is what crashes its worker.
@@ -165,6 +221,22 @@ class Trajectories:
         """Images [M, N, H, W, 3] of the main camera."""
         return next(iter(self.images.values()))
 
+    @classmethod
+    def joined(cls, parts: Sequence[Trajectories]) -> Trajectories:
+        """Those of one version, one after the other."""
+        first, states = parts[0], [part.state for part in parts if part.state is not None]
+        if len(parts) == 1:
+            return first
+        return cls(
+            {camera: np.concatenate([part.images[camera] for part in parts]) for camera in first.images},
+            tuple(text for part in parts for text in part.instructions),
+            {name: np.concatenate([part.record[name] for part in parts]) for name in first.record},
+            np.concatenate([part.behavior_logprobs for part in parts]),
+            np.concatenate([part.actions for part in parts]),
+            first.version,
+            np.concatenate(states) if states else None,
+        )
+
     def rows(self, start: int, stop: int) -> Trajectories:
         cut = slice(start, stop)
         return Trajectories(
@@ -186,7 +258,7 @@ class Videos:
     instructions: tuple[str, ...]  # [M]
     actions: np.ndarray  # [M, T, D] float32, for a second world
     starts: tuple[StartState, ...]  # [M]
-    requests: tuple[GroupRequest, ...] = ()  # whose members these are, in order
+    members: tuple[Member, ...] = ()  # [M]: what was requested; empty where nothing was
     success: np.ndarray | None = None  # [M] bool: what the world said of the outcome, if it knows
     lengths: np.ndarray | None = None  # [M] int64: actions executed before the end
 
@@ -226,6 +298,13 @@ class Verdict(enum.Enum):
     QUARANTINED = "quarantined"  # it crashed its worker every time
 
 
+class Stored(NamedTuple):
+    """Rows of a `Trajectories` that some request made."""
+
+    trajectories: object  # reference on it
+    rows: tuple[int, int]  # [first, last)
+
+
 @dataclass
 class Group:
     """A scored group: what the filter judges and the queue keeps."""
@@ -235,8 +314,7 @@ class Group:
     success: np.ndarray  # [G] bool
     finish_step: np.ndarray  # [G] int64
     num_refuted: int
-    trajectories: object  # reference on a `Trajectories`
-    rows: tuple[int, int]  # the rows of this group in it
+    pieces: tuple[Stored, ...]  # its members, in order
     known: np.ndarray | None = None  # [G] bool: False where the outcome is unknown; None: all are known
 
     @property

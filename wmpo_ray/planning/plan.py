@@ -113,7 +113,7 @@ def make_plan(config: Config) -> Plan:
     num_tokens = rollout.chunk_length * facts.action_dim
     decision_bytes = frame_bytes + num_tokens * (8 + 4 + 4)  # tokens int64, log-probabilities and actions float32
     num_trajectories = config.trajectories_per_update
-    request = rollout.groups_per_request * rollout.group_size
+    request = rollout.request_size
     return Plan(
         actors=_actors(config, policy, world, reward, verifier),
         models=_models(policy, world, reward, verifier),

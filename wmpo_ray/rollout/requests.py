@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from wmpo_ray.core.interfaces import Policy, World
+from wmpo_ray.core.interfaces import FramesMode, Policy, World
 from wmpo_ray.core.seeding import seed_for
-from wmpo_ray.core.types import GroupRequest, RolloutRequest, Trajectories, Videos
+from wmpo_ray.core.types import GroupRequest, Member, RolloutRequest, Trajectories, Videos
 from wmpo_ray.rollout.act import SeedsOf, act
+from wmpo_ray.rollout.slots import act_in_slots
 
-Member = tuple[GroupRequest, int]
 _KEYS = {"act": "act", "step": "imagine"}  # the keys of the seeds are part of the format
 
 
@@ -27,41 +27,53 @@ def rollout_request(
     progress: Callable[[], None] = lambda: None,
     *,
     world_judges: bool = False,
+    num_slots: int = 0,
+    is_wanted: Callable[[GroupRequest], bool] = lambda group: True,
 ) -> RequestedRollouts:
     """Roll out every member of every group of the request, `num_chunks` decisions each.
 
     A pure function of (weights, request): each random number comes from a generator keyed by (run, update, group,
     member, chunk), so the request can be repeated elsewhere with the same result. `progress` is called after each
-    chunk. `world_judges`: videos are not needed, so only the policy's observations are rendered.
+    chunk. `world_judges`: videos are not needed, so only the policy's observations are rendered. `num_slots`: how many
+    are rolled out at a time, see `slots.py`; 0: all together. With slots, what belongs to groups that are not wanted any
+    more is left out. Raises NothingWantedError once that holds for all.
     """
-    members = members_of(request.groups)
+    members = request.members
     starts = tuple(group.start for group, _ in members)
-    rollout = act(
-        policy,
-        world,
-        starts,
-        num_chunks,
-        request.temperature,
-        member_seeds(members),
-        frames="last" if world_judges else "all",
-        past_end=not world_judges,
-        progress=progress,
-    )
+    frames: FramesMode = "last" if world_judges else "all"
+    if num_slots:
+        rollout = act_in_slots(
+            policy,
+            world,
+            starts,
+            num_chunks,
+            request.temperature,
+            lambda purpose, row, chunk: _seed(members[row], _KEYS[purpose], chunk),
+            num_slots,
+            frames=frames,
+            progress=progress,
+            is_wanted=lambda row: is_wanted(members[row][0]),
+        )
+    else:
+        rollout = act(
+            policy,
+            world,
+            starts,
+            num_chunks,
+            request.temperature,
+            member_seeds(members),
+            frames=frames,
+            past_end=not world_judges,
+            progress=progress,
+        )
     seen, logprobs = rollout.observations, rollout.behavior_logprobs
     assert seen is not None and logprobs is not None
     texts = tuple(start.instruction for start in starts)
     trajectories = Trajectories(
         seen.images, texts, rollout.record, logprobs, rollout.actions, request.version, seen.state
     )
-    videos = Videos(
-        rollout.frames, texts, rollout.flat_actions, starts, request.groups, rollout.success, rollout.lengths
-    )
+    videos = Videos(rollout.frames, texts, rollout.flat_actions, starts, members, rollout.success, rollout.lengths)
     return RequestedRollouts(videos, trajectories)
-
-
-def members_of(groups: Sequence[GroupRequest]) -> list[Member]:
-    """(group, member) of every trajectory, in order."""
-    return [(group, member) for group in groups for member in range(group.group_size)]
 
 
 def member_seeds(members: Sequence[Member], keys: dict[str, str] | None = None) -> SeedsOf:
@@ -69,7 +81,11 @@ def member_seeds(members: Sequence[Member], keys: dict[str, str] | None = None) 
     words = keys or _KEYS
 
     def seeds_of(purpose: str, chunk: int) -> list[int]:
-        word = words[purpose]
-        return [seed_for(group.run_seed, word, group.update, group.attempt, i, chunk) for group, i in members]
+        return [_seed(member, words[purpose], chunk) for member in members]
 
     return seeds_of
+
+
+def _seed(member: Member, word: str, chunk: int) -> int:
+    group, place = member
+    return seed_for(group.run_seed, word, group.update, group.attempt, place, chunk)
