@@ -36,7 +36,8 @@ from cluster.loop.train import TrainingLoop
 from cluster.recipes.optimize import rollout_folders
 from cluster.simulation.simulated_actors import SimulatedWorld
 from wmpo_ray.config.run import Config
-from wmpo_ray.core.types import StartState, Verdict
+from wmpo_ray.core.observations import StartState
+from wmpo_ray.core.types import Verdict
 
 NAME = "coordinator"
 GROUP_SIZE = 8

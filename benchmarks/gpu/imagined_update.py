@@ -27,7 +27,8 @@ from cluster.runtimes.start import start_runtime
 from learners.policy_learner import PolicyLearner, UpdateFacts
 from wmpo_ray.algorithms.batching import GroupSlice
 from wmpo_ray.config.run import Config
-from wmpo_ray.core.types import GroupRequest, RolloutRequest, Scores, StartState
+from wmpo_ray.core.observations import StartState
+from wmpo_ray.core.types import GroupRequest, RolloutRequest, Scores
 from wmpo_ray.environments.facts import environment_facts
 from wmpo_ray.planning.plan import make_plan
 

@@ -32,8 +32,9 @@ from learners.policy_learner import UpdateFacts
 from wmpo_ray.algorithms.group_queue import GroupQueue, ReadyBatch, metric_prefix
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.learner_types import LearnerState
+from wmpo_ray.core.observations import StartState
 from wmpo_ray.core.seeding import seed_for
-from wmpo_ray.core.types import GroupRequest, RolloutRequest, StartState, WeightVersion
+from wmpo_ray.core.types import GroupRequest, RolloutRequest, WeightVersion
 from wmpo_ray.data.spool import SpoolError
 from wmpo_ray.runs.best_policy import BestPolicy
 

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+from cluster.runtimes.process import held_by_process
 from cluster.runtimes.resources import Resources
-from wmpo_ray.core.process import held_by_process
 from wmpo_ray.core.timeline import Recording, record
 
 Ref = Any

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from wmpo_ray.algorithms.group_queue import GroupQueue, NothingAdmittedError
 from wmpo_ray.config.run import Config, FilterConfig
-from wmpo_ray.core.types import Group, GroupRequest, RolloutRequest, StartState, Stored, Verdict
+from wmpo_ray.core.observations import StartState
+from wmpo_ray.core.types import Group, GroupRequest, RolloutRequest, Stored, Verdict
 
 START = StartState(np.zeros((1, 2, 2, 3), np.uint8), "go")
 MIXED, UNIFORM = np.array([True, False]), np.array([True, True])

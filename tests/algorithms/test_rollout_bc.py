@@ -14,7 +14,7 @@ from tests.support.small_run import SETTINGS
 from wmpo_ray.algorithms.batching import GroupSlice
 from wmpo_ray.algorithms.rollout_bc import RolloutBc
 from wmpo_ray.config.run import Config
-from wmpo_ray.core.types import Observation
+from wmpo_ray.core.observations import Observation
 
 OTHERS = {key: value for key, value in SETTINGS.items() if key != "grpo"}
 CONFIG = Config.model_validate({**OTHERS, "algorithm": {"kind": "rollout_bc"}, "rollout_bc": SETTINGS["grpo"]})

@@ -10,7 +10,8 @@ import torch
 
 from tests.support.implementations import make_tiny
 from tests.support.small_world import EMBEDDED, scene_starts, small_world_model
-from wmpo_ray.core.types import GroupRequest, Observation, RolloutRequest, Trajectories
+from wmpo_ray.core.observations import Observation
+from wmpo_ray.core.types import GroupRequest, RolloutRequest, Trajectories
 from wmpo_ray.environments.pocket.env import INSTRUCTIONS
 from wmpo_ray.reward_models.videomae import VideoMAERewardModel
 from wmpo_ray.reward_models.videomae_settings import NetworkRewardConfig

@@ -10,8 +10,9 @@ import numpy as np
 
 from cluster.simulation.simulated_actors import digest_of, outcomes_of, rollout_of, trained_digest
 from wmpo_ray.config.run import Config
+from wmpo_ray.core.observations import StartState
 from wmpo_ray.core.seeding import seed_for
-from wmpo_ray.core.types import GroupRequest, StartState
+from wmpo_ray.core.types import GroupRequest
 
 STARTS = [StartState(np.zeros((1, 2, 2, 3), np.uint8), "", seed) for seed in range(5)]
 

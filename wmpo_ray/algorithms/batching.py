@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from wmpo_ray.core.interfaces import Policy
-from wmpo_ray.core.types import Observation, Trajectories
+from wmpo_ray.core.observations import Observation
+from wmpo_ray.core.types import Trajectories
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import numpy as np
 from torch import Tensor
 
 from wmpo_ray.core.interfaces import FramesMode, RewardModel, World
+from wmpo_ray.core.observations import Observation, StartState, Transition
 from wmpo_ray.core.timeline import span
-from wmpo_ray.core.types import Observation, StartState, Transition
 
 NOT_JUDGED = -1.0  # a probability below every threshold
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from wmpo_ray.core.interfaces import FramesMode, Policy, World
+from wmpo_ray.core.observations import Rollout, StartState
 from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.core.types import GroupRequest, Member, RolloutRequest, Trajectories, Videos
 from wmpo_ray.rollout.act import SeedsOf, act
@@ -41,38 +42,31 @@ def rollout_request(
     members = request.members
     starts = tuple(group.start for group, _ in members)
     frames: FramesMode = "last" if world_judges else "all"
+    many = (policy, world, starts, num_chunks, request.temperature)
     if num_slots:
-        rollout = act_in_slots(
-            policy,
-            world,
-            starts,
-            num_chunks,
-            request.temperature,
-            lambda purpose, row, chunk: _seed(members[row], _KEYS[purpose], chunk),
-            num_slots,
-            frames=frames,
-            progress=progress,
-            is_wanted=lambda row: is_wanted(members[row][0]),
-        )
+
+        def seed_of(purpose: str, row: int, chunk: int) -> int:
+            return _seed(members[row], _KEYS[purpose], chunk)
+
+        def wanted(row: int) -> bool:
+            return is_wanted(members[row][0])
+
+        rollout = act_in_slots(*many, seed_of, num_slots, frames=frames, progress=progress, is_wanted=wanted)
     else:
-        rollout = act(
-            policy,
-            world,
-            starts,
-            num_chunks,
-            request.temperature,
-            member_seeds(members),
-            frames=frames,
-            past_end=not world_judges,
-            progress=progress,
-        )
+        rollout = act(*many, member_seeds(members), frames=frames, past_end=not world_judges, progress=progress)
+    return _made(rollout, request, starts)
+
+
+def _made(rollout: Rollout, request: RolloutRequest, starts: tuple[StartState, ...]) -> RequestedRollouts:
     seen, logprobs = rollout.observations, rollout.behavior_logprobs
     assert seen is not None and logprobs is not None
     texts = tuple(start.instruction for start in starts)
     trajectories = Trajectories(
         seen.images, texts, rollout.record, logprobs, rollout.actions, request.version, seen.state
     )
-    videos = Videos(rollout.frames, texts, rollout.flat_actions, starts, members, rollout.success, rollout.lengths)
+    videos = Videos(
+        rollout.frames, texts, rollout.flat_actions, starts, request.members, rollout.success, rollout.lengths
+    )
     return RequestedRollouts(videos, trajectories)
 
 

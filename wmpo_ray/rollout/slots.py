@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from wmpo_ray.core.errors import ConfigError
-from wmpo_ray.core.interfaces import FramesMode, Policy, World
+from wmpo_ray.core.interfaces import Decision, FramesMode, Policy, World
+from wmpo_ray.core.observations import Observation, Rollout, StartState, Transition
 from wmpo_ray.core.timeline import span
-from wmpo_ray.core.types import Observation, Rollout, StartState, Transition
 
 SeedOf = Callable[[str, int, int], int]
 """(purpose, trajectory, number of its chunk) -> seed; the purposes are "act" and "step"."""
@@ -64,21 +64,16 @@ def act_in_slots(
             if is_wanted(row := waiting.popleft()):
                 present.append(row)
         if not present:
-            break
+            return track.rollout()
         rows = np.array(present + present[-1:] * (num_slots - len(present)))
-        chunks = track.num_decided[rows].tolist()
-        observation = track.observation.rows(rows)
+        seeds = track.seeds(rows, seed_of)
         with span("policy"):
-            seeds = [seed_of("act", row, chunk) for row, chunk in zip(rows.tolist(), chunks, strict=True)]
-            decision = policy.act(observation, temperature, seeds)
-        seeds = [seed_of("step", row, chunk) for row, chunk in zip(rows.tolist(), chunks, strict=True)]
-        after, made = world.step_chunk(state.rows(rows), decision.actions, seeds, frames)
-        count = len(present)
-        state = state.with_rows(rows[:count], after.rows(np.arange(count)))
-        values = {name: part.numpy() for name, part in decision.record.items()}
-        track.add(rows[:count], made, decision.actions.numpy(), values, decision.logprobs.numpy())
+            decision = policy.act(track.observation.rows(rows), temperature, seeds["act"])
+        after, made = world.step_chunk(state.rows(rows), decision.actions, seeds["step"], frames)
+        kept = np.arange(len(present))
+        state = state.with_rows(rows[kept], after.rows(kept))
+        track.add(rows[kept], made, decision)
         progress()
-    return track.rollout()
 
 
 def _started(world: World, starts: Sequence[StartState], num_slots: int) -> tuple[Any, Observation]:
@@ -113,23 +108,22 @@ class _Rows:
         self._frames: np.ndarray | None = None
         self._kept: dict[str, np.ndarray] = {}  # [M, N, ...] each
 
+    def seeds(self, rows: np.ndarray, seed_of: SeedOf) -> dict[str, list[int]]:
+        """Purpose -> one seed for each of the trajectories `rows` [S], for its next chunk."""
+        about = list(zip(rows.tolist(), self.num_decided[rows].tolist(), strict=True))
+        return {purpose: [seed_of(purpose, row, chunk) for row, chunk in about] for purpose in ("act", "step")}
+
     def is_over(self, row: int) -> bool:
         return bool(self._done[row]) or self.num_decided[row] == self.num_chunks
 
-    def add(
-        self,
-        rows: np.ndarray,
-        made: Transition,
-        actions: np.ndarray,
-        record: dict[str, np.ndarray],
-        logprobs: np.ndarray,
-    ) -> None:
+    def add(self, rows: np.ndarray, made: Transition, decision: Decision) -> None:
         """A chunk of the trajectories `rows` [m]; the values of the other slots are ignored."""
         seen = {f"images.{camera}": images[rows] for camera, images in self.observation.images.items()}
         if self.observation.state is not None:
             seen["state"] = self.observation.state[rows]
-        decided = {f"record.{name}": values for name, values in record.items()}
-        for name, values in (seen | decided | {"actions": actions, "logprobs": logprobs}).items():
+        decided = {f"record.{name}": values.numpy() for name, values in decision.record.items()}
+        decided |= {"actions": decision.actions.numpy(), "logprobs": decision.logprobs.numpy()}
+        for name, values in (seen | decided).items():
             if name not in self._kept:
                 shape = (len(self.lengths), self.num_chunks, *values.shape[1:])
                 self._kept[name] = np.zeros(shape, values.dtype)

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.interfaces import FramesMode
+from wmpo_ray.core.observations import Observation, StartState, Transition
 from wmpo_ray.core.section import Count
 from wmpo_ray.core.seeding import keyed_noise
 from wmpo_ray.core.timeline import span
-from wmpo_ray.core.types import Observation, StartState, Transition
 from wmpo_ray.core.untrusted import NetworkSettings, check_finite, check_network, inside, read_settings
 from wmpo_ray.environments.layout import WHOLE_FRAME, FrameLayout
 from wmpo_ray.world_models.autoencoder import AutoencoderCodec, FrameCodec, PixelCodec
