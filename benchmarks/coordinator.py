@@ -8,6 +8,7 @@ The loop, its pools, queue and ledger are the real ones; the actors and the cloc
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -26,7 +27,7 @@ from benchmarks.coordinator_scaling import (
     explain,
     scaling_table,
 )
-from benchmarks.measured_runtime import MeasuredLedger, MeasuredRuntime, Times, read_service_times
+from benchmarks.measured_runtime import MeasuredLedger, MeasuredRuntime, Times, Waiting, read_service_times
 from benchmarks.prepared_run import make_run
 from benchmarks.results_file import RESULTS_DIR, write_results
 from cluster.loop.ledger import FILE_NAME, State
@@ -48,6 +49,9 @@ BARS = {"events_per_s": 1000.0, "busy_share_256": 0.02, "surplus_rollouts_share"
 class Setup(NamedTuple):
     actors: int
     groups_per_request: int = 1
+    trajectories_per_request: int = 0  # 0: those of the groups
+    fill_probability: float = 0.0
+    learner_gpus: int = 8
     staleness: int = 0
     speculation: float = 0.0
     keep_rate: float = 0.5
@@ -64,6 +68,7 @@ class Outcome(NamedTuple):
     virtual_s: float
     num_events: int  # lines of the ledger
     surplus_share: float  # of the groups whose imagination was begun, those that no batch needed
+    displacing_share: float  # of the actors' seconds, those for such groups while a needed one waited for an actor
     groups_per_update: float  # groups whose imagination was begun
 
 
@@ -72,6 +77,7 @@ def make_config(setup: Setup) -> Config:
         "group_size": GROUP_SIZE,
         "groups_per_update": GROUPS_PER_UPDATE,
         "groups_per_request": setup.groups_per_request,
+        "trajectories_per_request": setup.trajectories_per_request,
         "speculation": setup.speculation,
         "max_attempts": 4096,
     }
@@ -83,7 +89,7 @@ def make_config(setup: Setup) -> Config:
         {
             "rollout": rollout,
             "grpo": {"num_updates": setup.updates},
-            "filter": {"max_staleness": setup.staleness},
+            "filter": {"max_staleness": setup.staleness, "fill_probability": setup.fill_probability},
             "evaluation": {"every_updates": 0},
             "cluster": cluster,
             "faults": {
@@ -101,10 +107,17 @@ def simulate(setup: Setup, seed: int = 0) -> Outcome:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         world = SimulatedWorld(setup.keep_rate)
-        runtime = MeasuredRuntime(world.stand_ins(), read_service_times(setup.groups_per_request, setup.speed), seed)
+        times = read_service_times(config.rollout.request_size / GROUP_SIZE, setup.learner_gpus, setup.speed)
+        waiting = Waiting()
+        runtime = MeasuredRuntime(world.stand_ins(), times, seed, at_wait=lambda: note())
         log, ledger = Times(runtime.clock), MeasuredLedger(folder / FILE_NAME)
         team = Team(config, runtime, ModelPaths(folder, folder, None, folder, folder))
         loop = TrainingLoop(config, team, starts, ledger, log, Rollouts(config, team, ledger, *rollout_folders(folder)))
+
+        def note() -> None:
+            task = loop.crew.next_waiting("imagination")
+            waiting.note(runtime.clock(), None if task is None else task.args[0].kept_groups[0].key)
+
         started = time.thread_time()
         loop.run(str(folder / "policy"))
         driver_s = time.thread_time() - started - runtime.own_s + ledger.waited_s
@@ -115,6 +128,8 @@ def simulate(setup: Setup, seed: int = 0) -> Outcome:
         for key, record in ledger.records.items()
         if record.state is State.REJECTED and record.facts["verdict"] == Verdict.SURPLUS.value
     }
+    done = [one for one in runtime.rollouts if one.end < math.inf]
+    displacing = sum(waiting.seconds(one, surplus) for one in done if one.keys <= surplus)
     gaps = [later - earlier for earlier, later in zip(log.updates, log.updates[1:], strict=False)]
     return Outcome(
         statistics.mean(gaps),
@@ -122,6 +137,7 @@ def simulate(setup: Setup, seed: int = 0) -> Outcome:
         runtime.clock(),
         ledger.offset,
         len(runtime.begun & surplus) / len(runtime.begun),
+        displacing / sum(one.end - one.begin for one in done),
         len(runtime.begun) / setup.updates,
     )
 

@@ -34,6 +34,7 @@ class Imagined(NamedTuple):
     videos: Ref
     trajectories: Handle
     scores: Scores | None  # None where a reward worker judges
+    is_dropped: bool  # as surplus, while it was imagined
 
 
 class Scored(NamedTuple):
@@ -68,7 +69,7 @@ class Rollouts:
                 (request, path),
                 order=(*first.key, request.request_id),
                 done=lambda value, refs: Imagined(
-                    request, value.seconds, refs[1], Handle(refs[2], path, value.sha256), value.scores
+                    request, value.seconds, refs[1], Handle(refs[2], path, value.sha256), value.scores, value.is_dropped
                 ),
                 given_up=lambda error: self.give_up(request, error),
                 is_wanted=lambda: self.is_open(request),
@@ -82,6 +83,8 @@ class Rollouts:
     def score(self, event: Imagined) -> Scored | None:
         """Submit the videos for scoring; returns the scores directly if they came with the rollout."""
         self._add("time/imagine_s", event.seconds)
+        if event.is_dropped:
+            return None
         self.team.rates.rolled_out(self._num_groups(event.request), event.seconds)
         if not self.is_open(event.request):
             self._count_late(event.request)
@@ -149,6 +152,11 @@ class Rollouts:
                 self.telemetry.decided(Verdict.SURPLUS.value)
         dropped = set(keys)
         self.team.crew.cancel(lambda task: task.role != "learner" and _is_only_for(task, dropped))
+        for worker in self.team.replicas.workers:
+            if worker.task is not None and worker.task.method == "rollout":
+                request: RolloutRequest = worker.task.args[0]
+                if mine := [group.key for group in request.kept_groups if group.key in dropped]:
+                    self.team.runtime.tell(worker.actor, "drop", request.request_id, mine)
 
     def forget(self, before_update: int) -> None:
         remove_spooled(self.spool, before_update)

@@ -47,6 +47,7 @@ FREE = (
     "weights.timeout_s",
     "rollout.max_attempts",
     "rollout.speculation",
+    "filter.fill_probability",
     "*.max_skipped_steps",
     "*.chunks_per_pass",
     "*.micro_batch_size",

@@ -18,7 +18,7 @@ import numpy as np
 
 from actors.environment_actor import EnvironmentActor
 from actors.reward_actor import RewardActor
-from actors.rollout_actor import Imagination, RolloutActor
+from actors.rollout_actor import DroppedGroups, Imagination, RolloutActor
 from learners.policy_learner import PolicyLearner, Spooled, UpdateFacts
 from wmpo_ray.algorithms.batching import GroupSlice
 from wmpo_ray.config.run import Config
@@ -127,6 +127,13 @@ class SimulatedRollouts:
         self.world = world
         self.num_beats = 0
         self.version = WeightVersion(-1, "")
+        self.dropped = DroppedGroups()
+
+    def drop(self, request_id: int, keys: Sequence[Key]) -> None:
+        self.dropped.add(request_id, keys)
+
+    def leaves_early(self, method: str, *args: Any) -> bool:
+        return method == "rollout" and not any(self.dropped.is_wanted(args[0], group) for group in args[0].kept_groups)
 
     def load_weights(self, payload: Payload | None) -> WeightVersion:
         if payload is None or payload.base not in ("", self.version.digest):
@@ -140,8 +147,10 @@ class SimulatedRollouts:
         assert self.version.digest == request.weights, f"request for {request.weights} at a replica of {self.version}"
         if any(group.key in self.world.poison for group in request.groups):
             raise PoisonError(f"request {request.request_id}")
-        rollouts = [rollout_of(group, member, self.version.digest) for group, member in request.members]
         self.num_beats += 1
+        if self.leaves_early("rollout", request):
+            return Imagination(0.0, "", is_dropped=True), None, []
+        rollouts = [rollout_of(group, member, self.version.digest) for group, member in request.members]
         self.world.num_trajectories += len(rollouts)
         judged = self.world.world_judges
         scores = scores_of(rollouts, request.groups[0].group_size, self.world.keep_rate) if judged else None

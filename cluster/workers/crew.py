@@ -49,6 +49,11 @@ class Crew:
         """Whether tasks of a role are waiting or under way."""
         return bool(self._tasks.get(role)) or any(worker.task for worker in self.pools[role].workers)
 
+    def next_waiting(self, role: str) -> Task | None:
+        """The first task of a role that no worker has begun."""
+        tasks = self._tasks.get(role)
+        return tasks[0] if tasks else None
+
     def turn(self) -> None:
         """Start workers, assign tasks, check heartbeats. Called once before every wait."""
         now = self.runtime.clock()

@@ -62,7 +62,7 @@ def test_the_result_follows_from_the_algorithm_alone(tmp_path):
 def test_a_start_state_that_crashes_its_workers_is_left_out_and_nothing_else(tmp_path):
     for seed in range(60):
         history = replace(draw(seed), **QUIET, max_crashes=2, poison=frozenset({(0, 0), (1, 2)}))
-        history = replace(history, speculation=0.0)
+        history = replace(history, speculation=0.0, fill_probability=0.0)
         folder = tmp_path / str(seed)
         life = run_history(history, folder)
         assert life.ledger.verdicts()["quarantined"] >= 1

@@ -39,6 +39,7 @@ class History:
     num_driver_deaths: int
     world_judges: bool  # no reward worker has anything to do
     trajectories_per_request: int  # 0: those of whole groups
+    fill_probability: float
     max_crashes: int = 1000  # random deaths are not to be taken for the fault of a request
     poison: frozenset[tuple[int, int]] = frozenset()
     rng: random.Random = field(repr=False, default_factory=random.Random)
@@ -67,13 +68,16 @@ def draw(seed: int) -> History:
         num_driver_deaths=num_driver_deaths,
         world_judges=rng.random() < 0.3,
         trajectories_per_request=rng.choice((0, 1, groups_per_request)),  # groups have two members
+        fill_probability=rng.choice((0.0, 0.0, 0.5, 0.95)),
         rng=rng,
     )
 
 
 @cache
 def config_of(*settings) -> Config:
-    updates, groups, per_request, actors, staleness, speculation, every, payload, max_crashes, size, seed = settings
+    updates, groups, per_request, actors, staleness, speculation, every, payload, max_crashes, size, filled, seed = (
+        settings
+    )
     return Config.model_validate(
         {
             "seed": seed,
@@ -86,7 +90,7 @@ def config_of(*settings) -> Config:
                 "speculation": speculation,
             },
             "grpo": {"num_updates": updates, "minibatch_trajectories": 2},
-            "filter": {"max_staleness": staleness},
+            "filter": {"max_staleness": staleness, "fill_probability": filled},
             "evaluation": {"every_updates": 2, "num_starts_on_the_way": 2},
             "cluster": {"imagination_actors": actors},
             "checkpoint": {"every_updates": every},
@@ -116,6 +120,7 @@ def make_config(h: History) -> Config:
         h.payload,
         h.max_crashes,
         h.trajectories_per_request,
+        h.fill_probability,
         h.seed % 7,
     )
 

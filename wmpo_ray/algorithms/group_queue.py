@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from wmpo_ray.algorithms.base import online_algorithm
+from wmpo_ray.algorithms.keep_rate import KeepRate
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.types import Group, GroupRequest, Verdict
@@ -54,11 +55,18 @@ class GroupQueue:
         self._size = config.rollout.groups_per_update
         self._slots = self._size + round(config.rollout.speculation * self._size)
         self._updates: dict[int, _Issued] = {}
+        self.keep_rate = KeepRate()
 
     def has_free_slot(self, update: int) -> bool:
-        """Whether another group should be issued: the undecided and admitted groups do not fill the batch."""
+        """Whether another group should be issued: the undecided and admitted groups may not, or need not, fill the batch."""
         issued = self._updates.get(update)
-        return issued is None or issued.num_open < self._slots
+        if issued is None or issued.num_open < self._slots:
+            return True
+        probability = self.config.filter.fill_probability
+        if not probability or len(issued.keys) >= self.config.rollout.max_attempts:
+            return False
+        missing, undecided = self._size - issued.num_admitted, issued.num_open - issued.num_admitted
+        return undecided < self.keep_rate.needed(update, missing, probability)
 
     def num_issued(self, update: int) -> int:
         return len(self._updates[update].keys) if update in self._updates else 0
@@ -91,6 +99,7 @@ class GroupQueue:
         issued = self._updates[group.request.update]
         issued.settled[group.request.key] = (verdict, group)
         issued.num_admitted += verdict is Verdict.ADMIT
+        self.keep_rate.judged(group.request.update, verdict is Verdict.ADMIT)
         return verdict
 
     def quarantine(self, request: GroupRequest) -> bool:

@@ -85,6 +85,9 @@ class RolloutConfig(Section):
 
 class FilterConfig(Section):
     dynamic_sampling: bool = True  # groups whose outcomes are all equal are dropped, and others imagined for them
+    # Groups are issued until the batch fills with this probability, by the share that was admitted so far; 0: no more than
+    # can be part of it. The others are surplus, which costs nothing only on actors that would idle.
+    fill_probability: Annotated[float, Field(ge=0, lt=1)] = 0.0
     max_staleness: Annotated[int, Field(ge=0)] = 0  # updates that a group's weights may lie behind the learner's
     min_mean: Share = 0.0  # a group whose success rate is outside [min_mean, max_mean] is dropped
     max_mean: Share = 1.0
