@@ -64,7 +64,7 @@ def act_in_slots(
             if is_wanted(row := waiting.popleft()):
                 present.append(row)
         if not present:
-            return track.rollout()
+            return track.rollout(any(map(is_wanted, range(len(starts)))))
         rows = np.array(present + present[-1:] * (num_slots - len(present)))
         seeds = track.seeds(rows, seed_of)
         with span("policy"):
@@ -158,9 +158,9 @@ class _Rows:
         steps = 1 + self.num_decided[rows, None] * size + np.arange(size)
         self._frames[rows[:, None], steps] = chunk
 
-    def rollout(self) -> Rollout:
-        """Raises NothingWantedError if nothing was rolled out."""
-        if not self._kept:
+    def rollout(self, is_wanted: bool) -> Rollout:
+        """Raises NothingWantedError where nobody wants it."""
+        if not is_wanted:
             raise NothingWantedError
         kept = self._kept
         for row in np.flatnonzero(self.num_decided < self.num_chunks).tolist():  # what it ended with repeats
