@@ -14,8 +14,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from cluster.events.event_log import emit
 from cluster.events.run_log import RunLog
 from cluster.loop.budget import Budget
@@ -24,6 +22,7 @@ from cluster.loop.ledger import Ledger, State
 from cluster.loop.reality import Evaluated, Reality
 from cluster.loop.recovery import ask_for_weights, restart
 from cluster.loop.rollouts import Imagined, Rollouts, Scored, for_learner
+from cluster.loop.start_order import StartOrder
 from cluster.loop.team import Team, WeightsLoaded
 from cluster.runtimes.runtime import Ref
 from cluster.workers.actor_pool import Worker
@@ -33,7 +32,6 @@ from wmpo_ray.algorithms.group_queue import GroupQueue, ReadyBatch, metric_prefi
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.learner_types import LearnerState
 from wmpo_ray.core.observations import StartState
-from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.core.types import GroupRequest, RolloutRequest, WeightVersion
 from wmpo_ray.data.spool import SpoolError
 from wmpo_ray.runs.best_policy import BestPolicy
@@ -54,7 +52,7 @@ class TrainingLoop(LearnerDriver):
         self.offered = -1  # version of the weights that groups are imagined under
         self.weights: dict[int, tuple[WeightVersion, Ref, Ref | None]] = {}
         self.num_requests = 0
-        self._orders: dict[int, np.ndarray] = {}
+        self.orders = StartOrder(config, ledger, len(starts))
         self.busy_s = 0.0  # time spent in the loop itself, waits excluded
 
     @property
@@ -128,12 +126,12 @@ class TrainingLoop(LearnerDriver):
             update += 1
 
     def next_requests(self, update: int) -> list[RolloutRequest]:
-        """The next groups in issue order: start states are shuffled anew for every update and cycled through."""
+        """The next groups in issue order: start states have a new order for every update and are cycled through."""
         first, rollout = self.queue.num_issued(update), self.config.rollout
-        shuffled = self.shuffled(update)
+        order = self.orders.of(update, self.weights_for(update))
         groups = []
         for attempt in range(first, first + rollout.groups_per_request):
-            index = int(shuffled[attempt % len(self.starts)])
+            index = int(order[attempt % len(self.starts)])
             groups.append(
                 GroupRequest(update, attempt, index, self.starts[index], rollout.group_size, self.config.seed)
             )
@@ -147,13 +145,6 @@ class TrainingLoop(LearnerDriver):
         requests = whole.cut(rollout.request_size)
         self.num_requests += len(requests)
         return requests
-
-    def shuffled(self, update: int) -> np.ndarray:
-        """The order of the start states for an update."""
-        if update not in self._orders:
-            order = np.random.default_rng(seed_for(self.config.seed, "starts", update)).permutation(len(self.starts))
-            self._orders = {update: order, **{u: o for u, o in self._orders.items() if u >= self.next_update}}
-        return self._orders[update]
 
     def settle(self, event: Scored) -> None:
         if self.version is None:

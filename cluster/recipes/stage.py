@@ -65,6 +65,7 @@ LATER: Mapping[str, Any] = {
     "gate.min_safe_horizon": 0,
     "rollout.slots": 0,
     "rollout.trajectories_per_request": 0,
+    "rollout.start_order": "shuffled",
     "rollout.num_chunks": 0,
     "rollout.keyframes_per_episode": 0,
     "filter.dynamic_sampling": True,

@@ -192,6 +192,7 @@ def run_history(history: History, folder: Path) -> Life:
         history.staleness,
         history.keep_rate,
         history.poison,
+        history.start_order,
     )
     saved = world.checkpoints[history.num_updates]
     assert [list(keys) for keys in saved.trained] == trained

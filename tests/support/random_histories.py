@@ -9,6 +9,7 @@ from functools import cache
 import numpy as np
 
 from cluster.simulation.simulated_actors import digest_of, outcomes_of, rollout_of, trained_digest
+from wmpo_ray.algorithms.start_signal import by_signal
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.observations import StartState
 from wmpo_ray.core.seeding import seed_for
@@ -40,6 +41,7 @@ class History:
     world_judges: bool  # no reward worker has anything to do
     trajectories_per_request: int  # 0: those of whole groups
     fill_probability: float
+    start_order: str
     max_crashes: int = 1000  # random deaths are not to be taken for the fault of a request
     poison: frozenset[tuple[int, int]] = frozenset()
     rng: random.Random = field(repr=False, default_factory=random.Random)
@@ -69,15 +71,28 @@ def draw(seed: int) -> History:
         world_judges=rng.random() < 0.3,
         trajectories_per_request=rng.choice((0, 1, groups_per_request)),  # groups have two members
         fill_probability=rng.choice((0.0, 0.0, 0.5, 0.95)),
+        start_order=rng.choice(("shuffled", "signal")),
         rng=rng,
     )
 
 
 @cache
 def config_of(*settings) -> Config:
-    updates, groups, per_request, actors, staleness, speculation, every, payload, max_crashes, size, filled, seed = (
-        settings
-    )
+    (
+        updates,
+        groups,
+        per_request,
+        actors,
+        staleness,
+        speculation,
+        every,
+        payload,
+        max_crashes,
+        size,
+        filled,
+        order,
+        seed,
+    ) = settings
     return Config.model_validate(
         {
             "seed": seed,
@@ -87,6 +102,7 @@ def config_of(*settings) -> Config:
                 "groups_per_update": groups,
                 "groups_per_request": per_request,
                 "trajectories_per_request": size,
+                "start_order": order,
                 "speculation": speculation,
             },
             "grpo": {"num_updates": updates, "minibatch_trajectories": 2},
@@ -121,6 +137,7 @@ def make_config(h: History) -> Config:
         h.max_crashes,
         h.trajectories_per_request,
         h.fill_probability,
+        h.start_order,
         h.seed % 7,
     )
 
@@ -133,22 +150,31 @@ def expected(
     staleness: int,
     keep_rate: float,
     poison: frozenset = frozenset(),
+    start_order: str = "shuffled",
 ) -> tuple[str, list[list[tuple[int, int]]]]:
     """Final digest and keys of the trained groups of each update, from the algorithm's definition alone."""
-    digests, trained = [digest_of("untrained", seed)], []
+    digests, trained, outcomes = [digest_of("untrained", seed)], [], []
     for update in range(num_updates):
         weights = digests[max(0, update - staleness)]
-        shuffled = np.random.default_rng(seed_for(seed, "starts", update)).permutation(len(STARTS))
+        known = [outcome for made, outcome in outcomes if made < max(0, update - staleness)]
+        order = _order(seed, update, known if start_order == "signal" else [])
         batch: list = []
         attempt = 0
         while len(batch) < groups_per_update:
-            key, index = (update, attempt), int(shuffled[attempt % len(STARTS)])
+            key, index = (update, attempt), int(order[attempt % len(STARTS)])
             group = GroupRequest(*key, index, STARTS[index], 2, seed)
             rows = [rollout_of(group, member, weights) for member in range(2)]
             success = outcomes_of(rows, 2, keep_rate)
+            if key not in poison:
+                outcomes.append((update, (index, int(success.sum()), int((~success).sum()))))
             if key not in poison and 0 < success.sum() < len(rows):
                 batch.append((rows, success))
             attempt += 1
         digests.append(trained_digest(digests[-1], batch))
         trained.append([rows[0].key for rows, _ in batch])
     return digests[-1], trained
+
+
+def _order(seed: int, update: int, outcomes: list) -> np.ndarray:
+    shuffled = np.random.default_rng(seed_for(seed, "starts", update)).permutation(len(STARTS))
+    return by_signal(shuffled, outcomes, 2)

@@ -26,6 +26,9 @@ class RolloutConfig(Section):
     num_chunks: Annotated[int, Field(ge=0, le=10**5)] = 0  # decisions in an imagined trajectory; 0: the whole horizon
     # Moments of each collected episode, at the beginnings of chunks, that rollouts start from besides its first frame.
     keyframes_per_episode: Annotated[int, Field(ge=0, le=10**4)] = 0
+    # Of start states: shuffled for every update, or those first whose groups are likely to have mixed outcomes, by what
+    # came of them in the latest updates.
+    start_order: Literal["shuffled", "signal"] = "shuffled"
     speculation: Share = 0.0  # groups imagined ahead beyond those that may be needed, as a share of B: shorter tails
     max_attempts: Count = 512  # groups issued for one update before the run gives up
     # Trajectories of the whole run, rejected ones included, after which training ends as it stands; 0: any number.
