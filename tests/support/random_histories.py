@@ -76,6 +76,16 @@ def draw(seed: int) -> History:
     )
 
 
+FAULTS: dict = {
+    "heartbeat_every_s": 1.0,
+    "heartbeat_timeout_s": 1.8,
+    "stall_timeout_s": 6.0,
+    "max_start_failures": 1000,
+    "backoff_s": 0.1,
+    "max_backoff_s": 0.4,
+}
+
+
 @cache
 def config_of(*settings) -> Config:
     (
@@ -111,15 +121,7 @@ def config_of(*settings) -> Config:
             "cluster": {"imagination_actors": actors},
             "checkpoint": {"every_updates": every},
             "weights": {"payload": payload},
-            "faults": {
-                "heartbeat_every_s": 1.0,
-                "heartbeat_timeout_s": 1.8,
-                "stall_timeout_s": 6.0,
-                "max_start_failures": 1000,
-                "backoff_s": 0.1,
-                "max_backoff_s": 0.4,
-                "max_crashes": max_crashes,
-            },
+            "faults": FAULTS | {"max_crashes": max_crashes},
         }
     )
 
