@@ -13,12 +13,13 @@ from wmpo_ray.config.run import Config
 from wmpo_ray.core.interfaces import Judge, World
 from wmpo_ray.core.runtime_settings import configure_process
 from wmpo_ray.core.timeline import span
-from wmpo_ray.core.types import GroupRequest, RolloutRequest, Scores, Trajectories, Videos
+from wmpo_ray.core.types import GroupRequest, RolloutRequest, Scores, Trajectories, Videos, WeightVersion
 from wmpo_ray.data.spool import save_trajectories
+from wmpo_ray.policies.weight_payload import WeightPayload
 from wmpo_ray.registry import load_policy, load_reward_model, load_world_model
 from wmpo_ray.rollout.judge import VideoJudge, WorldJudge
 from wmpo_ray.rollout.judged_world import JudgedWorld
-from wmpo_ray.rollout.requests import rollout_request
+from wmpo_ray.rollout.requests import RequestedRollouts, SlottedRequests, rollout_request
 from wmpo_ray.rollout.slots import NothingWantedError, check_slots
 
 Key = tuple[int, int]  # update, attempt
@@ -75,6 +76,7 @@ class RolloutActor(Replica):
             self.judge = self.watch(reward_model_dir, verifier_dir)
         self.num_beats = 0
         self.dropped = DroppedGroups()
+        self.slotted = self.make_slots()
 
     @property
     def num_slots(self) -> int:
@@ -84,6 +86,18 @@ class RolloutActor(Replica):
         world = load_world_model(self.config, path)
         check_slots(world, self.config.rollout.slots)
         return world
+
+    def make_slots(self) -> SlottedRequests | None:
+        if not self.num_slots:
+            return None
+        return SlottedRequests(
+            self.policy,
+            self.world,
+            self.config.num_chunks,
+            self.num_slots,
+            world_judges=self.judge is not None,
+            is_wanted=self.dropped.is_wanted,
+        )
 
     def watch(self, reward_model_dir: str, verifier_dir: str | None) -> Judge:
         """Let the reward model end trajectories; returns what judges them at their end."""
@@ -107,16 +121,7 @@ class RolloutActor(Replica):
         started, judge = time.monotonic(), self.judge
         self.dropped.forget(request.request_id)
         try:
-            videos, trajectories = rollout_request(
-                self.policy,
-                self.world,
-                request,
-                self.config.num_chunks,
-                self.count_beat,
-                world_judges=judge is not None,
-                num_slots=self.num_slots,
-                is_wanted=lambda group: self.dropped.is_wanted(request, group),
-            )
+            videos, trajectories = self._roll_out(request)
         except NothingWantedError:
             return Imagination(time.monotonic() - started, "", is_dropped=True), None, None
         scores = judge.judge(videos) if judge is not None else None
@@ -124,6 +129,24 @@ class RolloutActor(Replica):
             sha256 = save_trajectories(Path(spool), trajectories) if spool else ""
         summary = Imagination(time.monotonic() - started, sha256, scores)
         return summary, None if judge is not None else videos, trajectories
+
+    def _roll_out(self, request: RolloutRequest) -> RequestedRollouts:
+        if self.slotted is not None:
+            return self.slotted.rollout(request, self.count_beat)
+        judges = self.judge is not None
+        return rollout_request(
+            self.policy, self.world, request, self.config.num_chunks, self.count_beat, world_judges=judges
+        )
+
+    def _load(self, payload: WeightPayload) -> WeightVersion:
+        if self.slotted is not None:
+            self.slotted.clear()  # it was begun under other weights
+        return super()._load(payload)
+
+    def expect(self, request: RolloutRequest) -> None:
+        """The request that follows the present one: with slots, it begins where they come free."""
+        if self.slotted is not None:
+            self.slotted.expect(request)
 
     def drop(self, request_id: int, keys: Iterable[Key]) -> None:
         """Groups of a request that nobody wants any more: with slots, they leave at the next chunk."""

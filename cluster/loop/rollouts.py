@@ -61,7 +61,9 @@ class Rollouts:
 
     def imagine(self, request: RolloutRequest) -> None:
         path = str(spool_path(self.spool, request))
-        first = request.kept_groups[0]
+        first, keys = request.kept_groups[0], [group.key for group in request.kept_groups]
+        # With slots, an actor begins what follows where they come free.
+        lined_up = (("expect", request), ("drop", request.request_id, keys)) if self.config.rollout.slots else None
         self.team.crew.submit(
             Task(
                 rollout_role(self.config),
@@ -77,6 +79,7 @@ class Rollouts:
                 weights=request.weights,
                 max_crashes=self.config.faults.max_crashes,
                 worked=lambda worker, work: self.telemetry.imagined(worker, request, work, self.config),
+                lined_up=lined_up,
             )
         )
 

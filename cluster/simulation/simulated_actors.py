@@ -132,6 +132,9 @@ class SimulatedRollouts:
     def drop(self, request_id: int, keys: Sequence[Key]) -> None:
         self.dropped.add(request_id, keys)
 
+    def expect(self, request: RolloutRequest) -> None:
+        assert self.version.digest == request.weights, "lined up behind a request for other weights"
+
     def leaves_early(self, method: str, *args: Any) -> bool:
         return method == "rollout" and not any(self.dropped.is_wanted(args[0], group) for group in args[0].kept_groups)
 

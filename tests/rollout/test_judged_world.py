@@ -16,7 +16,7 @@ from wmpo_ray.reward_models.videomae import VideoMAERewardModel
 from wmpo_ray.reward_models.videomae_settings import NetworkRewardConfig
 from wmpo_ray.rollout.judge import VideoJudge, WorldJudge
 from wmpo_ray.rollout.judged_world import JudgedWorld
-from wmpo_ray.rollout.requests import rollout_request
+from wmpo_ray.rollout.requests import RequestedRollouts, SlottedRequests, rollout_request
 
 CHUNKS, HORIZON = 4, 16
 
@@ -57,7 +57,7 @@ def reward_model() -> VideoMAERewardModel:
 @pytest.fixture(scope="module")
 def rolled(world, reward_model):
     """The whole horizon of every trajectory, in four slots, and what the reward model says of it."""
-    made = rollout_request(make_tiny(), world, make_request(), CHUNKS, num_slots=4)
+    made = SlottedRequests(make_tiny(), world, CHUNKS, 4).rollout(make_request())
     probabilities = reward_model.probabilities(made.videos.frames, made.videos.instructions)
     reward_model.threshold = float(np.quantile(probabilities.max(1), 0.4))
     return made, VideoJudge(reward_model, 2).judge(made.videos)
@@ -68,15 +68,21 @@ def make_request(count: int = 3, size: int = 4) -> RolloutRequest:
     return RolloutRequest(1, groups, 0, 1.0)
 
 
+def rolled_out(world, slots: int, **options) -> RequestedRollouts:
+    if slots:
+        return SlottedRequests(make_tiny(), world, CHUNKS, slots, **options).rollout(make_request())
+    return rollout_request(make_tiny(), world, make_request(), CHUNKS, **options)
+
+
 @pytest.mark.parametrize("slots", [4, 0])
 def test_ending_early_changes_no_bit_of_what_is_learned_from(world, reward_model, rolled, slots):
     _, scores = rolled
-    whole = rollout_request(make_tiny(), world, make_request(), CHUNKS, num_slots=slots)
+    whole = rolled_out(world, slots)
     if not slots:
         scores = VideoJudge(reward_model, 2).judge(whole.videos)
     counted = CountedWorld(world)
     early_world = JudgedWorld(counted, reward_model, 2, HORIZON)
-    early = rollout_request(make_tiny(), early_world, make_request(), CHUNKS, world_judges=True, num_slots=slots)
+    early = rolled_out(early_world, slots, world_judges=True)
     judged = WorldJudge().judge(early.videos)
     assert (judged.success == scores.success).all() and 0 < scores.success.sum() < len(scores.success)
     assert (judged.finish_step == scores.finish_step).all()
@@ -94,7 +100,7 @@ def test_ending_early_changes_no_bit_of_what_is_learned_from(world, reward_model
 def test_a_world_that_cannot_be_cut_is_stepped_whole(reward_model):
     simulator = EnvironmentWorld(PocketEnvironment(HORIZON), 4)
     with pytest.raises(ConfigError, match=r"EnvironmentWorld cannot be stepped in parts; set rollout.slots=0"):
-        rollout_request(make_tiny(), simulator, make_request(), CHUNKS, num_slots=4)
+        SlottedRequests(make_tiny(), simulator, CHUNKS, 4).rollout(make_request())
     made = rollout_request(
         make_tiny(), JudgedWorld(simulator, reward_model, 0, HORIZON), make_request(), CHUNKS, world_judges=True
     )

@@ -16,7 +16,7 @@ from wmpo_ray.environments.pocket.env import INSTRUCTIONS
 from wmpo_ray.reward_models.videomae import VideoMAERewardModel
 from wmpo_ray.reward_models.videomae_settings import NetworkRewardConfig
 from wmpo_ray.rollout.judged_world import JudgedWorld
-from wmpo_ray.rollout.requests import rollout_request
+from wmpo_ray.rollout.requests import RequestedRollouts, SlottedRequests
 from wmpo_ray.rollout.slots import NothingWantedError
 
 CHUNKS, HORIZON, SLOTS = 4, 16, 4
@@ -38,7 +38,7 @@ def judged(world) -> JudgedWorld:
     model = VideoMAERewardModel.create(NetworkRewardConfig(clip_length=4), 16, INSTRUCTIONS, seed=3)
     with torch.no_grad():
         model.network.classifier.weight.normal_(0, 4, generator=torch.Generator().manual_seed(0))
-    made = rollout_request(make_tiny(), world, make_request(), CHUNKS, num_slots=SLOTS)
+    made = slotted(world).rollout(make_request())
     found = model.probabilities(made.videos.frames, made.videos.instructions)
     model.threshold = float(np.quantile(found.max(1), 0.4))
     return JudgedWorld(world, model, 2, HORIZON)
@@ -54,16 +54,22 @@ def bits(trajectories: Trajectories, row: int) -> bytes:
     return b"".join(np.ascontiguousarray(part[row]).tobytes() for part in parts)
 
 
-def rolled(world, request: RolloutRequest, **options) -> dict[tuple[int, int], bytes]:
+def slotted(world, **options) -> SlottedRequests:
+    judges = isinstance(world, JudgedWorld)
+    return SlottedRequests(make_tiny(), world, CHUNKS, SLOTS, world_judges=judges, **options)
+
+
+def by_member(request: RolloutRequest, made: RequestedRollouts) -> dict[tuple[int, int], bytes]:
     """(attempt, member) -> all that is learned from, and how it ended."""
-    made = rollout_request(
-        make_tiny(), world, request, CHUNKS, num_slots=SLOTS, world_judges=isinstance(world, JudgedWorld), **options
-    )
     ends = made.videos.lengths, made.videos.success if made.videos.success is not None else made.videos.lengths
     return {
         (group.attempt, member): bits(made.trajectories, row) + bytes([int(end[row]) for end in ends])
         for row, (group, member) in enumerate(request.members)
     }
+
+
+def rolled(world, request: RolloutRequest, progress=lambda: None, **options) -> dict[tuple[int, int], bytes]:
+    return by_member(request, slotted(world, **options).rollout(request, progress))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 6, 12])
@@ -88,12 +94,38 @@ def test_the_slot_and_the_company_change_no_bit(world):
 
 def test_nothing_is_imagined_for_slots_that_nobody_needs(judged):
     calls = []
-    made = rollout_request(
-        make_tiny(), judged, make_request(), CHUNKS, lambda: calls.append(1), world_judges=True, num_slots=SLOTS
-    )
+    made = slotted(judged).rollout(make_request(), lambda: calls.append(1))
     decided = -(-made.videos.lengths // 4)
     assert 0 < made.videos.success.sum() < 12 and decided.min() < CHUNKS
     assert -(-int(decided.sum()) // SLOTS) <= len(calls) < CHUNKS * 12 // SLOTS
+
+
+def test_what_is_expected_begins_where_slots_come_free_and_stays_the_same(judged):
+    """Three requests one after the other take fewer chunks if each is known before, and no bit changes."""
+    requests, whole = make_request().cut(4), rolled(judged, make_request())
+    calls: dict[bool, int] = {}
+    for is_told in (False, True):
+        actor, found, chunks = slotted(judged), {}, []
+        for request, following in zip(requests, [*requests[1:], None], strict=True):
+            if is_told and following is not None:
+                actor.expect(following)
+            found |= by_member(request, actor.rollout(request, lambda chunks=chunks: chunks.append(1)))
+        assert found == whole
+        calls[is_told] = len(chunks)
+    assert calls[True] < calls[False]
+
+
+def test_news_that_comes_too_late_or_for_other_weights_begins_nothing(judged):
+    requests, chunks = make_request().cut(4), []
+    plain = slotted(judged)
+    for request in requests[:2]:
+        plain.rollout(request, lambda: chunks.append(1))
+    actor, others = slotted(judged), []
+    actor.rollout(requests[0], lambda: others.append(1))
+    actor.expect(requests[0])
+    actor.expect(replace(requests[2], weights="other"))
+    actor.rollout(requests[1], lambda: others.append(1))
+    assert len(others) == len(chunks)
 
 
 def test_what_is_not_wanted_leaves_at_the_next_chunk_and_the_rest_stays_the_same(world):
@@ -104,11 +136,11 @@ def test_what_is_not_wanted_leaves_at_the_next_chunk_and_the_rest_stays_the_same
         if len(calls) == 2:
             dropped.add(1)
 
-    left = rolled(world, make_request(), progress=count, is_wanted=lambda group: group.attempt not in dropped)
+    left = rolled(world, make_request(), count, is_wanted=lambda request, group: group.attempt not in dropped)
     assert all(left[key] == value for key, value in together.items() if key[0] != 1)
     assert len(calls) == 2 * CHUNKS
     with pytest.raises(NothingWantedError):
-        rolled(world, make_request(), is_wanted=lambda group: False)
+        rolled(world, make_request(), is_wanted=lambda request, group: False)
 
 
 def test_the_policy_acts_the_same_beside_any_others(precision):

@@ -42,6 +42,7 @@ class History:
     trajectories_per_request: int  # 0: those of whole groups
     fill_probability: float
     start_order: str
+    slots: int  # with slots, requests are lined up
     max_crashes: int = 1000  # random deaths are not to be taken for the fault of a request
     poison: frozenset[tuple[int, int]] = frozenset()
     rng: random.Random = field(repr=False, default_factory=random.Random)
@@ -72,6 +73,7 @@ def draw(seed: int) -> History:
         trajectories_per_request=rng.choice((0, 1, groups_per_request)),  # groups have two members
         fill_probability=rng.choice((0.0, 0.0, 0.5, 0.95)),
         start_order=rng.choice(("shuffled", "signal")),
+        slots=rng.randint(0, 1),
         rng=rng,
     )
 
@@ -84,6 +86,18 @@ FAULTS: dict = {
     "backoff_s": 0.1,
     "max_backoff_s": 0.4,
 }
+
+
+def _rollout(groups: int, per_request: int, speculation: float, size: int, order: str, slots: int) -> dict:
+    return {
+        "group_size": 2,
+        "groups_per_update": groups,
+        "groups_per_request": per_request,
+        "trajectories_per_request": size,
+        "start_order": order,
+        "slots": slots,
+        "speculation": speculation,
+    }
 
 
 @cache
@@ -101,20 +115,14 @@ def config_of(*settings) -> Config:
         size,
         filled,
         order,
+        slots,
         seed,
     ) = settings
     return Config.model_validate(
         {
             "seed": seed,
             "environment": {"horizon": 8},
-            "rollout": {
-                "group_size": 2,
-                "groups_per_update": groups,
-                "groups_per_request": per_request,
-                "trajectories_per_request": size,
-                "start_order": order,
-                "speculation": speculation,
-            },
+            "rollout": _rollout(groups, per_request, speculation, size, order, slots),
             "grpo": {"num_updates": updates, "minibatch_trajectories": 2},
             "filter": {"max_staleness": staleness, "fill_probability": filled},
             "evaluation": {"every_updates": 2, "num_starts_on_the_way": 2},
@@ -140,6 +148,7 @@ def make_config(h: History) -> Config:
         h.trajectories_per_request,
         h.fill_probability,
         h.start_order,
+        h.slots,
         h.seed % 7,
     )
 

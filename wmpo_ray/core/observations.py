@@ -58,6 +58,18 @@ class Observation:
     def __len__(self) -> int:
         return len(self.instructions)
 
+    def with_rows(self, rows: np.ndarray, part: Observation) -> Observation:
+        """This one with its rows [m], each at most once, as in `part`; the others stay as they are."""
+        images = {camera: all_rows.copy() for camera, all_rows in self.images.items()}
+        for camera, all_rows in images.items():
+            all_rows[rows] = part.images[camera]
+        texts, state = list(self.instructions), None if self.state is None else self.state.copy()
+        for row, text in zip(rows.tolist(), part.instructions, strict=True):
+            texts[row] = text
+        if state is not None and part.state is not None:
+            state[rows] = part.state
+        return Observation(images, tuple(texts), state)
+
     def rows(self, index) -> Observation:
         """The rows at `index` (integers, a slice or a boolean mask)."""
         chosen = np.arange(len(self))[index]

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from wmpo_ray.core.errors import ConfigError
-from wmpo_ray.core.interfaces import Decision, FramesMode, Policy, World
-from wmpo_ray.core.observations import Observation, Rollout, StartState, Transition
+from wmpo_ray.core.interfaces import FramesMode, Policy, World
+from wmpo_ray.core.observations import Observation, Rollout, StartState
 from wmpo_ray.core.timeline import span
+from wmpo_ray.rollout.slot_track import SlotTrack
 
 SeedOf = Callable[[str, int, int], int]
 """(purpose, trajectory, number of its chunk) -> seed; the purposes are "act" and "step"."""
@@ -34,151 +35,145 @@ def check_slots(world: World, num_slots: int) -> None:
         raise ConfigError(f"{type(world).__name__} cannot be stepped in parts; set rollout.slots=0")
 
 
-def act_in_slots(
-    policy: Policy,
-    world: World,
-    starts: Sequence[StartState],
-    num_chunks: int,
-    temperature: float,
-    seed_of: SeedOf,
-    num_slots: int,
-    *,
-    frames: FramesMode = "all",
-    progress: Callable[[], None] = lambda: None,
-    is_wanted: Callable[[int], bool] = lambda row: True,
-) -> Rollout:
-    """Let the policy decide up to `num_chunks` times in each trajectory, `num_slots` of them at a time.
+class Job:
+    """M trajectories that are rolled out together: waiting, in slots, or over.
 
-    `frames` is "all", or "last" for the frames that the policy sees and no others. After the end of a trajectory its last
-    decision and its last frame repeat. `progress` is called after every chunk of the slots; `is_wanted` is asked then
-    about every trajectory, and one that is not wanted leaves: what was not rolled out of it is zero.
-    Raises NothingWantedError once that holds for all, and ConfigError for a world that cannot be stepped in parts.
+    `is_wanted` is asked about every trajectory after each chunk; one that is not wanted leaves, and what was not rolled
+    out of it is zero.
     """
-    check_slots(world, num_slots)
-    state, first = _started(world, starts, num_slots)
-    track = _Rows(first, num_chunks)
-    waiting, present = deque(range(len(starts))), list[int]()
-    while True:
-        present = [row for row in present if not track.is_over(row) and is_wanted(row)]
-        while waiting and len(present) < num_slots:
-            if is_wanted(row := waiting.popleft()):
-                present.append(row)
-        if not present:
-            return track.rollout(any(map(is_wanted, range(len(starts)))))
-        rows = np.array(present + present[-1:] * (num_slots - len(present)))
-        seeds = track.seeds(rows, seed_of)
-        with span("policy"):
-            decision = policy.act(track.observation.rows(rows), temperature, seeds["act"])
-        after, made = world.step_chunk(state.rows(rows), decision.actions, seeds["step"], frames)
-        kept = np.arange(len(present))
-        state = state.with_rows(rows[kept], after.rows(kept))
-        track.add(rows[kept], made, decision)
-        progress()
 
+    def __init__(self, starts: Sequence[StartState], seed_of: SeedOf, is_wanted: Callable[[int], bool]):
+        self.starts, self.seed_of, self.is_wanted = starts, seed_of, is_wanted
+        self.waiting, self.num_present = deque(range(len(starts))), 0
+        self.state: Any = None  # of all of them at their start
+        self.track: SlotTrack | None = None
 
-def _started(world: World, starts: Sequence[StartState], num_slots: int) -> tuple[Any, Observation]:
-    """The states and first observations of all trajectories, begun `num_slots` at a time."""
-    state: Any = None
-    seen = []
-    for first in range(0, len(starts), num_slots):
-        part = list(starts[first : first + num_slots])
-        block, observation = world.start(part + part[-1:] * (num_slots - len(part)))
-        rows = np.arange(len(part))
-        state = block.rows(np.zeros(len(starts), np.int64)) if state is None else state
-        state = state.with_rows(first + rows, block.rows(rows))
-        seen.append(observation.rows(rows))
-    return state, Observation.joined(seen)
+    def begin(self, world: World, num_slots: int, num_chunks: int) -> SlotTrack:
+        """Begin all trajectories, `num_slots` at a time; returns the track."""
+        seen = []
+        for first in range(0, len(self.starts), num_slots):
+            part = list(self.starts[first : first + num_slots])
+            block, observation = world.start(part + part[-1:] * (num_slots - len(part)))
+            rows = np.arange(len(part))
+            if self.state is None:
+                self.state = block.rows(np.zeros(len(self.starts), np.int64))
+            self.state = self.state.with_rows(first + rows, block.rows(rows))
+            seen.append(observation.rows(rows))
+        self.track = SlotTrack(Observation.joined(seen), num_chunks)
+        return self.track
 
+    @property
+    def is_over(self) -> bool:
+        return not self.waiting and not self.num_present
 
-class _Rows:
-    """What has been rolled out of every trajectory."""
+    def next(self) -> int | None:
+        """The next trajectory for a slot."""
+        while self.waiting:
+            if self.is_wanted(row := self.waiting.popleft()):
+                return row
+        return None
 
-    def __init__(self, first: Observation, num_chunks: int):
-        self.first, self.num_chunks = first, num_chunks
-        self.observation = Observation(
-            {camera: images.copy() for camera, images in first.images.items()},
-            first.instructions,
-            None if first.state is None else first.state.copy(),
-        )
-        count = len(first)
-        self.num_decided, self.lengths = np.zeros(count, np.int64), np.zeros(count, np.int64)
-        self._done = np.zeros(count, bool)
-        self._success: np.ndarray | None = None
-        self._failures: dict[str, np.ndarray] = {}
-        self._frames: np.ndarray | None = None
-        self._kept: dict[str, np.ndarray] = {}  # [M, N, ...] each
-
-    def seeds(self, rows: np.ndarray, seed_of: SeedOf) -> dict[str, list[int]]:
-        """Purpose -> one seed for each of the trajectories `rows` [S], for its next chunk."""
-        about = list(zip(rows.tolist(), self.num_decided[rows].tolist(), strict=True))
-        return {purpose: [seed_of(purpose, row, chunk) for row, chunk in about] for purpose in ("act", "step")}
-
-    def is_over(self, row: int) -> bool:
-        return bool(self._done[row]) or self.num_decided[row] == self.num_chunks
-
-    def add(self, rows: np.ndarray, made: Transition, decision: Decision) -> None:
-        """A chunk of the trajectories `rows` [m]; the values of the other slots are ignored."""
-        seen = {f"images.{camera}": images[rows] for camera, images in self.observation.images.items()}
-        if self.observation.state is not None:
-            seen["state"] = self.observation.state[rows]
-        decided = {f"record.{name}": values.numpy() for name, values in decision.record.items()}
-        decided |= {"actions": decision.actions.numpy(), "logprobs": decision.logprobs.numpy()}
-        for name, values in (seen | decided).items():
-            if name not in self._kept:
-                shape = (len(self.lengths), self.num_chunks, *values.shape[1:])
-                self._kept[name] = np.zeros(shape, values.dtype)
-            self._kept[name][rows, self.num_decided[rows]] = values[: len(rows)]
-        self._see(rows, made)
-        self.num_decided[rows] += 1
-
-    def _see(self, rows: np.ndarray, made: Transition) -> None:
-        count, observation = len(rows), made.observation
-        assert observation is not None, 'a policy sees nothing with frames="none"'
-        for camera, images in self.observation.images.items():
-            images[rows] = observation.images[camera][:count]
-        if self.observation.state is not None and observation.state is not None:
-            self.observation.state[rows] = observation.state[:count]
-        self.lengths[rows] += made.num_steps[:count]
-        self._done[rows] = made.done[:count]
-        if made.success is not None:
-            self._success = np.zeros(len(self.lengths), bool) if self._success is None else self._success
-            self._success[rows] = made.success[:count]
-        for name, flags in made.failures.items():
-            self._failures.setdefault(name, np.zeros(len(self.lengths), bool))[rows] = flags[:count]
-        if made.frames is not None:
-            self._show(rows, made.frames[:count])
-
-    def _show(self, rows: np.ndarray, chunk: np.ndarray) -> None:
-        """Keep frames [m, K, H, W, 3]."""
-        size = chunk.shape[1]
-        if self._frames is None:
-            shape = (len(self.lengths), self.num_chunks * size + 1, *chunk.shape[2:])
-            self._frames = np.zeros(shape, chunk.dtype)
-            self._frames[:, 0] = self.first.frames
-        steps = 1 + self.num_decided[rows, None] * size + np.arange(size)
-        self._frames[rows[:, None], steps] = chunk
-
-    def rollout(self, is_wanted: bool) -> Rollout:
-        """Raises NothingWantedError where nobody wants it."""
-        if not is_wanted:
+    def rollout(self) -> Rollout:
+        """Raises NothingWantedError where nobody wants any of it."""
+        if self.track is None or not any(map(self.is_wanted, range(len(self.starts)))):
             raise NothingWantedError
-        kept = self._kept
-        for row in np.flatnonzero(self.num_decided < self.num_chunks).tolist():  # what it ended with repeats
-            num_decided = int(self.num_decided[row])
-            for values in kept.values():
-                values[row, num_decided:] = values[row, max(num_decided, 1) - 1]
-            if self._frames is not None:
-                steps = num_decided * (self._frames.shape[1] - 1) // self.num_chunks
-                self._frames[row, steps + 1 :] = self._frames[row, steps]
-        images = {camera: kept[f"images.{camera}"] for camera in self.first.images}
-        return Rollout(
-            self.first.instructions,
-            Observation(images, self.first.instructions, kept.get("state")),
-            {name.removeprefix("record."): values for name, values in kept.items() if name.startswith("record.")},
-            kept["logprobs"],
-            kept["actions"],
-            self._frames,
-            self.lengths,
-            self._success,
-            self._failures,
-        )
+        return self.track.rollout()
+
+
+class Slots:
+    """`num_slots` slots of a policy in a world; jobs are taken in their order, the next one where slots come free.
+
+    `frames` is "all", or "last" for the frames that the policy sees and no others. Raises ConfigError for a world that
+    cannot be stepped in parts.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        world: World,
+        num_chunks: int,
+        temperature: float,
+        num_slots: int,
+        frames: FramesMode = "all",
+    ):
+        check_slots(world, num_slots)
+        self.policy, self.world, self.num_chunks, self.temperature = policy, world, num_chunks, temperature
+        self.frames = frames
+        self.jobs: list[Job] = []
+        self._held: list[tuple[Job, int] | None] = [None] * num_slots
+        self._state: Any = None  # of what is in the slots
+        self._observation: Observation | None = None
+
+    def finish(
+        self, job: Job, progress: Callable[[], None] = lambda: None, more: Callable[[], None] = lambda: None
+    ) -> Rollout:
+        """Go on until every trajectory of a job is over.
+
+        `progress` is called after every chunk of the slots, `more` before: it may add jobs. Raises NothingWantedError.
+        """
+        while True:
+            more()
+            self._leave()
+            self._fill()
+            if job.is_over:
+                self.jobs.remove(job)
+                return job.rollout()
+            self._step()
+            progress()
+
+    def _leave(self) -> None:
+        for slot, held in enumerate(self._held):
+            if held is not None:
+                job, row = held
+                assert job.track is not None
+                if job.track.is_over(row) or not job.is_wanted(row):
+                    self._held[slot] = None
+                    job.num_present -= 1
+
+    def _fill(self) -> None:
+        """Give free slots to waiting trajectories; copies of one that is there fill the rest."""
+        for job in self.jobs:
+            free = [slot for slot, held in enumerate(self._held) if held is None]
+            taken: list[int] = []
+            while len(taken) < len(free) and (row := job.next()) is not None:
+                taken.append(row)
+            if taken:
+                self._take(job, np.array(taken), np.array(free[: len(taken)]))
+        present = [slot for slot, held in enumerate(self._held) if held is not None]
+        if present and len(present) < len(self._held):
+            assert self._observation is not None
+            copies = np.array([slot if held is not None else present[0] for slot, held in enumerate(self._held)])
+            self._state, self._observation = self._state.rows(copies), self._observation.rows(copies)
+
+    def _take(self, job: Job, rows: np.ndarray, slots: np.ndarray) -> None:
+        track = job.track or job.begin(self.world, len(self._held), self.num_chunks)
+        if self._state is None or self._observation is None:
+            anyone = np.zeros(len(self._held), np.int64)
+            self._state, self._observation = job.state.rows(anyone), track.first.rows(anyone)
+        self._state = self._state.with_rows(slots, job.state.rows(rows))
+        self._observation = self._observation.with_rows(slots, track.first.rows(rows))
+        job.num_present += len(rows)
+        for slot, row in zip(slots.tolist(), rows.tolist(), strict=True):
+            self._held[slot] = (job, row)
+
+    def _step(self) -> None:
+        assert self._observation is not None
+        with span("policy"):
+            decision = self.policy.act(self._observation, self.temperature, self._seeds("act"))
+        self._state, made = self.world.step_chunk(self._state, decision.actions, self._seeds("step"), self.frames)
+        for job in self.jobs:
+            about = [(slot, held[1]) for slot, held in enumerate(self._held) if held is not None and held[0] is job]
+            if about and job.track is not None:
+                slots, rows = np.array(about).T
+                job.track.add(rows, slots, self._observation, made, decision)
+        assert made.observation is not None, 'a policy sees nothing with frames="none"'
+        self._observation = made.observation
+
+    def _seeds(self, purpose: str) -> list[int]:
+        """One for each slot; those of copies are never seen."""
+        seeds = []
+        for held in self._held:
+            job, row = held or (None, 0)
+            chunk = job.track.num_decided[row] if job is not None and job.track is not None else 0
+            seeds.append(job.seed_of(purpose, row, int(chunk)) if job is not None else 0)
+        return seeds
