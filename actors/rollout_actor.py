@@ -12,7 +12,7 @@ from actors.reward_actor import make_judge
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.interfaces import Judge, World
 from wmpo_ray.core.runtime_settings import configure_process
-from wmpo_ray.core.timeline import span
+from wmpo_ray.core.timeline import count, span
 from wmpo_ray.core.types import GroupRequest, RolloutRequest, Scores, Trajectories, Videos, WeightVersion
 from wmpo_ray.data.spool import save_trajectories
 from wmpo_ray.policies.weight_payload import WeightPayload
@@ -32,6 +32,7 @@ class Imagination(NamedTuple):
     sha256: str  # of the spooled trajectories
     scores: Scores | None = None  # set if the world judges: no reward worker is needed
     is_dropped: bool = False  # nobody wanted it any more
+    num_chunks: int = 0  # of all trajectories, that were imagined
 
 
 class DroppedGroups:
@@ -121,13 +122,14 @@ class RolloutActor(Replica):
         started, judge = time.monotonic(), self.judge
         self.dropped.forget(request.request_id)
         try:
-            videos, trajectories = self._roll_out(request)
+            videos, trajectories, num_chunks = self._roll_out(request)
         except NothingWantedError:
             return Imagination(time.monotonic() - started, "", is_dropped=True), None, None
         scores = judge.judge(videos) if judge is not None else None
         with span("spool"):
             sha256 = save_trajectories(Path(spool), trajectories) if spool else ""
-        summary = Imagination(time.monotonic() - started, sha256, scores)
+        count("chunks", num_chunks)
+        summary = Imagination(time.monotonic() - started, sha256, scores, num_chunks=num_chunks)
         return summary, None if judge is not None else videos, trajectories
 
     def _roll_out(self, request: RolloutRequest) -> RequestedRollouts:

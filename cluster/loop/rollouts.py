@@ -35,6 +35,7 @@ class Imagined(NamedTuple):
     trajectories: Handle
     scores: Scores | None  # None where a reward worker judges
     is_dropped: bool  # as surplus, while it was imagined
+    num_chunks: int  # of all its trajectories, that were imagined
 
 
 class Scored(NamedTuple):
@@ -71,7 +72,13 @@ class Rollouts:
                 (request, path),
                 order=(*first.key, request.request_id),
                 done=lambda value, refs: Imagined(
-                    request, value.seconds, refs[1], Handle(refs[2], path, value.sha256), value.scores, value.is_dropped
+                    request,
+                    value.seconds,
+                    refs[1],
+                    Handle(refs[2], path, value.sha256),
+                    value.scores,
+                    value.is_dropped,
+                    value.num_chunks,
                 ),
                 given_up=lambda error: self.give_up(request, error),
                 is_wanted=lambda: self.is_open(request),
@@ -86,6 +93,7 @@ class Rollouts:
     def score(self, event: Imagined) -> Scored | None:
         """Submit the videos for scoring; returns the scores directly if they came with the rollout."""
         self._add("time/imagine_s", event.seconds)
+        self._add("work/imagined_chunks", event.num_chunks)
         if event.is_dropped:
             return None
         self.team.rates.rolled_out(self._num_groups(event.request), event.seconds)

@@ -42,7 +42,7 @@ class Telemetry:
         self._reported_at = 0.0
         self._updated_at: float | None = None
         self._offered_at: float | None = None
-        self._frames: deque[tuple[float, int, float]] = deque()  # (time, frames, groups) of the last minute
+        self._frames: deque[tuple[float, float, float]] = deque()  # (time, frames, groups) of the last minute
         self._memory: dict[str, Beat] = {}
         self._facts: dict[str, Any] = {}
 
@@ -65,7 +65,8 @@ class Telemetry:
 
     def imagined(self, worker: Worker, request: RolloutRequest, work: Work, config: Config) -> None:
         trajectories = request.num_trajectories
-        chunks, frames = trajectories * config.num_chunks, trajectories * config.rollout_horizon
+        chunks = work.recording.counts.get("chunks", 0.0)
+        frames = chunks * config.rollout.chunk_length
         self.meter.add("wmpo_imagined_trajectories_total", trajectories, worker=worker.name)
         self.meter.add("wmpo_imagined_chunks_total", chunks, worker=worker.name)
         self.meter.add("wmpo_imagined_frames_total", frames, worker=worker.name)

@@ -19,6 +19,7 @@ _KEYS = {"act": "act", "step": "imagine"}  # the keys of the seeds are part of t
 class RequestedRollouts(NamedTuple):
     videos: Videos
     trajectories: Trajectories
+    num_chunks: int  # of all trajectories, that were imagined for it
 
 
 def rollout_request(
@@ -36,7 +37,12 @@ def rollout_request(
     member, chunk), so the request can be repeated elsewhere with the same result. `progress` is called after each
     chunk. `world_judges`: videos are not needed, so only the policy's observations are rendered.
     """
-    starts = _starts(request)
+    starts, chunks = _starts(request), []
+
+    def count() -> None:
+        chunks.append(len(starts))
+        progress()
+
     rollout = act(
         policy,
         world,
@@ -46,9 +52,9 @@ def rollout_request(
         member_seeds(request.members),
         frames="last" if world_judges else "all",
         past_end=not world_judges,
-        progress=progress,
+        progress=count,
     )
-    return _made(rollout, request, starts)
+    return _made(rollout, request, starts, sum(chunks))
 
 
 class SlottedRequests:
@@ -94,7 +100,7 @@ class SlottedRequests:
             self._jobs = {}
         job = self._jobs.pop(request.request_id, None) or self._begin(self._slots, request)
         made = self._slots.finish(job, progress, lambda: self._begin_ahead(request))
-        return _made(made, request, _starts(request))
+        return _made(made, request, _starts(request), job.num_chunks)
 
     def _begin_ahead(self, present: RolloutRequest) -> None:
         while self._slots is not None and self._expected:
@@ -121,7 +127,9 @@ def _starts(request: RolloutRequest) -> tuple[StartState, ...]:
     return tuple(group.start for group, _ in request.members)
 
 
-def _made(rollout: Rollout, request: RolloutRequest, starts: tuple[StartState, ...]) -> RequestedRollouts:
+def _made(
+    rollout: Rollout, request: RolloutRequest, starts: tuple[StartState, ...], num_chunks: int
+) -> RequestedRollouts:
     seen, logprobs = rollout.observations, rollout.behavior_logprobs
     assert seen is not None and logprobs is not None
     texts = tuple(start.instruction for start in starts)
@@ -131,7 +139,7 @@ def _made(rollout: Rollout, request: RolloutRequest, starts: tuple[StartState, .
     videos = Videos(
         rollout.frames, texts, rollout.flat_actions, starts, request.members, rollout.success, rollout.lengths
     )
-    return RequestedRollouts(videos, trajectories)
+    return RequestedRollouts(videos, trajectories, num_chunks)
 
 
 def member_seeds(members: Sequence[Member], keys: dict[str, str] | None = None) -> SeedsOf:

@@ -73,6 +73,11 @@ class Job:
                 return row
         return None
 
+    @property
+    def num_chunks(self) -> int:
+        """Of all trajectories, that were rolled out."""
+        return 0 if self.track is None else int(self.track.num_decided.sum())
+
     def rollout(self) -> Rollout:
         """Raises NothingWantedError where nobody wants any of it."""
         if self.track is None or not any(map(self.is_wanted, range(len(self.starts)))):
