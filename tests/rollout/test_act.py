@@ -52,7 +52,9 @@ def tokens(policy, world, request) -> np.ndarray:
 def test_shapes_and_alignment(policy, world):
     videos, trajectories, num_chunks = rollout_request(policy, world, make_request([0, 1]), num_chunks=2)
     assert videos.frames.shape == (6, 9, 16, 16, 3) and trajectories.frames.shape == (6, 2, 16, 16, 3)
-    assert (trajectories.frames[:, 1] == videos.frames[:, 4]).all(), "the policy decides on the newest frame"
+    assert num_chunks == 12 and (trajectories.frames[:, 1] == videos.frames[:, 4]).all(), (
+        "the policy decides on the newest frame"
+    )
     assert (videos.actions.reshape(6, 2, 4, 3) == trajectories.actions).all()
     starts = make_starts(2)
     assert (videos.frames[:3, 0] == starts[0].frames[0]).all() and (videos.frames[3:, 0] == starts[1].frames[0]).all()
