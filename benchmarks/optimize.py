@@ -30,9 +30,9 @@ NAME = "optimize"
 CPU_EVERY_S = 0.5
 EARLY = ("reward.placement=with_imagination", "rollout.slots=32")
 WAYS = {
-    "before": ("reward.placement=own", "rollout.slots=0", "filter.fill_probability=0", "grpo.stream=false"),
-    "after": (*EARLY, "grpo.stream=true"),
-    "after, filled": (*EARLY, "grpo.stream=true", "filter.fill_probability=0.9"),
+    "before": ("reward.placement=own", "rollout.slots=0", "filter.fill_probability=0", "cluster.stream_updates=false"),
+    "after": (*EARLY, "cluster.stream_updates=true"),
+    "after, filled": (*EARLY, "cluster.stream_updates=true", "filter.fill_probability=0.9"),
 }
 BARS = {"wall_ratio": 0.6, "cpu_ratio": 0.75, "chunks_ratio": 0.75}
 
