@@ -124,14 +124,14 @@ def make_learner(ranks: Ranks, config: Config, policy_dir: Path, folder: Path) -
 def train(ranks: Ranks, config: Config, policy_dir: Path, folder: Path, num_updates: int = 2, die: int = -1) -> Course:
     """Updates until `num_updates` are made, from a checkpoint if there is one; the last rank may die at some step."""
     learner = make_learner(ranks, config, policy_dir, folder)
-    digests, metrics, step = [learner.resume().version.digest], [], learner._step
+    digests, metrics, step = [learner.resume().version.digest], [], learner.take_step
 
-    def last_step(batch, rows):
+    def last_step(minibatch):
         if learner.num_beats == die and ranks.rank == ranks.size - 1:
             os._exit(1)
-        return step(batch, rows)
+        return step(minibatch)
 
-    learner._step = last_step  # type: ignore[method-assign]
+    learner.take_step = last_step  # type: ignore[method-assign]
     while learner.num_updates < num_updates:
         result, *_ = learner.update(groups(), FACTS, sample(learner.num_updates))
         digests.append(result.version.digest)

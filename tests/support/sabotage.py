@@ -119,10 +119,10 @@ def faulty_learner(plan: Plan) -> type:
             (plan.folder / "note-pid").write_text(str(os.getpid()))
             plan.note(f"learner-{os.getpid()}")
 
-        def _step(self, batch, rows):
-            plan.reached(f"before-step-{self.num_updates}-{rows.start}")
-            metrics = super()._step(batch, rows)
-            plan.reached(f"after-step-{self.num_updates}-{rows.start}")
+        def take_step(self, minibatch):
+            plan.reached(f"before-step-{self.num_updates}-{minibatch.first}")
+            metrics = super().take_step(minibatch)
+            plan.reached(f"after-step-{self.num_updates}-{minibatch.first}")
             return metrics
 
         def _save(self, ledger_offset):
