@@ -8,7 +8,8 @@ from functools import cache
 
 import numpy as np
 
-from cluster.simulation.simulated_actors import digest_of, outcomes_of, rollouts_of, trained_digest
+from cluster.simulation.simulated_actors import outcomes_of, rollouts_of
+from cluster.simulation.simulated_steps import digest_of, trained_digest
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.core.types import GroupRequest, StartState
@@ -37,6 +38,8 @@ class History:
     is_elastic: bool
     num_driver_deaths: int
     world_judges: bool  # no reward worker has anything to do
+    stream: bool  # the learner works while the batch fills
+    minibatch: int  # trajectories; groups have two
     max_crashes: int = 1000  # random deaths are not to be taken for the fault of a request
     poison: frozenset[tuple[int, int]] = frozenset()
     rng: random.Random = field(repr=False, default_factory=random.Random)
@@ -63,13 +66,28 @@ def draw(seed: int) -> History:
         is_elastic=rng.random() < 0.5,
         num_driver_deaths=num_driver_deaths,
         world_judges=rng.random() < 0.3,
+        stream=rng.random() < 0.8,
+        minibatch=rng.randint(1, 4),
         rng=rng,
     )
 
 
 @cache
 def config_of(*settings) -> Config:
-    updates, groups, per_request, actors, staleness, speculation, every, payload, max_crashes, seed = settings
+    (
+        updates,
+        groups,
+        per_request,
+        actors,
+        staleness,
+        speculation,
+        every,
+        payload,
+        stream,
+        minibatch,
+        max_crashes,
+        seed,
+    ) = settings
     return Config.model_validate(
         {
             "seed": seed,
@@ -80,10 +98,10 @@ def config_of(*settings) -> Config:
                 "groups_per_request": per_request,
                 "speculation": speculation,
             },
-            "grpo": {"num_updates": updates, "minibatch_trajectories": 2},
+            "grpo": {"num_updates": updates, "minibatch_trajectories": minibatch},
             "filter": {"max_staleness": staleness},
             "evaluation": {"every_updates": 2, "num_starts_on_the_way": 2},
-            "cluster": {"imagination_actors": actors},
+            "cluster": {"imagination_actors": actors, "stream_updates": stream},
             "checkpoint": {"every_updates": every},
             "weights": {"payload": payload},
             "faults": {
@@ -109,6 +127,8 @@ def make_config(h: History) -> Config:
         h.speculation,
         h.every_updates,
         h.payload,
+        h.stream,
+        h.minibatch,
         h.max_crashes,
         h.seed % 7,
     )
@@ -122,6 +142,7 @@ def expected(
     staleness: int,
     keep_rate: float,
     poison: frozenset = frozenset(),
+    minibatch: int = 2,
 ) -> tuple[str, list[list[tuple[int, int]]]]:
     """Final digest and keys of the trained groups of each update, from the algorithm's definition alone."""
     digests, trained = [digest_of("untrained", seed)], []
@@ -137,6 +158,6 @@ def expected(
             if key not in poison and 0 < success.sum() < len(rows):
                 batch.append((rows, success))
             attempt += 1
-        digests.append(trained_digest(digests[-1], batch))
+        digests.append(trained_digest(digests[-1], batch, minibatch))
         trained.append([rows[0].key for rows, _ in batch])
     return digests[-1], trained
