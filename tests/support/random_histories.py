@@ -67,7 +67,7 @@ def draw(seed: int) -> History:
         num_driver_deaths=num_driver_deaths,
         world_judges=rng.random() < 0.3,
         stream=rng.random() < 0.8,
-        minibatch=rng.randint(1, 4),
+        minibatch=rng.randint(1, 3),
         rng=rng,
     )
 

@@ -173,3 +173,17 @@ def train_and_export(ranks: Ranks, config: Config, policy_dir: Path, folder: Pat
 
 def train_alone(config: Config, policy_dir: Path, folder: Path, num_updates: int = 2) -> Course:
     return train(ALONE, config, policy_dir, folder, num_updates)
+
+
+def train_in_parts(ranks: Ranks, config: Config, policy_dir: Path, folder: Path, cut: int) -> Course:
+    """Two updates, whose first `cut` groups come before the others."""
+    learner = make_learner(ranks, config, policy_dir, folder)
+    digests, metrics = [learner.resume().version.digest], []
+    for update in range(2):
+        data = sample(update)
+        if cut:
+            learner.update_part(update, 0, groups()[:cut], data)
+        result, *_ = learner.update(groups()[cut:], FACTS._replace(num_given=cut), data)
+        digests.append(result.version.digest)
+        metrics.append(result.metrics)
+    return Course(digests, metrics, {}, 0, learner.num_updates, 0)
