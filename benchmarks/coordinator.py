@@ -11,7 +11,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -35,6 +35,7 @@ from cluster.loop.team import ModelPaths, Team
 from cluster.loop.train import TrainingLoop
 from cluster.recipes.optimize import rollout_folders
 from cluster.simulation.simulated_actors import SimulatedWorld
+from wmpo_ray.algorithms.group_queue import ReadyBatch
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.types import StartState, Verdict
 
@@ -53,6 +54,7 @@ class Setup(NamedTuple):
     updates: int = 4
     heartbeat_every_s: float = 2.0
     speed: float = 1.0  # all actors this much faster than full-size ones
+    stream: bool = True  # the learner works while the batch fills
 
 
 class Outcome(NamedTuple):
@@ -64,6 +66,7 @@ class Outcome(NamedTuple):
     num_events: int  # lines of the ledger
     surplus_share: float  # of the groups whose imagination was begun, those that no batch needed
     groups_per_update: float  # groups whose imagination was begun
+    exposed_share: float  # of the learner's time, what comes after the batch is full
 
 
 def make_config(setup: Setup) -> Config:
@@ -77,6 +80,7 @@ def make_config(setup: Setup) -> Config:
     cluster = {
         "imagination_actors": setup.actors,
         "reward_actors": max(1, setup.actors // ACTORS_PER_REWARD_ACTOR),
+        "stream_updates": setup.stream,
     }
     return Config.model_validate(
         {
@@ -104,6 +108,7 @@ def simulate(setup: Setup, seed: int = 0) -> Outcome:
         log, ledger = Times(runtime.clock), MeasuredLedger(folder / FILE_NAME)
         team = Team(config, runtime, ModelPaths(folder, folder, None, folder, folder))
         loop = TrainingLoop(config, team, starts, ledger, log, Rollouts(config, team, ledger, *rollout_folders(folder)))
+        full_at = note_full_batches(loop, runtime.clock)
         started = time.thread_time()
         loop.run(str(folder / "policy"))
         driver_s = time.thread_time() - started - runtime.own_s + ledger.waited_s
@@ -122,7 +127,21 @@ def simulate(setup: Setup, seed: int = 0) -> Outcome:
         ledger.offset,
         len(runtime.begun & surplus) / len(runtime.begun),
         len(runtime.begun) / setup.updates,
+        sum(end - full for full, end in zip(full_at, log.updates, strict=True)) / runtime.learner_s,
     )
+
+
+def note_full_batches(loop: TrainingLoop, clock: Callable[[], float]) -> list[float]:
+    """When each batch was full: a list that the run fills."""
+    times: list[float] = []
+    finish = loop.feed.finish
+
+    def noted(batch: ReadyBatch, spooled: bool = False) -> None:
+        times.append(clock())
+        finish(batch, spooled)
+
+    loop.feed.finish = noted  # type: ignore[method-assign]
+    return times
 
 
 # -- scaling -----------------------------------------------------------------------------------------------------

@@ -70,15 +70,15 @@ class Feed:
         self._is_on = streams_updates(loop.config)
         self._group_size = loop.config.rollout.group_size
         self._minibatch = loop.config.training.minibatch_trajectories
-        self._update: int | None = None  # the latest one that the learner was given groups of
-        self._num_given = 0  # groups at the beginning of its batch
+        self.update: int | None = None  # the latest one that the learner was given groups of
+        self.num_given = 0  # groups at the beginning of its batch
         self.is_busy = False  # the learner is at a part
 
     def forget(self, is_rollback: bool = False) -> None:
         """There is a new learner; `is_rollback`: at an earlier update."""
-        self._num_given, self.is_busy = 0, False
+        self.num_given, self.is_busy = 0, False
         if is_rollback:
-            self._update = None
+            self.update = None
 
     def trained(self) -> None:
         self.is_busy = False
@@ -89,17 +89,17 @@ class Feed:
             return
         update = self._loop.next_update
         groups = self._loop.rollouts.queue.first_admitted(update)
-        first = self._num_given if update == self._update else 0
+        first = self.num_given if update == self.update else 0
         num_complete = len(groups) * self._group_size // self._minibatch
         if num_complete > first * self._group_size // self._minibatch:
             self._begin(update)
             last = -(-num_complete * self._minibatch // self._group_size)
-            self._num_given, self.is_busy = last, True
+            self.num_given, self.is_busy = last, True
             self._submit_part(update, first, groups[first:last])
 
     def _begin(self, update: int) -> None:
-        if update != self._update:
-            self._update, self._num_given, self._loop.num_learner_losses = update, 0, 0
+        if update != self.update:
+            self.update, self.num_given, self._loop.num_learner_losses = update, 0, 0
 
     def _submit_part(self, update: int, first: int, groups: list[Group], spooled: bool = False) -> None:
         loop = self._loop
@@ -127,7 +127,7 @@ class Feed:
         assert loop.version is not None
         self._begin(batch.update)
         loop.ledger.flush()  # before anything depends on it
-        rest = batch._replace(groups=batch.groups[self._num_given :])
+        rest = batch._replace(groups=batch.groups[self.num_given :])
         slices, sources = for_learner(rest, spooled)
         metrics = batch.metrics | loop.rollouts.take_metrics() | loop.take_metrics()
         keys = [group.request.key for group in batch.groups]
@@ -135,7 +135,7 @@ class Feed:
             Task(
                 "learner",
                 "update",
-                (slices, UpdateFacts(metrics, keys, loop.ledger.offset, self._num_given), *sources),
+                (slices, UpdateFacts(metrics, keys, loop.ledger.offset, self.num_given), *sources),
                 order=(batch.update, len(batch.groups)),  # after all parts
                 done=lambda value, refs: Updated(value, refs[1], refs[2]),
                 given_up=loop.learner_lost,

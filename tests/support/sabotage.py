@@ -138,6 +138,11 @@ def faulty_learner(plan: Plan) -> type:
             super()._save(ledger_offset)
             checkpoint._write_json = original
 
+        def update_part(self, update, *args):
+            result = super().update_part(update, *args)
+            plan.reached(f"after-part-{update}")
+            return result
+
         def update(self, *args):
             result = super().update(*args)
             plan.reached(f"before-broadcast-{self.num_updates}")
