@@ -42,7 +42,12 @@ from wmpo_ray.core.types import StartState, Verdict
 NAME = "coordinator"
 GROUP_SIZE = 8
 ACTORS_PER_REWARD_ACTOR = 16
-BARS = {"events_per_s": 1000.0, "busy_share_256": 0.02, "surplus_rollouts_share": 0.05}
+BARS = {
+    "events_per_s": 1000.0,
+    "busy_share_256": 0.02,
+    "surplus_rollouts_share": 0.05,
+    "learner_exposed_share": 0.35,
+}
 
 
 class Setup(NamedTuple):
@@ -161,7 +166,7 @@ def scaling(variant: Setup, actors: Sequence[int] = ACTORS) -> list[Point]:
     outcomes = [simulate(quick._replace(actors=count)) for count in actors]
     first = outcomes[0].update_s * actors[0]
     return [
-        Point(count, outcome.update_s, first / (outcome.update_s * count), outcome.surplus_share)
+        Point(count, outcome.update_s, first / (outcome.update_s * count), outcome.surplus_share, outcome.exposed_share)
         for count, outcome in zip(actors, outcomes, strict=True)
     ]
 
@@ -197,14 +202,32 @@ def measure() -> tuple[dict[str, dict[str, Any]], dict[str, list[Point]]]:
             "value": [round(point.efficiency, 3) for point in points],
             "unit": f"speed-up over 8 actors / ideal, with {ACTORS} actors",
         }
-    return figures, curves
+    return figures | exposed_figures(curves), curves
+
+
+def exposed_figures(curves: dict[str, list[Point]]) -> dict[str, dict[str, Any]]:
+    """The learner's time that imagination does not hide; all of it, where it waits for whole batches."""
+    waiting = simulate(Setup(64, updates=3, heartbeat_every_s=60.0, stream=False)).exposed_share
+    unit = "of the learner's seconds (8 GPUs), those after its batch is full"
+    figures: dict[str, dict[str, Any]] = {
+        "learner_exposed_share": {
+            "value": round(max(point.exposed_share for point in curves["on-policy"]), 3),
+            "unit": f"{unit}; the largest with {ACTORS} actors",
+        },
+        "learner_exposed_share_whole_batches": {"value": round(waiting, 3), "unit": f"{unit}; 64 actors"},
+    }
+    for name in ("on-policy", "speculation 1"):
+        shares = [round(point.exposed_share, 3) for point in curves[name]]
+        figures[f"learner_exposed_share, {name}"] = {"value": shares, "unit": f"{unit}; with {ACTORS} actors"}
+    return figures
 
 
 def other_figures(skip_autoscaling: bool, skip_delta: bool, delta_run: Path | None) -> dict[str, dict[str, Any]]:
     """Figures of other benchmarks that stand in the same file; those not measured now are kept as they are."""
     path = RESULTS_DIR / f"{NAME}.json"
     known = json.loads(path.read_text())["figures"] if path.exists() else {}
-    figures = {key: value for key, value in known.items() if key.startswith(("autoscale_", "delta_"))}
+    kept = ("autoscale_", "delta_", "full_bytes", "large_")
+    figures = {key: value for key, value in known.items() if key.startswith(kept)}
     if not skip_autoscaling:
         from benchmarks import autoscaling
 

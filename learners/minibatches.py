@@ -8,6 +8,7 @@ from typing import NamedTuple
 from wmpo_ray.algorithms.base import OnlineAlgorithm, trains_in_parts
 from wmpo_ray.algorithms.batching import Batch, GroupSlice
 from wmpo_ray.core.interfaces import Policy
+from wmpo_ray.core.timeline import span
 from wmpo_ray.core.types import Trajectories
 
 
@@ -80,7 +81,8 @@ class IncomingGroups:
 
     def _prepare(self, chosen: Sequence[tuple[GroupSlice, Trajectories]]) -> Batch:
         groups = [group._replace(source=place) for place, (group, _) in enumerate(chosen)]
-        return self._algorithm.prepare(self._policy, groups, [trajectories for _, trajectories in chosen])
+        with span("batch"):
+            return self._algorithm.prepare(self._policy, groups, [trajectories for _, trajectories in chosen])
 
     def metrics(self) -> dict[str, float]:
         """About the batch as a whole, once it is cut."""

@@ -3,9 +3,9 @@
     issue requests -> imagine -> score -> judge, settle in the queue -> update -> publish weights -> issue ...
 
 The driver holds references only: videos go from an imagination actor to a reward actor, trajectories to the learner.
-`crew.py` assigns tasks to workers and handles lost actors; the ledger records every step of every group. Groups for
-update u are always imagined under the weights of update max(0, u - max_staleness), so the result depends neither on the
-number of actors nor on their faults.
+`crew.py` assigns tasks to workers and handles lost actors; the ledger records every step of every group. `feed.py` gives
+the learner what is complete of a batch that still fills. Groups for update u are always imagined under the weights of
+update max(0, u - max_staleness), so the result depends neither on the number of actors nor on their faults.
 """
 
 from __future__ import annotations

@@ -14,6 +14,14 @@ from wmpo_ray.config.run import Config
 from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.core.types import GroupRequest, StartState
 
+FAULTS = {
+    "heartbeat_every_s": 1.0,
+    "heartbeat_timeout_s": 1.8,
+    "stall_timeout_s": 6.0,
+    "max_start_failures": 1000,
+    "backoff_s": 0.1,
+    "max_backoff_s": 0.4,
+}
 STARTS = [StartState(np.zeros((1, 2, 2, 3), np.uint8), "", seed) for seed in range(5)]
 
 
@@ -104,15 +112,7 @@ def config_of(*settings) -> Config:
             "cluster": {"imagination_actors": actors, "stream_updates": stream},
             "checkpoint": {"every_updates": every},
             "weights": {"payload": payload},
-            "faults": {
-                "heartbeat_every_s": 1.0,
-                "heartbeat_timeout_s": 1.8,
-                "stall_timeout_s": 6.0,
-                "max_start_failures": 1000,
-                "backoff_s": 0.1,
-                "max_backoff_s": 0.4,
-                "max_crashes": max_crashes,
-            },
+            "faults": {**FAULTS, "max_crashes": max_crashes},
         }
     )
 
