@@ -12,7 +12,7 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -36,6 +36,7 @@ from cluster.loop.team import ModelPaths, Team
 from cluster.loop.train import TrainingLoop
 from cluster.recipes.optimize import rollout_folders
 from cluster.simulation.simulated_actors import SimulatedWorld
+from wmpo_ray.algorithms.group_queue import ReadyBatch
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.observations import StartState
 from wmpo_ray.core.types import Verdict
@@ -43,7 +44,12 @@ from wmpo_ray.core.types import Verdict
 NAME = "coordinator"
 GROUP_SIZE = 8
 ACTORS_PER_REWARD_ACTOR = 16
-BARS = {"events_per_s": 1000.0, "busy_share_256": 0.02, "surplus_rollouts_share": 0.05}
+BARS = {
+    "events_per_s": 1000.0,
+    "busy_share_256": 0.02,
+    "surplus_rollouts_share": 0.05,
+    "learner_exposed_share": 0.35,
+}
 
 
 class Setup(NamedTuple):
@@ -58,6 +64,7 @@ class Setup(NamedTuple):
     updates: int = 4
     heartbeat_every_s: float = 2.0
     speed: float = 1.0  # all actors this much faster than full-size ones
+    stream: bool = True  # the learner works while the batch fills
 
 
 class Outcome(NamedTuple):
@@ -70,6 +77,7 @@ class Outcome(NamedTuple):
     surplus_share: float  # of the groups whose imagination was begun, those that no batch needed
     displacing_share: float  # of the actors' seconds, those for such groups while a needed one waited for an actor
     groups_per_update: float  # groups whose imagination was begun
+    exposed_share: float  # of the learner's time, what comes after the batch is full
 
 
 def make_config(setup: Setup) -> Config:
@@ -84,6 +92,7 @@ def make_config(setup: Setup) -> Config:
     cluster = {
         "imagination_actors": setup.actors,
         "reward_actors": max(1, setup.actors // ACTORS_PER_REWARD_ACTOR),
+        "stream_updates": setup.stream,
     }
     return Config.model_validate(
         {
@@ -118,6 +127,7 @@ def simulate(setup: Setup, seed: int = 0) -> Outcome:
             task = loop.crew.next_waiting("imagination")
             waiting.note(runtime.clock(), None if task is None else task.args[0].kept_groups[0].key)
 
+        full_at = note_full_batches(loop, runtime.clock)
         started = time.thread_time()
         loop.run(str(folder / "policy"))
         driver_s = time.thread_time() - started - runtime.own_s + ledger.waited_s
@@ -139,7 +149,21 @@ def simulate(setup: Setup, seed: int = 0) -> Outcome:
         len(runtime.begun & surplus) / len(runtime.begun),
         displacing / sum(one.end - one.begin for one in done),
         len(runtime.begun) / setup.updates,
+        sum(end - full for full, end in zip(full_at, log.updates, strict=True)) / runtime.learner_s,
     )
+
+
+def note_full_batches(loop: TrainingLoop, clock: Callable[[], float]) -> list[float]:
+    """When each batch was full: a list that the run fills."""
+    times: list[float] = []
+    finish = loop.feed.finish
+
+    def noted(batch: ReadyBatch, spooled: bool = False) -> None:
+        times.append(clock())
+        finish(batch, spooled)
+
+    loop.feed.finish = noted  # type: ignore[method-assign]
+    return times
 
 
 # -- scaling -----------------------------------------------------------------------------------------------------
@@ -159,7 +183,7 @@ def scaling(variant: Setup, actors: Sequence[int] = ACTORS) -> list[Point]:
     outcomes = [simulate(quick._replace(actors=count)) for count in actors]
     first = outcomes[0].update_s * actors[0]
     return [
-        Point(count, outcome.update_s, first / (outcome.update_s * count), outcome.surplus_share)
+        Point(count, outcome.update_s, first / (outcome.update_s * count), outcome.surplus_share, outcome.exposed_share)
         for count, outcome in zip(actors, outcomes, strict=True)
     ]
 
@@ -195,14 +219,32 @@ def measure() -> tuple[dict[str, dict[str, Any]], dict[str, list[Point]]]:
             "value": [round(point.efficiency, 3) for point in points],
             "unit": f"speed-up over 8 actors / ideal, with {ACTORS} actors",
         }
-    return figures, curves
+    return figures | exposed_figures(curves), curves
+
+
+def exposed_figures(curves: dict[str, list[Point]]) -> dict[str, dict[str, Any]]:
+    """The learner's time that imagination does not hide; all of it, where it waits for whole batches."""
+    waiting = simulate(Setup(64, updates=3, heartbeat_every_s=60.0, stream=False)).exposed_share
+    unit = "of the learner's seconds (8 GPUs), those after its batch is full"
+    figures: dict[str, dict[str, Any]] = {
+        "learner_exposed_share": {
+            "value": round(max(point.exposed_share for point in curves["on-policy"]), 3),
+            "unit": f"{unit}; the largest with {ACTORS} actors",
+        },
+        "learner_exposed_share_whole_batches": {"value": round(waiting, 3), "unit": f"{unit}; 64 actors"},
+    }
+    for name in ("on-policy", "speculation 1"):
+        shares = [round(point.exposed_share, 3) for point in curves[name]]
+        figures[f"learner_exposed_share, {name}"] = {"value": shares, "unit": f"{unit}; with {ACTORS} actors"}
+    return figures
 
 
 def other_figures(skip_autoscaling: bool, skip_delta: bool, delta_run: Path | None) -> dict[str, dict[str, Any]]:
     """Figures of other benchmarks that stand in the same file; those not measured now are kept as they are."""
     path = RESULTS_DIR / f"{NAME}.json"
     known = json.loads(path.read_text())["figures"] if path.exists() else {}
-    figures = {key: value for key, value in known.items() if key.startswith(("autoscale_", "delta_"))}
+    kept = ("autoscale_", "delta_", "full_bytes", "large_")
+    figures = {key: value for key, value in known.items() if key.startswith(kept)}
     if not skip_autoscaling:
         from benchmarks import autoscaling
 

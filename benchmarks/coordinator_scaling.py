@@ -21,6 +21,7 @@ class Point(NamedTuple):
     update_s: float
     efficiency: float  # speed-up over 8 actors / ideal
     surplus_share: float
+    exposed_share: float  # of the learner's time
 
 
 def scaling_table(curves: dict[str, list[Point]]) -> str:

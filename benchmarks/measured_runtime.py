@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.coordinator_scaling import SERVICE_TIMES
+from benchmarks.coordinator_scaling import GROUPS_PER_UPDATE, SERVICE_TIMES
 from cluster.loop.ledger import Ledger
 from cluster.simulation.simulated_runtime import ServiceTime, SimulatedRuntime
 from wmpo_ray.core.types import RolloutRequest
@@ -36,7 +36,7 @@ def read_service_times(
     medians["update"] = (seconds * LEARNER_GPUS / learner_gpus, spread)
 
     def service_time(cls: str, method: str, rng: random.Random) -> float:
-        seconds, spread = medians[method]
+        seconds, spread = medians["update" if method == "update_part" else method]
         return seconds / speed * math.exp(spread * rng.gauss(0.0, 1.0))
 
     return service_time
@@ -77,10 +77,17 @@ class Waiting:
         )
 
 
+SLICES = {"update_part": 2, "update": 0}  # the argument that names the groups of a call to the learner
+
+
 class MeasuredRuntime(SimulatedRuntime):
-    """Counts the processor seconds that the simulation itself takes inside its verbs, and what is begun."""
+    """Counts the processor seconds that the simulation itself takes inside its verbs, and what is begun.
+
+    A call to the learner takes as large a share of an update's time as its groups are of the batch.
+    """
 
     own_s = 0.0
+    learner_s = 0.0  # virtual seconds of updates
 
     def __init__(self, *args: Any, **options: Any):
         self.begun: set[tuple[int, int]] = set()
@@ -104,6 +111,13 @@ class MeasuredRuntime(SimulatedRuntime):
         if call.method == "rollout":
             next(one for one in reversed(self.rollouts) if one.call is call).end = self.clock()
         return super()._execute(call)
+
+    def _draw(self, actor: Any, method: str) -> float:
+        seconds = super()._draw(actor, method)
+        if method in SLICES:
+            seconds *= len(actor.running.args[SLICES[method]]) / GROUPS_PER_UPDATE
+            self.learner_s += seconds
+        return seconds
 
     def beat(self, actor: Any) -> Any:
         return self._timed(super().beat, actor)

@@ -3,9 +3,9 @@
     issue requests -> imagine -> score -> judge, settle in the queue -> update -> publish weights -> issue ...
 
 The driver holds references only: videos go from an imagination actor to a reward actor, trajectories to the learner.
-`crew.py` assigns tasks to workers and handles lost actors; the ledger records every step of every group. Groups for
-update u are always imagined under the weights of update max(0, u - max_staleness), so the result depends neither on the
-number of actors nor on their faults.
+`crew.py` assigns tasks to workers and handles lost actors; the ledger records every step of every group. `feed.py` gives
+the learner what is complete of a batch that still fills. Groups for update u are always imagined under the weights of
+update max(0, u - max_staleness), so the result depends neither on the number of actors nor on their faults.
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ from typing import Any
 from cluster.events.event_log import emit
 from cluster.events.run_log import RunLog
 from cluster.loop.budget import Budget
-from cluster.loop.learner_driver import TURN_S, LearnerDriver, Updated
+from cluster.loop.feed import Feed, PartTrained
+from cluster.loop.learner_driver import TURN_S, LearnerDriver, LearnerRestored, Updated
 from cluster.loop.ledger import Ledger, State
 from cluster.loop.reality import Evaluated, Reality
 from cluster.loop.recovery import ask_for_weights, restart
-from cluster.loop.rollouts import Imagined, Rollouts, Scored, for_learner
+from cluster.loop.rollouts import Imagined, Rollouts, Scored
 from cluster.loop.start_order import StartOrder
 from cluster.loop.team import Team, WeightsLoaded
 from cluster.runtimes.runtime import Ref
 from cluster.workers.actor_pool import Worker
-from cluster.workers.tasks import Task
-from learners.policy_learner import UpdateFacts
 from wmpo_ray.algorithms.group_queue import GroupQueue, ReadyBatch, metric_prefix
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.learner_types import LearnerState
@@ -48,6 +47,7 @@ class TrainingLoop(LearnerDriver):
         self.reality, self.budget = Reality(config, team), Budget(config)
         self.best = BestPolicy(config, team.paths.checkpoints, team.paths.policy)
         self.training: ReadyBatch | None = None
+        self.feed = Feed(self)
         self.next_update = 0  # the first update whose batch has not been taken
         self.offered = -1  # version of the weights that groups are imagined under
         self.weights: dict[int, tuple[WeightVersion, Ref, Ref | None]] = {}
@@ -99,6 +99,8 @@ class TrainingLoop(LearnerDriver):
                     self.settle(scored)
             case Scored():
                 self.settle(event)
+            case PartTrained():
+                self.feed.trained()
             case WeightsLoaded():
                 self.team.loaded(event)
             case Evaluated():
@@ -158,38 +160,19 @@ class TrainingLoop(LearnerDriver):
     # -- updates -------------------------------------------------------------------------------------------------
 
     def start_update(self) -> None:
-        if self.version is None or self.training or (batch := self.queue.take_batch(self.next_update)) is None:
+        """Take the batch of the next update once it is full; until then, give the learner what is complete of it."""
+        if self.version is None or self.training:
+            return
+        if (batch := self.queue.take_batch(self.next_update)) is None:
+            self.feed.offer_part()
             return
         self.rollouts.drop_surplus(batch.surplus)
         self.budget.take(batch.update, batch.metrics)
         if not self.best.is_real:  # its rollouts are those of an earlier version
             self.best.measured(self.weights_for(batch.update), batch.metrics)
         self.telemetry.trains([self.version.num_updates - group.version for group in batch.groups])
-        self.training, self.next_update, self.num_learner_losses = batch, self.next_update + 1, 0
-        self.train(batch)
-
-    def train(self, batch: ReadyBatch, spooled: bool = False) -> None:
-        """Submit the update to the learner; `spooled`: it reads the trajectories from disk."""
-        assert self.version is not None
-        self.ledger.flush()  # before anything depends on it
-        slices, sources = for_learner(batch, spooled)
-        metrics = batch.metrics | self.rollouts.take_metrics() | self.take_metrics()
-        facts = UpdateFacts(metrics, [g.request.key for g in batch.groups], self.ledger.offset)
-        self.crew.submit(
-            Task(
-                "learner",
-                "update",
-                (slices, facts, *sources),
-                order=(batch.update,),
-                done=lambda value, refs: Updated(value, refs[1], refs[2]),
-                given_up=self.learner_lost,
-                input_lost=lambda error: self.train(batch, spooled=True),  # the node that held them is gone
-                num_returns=3,
-                weights=self.version.digest,
-                max_crashes=1,  # a new learner must report its state first
-                worked=lambda worker, work: self.telemetry.worked(worker, "update", work, batch.update, batch.update),
-            )
-        )
+        self.training, self.next_update = batch, self.next_update + 1
+        self.feed.finish(batch)
 
     def take_metrics(self) -> dict[str, float]:
         """The driver's own metrics for an update."""
@@ -217,7 +200,8 @@ class TrainingLoop(LearnerDriver):
         """Publish the run's status once a second."""
         if self.version is None or not self.telemetry.is_due():
             return
-        is_ready = bool(self.crew.pools["learner"].ready) and self.training is None and self.has_work
+        is_idle = self.training is None and not self.feed.is_busy
+        is_ready = bool(self.crew.pools["learner"].ready) and is_idle and self.has_work
         self.telemetry.report_status(
             self.crew.pools,
             self.team.replicas,
@@ -273,12 +257,17 @@ class TrainingLoop(LearnerDriver):
         if worker.role != self.team.replicas.role:  # rollout workers still need weights
             super().welcome(worker)
 
+    def on_restored(self, event: LearnerRestored) -> None:
+        self.feed.forget()
+        super().on_restored(event)
+
     def restart(self, worker: Worker, state: LearnerState) -> None:
+        self.feed.forget(is_rollback=True)
         restart(self, worker, state)
 
     def repeat_update(self) -> None:
         if self.training is not None:
-            self.train(self.training)
+            self.feed.finish(self.training)
 
     def learner_lost(self, error: Exception) -> None:
         if isinstance(error, SpoolError):

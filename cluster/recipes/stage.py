@@ -39,6 +39,7 @@ FREE = (
     "cluster.environment_actors",
     "cluster.environment_runtime_env",
     "cluster.learner_ranks",
+    "cluster.stream_updates",
     "cluster.training_workers",
     "cluster.device",
     "cluster.address",

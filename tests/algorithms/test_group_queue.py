@@ -128,6 +128,31 @@ def test_the_batch_and_the_number_issued_do_not_depend_on_the_order_of_arrival(o
     assert play(AnyOrder) == play(InOrder)
 
 
+@settings(max_examples=100, deadline=None)
+@given(outcomes=st.lists(st.booleans(), min_size=8, max_size=8), order=st.permutations(range(14)))
+def test_what_is_known_of_a_batch_before_it_is_full_stays_its_beginning(outcomes, order):
+    """In whatever order groups are settled, and one of them is given up."""
+    queue, request = GroupQueue(make_config(groups=5)), make_request(0, 14)
+    outcomes = [*outcomes, *[True] * 6]
+    queue.issue(request)
+    known: list[list[int]] = []
+    for place in order:
+        if place == 3:
+            queue.quarantine(request.groups[place])
+        else:
+            queue.settle(make_group(request, place, MIXED if outcomes[place] else UNIFORM), 0)
+        known.append([group.request.attempt for group in queue.first_admitted(0)])
+    batch = queue.take_batch(0)
+    attempts = [group.request.attempt for group in batch.groups]
+    assert all(attempts[: len(each)] == each for each in known) and known[-1] == attempts
+    assert queue.first_admitted(0) == [], "the update is closed"
+    settled = [set(order[: count + 1]) for count in range(14)]
+    for each, done in zip(known, settled, strict=True):
+        first_open = min(set(range(14)) - done, default=14)
+        wanted = [place for place in range(first_open) if outcomes[place] and place != 3]
+        assert each == wanted[:5], "as much as is certain"
+
+
 def test_an_update_is_closed_by_taking_its_batch():
     queue = GroupQueue(make_config(groups=2))
     assert queue.has_free_slot(0)

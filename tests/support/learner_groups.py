@@ -34,13 +34,13 @@ class Killed(Exception):
 
 def interrupt(learner: PolicyLearner, after: int) -> list[int]:
     """Let the learner die after so many optimizer steps; returns where each step that it made began."""
-    step, made = learner._step, []
+    step, made = learner.take_step, []
 
-    def counted(batch, rows):
+    def counted(minibatch):
         if len(made) == after:
             raise Killed
-        made.append(rows.start)
-        return step(batch, rows)
+        made.append(minibatch.first)
+        return step(minibatch)
 
-    learner._step = counted  # type: ignore[method-assign]
+    learner.take_step = counted  # type: ignore[method-assign]
     return made

@@ -5,16 +5,26 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 
-from cluster.simulation.simulated_actors import digest_of, outcomes_of, rollout_of, trained_digest
+from cluster.simulation.simulated_actors import outcomes_of, rollout_of
+from cluster.simulation.simulated_steps import digest_of, trained_digest
 from wmpo_ray.algorithms.start_signal import by_signal
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.observations import StartState
 from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.core.types import GroupRequest
 
+FAULTS = {
+    "heartbeat_every_s": 1.0,
+    "heartbeat_timeout_s": 1.8,
+    "stall_timeout_s": 6.0,
+    "max_start_failures": 1000,
+    "backoff_s": 0.1,
+    "max_backoff_s": 0.4,
+}
 STARTS = [StartState(np.zeros((1, 2, 2, 3), np.uint8), "", seed) for seed in range(5)]
 
 
@@ -43,6 +53,8 @@ class History:
     fill_probability: float
     start_order: str
     slots: int  # with slots, requests are lined up
+    stream: bool  # the learner works while the batch fills
+    minibatch: int  # trajectories; groups have two
     max_crashes: int = 1000  # random deaths are not to be taken for the fault of a request
     poison: frozenset[tuple[int, int]] = frozenset()
     rng: random.Random = field(repr=False, default_factory=random.Random)
@@ -74,82 +86,59 @@ def draw(seed: int) -> History:
         fill_probability=rng.choice((0.0, 0.0, 0.5, 0.95)),
         start_order=rng.choice(("shuffled", "signal")),
         slots=rng.randint(0, 1),
+        stream=rng.random() < 0.8,
+        minibatch=rng.randint(1, 3),
         rng=rng,
     )
 
 
-FAULTS: dict = {
-    "heartbeat_every_s": 1.0,
-    "heartbeat_timeout_s": 1.8,
-    "stall_timeout_s": 6.0,
-    "max_start_failures": 1000,
-    "backoff_s": 0.1,
-    "max_backoff_s": 0.4,
-}
+SETTINGS = (  # of a history, that its configuration depends on
+    "num_updates",
+    "groups_per_update",
+    "groups_per_request",
+    "num_actors",
+    "staleness",
+    "speculation",
+    "every_updates",
+    "payload",
+    "stream",
+    "minibatch",
+    "max_crashes",
+    "trajectories_per_request",
+    "fill_probability",
+    "start_order",
+    "slots",
+)
 
 
-def _rollout(groups: int, per_request: int, speculation: float, size: int, order: str, slots: int) -> dict:
-    return {
-        "group_size": 2,
-        "groups_per_update": groups,
-        "groups_per_request": per_request,
-        "trajectories_per_request": size,
-        "start_order": order,
-        "slots": slots,
-        "speculation": speculation,
-    }
+def make_config(h: History) -> Config:
+    return _config(h.seed % 7, *(getattr(h, name) for name in SETTINGS))
 
 
 @cache
-def config_of(*settings) -> Config:
-    (
-        updates,
-        groups,
-        per_request,
-        actors,
-        staleness,
-        speculation,
-        every,
-        payload,
-        max_crashes,
-        size,
-        filled,
-        order,
-        slots,
-        seed,
-    ) = settings
+def _config(seed: int, *values) -> Config:
+    h = SimpleNamespace(**dict(zip(SETTINGS, values, strict=True)))
     return Config.model_validate(
         {
             "seed": seed,
             "environment": {"horizon": 8},
-            "rollout": _rollout(groups, per_request, speculation, size, order, slots),
-            "grpo": {"num_updates": updates, "minibatch_trajectories": 2},
-            "filter": {"max_staleness": staleness, "fill_probability": filled},
+            "rollout": {
+                "group_size": 2,
+                "groups_per_update": h.groups_per_update,
+                "groups_per_request": h.groups_per_request,
+                "trajectories_per_request": h.trajectories_per_request,
+                "speculation": h.speculation,
+                "start_order": h.start_order,
+                "slots": h.slots,
+            },
+            "grpo": {"num_updates": h.num_updates, "minibatch_trajectories": h.minibatch},
+            "filter": {"max_staleness": h.staleness, "fill_probability": h.fill_probability},
             "evaluation": {"every_updates": 2, "num_starts_on_the_way": 2},
-            "cluster": {"imagination_actors": actors},
-            "checkpoint": {"every_updates": every},
-            "weights": {"payload": payload},
-            "faults": FAULTS | {"max_crashes": max_crashes},
+            "cluster": {"imagination_actors": h.num_actors, "stream_updates": h.stream},
+            "checkpoint": {"every_updates": h.every_updates},
+            "weights": {"payload": h.payload},
+            "faults": {**FAULTS, "max_crashes": h.max_crashes},
         }
-    )
-
-
-def make_config(h: History) -> Config:
-    return config_of(
-        h.num_updates,
-        h.groups_per_update,
-        h.groups_per_request,
-        h.num_actors,
-        h.staleness,
-        h.speculation,
-        h.every_updates,
-        h.payload,
-        h.max_crashes,
-        h.trajectories_per_request,
-        h.fill_probability,
-        h.start_order,
-        h.slots,
-        h.seed % 7,
     )
 
 
@@ -162,6 +151,7 @@ def expected(
     keep_rate: float,
     poison: frozenset = frozenset(),
     start_order: str = "shuffled",
+    minibatch: int = 2,
 ) -> tuple[str, list[list[tuple[int, int]]]]:
     """Final digest and keys of the trained groups of each update, from the algorithm's definition alone."""
     digests, trained, outcomes = [digest_of("untrained", seed)], [], []
@@ -181,7 +171,7 @@ def expected(
             if key not in poison and 0 < success.sum() < len(rows):
                 batch.append((rows, success))
             attempt += 1
-        digests.append(trained_digest(digests[-1], batch))
+        digests.append(trained_digest(digests[-1], batch, minibatch))
         trained.append([rows[0].key for rows, _ in batch])
     return digests[-1], trained
 

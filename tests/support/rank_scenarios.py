@@ -124,14 +124,14 @@ def make_learner(ranks: Ranks, config: Config, policy_dir: Path, folder: Path) -
 def train(ranks: Ranks, config: Config, policy_dir: Path, folder: Path, num_updates: int = 2, die: int = -1) -> Course:
     """Updates until `num_updates` are made, from a checkpoint if there is one; the last rank may die at some step."""
     learner = make_learner(ranks, config, policy_dir, folder)
-    digests, metrics, step = [learner.resume().version.digest], [], learner._step
+    digests, metrics, step = [learner.resume().version.digest], [], learner.take_step
 
-    def last_step(batch, rows):
+    def last_step(minibatch):
         if learner.num_beats == die and ranks.rank == ranks.size - 1:
             os._exit(1)
-        return step(batch, rows)
+        return step(minibatch)
 
-    learner._step = last_step  # type: ignore[method-assign]
+    learner.take_step = last_step  # type: ignore[method-assign]
     while learner.num_updates < num_updates:
         result, *_ = learner.update(groups(), FACTS, sample(learner.num_updates))
         digests.append(result.version.digest)
@@ -173,3 +173,17 @@ def train_and_export(ranks: Ranks, config: Config, policy_dir: Path, folder: Pat
 
 def train_alone(config: Config, policy_dir: Path, folder: Path, num_updates: int = 2) -> Course:
     return train(ALONE, config, policy_dir, folder, num_updates)
+
+
+def train_in_parts(ranks: Ranks, config: Config, policy_dir: Path, folder: Path, cut: int) -> Course:
+    """Two updates, whose first `cut` groups come before the others."""
+    learner = make_learner(ranks, config, policy_dir, folder)
+    digests, metrics = [learner.resume().version.digest], []
+    for update in range(2):
+        data = sample(update)
+        if cut:
+            learner.update_part(update, 0, groups()[:cut], data)
+        result, *_ = learner.update(groups()[cut:], FACTS._replace(num_given=cut), data)
+        digests.append(result.version.digest)
+        metrics.append(result.metrics)
+    return Course(digests, metrics, {}, 0, learner.num_updates, 0)

@@ -109,6 +109,18 @@ class GroupQueue:
         self._updates[request.update].settled[request.key] = (Verdict.QUARANTINED, None)
         return True
 
+    def first_admitted(self, update: int) -> list[Group]:
+        """The admitted groups that are part of the batch whatever else is settled: those before the first undecided one."""
+        issued = self._updates.get(update)
+        found: list[Group] = []
+        for key in issued.keys if issued else ():
+            if issued is None or key not in issued.settled or len(found) == self._size:
+                break
+            verdict, group = issued.settled[key]
+            if verdict is Verdict.ADMIT and group is not None:
+                found.append(group)
+        return found
+
     def is_complete(self, update: int) -> bool:
         """Whether a batch of this update can be taken."""
         return self._prefix(update) is not None
