@@ -92,6 +92,7 @@ class MeasuredRuntime(SimulatedRuntime):
     def __init__(self, *args: Any, **options: Any):
         self.begun: set[tuple[int, int]] = set()
         self.rollouts: list[Busy] = []
+        self.waiting = Waiting()
         super().__init__(*args, **options)
 
     def call(self, actor: Any, method: str, *args: Any, num_returns: int = 1) -> Any:
@@ -118,6 +119,12 @@ class MeasuredRuntime(SimulatedRuntime):
             seconds *= len(actor.running.args[SLICES[method]]) / GROUPS_PER_UPDATE
             self.learner_s += seconds
         return seconds
+
+    def displacing_share(self, surplus: set[tuple[int, int]]) -> float:
+        """Of the seconds of all rollouts, those of surplus while a group that was needed waited for an actor."""
+        done = [one for one in self.rollouts if one.end < math.inf]
+        displacing = sum(self.waiting.seconds(one, surplus) for one in done if one.keys <= surplus)
+        return displacing / sum(one.end - one.begin for one in done)
 
     def beat(self, actor: Any) -> Any:
         return self._timed(super().beat, actor)

@@ -23,7 +23,7 @@ from wmpo_ray.algorithms.batching import GroupSlice
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.files import json_clean
-from wmpo_ray.core.learner_types import LearnerState, UpdateResult
+from wmpo_ray.core.learner_types import LearnerState, UpdateFacts, UpdateResult
 from wmpo_ray.core.observations import Observation
 from wmpo_ray.core.runtime_settings import configure_process
 from wmpo_ray.core.timeline import span
@@ -42,15 +42,6 @@ class Spooled(NamedTuple):
 
     path: str
     sha256: str
-
-
-class UpdateFacts(NamedTuple):
-    """The driver's facts about an update; saved with the checkpoint."""
-
-    metrics: dict[str, float]
-    keys: list[tuple[int, int]]  # of all its groups, in the order of the batch
-    ledger_offset: int
-    num_given: int = 0  # groups at the beginning of the batch that `update_part` was called with
 
 
 class PolicyLearner:

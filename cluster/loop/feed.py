@@ -17,10 +17,10 @@ from cluster.loop.rollouts import Rollouts, for_learner
 from cluster.workers.crew import Crew
 from cluster.workers.tasks import Task
 from cluster.workers.telemetry import Telemetry
-from learners.policy_learner import UpdateFacts
 from wmpo_ray.algorithms.base import online_algorithm, trains_in_parts
 from wmpo_ray.algorithms.group_queue import ReadyBatch
 from wmpo_ray.config.run import Config
+from wmpo_ray.core.learner_types import UpdateFacts
 from wmpo_ray.core.types import Group, WeightVersion
 
 

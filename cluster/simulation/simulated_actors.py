@@ -20,10 +20,10 @@ from actors.environment_actor import EnvironmentActor
 from actors.reward_actor import RewardActor
 from actors.rollout_actor import DroppedGroups, Imagination, RolloutActor
 from cluster.simulation.simulated_steps import Key, SimulatedSteps, digest_of
-from learners.policy_learner import PolicyLearner, Spooled, UpdateFacts
+from learners.policy_learner import PolicyLearner, Spooled
 from wmpo_ray.algorithms.batching import GroupSlice
 from wmpo_ray.config.run import Config
-from wmpo_ray.core.learner_types import LearnerState, UpdateResult
+from wmpo_ray.core.learner_types import LearnerState, UpdateFacts, UpdateResult
 from wmpo_ray.core.types import GroupRequest, RolloutRequest, Scores, WeightVersion
 from wmpo_ray.data.spool import SpoolError
 from wmpo_ray.policies.weight_payload import WeightMismatchError

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from learners.minibatches import IncomingGroups
-from learners.policy_learner import PolicyLearner, UpdateFacts
+from learners.policy_learner import PolicyLearner
 from tests.support.learner_groups import GROUP, Killed, interrupt, sample
 from tests.support.openvla import small_policy
 from tests.support.rank_scenarios import config_for, run_on_ranks, train_in_parts
@@ -21,6 +21,7 @@ from wmpo_ray.algorithms.batching import Batch, GroupSlice
 from wmpo_ray.algorithms.grpo import Grpo
 from wmpo_ray.algorithms.rollout_bc import RolloutBc
 from wmpo_ray.config.run import Config
+from wmpo_ray.core.learner_types import UpdateFacts
 from wmpo_ray.environments.pocket.env import INSTRUCTIONS
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
 

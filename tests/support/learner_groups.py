@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from learners.policy_learner import PolicyLearner, UpdateFacts
+from learners.policy_learner import PolicyLearner
 from tests.support.sampling import sampled_trajectories
 from wmpo_ray.algorithms.batching import GroupSlice
+from wmpo_ray.core.learner_types import UpdateFacts
 from wmpo_ray.core.types import Trajectories
 from wmpo_ray.environments.pocket.env import INSTRUCTIONS
 

@@ -15,12 +15,13 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from actors.broadcast_group import open_store
-from learners.policy_learner import PolicyLearner, UpdateFacts
+from learners.policy_learner import PolicyLearner
 from learners.sharding import ALONE, Ranks, RankSpec
 from tests.support.openvla import small_policy
 from tests.support.sampling import sampled_trajectories
 from wmpo_ray.algorithms.batching import GroupSlice
 from wmpo_ray.config.run import Config
+from wmpo_ray.core.learner_types import UpdateFacts
 from wmpo_ray.core.types import Trajectories
 
 TIMEOUT_S = 300.0  # on a machine that is busy
