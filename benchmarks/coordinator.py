@@ -185,7 +185,8 @@ def other_figures(skip_autoscaling: bool, skip_delta: bool, delta_run: Path | No
     """Figures of other benchmarks that stand in the same file; those not measured now are kept as they are."""
     path = RESULTS_DIR / f"{NAME}.json"
     known = json.loads(path.read_text())["figures"] if path.exists() else {}
-    figures = {key: value for key, value in known.items() if key.startswith(("autoscale_", "delta_"))}
+    others = ("autoscale_", "delta_", "large_", "full_bytes")
+    figures = {key: value for key, value in known.items() if key.startswith(others)}
     if not skip_autoscaling:
         from benchmarks import autoscaling
 
