@@ -8,6 +8,7 @@ EXTRAS ?=
 OUT ?= runs/demo
 SEED ?= 0
 FAULTS ?= 100
+MODE ?= relentless
 FIXTURES ?= tests/golden
 
 BIN := $(VENV)/bin
@@ -70,8 +71,8 @@ bench-demo: setup  ## the demo with three seeds -> benchmarks/results/demo.json
 bench-cache: setup  ## time saved by the conditioning cache
 	$(BIN)/python -m benchmarks.cache
 
-soak: setup  ## random faults in the demo's GRPO stage, weights compared with the fault-free run (FAULTS=100)
-	$(BIN)/python -m benchmarks.soak --faults $(FAULTS)
+soak: setup  ## random faults in the demo's GRPO stage, weights compared with the fault-free run (FAULTS=100 MODE=settled)
+	$(BIN)/python -m benchmarks.soak --faults $(FAULTS) --mode $(MODE)
 
 bench-coordinator: setup  ## the main loop with up to 256 simulated actors, autoscaling, weight deltas
 	$(BIN)/python -m benchmarks.coordinator

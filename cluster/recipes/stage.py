@@ -41,6 +41,7 @@ FREE = (
     "cluster.learner_ranks",
     "cluster.training_workers",
     "cluster.device",
+    "cluster.spares",
     "cluster.address",
     "weights.transport",
     "weights.payload",  # all of them give the same bits

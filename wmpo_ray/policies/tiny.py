@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
 
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.frame_sizes import FrameSize, height_and_width
 from wmpo_ray.core.interfaces import Decision
+from wmpo_ray.core.lean_imports import lean
 from wmpo_ray.core.rounding import rounded
 from wmpo_ray.core.section import Count, Positive
 from wmpo_ray.core.seeding import keyed_noise
@@ -32,6 +32,9 @@ from wmpo_ray.core.untrusted import (
 )
 from wmpo_ray.policies.action_tokens import decode_tokens, encode_actions, executed_tokens, sample_tokens
 from wmpo_ray.world_models.attention import attend
+
+with lean():
+    from transformers import PretrainedConfig, PreTrainedModel
 
 UNKNOWN_WORD = 0
 

@@ -12,10 +12,10 @@ import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FiniteFloat
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import atomic_directory
+from wmpo_ray.core.lean_imports import lean
 from wmpo_ray.core.section import Count, shown
 from wmpo_ray.core.types import Scores
 from wmpo_ray.core.untrusted import NetworkSettings, TensorSpec, read_json, read_settings, refuse_unread
@@ -25,6 +25,9 @@ from wmpo_ray.reward_models.decisions import decide
 from wmpo_ray.reward_models.preprocessing import PREPROCESSOR_FILE, FramePreprocessing
 from wmpo_ray.reward_models.preprocessor_files import find_preprocessing
 from wmpo_ray.reward_models.videomae import set_positions
+
+with lean():
+    from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 # VideoMAE-base as the reference trains it: settings that a bare file of weights does not contain.
 IMAGE_SIZE, NUM_FRAMES, HEAD_WIDTH = 224, 8, 64
