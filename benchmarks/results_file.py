@@ -55,17 +55,18 @@ def merge_results(name: str, part: str, figures: dict[str, dict[str, Any]], comm
     return path
 
 
-def update_results(name: str, figures: dict[str, dict[str, Any]], command: str) -> Path:
-    """Write some figures of `benchmarks/results/NAME.json` and keep the others; returns its path.
+def update_results(name: str, prefixes: tuple[str, ...], figures: dict[str, dict[str, Any]], command: str) -> Path:
+    """Write the figures of `benchmarks/results/NAME.json` whose names begin so, and keep the others; returns its path.
 
-    Those written say which `command` and `commit` they are from: the file's own are those of the others.
+    Those written say which command and commit they are from: the file's own are those of the others.
     """
     path = RESULTS_DIR / f"{name}.json"
     if not path.exists():
         return write_results(name, figures, command)
     content = json.loads(path.read_text())
     own = {"command": command, "commit": current_commit(), "date": datetime.date.today().isoformat()}
-    content["figures"] |= {key: figure | own for key, figure in figures.items()}
+    others = {key: figure for key, figure in content["figures"].items() if not key.startswith(prefixes)}
+    content["figures"] = others | {key: figure | own for key, figure in figures.items()}
     path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
     return path
 

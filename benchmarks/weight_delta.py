@@ -40,6 +40,7 @@ from wmpo_ray.runs.folder import RunFolder
 
 PAPER_LEARNING_RATE = 5e-6
 SETTINGS = WeightsConfig(payload="delta", dtype="bfloat16")
+FIGURES = ("delta_", "large_", "full_bytes")  # how the names of all begin
 LARGE = (48, 1024)  # tensors, width: 50 million parameters
 
 Figures = dict[str, dict[str, Any]]
@@ -230,7 +231,9 @@ def main() -> None:
         RunFolder(args.run).metrics("gate")  # says what is missing
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(args.run or make_run(Path(folder) / "demo"), args.updates)
-    path = update_results("coordinator", figures, f"python -m benchmarks.weight_delta --updates {args.updates}")
+    path = update_results(
+        "coordinator", FIGURES, figures, f"python -m benchmarks.weight_delta --updates {args.updates}"
+    )
     for name, figure in figures.items():
         print(f"{name}: {figure['value']:.4g} {figure['unit']}")
     print(path)

@@ -6,26 +6,29 @@ used: that takes seconds, and most processes never need them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 from unittest import mock
 
 from grpc import RpcError
+from ray import cloudpickle
 from ray._common.utils import reset_ray_address
 from ray._private import services as _services
 from ray._private import worker as _worker
 from ray._private.node import Node
-from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR as SETUP_HOOK
+from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR as _SETUP_HOOK
 from ray._private.state import state as _state
 from ray._private.utils import read_ray_address
+
+_EXPORT_TIMEOUT_S = 60
 
 # The provider whose nodes are processes of one machine, as a cluster's configuration names it.
 FAKE_NODE_PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 
 __all__ = [
     "FAKE_NODE_PROVIDER",
-    "SETUP_HOOK",
     "Node",
     "NodeManager",
     "RpcError",
@@ -36,7 +39,9 @@ __all__ = [
     "dashboard_url",
     "drain_node",
     "draining_nodes",
+    "export_setup_hook",
     "grpc_channel",
+    "has_setup_hook",
     "hide_local_clusters",
     "is_token_auth_enabled",
     "raised_in_worker",
@@ -89,6 +94,27 @@ def drain_node(address: str, node_id: str, deadline_ms: int) -> None:
     accepted, why = GcsClient(address=address).drain_node(node_id, reason, "preempted", deadline_ms)
     if not accepted:
         raise RuntimeError(f"the drain request was not accepted: {why}")
+
+
+def has_setup_hook() -> bool:
+    """Whether the job says what its workers do first; those of its actors that say it themselves would not do that."""
+    return _SETUP_HOOK in _worker.global_worker.runtime_env
+
+
+def export_setup_hook(hook: Callable[[], None]) -> dict[str, str]:
+    """Environment variables of an actor's process that make it call `hook` first, which is sent by value.
+
+    A hook that raises, or that cannot be imported, ends the process.
+    """
+    from ray._private.runtime_env.setup_hook import decode_function_key
+
+    module = sys.modules[hook.__module__]
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        key = _worker.global_worker.function_actor_manager.export_setup_func(hook, timeout=_EXPORT_TIMEOUT_S)
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
+    return {_SETUP_HOOK: decode_function_key(key)}
 
 
 class NodeManager:

@@ -12,7 +12,7 @@ from typing import Any
 from cluster.events.event_log import emit
 from cluster.runtimes.ray_runtime import RayRuntime
 from cluster.runtimes.runtime import ActorLostError, InputLostError, Ref, Runtime
-from cluster.runtimes.spares import Spares, libraries_of
+from cluster.runtimes.spares import Spares, make_spares
 from cluster.weights.delivery import make_publisher
 from cluster.workers.actor_pool import ActorPool, Worker
 from cluster.workers.crew import Crew
@@ -72,8 +72,8 @@ class Team:
         self._is_new = False
         self._nodes_checked_at = -math.inf
         self.spares: Spares | None = None
-        if isinstance(runtime, RayRuntime) and config.cluster.spares:
-            self.spares = Spares(config.cluster.spares, libraries_of(config))
+        if isinstance(runtime, RayRuntime):
+            self.spares = make_spares(config)
             runtime.keep_spares(self.spares)
         self.crew = Crew(runtime, config.faults, self.telemetry)
         self.book = PlacementBook(config, Reservation if isinstance(runtime, RayRuntime) else None)

@@ -1,6 +1,7 @@
 """What a spare process does before it is given to an actor: it imports the libraries that actors need.
 
-Ray calls `preload` in every worker that is started for the actors of a run, those that nobody waits for among them.
+Ray calls `preload` in every worker that is started for the actors of a run, those that nobody waits for among them. It
+travels by value: where this program is found only once an actor arrives, the worker waits with nothing imported.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from cluster.host.ray_private import SETUP_HOOK, NodeManager, RpcError
+from cluster.host.ray_private import NodeManager, RpcError, export_setup_hook, has_setup_hook
 from cluster.runtimes.preload import MODULES, preload
 from wmpo_ray.config.roles import roles_of
 from wmpo_ray.config.run import Config
@@ -23,7 +23,7 @@ from wmpo_ray.kinds import POLICIES, REWARD_MODELS, WORLD_MODELS
 
 PERIOD_S = 1.0  # between two looks at every node
 ANSWER_S = 5.0  # an actor that does not answer for so long is not the one to ask
-START_S = 15.0  # a spare that was asked for and has not registered after so long is asked for again
+START_S = 120.0  # a spare that was asked for and has not registered after so long is asked for again
 KEEP_S = 7 * 24 * 3600  # Ray ends workers that are idle for longer
 
 
@@ -36,14 +36,20 @@ def libraries_of(config: Config) -> list[str]:
     return [*actors, *(name for kind in kinds for name in getattr(kind, "libraries", ()))]
 
 
+def make_spares(config: Config) -> Spares | None:
+    """The spares of a run; None where it has none, or where its job says itself what a worker does first."""
+    if not config.cluster.spares or has_setup_hook():
+        return None
+    return Spares(config.cluster.spares, libraries_of(config))
+
+
 class Spares:
     """Keeps `per_node` spares on every node, from a thread of its own: no answer of a node may hold up the run."""
 
     THREAD = "spares"
 
     def __init__(self, per_node: int, libraries: Sequence[str]):
-        hook = f"{preload.__module__}.{preload.__name__}"
-        self.runtime_env = {"env_vars": {SETUP_HOOK: hook, MODULES: ",".join(libraries)}}
+        self.runtime_env = {"env_vars": {**export_setup_hook(preload), MODULES: ",".join(libraries)}}
         self._per_node = per_node
         self._job = bytes.fromhex(ray.get_runtime_context().get_job_id())
         self._ask: Callable[[], Any] | None = None
@@ -65,7 +71,7 @@ class Spares:
         """Start no more; those that wait end with the job."""
         self._is_over.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(ANSWER_S)  # it may be waiting for a head that is away
         for node in self._nodes.values():
             node.manager.close()
         self._nodes.clear()
@@ -74,15 +80,25 @@ class Spares:
         runtime_env = ""
         while not self._is_over.wait(PERIOD_S):
             runtime_env = runtime_env or self._read_runtime_env()
-            for name, address in _living_nodes().items() if runtime_env else ():
-                node = self._nodes.setdefault(name, _Node(NodeManager(address)))
-                try:
-                    node.fill(self._job, runtime_env, self._per_node)
-                except RpcError:
-                    continue  # it is going, or busy: the next look will show
+            if runtime_env:
+                self._look(runtime_env)
+
+    def _look(self, runtime_env: str) -> None:
+        try:
+            nodes = _living_nodes()
+        except (RayError, RuntimeError):
+            return  # the head is away, and nothing can be placed without it
+        for name in self._nodes.keys() - nodes.keys():
+            self._nodes.pop(name).manager.close()
+        for name, address in nodes.items():
+            node = self._nodes.get(name) or self._nodes.setdefault(name, _Node(NodeManager(address)))
+            try:
+                node.fill(self._job, runtime_env, self._per_node)
+            except RpcError:
+                continue  # it is going, or busy: the next look will show
 
     def _read_runtime_env(self) -> str:
-        """ "" while no actor says it."""
+        """Empty while no actor answers."""
         try:
             return ray.get(self._ask(), timeout=ANSWER_S) if self._ask is not None else ""
         except RayError:
@@ -102,8 +118,8 @@ class _Node:
         self._asked = [asked for asked in self._asked[new:] if now - asked < START_S]
         missing = wanted - len(idle) - len(self._asked)
         if missing > 0:
+            self._asked += [now] * missing  # first: a raylet that answers too late does it all the same
             self.manager.start_workers(job, runtime_env, missing, KEEP_S)
-            self._asked += [now] * missing
 
 
 def _living_nodes() -> dict[str, str]:

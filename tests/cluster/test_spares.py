@@ -14,10 +14,11 @@ import pytest
 import ray
 
 from cluster.host.ray_private import NodeManager
+from cluster.runtimes import spares as spares_module
 from cluster.runtimes.preload import MODULES, preload
 from cluster.runtimes.ray_runtime import RayRuntime
 from cluster.runtimes.resources import Resources
-from cluster.runtimes.spares import Spares, libraries_of
+from cluster.runtimes.spares import Spares, libraries_of, make_spares
 from cluster.workers.placement import Bundle, Reservation
 from wmpo_ray.config.loading import load_config
 
@@ -124,6 +125,13 @@ def test_actors_with_packages_of_their_own_are_left_alone(actors, spares):
     actors.runtime.kill(actor)
 
 
+def test_a_job_with_a_hook_of_its_own_keeps_it(actors, monkeypatch):
+    config = load_config("smoke")
+    assert make_spares(config) is not None
+    monkeypatch.setattr(spares_module, "has_setup_hook", lambda: True)
+    assert make_spares(config) is None
+
+
 def test_a_library_that_is_not_there_is_left_to_the_actor(monkeypatch):
     monkeypatch.setenv(MODULES, "no_such_module,json")
     preload()
@@ -154,6 +162,7 @@ from pathlib import Path
 asked = []
 for name in ("is_available", "device_count", "init", "_lazy_init", "get_device_properties"):
     setattr(torch.cuda, name, lambda *args, name=name: asked.append(name))
+from cluster.runtimes import spares as spares_module
 from cluster.runtimes.preload import preload
 from cluster.runtimes.spares import libraries_of
 from tests.support.small_run import save_models, small_config

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.frame_sizes import FrameSize, height_and_width
 from wmpo_ray.core.interfaces import Decision
-from wmpo_ray.core.lean_imports import lean
 from wmpo_ray.core.rounding import rounded
 from wmpo_ray.core.section import Count, Positive
 from wmpo_ray.core.seeding import keyed_noise
@@ -30,6 +29,7 @@ from wmpo_ray.core.untrusted import (
     read_json,
     read_settings,
 )
+from wmpo_ray.model_files.lean_imports import lean
 from wmpo_ray.policies.action_tokens import decode_tokens, encode_actions, executed_tokens, sample_tokens
 from wmpo_ray.world_models.attention import attend
 

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import atomic_directory
-from wmpo_ray.core.lean_imports import lean
 from wmpo_ray.core.section import Count, shown
 from wmpo_ray.core.types import Scores
 from wmpo_ray.core.untrusted import NetworkSettings, TensorSpec, read_json, read_settings, refuse_unread
 from wmpo_ray.core.wording import counted
+from wmpo_ray.model_files.lean_imports import lean
 from wmpo_ray.model_files.weight_files import WeightFiles, find_weights, load_network
 from wmpo_ray.reward_models.decisions import decide
 from wmpo_ray.reward_models.preprocessing import PREPROCESSOR_FILE, FramePreprocessing

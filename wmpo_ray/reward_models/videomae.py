@@ -17,11 +17,11 @@ from torch import Tensor
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import atomic_directory
 from wmpo_ray.core.frame_sizes import FrameSize, check_patches, height_and_width
-from wmpo_ray.core.lean_imports import lean
 from wmpo_ray.core.rounding import rounded
 from wmpo_ray.core.section import Count, Positive
 from wmpo_ray.core.types import Scores
 from wmpo_ray.core.untrusted import NetworkSettings, check_finite, check_network, read_settings
+from wmpo_ray.model_files.lean_imports import lean
 from wmpo_ray.reward_models.decisions import decide
 from wmpo_ray.reward_models.videomae_settings import NetworkRewardConfig
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wmpo_ray.core.lean_imports import lean
+from wmpo_ray.model_files.lean_imports import lean
 from wmpo_ray.world_models.denoiser import TIME_SCALE, Conditioning, Denoiser
 from wmpo_ray.world_models.diffusion_settings import SamplerConfig
 

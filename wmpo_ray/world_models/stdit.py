@@ -18,7 +18,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 
 from wmpo_ray.core.errors import ConfigError
-from wmpo_ray.core.lean_imports import lean
+from wmpo_ray.model_files.lean_imports import lean
 from wmpo_ray.world_models.attention import Backend, RotaryEmbedding, choose_backend
 from wmpo_ray.world_models.stdit_blocks import (
     ActionEmbedder,

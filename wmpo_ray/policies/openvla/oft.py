@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.interfaces import Decision
-from wmpo_ray.core.lean_imports import lean
 from wmpo_ray.core.seeding import keyed_noise
 from wmpo_ray.core.types import Observation
 from wmpo_ray.core.untrusted import check_folder, parse_json
+from wmpo_ray.model_files.lean_imports import lean
 from wmpo_ray.model_files.weight_files import WeightFiles, find_safetensors, load_network
 from wmpo_ray.policies.action_tokens import executed_tokens, sample_tokens
 from wmpo_ray.policies.openvla.actions import ActionStatistics, ActionTokenizer, check_statistics

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wmpo_ray.core.lean_imports import lean
+from wmpo_ray.model_files.lean_imports import lean
 from wmpo_ray.world_models.attention import attend
 
 with lean():
