@@ -19,7 +19,7 @@ CONSTRAINTS := $(if $(filter sim,$(subst $(comma), ,$(EXTRAS))),constraints-sim.
 STAMP := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 
 .PHONY: help setup demo lift-demo cluster-demo test test-slow test-simulators lint bench-demo bench-cache soak \
-	bench-coordinator bench-autoscaling bench-weights bench-operations bench-samplers bench-simulators bench-experts \
+	bench-coordinator bench-autoscaling bench-weights bench-actor-start bench-operations bench-samplers bench-simulators bench-experts \
 	bench-fidelity bench-memory bench-metaworld bench-environment-pool bench-house evidence bench-models bench-gpu \
 	bench-data check-exchange exchange-env fuzz-readers pretrain-embedded clean
 .DEFAULT_GOAL := help
@@ -82,6 +82,9 @@ bench-autoscaling: setup  ## nodes that come and go with the work, on Ray's fake
 
 bench-weights: setup  ## share of bf16 weights that an update changes, and what a delta costs
 	$(BIN)/python -m benchmarks.weight_delta
+
+bench-actor-start: setup  ## processor time until an actor is there, in a fresh process and in a spare one
+	$(BIN)/python -m benchmarks.actor_start
 
 bench-operations: setup  ## submission, the Grafana board's queries, what metrics cost, doors without a token
 	$(BIN)/python -m benchmarks.operations
