@@ -207,7 +207,7 @@ def figures_of(rounds: Sequence[Round], reference: str, mode: str) -> dict[str, 
         figures["unmended"] = (sum(one.unmended for one in rounds), f"faults, not mended within {PATIENCE_S:g} s")
     without, with_load = [seconds - load for seconds, load in actors], [seconds for seconds, _ in actors]
     for name, values, unit in (
-        ("actor_recovery", without, "s, without loading libraries and models"),
+        ("actor_recovery", without, "s, without loading models, and libraries only where no spare had them"),
         ("actor_recovery_with_load", with_load, "s"),
         ("node_recovery", nodes, "s, from the kill of the raylet until its actors serve"),
         ("gcs_recovery", gcs, "s, from its restart until a new actor answers"),

@@ -72,9 +72,6 @@ class Spares:
         self._is_over.set()
         if self._thread is not None:
             self._thread.join(ANSWER_S)  # it may be waiting for a head that is away
-        for node in self._nodes.values():
-            node.manager.close()
-        self._nodes.clear()
 
     def _tend(self) -> None:
         runtime_env = ""
@@ -82,6 +79,8 @@ class Spares:
             runtime_env = runtime_env or self._read_runtime_env()
             if runtime_env:
                 self._look(runtime_env)
+        for node in self._nodes.values():
+            node.manager.close()
 
     def _look(self, runtime_env: str) -> None:
         try:
