@@ -18,7 +18,6 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import typer
 
-from benchmarks import weight_delta
 from benchmarks.coordinator_scaling import (
     ACTORS,
     GROUPS_PER_UPDATE,
@@ -186,13 +185,15 @@ def other_figures(skip_autoscaling: bool, skip_delta: bool, delta_run: Path | No
     """Figures of other benchmarks that stand in the same file; those not measured now are kept as they are."""
     path = RESULTS_DIR / f"{NAME}.json"
     known = json.loads(path.read_text())["figures"] if path.exists() else {}
-    figures = {key: value for key, value in known.items() if key.startswith(("autoscale_", *weight_delta.FIGURES))}
+    figures = {key: value for key, value in known.items() if key.startswith(("autoscale_", "delta_"))}
     if not skip_autoscaling:
         from benchmarks import autoscaling
 
         seconds = autoscaling.measure()
         figures |= {key: {"value": seconds[key], "unit": "s"} for key in ("autoscale_up_s", "autoscale_down_s")}
     if not skip_delta:
+        from benchmarks import weight_delta
+
         with tempfile.TemporaryDirectory() as folder:
             figures |= weight_delta.measure(delta_run or make_run(Path(folder) / "demo"))
     return figures
