@@ -8,6 +8,7 @@ EXTRAS ?=
 OUT ?= runs/demo
 SEED ?= 0
 FAULTS ?= 100
+MODE ?= relentless
 FIXTURES ?= tests/golden
 
 BIN := $(VENV)/bin
@@ -18,7 +19,8 @@ CONSTRAINTS := $(if $(filter sim,$(subst $(comma), ,$(EXTRAS))),constraints-sim.
 STAMP := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 
 .PHONY: help setup demo lift-demo cluster-demo test test-slow test-simulators lint bench-demo bench-cache soak \
-	bench-coordinator bench-optimize bench-autoscaling bench-weights bench-operations bench-samplers bench-simulators bench-experts \
+	bench-coordinator bench-optimize bench-autoscaling bench-weights bench-actor-start bench-operations bench-samplers \
+	bench-simulators bench-experts \
 	bench-fidelity bench-memory bench-metaworld bench-environment-pool bench-house evidence bench-models bench-gpu \
 	bench-data check-exchange exchange-env fuzz-readers pretrain-embedded clean
 .DEFAULT_GOAL := help
@@ -70,8 +72,8 @@ bench-demo: setup  ## the demo with three seeds -> benchmarks/results/demo.json
 bench-cache: setup  ## time saved by the conditioning cache
 	$(BIN)/python -m benchmarks.cache
 
-soak: setup  ## random faults in the demo's GRPO stage, weights compared with the fault-free run (FAULTS=100)
-	$(BIN)/python -m benchmarks.soak --faults $(FAULTS)
+soak: setup  ## random faults in the demo's GRPO stage, weights compared with the fault-free run (FAULTS=100 MODE=settled)
+	$(BIN)/python -m benchmarks.soak --faults $(FAULTS) --mode $(MODE)
 
 bench-coordinator: setup  ## the main loop with up to 256 simulated actors, autoscaling, weight deltas
 	$(BIN)/python -m benchmarks.coordinator
@@ -84,6 +86,9 @@ bench-autoscaling: setup  ## nodes that come and go with the work, on Ray's fake
 
 bench-weights: setup  ## share of bf16 weights that an update changes, and what a delta costs
 	$(BIN)/python -m benchmarks.weight_delta
+
+bench-actor-start: setup  ## processor time until an actor is there, in a fresh process and in a spare one
+	$(BIN)/python -m benchmarks.actor_start
 
 bench-operations: setup  ## submission, the Grafana board's queries, what metrics cost, doors without a token
 	$(BIN)/python -m benchmarks.operations

@@ -55,6 +55,22 @@ def merge_results(name: str, part: str, figures: dict[str, dict[str, Any]], comm
     return path
 
 
+def update_results(name: str, prefixes: tuple[str, ...], figures: dict[str, dict[str, Any]], command: str) -> Path:
+    """Write the figures of `benchmarks/results/NAME.json` whose names begin so, and keep the others; returns its path.
+
+    Those written say which command and commit they are from: the file's own are those of the others.
+    """
+    path = RESULTS_DIR / f"{name}.json"
+    if not path.exists():
+        return write_results(name, figures, command)
+    content = json.loads(path.read_text())
+    own = {"command": command, "commit": current_commit(), "date": datetime.date.today().isoformat()}
+    others = {key: figure for key, figure in content["figures"].items() if not key.startswith(prefixes)}
+    content["figures"] = others | {key: figure | own for key, figure in figures.items()}
+    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    return path
+
+
 def compact_json(content: Any) -> str:
     """JSON that is read line by line: a key on each, and a list of plain values on one."""
     text = json.dumps(content, indent=1, allow_nan=False)

@@ -1,9 +1,11 @@
 """Random faults under the demo's GRPO stage, compared with the run that nothing happens to: benchmarks/results/soak.json.
 
-    python -m benchmarks.soak --faults 100 [--run DIR] [--seed 0] [--keep DIR] [--set KEY=VALUE ...]
+    python -m benchmarks.soak --faults 100 [--mode settled] [--run DIR] [--seed 0] [--keep DIR] [--set KEY=VALUE ...]
 
 Actors, nodes, the GCS and the driver of a run on a cluster of this machine are killed, stopped and preempted at random
-moments. A round ends with the stage; rounds follow each other until there have been enough faults.
+moments: in the mode `relentless` every few seconds, in the mode `settled` only once the last fault is mended. A round
+ends with the stage; rounds follow each other until there have been enough faults. The figures of the other mode are kept
+under its name.
 """
 
 from __future__ import annotations
@@ -29,16 +31,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from benchmarks.prepared_run import STAGE, check_run, copy_run, make_run
-from benchmarks.results_file import write_results
+from benchmarks.results_file import RESULTS_DIR, write_results
 from benchmarks.soak_cluster import CrashableCluster
 from benchmarks.soak_faults import ROOT, Driver, Fault, Tormentor
 from benchmarks.soak_ledger import LedgerWatch, Recoveries, recoveries
+from benchmarks.soak_pace import PATIENCE_S, Mending, Relentless, Settled
 from benchmarks.soak_picture import draw
+from wmpo_ray.config.loading import load_config
 from wmpo_ray.runs.folder import RunFolder
 
 NUM_NODES, NODE_CPUS = 2, 2.0  # beside the head; they come and go
 POOL = {"pool": "extra"}  # their label
-MEAN_PAUSE_S, MIN_PAUSE_S, MAX_PAUSE_S = 7.0, 1.0, 20.0  # between faults
+MODES = ("relentless", "settled")
 POLL_S = 0.2
 # A fault every few seconds is more than any run is meant to put up with.
 PATIENCE = {
@@ -69,6 +73,7 @@ class Round:
     imagined_again: int = 0
     drivers: int = 0
     driver_crashes: list[tuple[int, str]] = field(default_factory=list)
+    unmended: int = 0
     account: dict[str, Any] = field(default_factory=dict)
     recoveries: Recoveries = field(default_factory=Recoveries)
     progress: list[tuple[float, int]] = field(default_factory=list)  # (seconds, groups trained)
@@ -77,8 +82,8 @@ class Round:
 class Soak:
     """`run`: folder of a run with every stage up to the gate done; `folder`: where the copies go."""
 
-    def __init__(self, run: Path, folder: Path, settings: Sequence[str], seed: int):
-        self.run, self.folder, self.settings = run, folder, list(settings)
+    def __init__(self, run: Path, folder: Path, settings: Sequence[str], seed: int, mode: str = "relentless"):
+        self.run, self.folder, self.settings, self.mode = run, folder, list(settings), mode
         self.chance = random.Random(seed)
         self.rounds: list[Round] = []
 
@@ -90,7 +95,7 @@ class Soak:
         if not (folder.exists() and RunFolder(folder).is_done(STAGE)):
             shutil.rmtree(folder, ignore_errors=True)
             copy_run(self.run, folder, self.settings)
-            subprocess.run(self._command(folder, []), cwd=ROOT, check=True)
+            subprocess.run([*self._command(folder, []), "--serial"], cwd=ROOT, check=True)
         watch = LedgerWatch(folder)
         watch.read()
         return digest_of(folder), watch
@@ -132,13 +137,13 @@ class Soak:
             self._command(folder, [*patience, f"cluster.address={cluster.address}"]), self.folder / f"{folder.name}.log"
         )
         tormentor = Tormentor(cluster, driver, self.chance, watch.read)
-        next_fault = time.time() + self._pause()
+        pace = self._pace(folder, cluster, watch)
         try:
             while not driver.is_done:
-                is_due = len(this.faults) < num_faults and time.time() >= next_fault
+                is_due = len(this.faults) < num_faults and pace.is_due
                 if is_due and (fault := tormentor.inject()) is not None:
                     this.faults.append(fault)
-                    next_fault = time.time() + self._pause()
+                    pace.injected(fault)
                 watch.read()
                 this.progress.append((time.time() - this.started, len(watch.trained)))
                 show(len(this.faults), len(watch.trained))
@@ -146,10 +151,14 @@ class Soak:
         finally:
             driver.kill()
         watch.read()
+        this.unmended = pace.num_unmended
         self._close(this, folder, watch, reference, driver)
 
-    def _pause(self) -> float:
-        return min(max(self.chance.expovariate(1 / MEAN_PAUSE_S), MIN_PAUSE_S), MAX_PAUSE_S)
+    def _pace(self, folder: Path, cluster: CrashableCluster, watch: LedgerWatch) -> Relentless:
+        if self.mode == "relentless":
+            return Relentless(self.chance)
+        spares = load_config("demo", self.settings).cluster.spares
+        return Settled(self.chance, Mending(folder, cluster, watch, spares))
 
     def _close(self, this: Round, folder: Path, watch: LedgerWatch, reference: LedgerWatch, driver: Driver) -> None:
         this.seconds = time.time() - this.started
@@ -171,7 +180,7 @@ def digest_of(folder: Path) -> str:
 # -- the figures -------------------------------------------------------------------------------------------------
 
 
-def figures_of(rounds: Sequence[Round], reference: str) -> dict[str, dict[str, Any]]:
+def figures_of(rounds: Sequence[Round], reference: str, mode: str) -> dict[str, dict[str, Any]]:
     faults = [fault for one in rounds for fault in one.faults]
     gcs = [fault.recovery_s for fault in faults if fault.recovery_s is not None]
     actors = [pair for one in rounds for pair in one.recoveries.actors]
@@ -180,7 +189,8 @@ def figures_of(rounds: Sequence[Round], reference: str) -> dict[str, dict[str, A
     def count(kind: str) -> int:
         return sum(fault.kind == kind for fault in faults)
 
-    figures: dict[str, tuple[float, str]] = {
+    figures: dict[str, tuple[float | str, str]] = {
+        "mode": (mode, "relentless: a fault every few seconds; settled: only once the last one is mended"),
         "faults": (len(faults), "injected"),
         "groups_lost": (sum(one.lost for one in rounds), "groups"),
         "groups_trained_twice": (sum(one.trained_twice for one in rounds), "groups"),
@@ -193,9 +203,11 @@ def figures_of(rounds: Sequence[Round], reference: str) -> dict[str, dict[str, A
         "rounds": (len(rounds), "runs of the stage"),
         "seconds": (round(sum(one.seconds for one in rounds), 1), "s, all rounds"),
     }
+    if mode == "settled":
+        figures["unmended"] = (sum(one.unmended for one in rounds), f"faults, not mended within {PATIENCE_S:g} s")
     without, with_load = [seconds - load for seconds, load in actors], [seconds for seconds, _ in actors]
     for name, values, unit in (
-        ("actor_recovery", without, "s, without loading libraries and models"),
+        ("actor_recovery", without, "s, without loading models, and libraries only where no spare had them"),
         ("actor_recovery_with_load", with_load, "s"),
         ("node_recovery", nodes, "s, from the kill of the raylet until its actors serve"),
         ("gcs_recovery", gcs, "s, from its restart until a new actor answers"),
@@ -209,6 +221,15 @@ def figures_of(rounds: Sequence[Round], reference: str) -> dict[str, dict[str, A
     return {name: {"value": value, "unit": unit} for name, (value, unit) in figures.items()}
 
 
+def figures_of_others(mode: str) -> dict[str, dict[str, Any]]:
+    """What is written of other modes: those of the last run under the name of its mode."""
+    path = RESULTS_DIR / "soak.json"
+    known = json.loads(path.read_text())["figures"] if path.exists() else {}
+    last = known.get("mode", {"value": "relentless"})["value"]
+    named = {name if "/" in name else f"{last}/{name}": figure for name, figure in known.items() if name != "mode"}
+    return {name: figure for name, figure in named.items() if not name.startswith(f"{mode}/")}
+
+
 def tables(rounds: Sequence[Round], reference: str, figures: dict[str, dict[str, Any]]) -> list[Table]:
     rows = Table("round", "faults", "drivers", "seconds", "issued", "trained", "rejected", "lost", "twice", "weights")
     for number, one in enumerate(rounds, 1):
@@ -218,13 +239,14 @@ def tables(rounds: Sequence[Round], reference: str, figures: dict[str, dict[str,
         rows.add_row(*map(str, told), "identical" if one.digest == reference else f"[red]{one.digest}[/red]")
     values = Table("figure", "value", "")
     for name, figure in figures.items():
-        values.add_row(name, f"{figure['value']:g}", figure["unit"])
+        values.add_row(name, f"{figure['value']:g}" if name != "mode" else figure["value"], figure["unit"])
     return [rows, values]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=100)
+    parser.add_argument("--mode", choices=MODES, default="relentless", help="when the next fault comes")
     parser.add_argument("--run", type=Path, help="a run done up to the gate; it is copied (default: one is made)")
     parser.add_argument("--seed", type=int, default=0, help="of the faults and their moments")
     parser.add_argument("--keep", type=Path, help="folder for the copies; they are deleted if it is left out")
@@ -237,14 +259,15 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         run = arguments.run or make_run(folder / "run", arguments.settings)
         check_run(run)
-        soak = Soak(run, folder, arguments.settings, arguments.seed)
+        soak = Soak(run, folder, arguments.settings, arguments.seed, arguments.mode)
         reference, ledger = soak.reference()
         soak.torment(arguments.faults, ledger)
-    figures = figures_of(soak.rounds, reference)
+    figures = figures_of(soak.rounds, reference, arguments.mode)
     for table in tables(soak.rounds, reference, figures):
         Console().print(table)
-    command = f"python -m benchmarks.soak --faults {arguments.faults} --seed {arguments.seed}"
-    print(write_results("soak", figures, " ".join([command, *(f"--set {s}" for s in arguments.settings)])))
+    command = f"python -m benchmarks.soak --faults {arguments.faults} --mode {arguments.mode} --seed {arguments.seed}"
+    command = " ".join([command, *(f"--set {s}" for s in arguments.settings)])
+    print(write_results("soak", figures | figures_of_others(arguments.mode), command))
     longest = max(soak.rounds, key=lambda one: len(one.faults))
     (ROOT / "docs" / "soak.svg").write_text(draw(longest.started, longest.progress, longest.faults))
 

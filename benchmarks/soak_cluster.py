@@ -22,6 +22,7 @@ from cluster.host.ray_private import Node, drain_node, raylet_pid, read_ray_addr
 
 # Any loopback address but 127.0.0.1, which Ray's drivers take for "this machine" and turn into its outer address.
 NODE_IP = "127.0.0.2"
+WARM_BYTES = 350 * 2**20  # of a process that has imported torch, transformers and diffusers; an idle worker has 80 MiB
 HEALTH_CHECKS = {
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "500",
@@ -93,6 +94,10 @@ class CrashableCluster:
         """All but the head, the oldest first."""
         return sorted(self._cluster.worker_nodes, key=raylet_pid)
 
+    @property
+    def all_nodes(self) -> list[Node]:
+        return self._cluster.list_all_nodes()
+
     def add_node(self) -> Node:
         """Another one beside the head; returns once it is there."""
         return self._cluster.add_node(num_cpus=self._node_cpus, labels=self._labels, node_ip_address=NODE_IP)
@@ -117,12 +122,27 @@ class CrashableCluster:
 
     def actors(self, cls: str) -> list[int]:
         """Process ids of the living actors of a class, such as "RolloutActor", on any node."""
-        return [pid for node in self._cluster.list_all_nodes() for pid in actors_of(node, cls)]
+        return [pid for node in self.all_nodes for pid in actors_of(node, cls)]
 
 
 def actors_of(node: Node, cls: str) -> list[int]:
     """Process ids of the actors of a class on a node."""
     return [pid for pid, title in _children(raylet_pid(node)) if title.startswith(f"ray::{cls}")]
+
+
+def num_spares(node: Node) -> int:
+    """Processes of a node that wait for an actor and have imported its libraries."""
+    return sum(
+        title.startswith("ray::IDLE") and _resident(pid) > WARM_BYTES for pid, title in _children(raylet_pid(node))
+    )
+
+
+def _resident(pid: int) -> int:
+    """Bytes of memory."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 
 
 def _children(parent: int) -> Iterator[tuple[int, str]]:

@@ -24,6 +24,7 @@ class LedgerWatch:
         self.path = folder / FILE_NAME
         self.spool, _ = rollout_folders(folder)
         self.num_trained_twice = 0
+        self.num_imagined = 0  # groups, those imagined again included
         self.num_imagined_again = 0  # groups, after they had been admitted
         self._trained: dict[Key, int] = {}  # -> version, in the lineage that survives
         self._files: dict[Key, str] = {}
@@ -58,6 +59,8 @@ class LedgerWatch:
         update, attempt = line["group"]
         key = (update, attempt)
         match line["event"]:
+            case State.IMAGINED:
+                self.num_imagined += 1
             case State.SCORED:
                 self._files[key] = [name for name, *_ in line["files"]]
             case State.ADMITTED:

@@ -6,16 +6,23 @@ used: that takes seconds, and most processes never need them.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 from unittest import mock
 
+from grpc import RpcError
+from ray import cloudpickle
 from ray._common.utils import reset_ray_address
 from ray._private import services as _services
 from ray._private import worker as _worker
 from ray._private.node import Node
+from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR as _SETUP_HOOK
 from ray._private.state import state as _state
 from ray._private.utils import read_ray_address
+
+_EXPORT_TIMEOUT_S = 60
 
 # The provider whose nodes are processes of one machine, as a cluster's configuration names it.
 FAKE_NODE_PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
@@ -23,6 +30,8 @@ FAKE_NODE_PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.Fake
 __all__ = [
     "FAKE_NODE_PROVIDER",
     "Node",
+    "NodeManager",
+    "RpcError",
     "address_from_environment",
     "autoscaler_config",
     "block_sizes",
@@ -30,7 +39,9 @@ __all__ = [
     "dashboard_url",
     "drain_node",
     "draining_nodes",
+    "export_setup_hook",
     "grpc_channel",
+    "has_setup_hook",
     "hide_local_clusters",
     "is_token_auth_enabled",
     "raised_in_worker",
@@ -83,6 +94,64 @@ def drain_node(address: str, node_id: str, deadline_ms: int) -> None:
     accepted, why = GcsClient(address=address).drain_node(node_id, reason, "preempted", deadline_ms)
     if not accepted:
         raise RuntimeError(f"the drain request was not accepted: {why}")
+
+
+def has_setup_hook() -> bool:
+    """Whether the job says what its workers do first; those of its actors that say it themselves would not do that."""
+    return _SETUP_HOOK in _worker.global_worker.runtime_env
+
+
+def export_setup_hook(hook: Callable[[], None]) -> dict[str, str]:
+    """Environment variables of an actor's process that make it call `hook` first, which is sent by value.
+
+    A hook that raises, or that cannot be imported, ends the process.
+    """
+    from ray._private.runtime_env.setup_hook import decode_function_key
+
+    module = sys.modules[hook.__module__]
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        key = _worker.global_worker.function_actor_manager.export_setup_func(hook, timeout=_EXPORT_TIMEOUT_S)
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
+    return {_SETUP_HOOK: decode_function_key(key)}
+
+
+class NodeManager:
+    """The raylet of a node, asked directly. Its methods raise RpcError where it does not answer in time."""
+
+    def __init__(self, address: str, timeout_s: float = 5.0):
+        from ray.core.generated.node_manager_pb2_grpc import NodeManagerServiceStub
+
+        self._channel = grpc_channel(address)
+        self._raylet = NodeManagerServiceStub(self._channel)
+        self._timeout_s = timeout_s
+
+    def idle_workers(self, job: bytes) -> Iterator[int]:
+        """Process ids of the workers that were started for a job and have run nothing yet."""
+        from ray.core.generated.common_pb2 import WorkerType
+        from ray.core.generated.node_manager_pb2 import GetNodeStatsRequest
+
+        answer = self._raylet.GetNodeStats(GetNodeStatsRequest(), timeout=self._timeout_s)
+        for worker in answer.core_workers_stats:
+            is_actor = worker.actor_id.strip(b"\xff") != b""
+            is_fresh = not (is_actor or worker.num_running_tasks or worker.num_executed_tasks)
+            if worker.worker_type == WorkerType.WORKER and worker.job_id == job and is_fresh:
+                yield worker.pid
+
+    def start_workers(self, job: bytes, runtime_env: str, count: int, keep_s: int) -> None:
+        """Start workers for a job that wait for actors with this runtime environment, in the words of the raylet."""
+        from ray.core.generated.common_pb2 import Language
+        from ray.core.generated.node_manager_pb2 import PrestartWorkersRequest
+
+        request = PrestartWorkersRequest(
+            language=Language.PYTHON, job_id=job, num_workers=count, keep_alive_duration_secs=keep_s
+        )
+        request.runtime_env_info.serialized_runtime_env = runtime_env
+        self._raylet.PrestartWorkers(request, timeout=self._timeout_s)
+
+    def close(self) -> None:
+        self._channel.close()
 
 
 def raylet_pid(node: Node) -> int:

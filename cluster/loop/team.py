@@ -12,6 +12,7 @@ from typing import Any
 from cluster.events.event_log import emit
 from cluster.runtimes.ray_runtime import RayRuntime
 from cluster.runtimes.runtime import ActorLostError, InputLostError, Ref, Runtime
+from cluster.runtimes.spares import Spares, make_spares
 from cluster.weights.delivery import make_publisher
 from cluster.workers.actor_pool import ActorPool, Worker
 from cluster.workers.crew import Crew
@@ -70,6 +71,10 @@ class Team:
         self.are_weights_lost = False  # the node that held them is lost
         self._is_new = False
         self._nodes_checked_at = -math.inf
+        self.spares: Spares | None = None
+        if isinstance(runtime, RayRuntime):
+            self.spares = make_spares(config)
+            runtime.keep_spares(self.spares)
         self.crew = Crew(runtime, config.faults, self.telemetry)
         self.book = PlacementBook(config, Reservation if isinstance(runtime, RayRuntime) else None)
         self.autoscaler = Autoscaler() if isinstance(runtime, RayRuntime) else None
@@ -163,6 +168,8 @@ class Team:
             self.crew.serves(worker)
             if all(other.digest == offered.digest for other in self.replicas.ready):
                 self.telemetry.arrived()
+                if self.spares is not None:
+                    self.spares.begin()
         elif event.version.num_updates == offered.num_updates:
             self._not_loaded(
                 worker, offered, RuntimeError(f"it has weights {worker.digest} instead of {offered.digest}")
@@ -218,6 +225,8 @@ class Team:
     def stop(self) -> None:
         if self.autoscaler is not None:
             self.autoscaler.withdraw()
+        if isinstance(self.runtime, RayRuntime):
+            self.runtime.keep_spares(None)
         self.publisher.close()
         self.crew.stop()
         self.book.close()

@@ -42,6 +42,7 @@ FREE = (
     "cluster.stream_updates",
     "cluster.training_workers",
     "cluster.device",
+    "cluster.spares",
     "cluster.address",
     "weights.transport",
     "weights.payload",  # all of them give the same bits

@@ -45,6 +45,7 @@ from cluster.runtimes.runtime import (
     measured,
     unwrapped,
 )
+from cluster.runtimes.spares import Spares
 
 LOST = (
     RayActorError,
@@ -87,6 +88,9 @@ class Host:
         if self._actor is not None:
             getattr(self._actor, method)(*args)
 
+    def runtime_env(self) -> str:
+        return ray.get_runtime_context().get_runtime_env_string()
+
     def call(self, method: str, num_returns: int, *args: Any) -> Any:
         if self._problem is not None:
             raise self._problem
@@ -121,6 +125,7 @@ class RayRuntime:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, before)  # Ray's own handler would exit with another code
         self._node = ray.get_runtime_context().get_node_id()
+        self._spares: Spares | None = None
 
     @property
     def available(self) -> dict[str, float]:
@@ -145,9 +150,20 @@ class RayRuntime:
     def spawn(self, cls: type, *args: Any, resources: Resources, name: str) -> RayActor:
         # The dashboard shows the name of the class.
         host = ray.remote(concurrency_groups={HEARTBEAT: 1})(type(cls.__name__, (Host,), {}))
+        spares = None if resources.runtime_env else self._spares
+        if spares is not None:
+            resources = resources._replace(runtime_env=spares.runtime_env)
         # The driver restarts actors: Ray's own restart would serve the initial weights again.
         handle = host.options(max_restarts=0, **ray_options(resources)).remote()
+        if spares is not None:
+            spares.started(handle.runtime_env.options(concurrency_group=HEARTBEAT).remote)
         return RayActor(handle, cls, args)
+
+    def keep_spares(self, spares: Spares | None) -> None:
+        """From now on actors begin in spare processes where there are some; None: no longer."""
+        if self._spares is not None:
+            self._spares.stop()
+        self._spares = spares
 
     def locate(self, actor: RayActor) -> Ref:
         return actor.handle.locate.remote()
@@ -223,6 +239,7 @@ class RayRuntime:
         return {node: deadline_ms / 1e3 - now for node, deadline_ms in draining_nodes().items()}
 
     def shutdown(self) -> None:
+        self.keep_spares(None)
         if self._started_here:
             ray.shutdown()
 

@@ -16,13 +16,13 @@ from actors.replica import Replica
 from wmpo_ray.config.cluster import WeightsConfig
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.types import WeightVersion
+from wmpo_ray.policies.weight_changes import decode_changes, encode_changes
 from wmpo_ray.policies.weight_exchange import UNKNOWN_VERSION, WeightEncoder, WeightReceiver
 from wmpo_ray.policies.weight_payload import (
     WeightMismatchError,
     WeightPayload,
     WireTensor,
     array_specs,
-    index_dtype,
     pack,
     unpack,
     weights_digest,
@@ -38,8 +38,8 @@ class Network(nn.Module):
     def __init__(self, seed: int = 0):
         super().__init__()
         torch.manual_seed(seed)
-        self.words = nn.Embedding(6, 5)
-        self.head = nn.Linear(5, 6)
+        self.words = nn.Embedding(6, 25)
+        self.head = nn.Linear(25, 6)
         self.head.weight = self.words.weight  # shared: two names, one tensor
         self.scale = nn.Parameter(torch.tensor(0.7))
         self.narrow = nn.Parameter(torch.randn(4, 2).bfloat16())
@@ -130,15 +130,36 @@ def test_what_was_published_does_not_change_with_later_training():
 
 
 def test_a_delta_holds_the_changed_elements_only():
-    learner = Network()
-    encode = encoder(learner, "delta", "bfloat16").encode
+    learner = nn.ModuleDict({"first": nn.Linear(40, 30), "second": nn.Linear(40, 30)})
+    encode = WeightEncoder(learner, WeightsConfig(payload="delta", dtype="bfloat16"), ()).encode
     encode(0)
     with torch.no_grad():
-        learner.head.bias[2] += 1
-        learner.head.bias[4] += 1e-6  # too little for bfloat16
+        learner["first"].weight[2, 3] += 1
+        learner["second"].weight[4, 5] += 1e-6  # too little for bfloat16
     (name,) = (delta := encode(1)[2]).tensors
-    assert name == "head.bias" and delta.tensors[name].indices.tolist() == [2]
+    tensor = delta.tensors[name]
+    assert name == "first.weight" and tensor.is_changes
+    assert decode_changes(tensor.bits, 1200, 2).indices.tolist() == [2 * 40 + 3]
     assert not encode(2)[2].tensors
+
+
+def test_a_tensor_with_two_names_is_changed_once():
+    learner, replica = Network(), Network()
+    encode, receiver = encoder(learner, "delta").encode, WeightReceiver(replica)
+    receiver.load(encode(0)[1])
+    with torch.no_grad():
+        learner.words.weight[3, 2] *= 1.001
+    version, _, delta = encode(1)
+    assert {name for name, tensor in delta.tensors.items() if tensor.is_changes} == {"words.weight", "head.weight"}
+    assert receiver.load(delta) == version
+    assert_identical(learner, replica)
+
+
+def test_a_description_in_another_format_is_refused():
+    header, arrays = pack(encoder(Network()).encode(0)[1])
+    with pytest.raises(WeightMismatchError, match="format 1 and this program reads 2"):
+        array_specs({**header, "format": 1})
+    assert len(array_specs(header)) == len(arrays)
 
 
 def test_a_description_and_arrays_are_as_good_as_the_payload():
@@ -204,7 +225,7 @@ def with_bias(**changes):
     return damage
 
 
-U32 = np.uint32
+U16, U32 = np.uint16, np.uint32
 DAMAGES = {
     "unknown name": lambda payload: with_tensor(payload, other=WireTensor("float32", (1,), np.zeros(1, U32))),
     "missing name": lambda payload: replace(payload, tensors={"scale": payload.tensors["scale"]}),
@@ -212,9 +233,10 @@ DAMAGES = {
     "dtype": with_bias(dtype="int32"),
     "too few values": with_bias(bits=np.zeros(5, U32)),
     "too wide values": with_bias(bits=np.zeros(6, np.uint64)),
-    "index beyond the end": with_bias(bits=np.zeros(2, U32), indices=np.array([1, 6], U32)),
-    "index twice": with_bias(bits=np.zeros(2, U32), indices=np.array([3, 3], U32)),
-    "values without index": with_bias(bits=np.zeros(2, U32), indices=np.array([3], U32)),
+    "changes of another length": with_bias(bits=encode_changes(np.zeros(7, U32), np.ones(7, U32)), is_changes=True),
+    "changes of another width": with_bias(bits=encode_changes(np.zeros(6, U16), np.ones(6, U16)), is_changes=True),
+    "changes in a full payload": with_bias(bits=encode_changes(np.zeros(6, U32), np.ones(6, U32)), is_changes=True),
+    "values for changes": with_bias(bits=np.zeros(6, U32), is_changes=True),
 }
 
 
@@ -271,8 +293,3 @@ def test_a_compact_payload_that_does_not_exist_asks_for_the_full_one():
     with pytest.raises(WeightMismatchError, match="full"):
         replica.load_weights(None)
     assert replica.version == WeightVersion(-1, "")
-
-
-def test_indices_are_as_narrow_as_the_tensor_allows():
-    assert index_dtype(2**32) is np.uint32 and index_dtype(2**32 + 1) is np.uint64
-    assert int(np.uint32(2**32 - 1)) == 2**32 - 1  # the last element of the largest tensor that uint32 reaches

@@ -138,6 +138,8 @@ class ClusterConfig(Section):
     training_workers: Size = 1  # of the supervised stages; more than one, or [min, max]: Ray Train
     device: Literal["auto", "cpu", "cuda"] = "auto"  # "auto": cuda in a process that sees a GPU
     threads_per_process: Annotated[int, Field(ge=1, le=4096)] = 1
+    # Processes on every node that have imported everything and wait for the next actor: 0.5 GB of memory each.
+    spares: Annotated[int, Field(ge=0, le=64)] = 1
     address: str = ""  # a running cluster; "" starts one on this machine
 
     @field_validator("address")

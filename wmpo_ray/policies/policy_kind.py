@@ -23,6 +23,7 @@ class PolicyKind(ABC):
     """`config.policy` is always a `section` of the kind that is asked."""
 
     section: ClassVar[type[PolicyConfig]]
+    libraries: ClassVar[tuple[str, ...]] = ()  # modules that `load` imports
 
     @abstractmethod
     def create(self, config: Config, demos: Episodes) -> Policy:

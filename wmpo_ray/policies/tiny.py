@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
 
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.frame_sizes import FrameSize, height_and_width
@@ -30,8 +29,12 @@ from wmpo_ray.core.untrusted import (
     read_json,
     read_settings,
 )
+from wmpo_ray.model_files.lean_imports import lean
 from wmpo_ray.policies.action_tokens import decode_tokens, encode_actions, executed_tokens, sample_tokens
 from wmpo_ray.world_models.attention import attend
+
+with lean():
+    from transformers import PretrainedConfig, PreTrainedModel
 
 UNKNOWN_WORD = 0
 

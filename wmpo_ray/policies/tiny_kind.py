@@ -46,6 +46,7 @@ class TinyPolicyConfig(PolicyConfig):
 
 class TinyKind(PolicyKind):
     section = TinyPolicyConfig
+    libraries = ("wmpo_ray.policies.tiny",)
 
     def create(self, config: Config, demos: Episodes) -> Policy:
         from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.interfaces import Policy
 from wmpo_ray.core.types import WeightVersion
 from wmpo_ray.policies.weight_payload import (
+    Changed,
     WeightMismatchError,
     WeightPayload,
     WireTensor,
@@ -70,7 +72,7 @@ class WeightEncoder:
             chosen = {name: tensor for name, tensor in tensors.items() if name in self._trained}
             compact = WeightPayload("adapter", version, dtype, chosen)
         elif self._settings.payload == "delta":
-            compact = _delta(self._previous, full) if self._previous else None
+            compact = _delta(self._previous, full, self._num_threads) if self._previous else None
             self._previous = full
         return version, full, compact
 
@@ -96,19 +98,20 @@ class WeightReceiver:
         for names, shapes, dtypes or indices that do not fit.
         """
         state = self._policy.state_dict()
-        self._check(payload, state)
+        changed = self._check(payload, state)
         self.version = UNKNOWN_VERSION  # until all of it is in place
         with torch.no_grad():
             for name, tensor in state.items():
                 if name in payload.tensors:
-                    _write(tensor, payload.tensors[name])
+                    _write(tensor, payload.tensors[name], changed.pop(name))
                 elif payload.kind == "adapter":
                     _round(tensor, payload.dtype)
         digest = weights_digest(self._policy.state_dict(), payload.dtype, self._num_threads)
         self.version = WeightVersion(payload.version.num_updates, digest)
         return self.version
 
-    def _check(self, payload: WeightPayload, state: Mapping[str, Tensor]) -> None:
+    def _check(self, payload: WeightPayload, state: Mapping[str, Tensor]) -> dict[str, Changed | None]:
+        """New values of every tensor that a delta changes, None for whole ones."""
         if payload.kind == "delta" and payload.base != self.version.digest:
             raise WeightMismatchError(
                 f"the delta to update {payload.version.num_updates} starts from weights {payload.base!r} and this "
@@ -121,5 +124,9 @@ class WeightReceiver:
                 f"a {payload.kind} payload does not fit the policy: unknown tensors {unknown[:3]}, "
                 f"missing tensors {missing[:3]}"
             )
-        for name, tensor in payload.tensors.items():
-            _check_tensor(name, tensor, state[name], payload)
+
+        def check(name: str) -> Changed | None:
+            return _check_tensor(name, payload.tensors[name], state[name], payload)
+
+        with ThreadPoolExecutor(self._num_threads) as threads:
+            return dict(zip(payload.tensors, threads.map(check, payload.tensors), strict=True))

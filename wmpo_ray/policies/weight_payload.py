@@ -2,7 +2,8 @@
 
 The weights travel in the *wire dtype*: a floating tensor that is wider than `weights.dtype` is rounded to it, all others
 go as they are. A digest is a hash of every tensor in the wire dtype, so a learner in float32 and a replica in bfloat16
-agree on it. Values travel as their bits, in unsigned integers: a NaN, a negative zero and bfloat16 arrive unchanged.
+agree on it. Values travel as their bits, in unsigned integers: a NaN, a negative zero and bfloat16 arrive unchanged. A
+tensor of a delta travels as the changes of its bits (`weight_changes.py`), or whole where that is no more.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from wmpo_ray.core.types import WeightVersion
+from wmpo_ray.policies.weight_changes import decode_changes, encode_changes
 
 Kind = Literal["full", "adapter", "delta"]
+
+FORMAT = 2  # of a description; 1 had indices beside the values
 
 # The signed integers stand between numpy, which has no bfloat16, and torch, whose unsigned ones can do little.
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -39,22 +43,23 @@ class BroadcastError(WeightTransferError):
 
 @dataclass(frozen=True)
 class WireTensor:
-    """One tensor, or the elements of it that changed."""
+    """One tensor, or what changed in it."""
 
     dtype: str  # of the values on the wire, such as "bfloat16"
     shape: tuple[int, ...]  # of the tensor
-    bits: np.ndarray  # [n] unsigned, n = all elements in C order, or those at `indices`
-    indices: np.ndarray | None = None  # [n] uint32 (uint64 beyond 2^32 elements), flat, ascending
+    bits: np.ndarray  # [n] unsigned, in C order; with `is_changes` the code [bytes] uint8 of the changes
+    is_changes: bool = False
 
     @property
     def nbytes(self) -> int:
-        return self.bits.nbytes + (0 if self.indices is None else self.indices.nbytes)
+        return self.bits.nbytes
 
-    def values(self) -> Tensor:
-        """The values [n] on the CPU, in memory of their own."""
-        # Copied: the bits may be a read-only view into shared memory.
-        signed = self.bits.copy().view(f"i{self.bits.itemsize}")
-        return torch.from_numpy(signed).view(_dtype(self.dtype))
+
+class Changed(NamedTuple):
+    """The elements of a tensor that a delta changes."""
+
+    indices: np.ndarray  # [n] flat, ascending
+    bits: np.ndarray  # [n] unsigned, of the new values
 
 
 @dataclass(frozen=True)
@@ -92,39 +97,31 @@ def wire_dtype(tensor: Tensor, dtype: str) -> str:
     return str(wire if is_rounded else tensor.dtype).removeprefix("torch.")
 
 
-def index_dtype(num_elements: int) -> type[np.unsignedinteger]:
-    """The narrowest dtype that holds every flat index."""
-    return np.uint32 if num_elements <= 2**32 else np.uint64
-
-
 # -- a payload as a description and a list of arrays, for transports that move nothing but arrays ----------------------
 
 
 def pack(payload: WeightPayload) -> tuple[dict[str, Any], list[np.ndarray]]:
     """A description in JSON's types, and the arrays [n] in the order that `unpack` wants them."""
-    rows, arrays = [], []
-    for name, tensor in payload.tensors.items():
-        index = None if tensor.indices is None else tensor.indices.dtype.name
-        rows.append([name, tensor.dtype, list(tensor.shape), tensor.bits.dtype.name, len(tensor.bits), index])
-        arrays += [tensor.bits] if tensor.indices is None else [tensor.bits, tensor.indices]
+    rows = [
+        [name, tensor.dtype, list(tensor.shape), tensor.bits.dtype.name, len(tensor.bits), tensor.is_changes]
+        for name, tensor in payload.tensors.items()
+    ]
     header = {"kind": payload.kind, "version": list(payload.version), "dtype": payload.dtype, "base": payload.base}
-    return {**header, "tensors": rows}, arrays
+    return {"format": FORMAT, **header, "tensors": rows}, [tensor.bits for tensor in payload.tensors.values()]
 
 
 def array_specs(header: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """(dtype, length) of the arrays that belong to a description."""
-    specs = []
-    for _, _, _, bits, length, index in header["tensors"]:
-        specs += [(bits, length)] if index is None else [(bits, length), (index, length)]
-    return specs
+    """(dtype, length) of the arrays that belong to a description. Raises WeightMismatchError for another format."""
+    if header.get("format") != FORMAT:
+        raise WeightMismatchError(f"weights arrive in format {header.get('format')} and this program reads {FORMAT}")
+    return [(bits, length) for _, _, _, bits, length, _ in header["tensors"]]
 
 
 def unpack(header: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> WeightPayload:
     """The payload behind a description and its arrays."""
-    rest = iter(arrays)
     tensors = {
-        name: WireTensor(dtype, tuple(shape), next(rest), None if index is None else next(rest))
-        for name, dtype, shape, _, _, index in header["tensors"]
+        name: WireTensor(dtype, tuple(shape), array, is_changes)
+        for (name, dtype, shape, _, _, is_changes), array in zip(header["tensors"], arrays, strict=True)
     }
     return WeightPayload(header["kind"], WeightVersion(*header["version"]), header["dtype"], tensors, header["base"])
 
@@ -150,25 +147,35 @@ def _encode(tensor: Tensor, dtype: str) -> WireTensor:
     return WireTensor(tag, tuple(tensor.shape), bits)
 
 
-def _delta(old: WeightPayload, new: WeightPayload) -> WeightPayload:
-    """Changed elements only; a tensor of which so much changed that indices would not pay goes whole."""
-    tensors = {}
-    for name, tensor in new.tensors.items():
-        before = old.tensors[name]
-        indices = np.flatnonzero(before.bits != tensor.bits).astype(index_dtype(tensor.bits.size))
-        if not indices.size:
-            continue
-        sparse = WireTensor(tensor.dtype, tensor.shape, tensor.bits[indices], indices)
-        tensors[name] = sparse if sparse.nbytes < tensor.nbytes else tensor
+def _delta(old: WeightPayload, new: WeightPayload, num_threads: int = 1) -> WeightPayload:
+    """Tensors that changed, each as its changes, or whole where so much changed that this is no more."""
+
+    def changed(name: str) -> WireTensor | None:
+        before, after = old.tensors[name].bits, new.tensors[name]
+        if np.array_equal(before, after.bits):
+            return None
+        compact = replace(after, bits=encode_changes(before, after.bits), is_changes=True)
+        return compact if compact.nbytes < after.nbytes else after
+
+    with ThreadPoolExecutor(num_threads) as threads:
+        pairs = zip(new.tensors, threads.map(changed, new.tensors), strict=True)
+        tensors = {name: tensor for name, tensor in pairs if tensor is not None}
     return WeightPayload("delta", new.version, new.dtype, tensors, old.version.digest)
 
 
-def _write(target: Tensor, tensor: WireTensor) -> None:
-    values = tensor.values().to(target.device, target.dtype)
-    if tensor.indices is None:
-        target.copy_(values.view(tensor.shape))
+def _write(target: Tensor, tensor: WireTensor, changed: Changed | None) -> None:
+    """`changed` is what `_check_tensor` made of `tensor`."""
+    if changed is None:
+        # Copied: the bits may be a read-only view into shared memory.
+        target.copy_(_values(tensor.bits.copy(), tensor.dtype).to(target.device, target.dtype).view(tensor.shape))
     else:
-        target.put_(torch.from_numpy(tensor.indices.astype(np.int64)).to(target.device), values)
+        places = torch.from_numpy(changed.indices.astype(np.int64)).to(target.device)
+        target.put_(places, _values(changed.bits, tensor.dtype).to(target.device, target.dtype))
+
+
+def _values(bits: np.ndarray, dtype: str) -> Tensor:
+    """The values [n] behind bits, on the CPU, in the memory of the bits."""
+    return torch.from_numpy(bits.view(f"i{bits.itemsize}")).view(_dtype(dtype))
 
 
 def _round(tensor: Tensor, dtype: str) -> None:
@@ -178,21 +185,34 @@ def _round(tensor: Tensor, dtype: str) -> None:
         tensor.copy_(tensor.to(wire))
 
 
-def _check_tensor(name: str, tensor: WireTensor, target: Tensor, payload: WeightPayload) -> None:
+def _check_tensor(name: str, tensor: WireTensor, target: Tensor, payload: WeightPayload) -> Changed | None:
+    """Raises WeightMismatchError where a tensor does not fit; returns its new values, None for one that comes whole.
+
+    A tensor with two names gets its changes twice, so all values are made before any is written.
+    """
     expected, found = (tuple(target.shape), wire_dtype(target, payload.dtype)), (tensor.shape, tensor.dtype)
     if found != expected:
         raise WeightMismatchError(
             f"tensor {name} arrives as {found} and the policy holds {expected}; are both from the same folder, and is "
             f"weights.dtype={payload.dtype} no wider than the policy's own dtype?"
         )
-    count, indices = target.numel(), tensor.indices
-    if tensor.bits.ndim != 1 or tensor.bits.dtype != np.dtype(f"u{_dtype(tensor.dtype).itemsize}"):
+    count, itemsize = target.numel(), _dtype(tensor.dtype).itemsize
+    if tensor.is_changes:
+        if payload.kind != "delta":
+            raise WeightMismatchError(
+                f"tensor {name}: a {payload.kind} payload has whole tensors, and it brings changes"
+            )
+        try:
+            indices, steps = decode_changes(tensor.bits, count, itemsize)
+        except ValueError as error:
+            raise WeightMismatchError(f"tensor {name}: {error}") from error
+        held = torch.take(target, torch.from_numpy(indices.astype(np.int64)).to(target.device))
+        return Changed(indices, _bits(held, tensor.dtype) + steps)
+    if tensor.bits.ndim != 1 or tensor.bits.dtype != np.dtype(f"u{itemsize}"):
         raise WeightMismatchError(f"tensor {name}: {tensor.bits.dtype} {tensor.bits.shape} are no {tensor.dtype} bits")
-    if len(tensor.bits) != (count if indices is None else len(indices)):
+    if len(tensor.bits) != count:
         raise WeightMismatchError(f"tensor {name}: {len(tensor.bits)} values for {count} elements")
-    # Ascending: no element is written twice, and only the last index can be too large.
-    if indices is not None and len(indices) and (int(indices[-1]) >= count or (indices[1:] <= indices[:-1]).any()):
-        raise WeightMismatchError(f"tensor {name}: indices must ascend and be below {count}")
+    return None
 
 
 def _hash_tensor(name: str, shape: tuple[int, ...], dtype: str, bits: np.ndarray) -> bytes:

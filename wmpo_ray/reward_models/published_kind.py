@@ -38,6 +38,7 @@ class PublishedRewardConfig(NetworkRewardConfig):
 
 class PublishedVideoMAEKind(VideoMAEKind):
     section: ClassVar[type[NetworkRewardConfig]] = PublishedRewardConfig
+    libraries: ClassVar[tuple[str, ...]] = ("wmpo_ray.reward_models.published_videomae",)
 
     def create(self, config: Config, frame_size: FrameSize, instructions: Sequence[str]) -> RewardModel:
         raise ConfigError(

@@ -12,7 +12,6 @@ import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FiniteFloat
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import atomic_directory
@@ -20,11 +19,15 @@ from wmpo_ray.core.section import Count, shown
 from wmpo_ray.core.types import Scores
 from wmpo_ray.core.untrusted import NetworkSettings, TensorSpec, read_json, read_settings, refuse_unread
 from wmpo_ray.core.wording import counted
+from wmpo_ray.model_files.lean_imports import lean
 from wmpo_ray.model_files.weight_files import WeightFiles, find_weights, load_network
 from wmpo_ray.reward_models.decisions import decide
 from wmpo_ray.reward_models.preprocessing import PREPROCESSOR_FILE, FramePreprocessing
 from wmpo_ray.reward_models.preprocessor_files import find_preprocessing
 from wmpo_ray.reward_models.videomae import set_positions
+
+with lean():
+    from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 # VideoMAE-base as the reference trains it: settings that a bare file of weights does not contain.
 IMAGE_SIZE, NUM_FRAMES, HEAD_WIDTH = 224, 8, 64

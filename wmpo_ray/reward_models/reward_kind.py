@@ -21,6 +21,7 @@ class RewardModelKind(ABC):
     """`config.reward` is always a `section` of the kind that is asked. Models are on the CPU."""
 
     section: ClassVar[type[RewardConfig]]
+    libraries: ClassVar[tuple[str, ...]] = ()  # modules that `load` imports
 
     @abstractmethod
     def create(self, config: Config, frame_size: FrameSize, instructions: Sequence[str]) -> RewardModel:

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 from torch import Tensor
-from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import atomic_directory
@@ -22,8 +21,12 @@ from wmpo_ray.core.rounding import rounded
 from wmpo_ray.core.section import Count, Positive
 from wmpo_ray.core.types import Scores
 from wmpo_ray.core.untrusted import NetworkSettings, check_finite, check_network, read_settings
+from wmpo_ray.model_files.lean_imports import lean
 from wmpo_ray.reward_models.decisions import decide
 from wmpo_ray.reward_models.videomae_settings import NetworkRewardConfig
+
+with lean():
+    from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 SETTINGS_FILE = "reward_model.json"
 MAX_POSITION_VALUES = 2**24  # of a clip: patches times width; they are computed, so no weight bounds their number

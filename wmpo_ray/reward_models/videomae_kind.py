@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # a configuration is read without torch
 
 class VideoMAEKind(RewardModelKind):
     section: ClassVar[type[NetworkRewardConfig]] = VideoMAERewardConfig
+    libraries: ClassVar[tuple[str, ...]] = ("wmpo_ray.reward_models.videomae",)
 
     def create(self, config: Config, frame_size: FrameSize, instructions: Sequence[str]) -> RewardModel:
         from wmpo_ray.reward_models.videomae import VideoMAERewardModel

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # a configuration is read without torch
 
 class DiffusionKind(WorldModelKind):
     section = DiffusionConfig
+    libraries = ("wmpo_ray.world_models.pretrained_world", "diffusers.hooks.group_offloading")
 
     def begin(self, config: Config, pretrained: str, seed: int) -> DiffusionWorldModel:
         from wmpo_ray.world_models.pretrained_world import begin_world_model

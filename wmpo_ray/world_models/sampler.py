@@ -14,11 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
+from wmpo_ray.model_files.lean_imports import lean
 from wmpo_ray.world_models.denoiser import TIME_SCALE, Conditioning, Denoiser
 from wmpo_ray.world_models.diffusion_settings import SamplerConfig
+
+with lean():
+    from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
 # Of second order: a third order is worse in few steps.
 SCHEDULERS: dict[str, Callable[[float], Any]] = {

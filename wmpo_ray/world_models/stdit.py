@@ -15,10 +15,10 @@ from typing import ClassVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.model_files.lean_imports import lean
 from wmpo_ray.world_models.attention import Backend, RotaryEmbedding, choose_backend
 from wmpo_ray.world_models.stdit_blocks import (
     ActionEmbedder,
@@ -30,6 +30,9 @@ from wmpo_ray.world_models.stdit_blocks import (
     TimestepEmbedder,
     spatial_positions,
 )
+
+with lean():
+    from diffusers.models.modeling_utils import ModelMixin
 
 # The sizes of the published world models: 1,213M parameters, of which 305M take no part.
 PRESETS = {

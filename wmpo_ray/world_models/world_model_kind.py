@@ -24,6 +24,7 @@ class WorldModelKind(ABC):
     """
 
     section: ClassVar[type[WorldModelConfig]]
+    libraries: ClassVar[tuple[str, ...]] = ()  # modules that `load` imports
 
     @abstractmethod
     def begin(self, config: Config, pretrained: str, seed: int) -> Any:

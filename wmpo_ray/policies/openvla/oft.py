@@ -13,13 +13,13 @@ from typing import Any, ClassVar, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.interfaces import Decision
 from wmpo_ray.core.observations import Observation
 from wmpo_ray.core.seeding import keyed_noise
 from wmpo_ray.core.untrusted import check_folder, parse_json
+from wmpo_ray.model_files.lean_imports import lean
 from wmpo_ray.model_files.weight_files import WeightFiles, find_safetensors, load_network
 from wmpo_ray.policies.action_tokens import executed_tokens, sample_tokens
 from wmpo_ray.policies.openvla.actions import ActionStatistics, ActionTokenizer, check_statistics
@@ -35,6 +35,9 @@ from wmpo_ray.policies.openvla.published_files import (
 )
 from wmpo_ray.policies.openvla.settings import OpenVLAConfig, read_config
 from wmpo_ray.policies.openvla.vision import Projector, VisionBackbone
+
+with lean():
+    from transformers import AutoModelForCausalLM, PreTrainedModel
 
 STOP = 2
 

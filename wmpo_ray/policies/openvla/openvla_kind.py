@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, cast
 
 from pydantic import Field, model_validator
 
@@ -78,6 +78,7 @@ class OpenVLAPolicyConfig(PolicyConfig):
 
 class OpenVLAKind(PolicyKind):
     section = OpenVLAPolicyConfig
+    libraries: ClassVar[tuple[str, ...]] = ("wmpo_ray.policies.openvla.oft", "wmpo_ray.policies.openvla.lora")
 
     def create(self, config: Config, demos: Episodes) -> Policy:
         raise ConfigError('policy.kind="openvla_oft" has no fresh network; set policy.pretrained to the folder of one')

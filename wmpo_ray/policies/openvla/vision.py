@@ -8,9 +8,12 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from wmpo_ray.model_files.lean_imports import lean
 from wmpo_ray.world_models.attention import attend
+
+with lean():
+    from transformers.modeling_layers import GradientCheckpointingLayer
 
 NORM_EPS = 1e-6
 
