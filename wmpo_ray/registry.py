@@ -23,14 +23,18 @@ from wmpo_ray.kinds import ENVIRONMENTS, POLICIES, REWARD_MODELS, WORLD_MODELS
 
 
 def check_kinds(config: Config) -> None:
-    """Raises ConfigError for an environment that cannot be made or an unknown algorithm, before any work is done.
+    """Raises ConfigError for an environment that cannot be made or an unknown algorithm, before any work is done."""
+    check_simulator(config)
+    algorithm_class(config.algorithm.kind)
+
+
+def check_simulator(config: Config) -> None:
+    """Raises ConfigError for an environment that cannot be made, or of which there is no simulator.
 
     Where environment workers have packages of their own, the simulator need not be here.
     """
-    kind = ENVIRONMENTS.find(config.environment.kind)
     if not config.cluster.environment_runtime_env.for_ray():
-        kind.check(config.environment)
-    algorithm_class(config.algorithm.kind)
+        ENVIRONMENTS.find(config.environment.kind).check(config.environment)
 
 
 def make_environment(config: EnvironmentConfig) -> Environment:

@@ -13,6 +13,7 @@ from rich.console import Console
 from cluster.events.progress import Reporter
 from cluster.recipes.context import RunContext
 from cluster.recipes.rounds import round_folder
+from cluster.recipes.simulator_needs import always
 from cluster.recipes.stage import Stage
 from cluster.recording.parts import parts_folder
 from cluster.recording.recorder import EpisodeRecorder
@@ -81,6 +82,7 @@ EVALUATE = Stage(
     makes=("videos/base.npz", "videos/final.npz", "outcomes/base.json", "outcomes/final.json"),
     settings=("evaluation.num_starts", "evaluation.temperature", "evaluation.episodes_per_batch"),
     state=(parts_folder("base"), parts_folder("final")),
+    simulates=always,
 )
 
 

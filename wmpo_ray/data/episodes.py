@@ -182,6 +182,13 @@ def batch_within(frames_shape: Sequence[int], max_bytes: int | None = None, max_
 
 def parts_of(episodes: Episodes, max_bytes: int | None = None) -> Iterator[Episodes]:
     """Episodes that can be in memory together, in order: as many as have `max_bytes` of padded frames, at least one."""
-    step = batch_within(episodes.frames.shape, max_bytes, max(1, len(episodes)))
-    for start in range(0, len(episodes), step):
-        yield episodes.rows(slice(start, start + step))
+    for rows in batches_of_rows(episodes.frames.shape, max_bytes):
+        yield episodes.rows(rows)
+
+
+def batches_of_rows(frames_shape: Sequence[int], max_bytes: int | None = None) -> Iterator[slice]:
+    """The rows of each of `parts_of` episodes whose frames are [M, T+1, H, W, 3]."""
+    num = frames_shape[0]
+    step = batch_within(frames_shape, max_bytes, max(1, num))
+    for start in range(0, num, step):
+        yield slice(start, start + step)
