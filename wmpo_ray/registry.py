@@ -49,6 +49,12 @@ def has_ability(config: EnvironmentConfig, ability: str) -> bool:
         return False
 
 
+def disruptions_of(config: EnvironmentConfig) -> tuple[str, ...]:
+    """What the environment can disrupt, besides "none"."""
+    kind: Any = ENVIRONMENTS.find(config.kind)
+    return kind.disruptions(config) if hasattr(kind, "disruptions") else ()  # of packages older than it
+
+
 def make_play(config: EnvironmentConfig, num: int, seed: int) -> Iterator[Play] | None:
     """Undirected episodes of the environment, made as they are asked for; None where its kind has none."""
     kind: Any = ENVIRONMENTS.find(config.kind)

@@ -60,7 +60,6 @@ def run_pipeline(
     check_run(config, serial, address, steps, only, until)
     asked = steps_in(steps, only, until)
     if is_new := not (out / CONFIG).exists():  # before anything is created there
-        check_simulator_of(config, asked)
         check_steps(config, serial, asked)
     preflight(config, out, serial=serial, address=address, stages={step.stage.name for step in asked})
     configure_process(config.cluster.threads_per_process)
@@ -71,22 +70,20 @@ def run_pipeline(
         check_resume(folder, wanted, resume, may_redo)
         check_later(folder, [each for each in plan if each not in wanted], may_redo)
         to_run = [each.step for each in wanted if only or each.action is not Action.KEEP]
-        if not is_new:
-            check_simulator_of(config, to_run)
-        check_steps(config, serial, to_run)
+        check_steps(config, serial, to_run, simulator=not is_new)  # it takes seconds: not twice
         folder.accept(config, [step.label for step in steps])
         with watched(folder, plan) as status, event_log(folder.path, console, level, status.fault):
             reporter = Reporter(console, level > logging.INFO, status.progress)
             context = RunContext(config, folder, reporter, lambda: start_runtime(serial, address), force, status)
             run_steps(context, wanted, plan, again=only is not None)
-            conclude(folder, config)
-        return folder.summary
+            return conclude(folder, config)
 
 
-def conclude(folder: RunFolder, config: Config) -> None:
-    """Write what shows a run, and what it can be verified by."""
+def conclude(folder: RunFolder, config: Config) -> dict[str, Any]:
+    """Write what shows a run, and what it can be verified by; returns its summary."""
     write_report(folder.path)
     write_receipt(folder, inputs_of(config))
+    return folder.summary
 
 
 def steps_in(steps: Sequence[Step], only: str | None, until: str | None) -> list[Step]:
@@ -144,8 +141,10 @@ def wanted_of(plan: Sequence[Planned], only: str | None, until: str | None) -> l
     return [plan[index]]
 
 
-def check_steps(config: Config, serial: bool, steps: Sequence[Step]) -> None:
+def check_steps(config: Config, serial: bool, steps: Sequence[Step], simulator: bool = True) -> None:
     """Raises UserError or ConfigError for what a later stage would reject, before the first one begins."""
+    if simulator:
+        check_simulator_of(config, steps)
     for step in steps:
         step.stage.check(config, serial)
 

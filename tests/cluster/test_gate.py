@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cluster.recipes.gate import missed_bounds
+from cluster.recipes.gating.gate import missed_bounds
 from cluster.recipes.pipeline import run_pipeline
 from wmpo_ray.config.loading import load_config
 from wmpo_ray.config.run import Config, GateConfig

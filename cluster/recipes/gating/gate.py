@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cluster.recipes.context import RunContext
-from cluster.recipes.gate_replays import FILES, judged, replayed
+from cluster.recipes.gating.gate_replays import FILES, judged, replayed
 from cluster.recipes.stage import Stage
 from cluster.recording.recorder import EpisodeRecorder
 from wmpo_ray.config.run import GateConfig

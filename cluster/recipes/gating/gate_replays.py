@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -51,5 +52,7 @@ def judged(judge: Judge, videos: Episodes) -> Scores:
         judge.judge(Videos(np.asarray(part.frames), part.instructions, part.actions, tuple(starts_of(part))))
         for part in parts_of(videos)
     ]
-    columns = {field.name: [getattr(scores, field.name) for scores in found] for field in fields(Scores)}
+    columns: dict[str, Any] = {
+        field.name: [getattr(scores, field.name) for scores in found] for field in fields(Scores)
+    }
     return Scores(**{name: None if values[0] is None else np.concatenate(values) for name, values in columns.items()})
