@@ -18,7 +18,8 @@ CONSTRAINTS := $(if $(filter sim,$(subst $(comma), ,$(EXTRAS))),constraints-sim.
 # One stamp for each choice of extras, so that asking for another one installs it.
 STAMP := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 
-.PHONY: help setup demo lift-demo cluster-demo test test-slow test-simulators lint bench-demo bench-cache soak \
+.PHONY: help setup demo lift-demo cluster-demo test test-slow setup-simulators test-simulators \
+	test-simulators-in-short lint bench-demo bench-cache soak \
 	bench-coordinator bench-optimize bench-autoscaling bench-weights bench-actor-start bench-operations bench-samplers \
 	bench-simulators bench-experts \
 	bench-fidelity bench-memory bench-metaworld bench-environment-pool bench-house evidence bench-models bench-gpu \
@@ -51,14 +52,21 @@ cluster-demo: setup  ## the same as a job on a Ray cluster of a head and two wor
 	WMPO_RUNS=$(dir $(abspath $(OUT))) $(BIN)/python -m wmpo_ray cluster --workers 2 --submit demo --set seed=$(SEED) \
 		--set name=$(notdir $(OUT))
 
-test: setup  ## the tests
+test: setup  ## the tests, and an episode in each simulator where `make setup-simulators` was run
 	$(BIN)/python -m pytest
+	@if test -e .venv-sim/.installed-sim-pusht; then $(MAKE) --no-print-directory test-simulators-in-short; \
+		else echo "simulators: not tested, there is no .venv-sim (make setup-simulators)"; fi
 
 test-slow: setup  ## the deaths, hangs, nodes, TLS and transports that `make test` leaves out: half an hour
 	$(BIN)/python -m pytest -m slow
 
-test-simulators:  ## PushT and robosuite for real, in an environment with their older numpy (.venv-sim)
+setup-simulators:  ## PushT and robosuite with their older numpy, in an environment of their own (.venv-sim)
 	$(MAKE) setup VENV=.venv-sim EXTRAS=sim,pusht
+
+test-simulators-in-short: setup-simulators  ## an episode in each of them, drawn, restored and done by the expert; skipped without OpenGL
+	.venv-sim/bin/python -m pytest -rs tests/environments/test_simulators_in_short.py
+
+test-simulators: setup-simulators  ## all tests of PushT and robosuite for real
 	.venv-sim/bin/python -m pytest tests/contract/test_environments.py tests/environments
 
 lint: setup  ## ruff and mypy

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.interfaces import Policy
 from wmpo_ray.core.runtime_settings import configure_process
+from wmpo_ray.core.starts import seeded_starts
 from wmpo_ray.core.timeline import span
 from wmpo_ray.core.types import Episodes
 from wmpo_ray.data.about import Provenance
@@ -88,6 +89,16 @@ class RecordingActor:
     def execute(self, seeds: np.ndarray, actions: np.ndarray) -> np.ndarray:
         """Real outcome [M] bool of given actions [M, T, D] from the given start states."""
         return execute_actions(self.environment, seeds, actions)
+
+    def disrupted_starts(self, seeds: np.ndarray, disruption: str) -> np.ndarray:
+        """First frames [M, H, W, 3] of the given start states under a disruption."""
+        section = self.config.environment.model_copy(update={"disruption": disruption})
+        environment: Any = make_environment(section)
+        environment.restore(seeded_starts(seeds))
+        frames = environment.render()
+        if hasattr(environment, "close"):
+            environment.close()
+        return frames
 
     def abilities(self) -> frozenset[str]:
         """What the environment can do besides, see `World`."""

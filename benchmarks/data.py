@@ -2,6 +2,7 @@
 
     make bench-data    -> benchmarks/results/data.json
     python -m benchmarks.data --episodes 200 --seconds 1 --rounds 3 --no-results
+    python -m benchmarks.data --episodes 400 --seconds 1 --processor-time    beside other work
 
 The same episodes stand in a trajectory file, in two HDF5 files (as robomimic's script writes images unless it is asked to
 compress, and compressed, as `wmpo data export` writes them) and in LeRobot's layout. Windows of 12 frames with their actions
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.foreign_python import Reader, ask, foreign_python
+from benchmarks.foreign_readers import CLOCKS
 from benchmarks.results_file import write_results
 from benchmarks.scenes import scene_episodes
 from wmpo_ray.core.types import Episodes
@@ -67,10 +69,11 @@ def write_plain_hdf5(compressed: Path, out: Path) -> None:
                 copy[key] = demo[key][:]
 
 
-def our_windows_per_s(episodes: Episodes, seconds: float, chance: np.random.Generator) -> float:
+def our_windows_per_s(episodes: Episodes, seconds: float, chance: np.random.Generator, clock: str = "wall") -> float:
     """Frames and actions of windows at random places, a batch at a time as a training draws them."""
-    done, started, offsets = 0, time.perf_counter(), np.arange(WINDOW)
-    while (passed := time.perf_counter() - started) < seconds:
+    now, offsets = CLOCKS[clock], np.arange(WINDOW)
+    done, started = 0, now()
+    while (passed := now() - started) < seconds:
         rows = chance.integers(len(episodes), size=(BATCH, 1))
         steps = chance.integers(STEPS - WINDOW + 1, size=(BATCH, 1)) + offsets
         frames, actions = episodes.frames[rows, steps], episodes.actions[rows, steps]
@@ -141,6 +144,32 @@ def read_in_turns(options: argparse.Namespace, path: Path, python: Path) -> dict
     return found
 
 
+def measure_processor_time(options: argparse.Namespace, folder: Path, python: Path) -> dict[str, dict[str, Any]]:
+    """Ours without its cache beside robomimic's, by the processor time of each: what else the machine does hardly counts."""
+    path = folder / "a.parquet"
+    write_file(path, options.episodes)
+    export_robomimic(path, folder / "gzip.hdf5")
+    write_plain_hdf5(folder / "gzip.hdf5", folder / "plain.hdf5")
+    ours, chance, found = load_episodes(path, cache_bytes=0), np.random.default_rng(0), []
+    package, file, key, mode = OTHERS["hdf5_plain"]
+    with Reader(python, package, folder / file, key, folder / "log") as reader:
+        for number in range(options.rounds + 1):
+            seconds = options.seconds * (1 if number else WARM_UP)
+            pair = (
+                our_windows_per_s(ours, seconds, chance, "processor"),
+                reader.windows_per_s(mode, seconds, "processor"),
+            )
+            print(*map(round, pair), "" if number else "(not counted)", flush=True)
+            found += [pair] if number else []
+    unit = f"windows of {WINDOW} frames a second of processor time"
+    return {
+        "nothing_kept/windows_ratio_hdf5": spread([a / b for a, b in found], "times as many " + unit),
+        "windows_per_s/ours_nothing_kept": spread([a for a, _ in found], unit),
+        "windows_per_s/hdf5_plain": spread([b for _, b in found], unit),
+        "frames_mib": {"value": round(options.episodes * (STEPS + 1) * SIZE**2 * 3 / 2**20), "unit": "MiB in all"},
+    }
+
+
 def spread(values: list[float], unit: str) -> dict[str, Any]:
     digits = 2 if max(values) < 100 else 0
     low, middle, high = (round(each(values), digits) for each in (min, statistics.median, max))
@@ -163,17 +192,22 @@ def main() -> None:
     parser.add_argument(
         "--python", type=Path, help="a Python with lerobot and robomimic; that of `make exchange-env` if absent"
     )
+    parser.add_argument(
+        "--processor-time", action="store_true", help="only ours beside robomimic's, and what they cost the processor"
+    )
     parser.add_argument("--no-results", action="store_true", help="print the figures and write nothing")
     options = parser.parse_args()
     python = foreign_python(options.python)
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(options, Path(folder), python)
+        figures = (measure_processor_time if options.processor_time else measure)(options, Path(folder), python)
     for name, version in ask(python, "versions").items():
         figures[f"versions/{name}"] = {"value": version, "unit": "version beside which it was measured"}
     for name, figure in figures.items():
         print(f"{name}: {figure['value']} {figure.get('interval', '')} {figure['unit']}")
-    if not options.no_results:
-        command = f"python -m benchmarks.data --episodes {options.episodes} --seconds {options.seconds:g} --rounds {options.rounds}"
+    command = f"python -m benchmarks.data --episodes {options.episodes} --seconds {options.seconds:g} --rounds {options.rounds}"
+    if options.processor_time and not options.no_results:
+        print(write_results("data_processor_time", figures, f"{command} --processor-time"))
+    elif not options.no_results:
         print(write_results("data", figures, command))
 
 

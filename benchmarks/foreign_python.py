@@ -44,10 +44,10 @@ class Reader:
             )
         self._log = log
 
-    def windows_per_s(self, mode: str, seconds: float) -> float:
+    def windows_per_s(self, mode: str, seconds: float, clock: str = "wall") -> float:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None
-        print(mode, seconds, file=stdin, flush=True)
+        print(mode, seconds, clock, file=stdin, flush=True)
         while line := stdout.readline():
             if line.startswith('{"answer"'):
                 return float(json.loads(line)["answer"])

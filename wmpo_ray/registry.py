@@ -23,14 +23,18 @@ from wmpo_ray.kinds import ENVIRONMENTS, POLICIES, REWARD_MODELS, WORLD_MODELS
 
 
 def check_kinds(config: Config) -> None:
-    """Raises ConfigError for an environment that cannot be made or an unknown algorithm, before any work is done.
+    """Raises ConfigError for an environment that cannot be made or an unknown algorithm, before any work is done."""
+    check_simulator(config)
+    algorithm_class(config.algorithm.kind)
+
+
+def check_simulator(config: Config) -> None:
+    """Raises ConfigError for an environment that cannot be made, or of which there is no simulator.
 
     Where environment workers have packages of their own, the simulator need not be here.
     """
-    kind = ENVIRONMENTS.find(config.environment.kind)
     if not config.cluster.environment_runtime_env.for_ray():
-        kind.check(config.environment)
-    algorithm_class(config.algorithm.kind)
+        ENVIRONMENTS.find(config.environment.kind).check(config.environment)
 
 
 def make_environment(config: EnvironmentConfig) -> Environment:
@@ -43,6 +47,12 @@ def has_ability(config: EnvironmentConfig, ability: str) -> bool:
         return ability in make_environment(config).abilities
     except ConfigError:  # no simulator of it
         return False
+
+
+def disruptions_of(config: EnvironmentConfig) -> tuple[str, ...]:
+    """What the environment can disrupt, besides "none"."""
+    kind: Any = ENVIRONMENTS.find(config.kind)
+    return kind.disruptions(config) if hasattr(kind, "disruptions") else ()  # of packages older than it
 
 
 def make_play(config: EnvironmentConfig, num: int, seed: int) -> Iterator[Play] | None:

@@ -127,10 +127,10 @@ def check_pusht() -> Check:
 
 
 def check_robosuite() -> Check:
-    from wmpo_ray.environments.robosuite.headless import BACKENDS, probe
     from wmpo_ray.environments.robosuite.installed import conflicts, version_of
     from wmpo_ray.environments.robosuite.robosuite_kind import RobosuiteKind
     from wmpo_ray.environments.robosuite.robosuite_settings import RobosuiteConfig
+    from wmpo_ray.environments.simulators.opengl import BACKENDS, probe
 
     if version_of("robosuite") is None:
         return Check("robosuite", Verdict.OK, "absent; optional, a simulator: make setup EXTRAS=sim")

@@ -10,6 +10,7 @@ from typing import Any
 
 from cluster.recipes.clone import POLICY
 from cluster.recipes.context import RunContext
+from cluster.recipes.simulator_needs import always
 from cluster.recipes.stage import Stage
 from cluster.recipes.trainings import run_trainings
 from cluster.recording.parts import parts_folder
@@ -64,6 +65,7 @@ MORE_DEMOS = Stage(
     makes=("trajectories/more-demos.parquet",),
     settings=("demos.action_noise", "demos.episodes_per_batch", "collect.num_trajectories"),
     state=(parts_folder("more-demos"),),
+    simulates=always,
 )
 
 CLONE_DEMOS = Stage(

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from cluster.recipes.checks import check_sources, source_needs
 from cluster.recipes.context import RunContext
+from cluster.recipes.simulator_needs import records
 from cluster.recipes.stage import Stage, content_of
 from cluster.recording.parts import parts_folder
 from wmpo_ray.config.run import Config
@@ -72,4 +73,5 @@ COLLECT = Stage(
     ),
     state=tuple(parts_folder(name) for name in FILES.values()),
     check=check,
+    simulates=records,
 )

@@ -6,6 +6,7 @@ from typing import Any
 
 from cluster.recipes.checks import check_sources, source_needs
 from cluster.recipes.context import RunContext
+from cluster.recipes.simulator_needs import demonstrates
 from cluster.recipes.stage import Stage
 from cluster.recording.parts import parts_folder
 from wmpo_ray.config.run import Config
@@ -44,4 +45,5 @@ DEMOS = Stage(
     settings=("demos",),
     state=(parts_folder("demos"),),
     check=check,
+    simulates=demonstrates,
 )

@@ -13,6 +13,7 @@ from rich.console import Console
 from cluster.events.progress import Reporter
 from cluster.recipes.context import RunContext
 from cluster.recipes.rounds import round_folder
+from cluster.recipes.simulator_needs import always
 from cluster.recipes.stage import Stage
 from cluster.recording.parts import parts_folder
 from cluster.recording.recorder import EpisodeRecorder
@@ -22,13 +23,16 @@ from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.runtime_settings import configure_process
 from wmpo_ray.core.starts import start_seeds
 from wmpo_ray.core.types import Episodes
-from wmpo_ray.registry import load_policy, make_environment
+from wmpo_ray.registry import disruptions_of, load_policy, make_environment
+from wmpo_ray.report.run_data import DISRUPTIONS
 from wmpo_ray.rollout.evaluation import is_recovery, rollout_policy
 from wmpo_ray.runs.folder import CONFIG
 from wmpo_ray.runs.outcomes import Outcomes, outcomes_file, read_outcomes, write_outcomes
 from wmpo_ray.runs.round_folders import label_of
 from wmpo_ray.runs.trackers.jsonl import JsonlTracker
 from wmpo_ray.runs.trust import trust_card
+
+NUM_DISRUPTED = 4  # starts that are shown with each disruption
 
 
 def evaluate(context: RunContext) -> dict[str, Any]:
@@ -40,6 +44,7 @@ def evaluate(context: RunContext) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
     with context.recorder("evaluate", context.run_config) as recorder:
         if context.round == 1:
+            save_disruptions(context, recorder)
             base, metrics = measure(context, recorder, "base", context.model("base-policy"))
         else:
             base = read_outcomes(outcomes_file(context.of_round(1).root, "base"))
@@ -73,14 +78,25 @@ def save_videos(context: RunContext, name: str, chosen: Episodes) -> None:
     )
 
 
+def save_disruptions(context: RunContext, recorder: EpisodeRecorder) -> None:
+    """For the report: some start frames with everything that the environment can disrupt."""
+    config = context.run_config
+    if not (others := disruptions_of(config.environment)):
+        return
+    names, seeds = ("none", *others), start_seeds("evaluate", config.evaluation.num_starts, config.seed)[:NUM_DISRUPTED]
+    frames = recorder.disrupted_starts(seeds, names)
+    np.savez_compressed(context.videos / DISRUPTIONS, frames=frames, instructions=np.array(json.dumps(names)))
+
+
 EVALUATE = Stage(
     "evaluate",
     evaluate,
     needs=("policy", "optimize"),
     builds_on=("evaluate",),  # which has evaluated the base policy
-    makes=("videos/base.npz", "videos/final.npz", "outcomes/base.json", "outcomes/final.json"),
+    makes=("videos/base.npz", "videos/final.npz", f"videos/{DISRUPTIONS}", "outcomes/base.json", "outcomes/final.json"),
     settings=("evaluation.num_starts", "evaluation.temperature", "evaluation.episodes_per_batch"),
     state=(parts_folder("base"), parts_folder("final")),
+    simulates=always,
 )
 
 

@@ -16,6 +16,7 @@ from cluster.loop.rollouts import Rollouts
 from cluster.loop.team import ModelPaths, Team
 from cluster.loop.train import TrainingLoop
 from cluster.recipes.context import RunContext
+from cluster.recipes.simulator_needs import measures_on_the_way
 from cluster.recipes.stage import Stage
 from cluster.workers.learner_group import check_ranks
 from cluster.workers.telemetry import Telemetry
@@ -173,6 +174,7 @@ OPTIMIZE = Stage(
     ),
     keeps_state=True,
     check=check_ranks,
+    simulates=measures_on_the_way,
     suits=suits_world("imagination"),
 )
 

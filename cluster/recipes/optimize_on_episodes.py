@@ -10,6 +10,7 @@ from cluster.events.run_log import FolderLog
 from cluster.loop.offline import train_offline
 from cluster.recipes.context import RunContext
 from cluster.recipes.optimize import OPTIMIZE, model_paths, telemetry
+from cluster.recipes.stage import no_simulator
 from wmpo_ray.algorithms.base import offline_algorithm
 from wmpo_ray.config.run import Config
 from wmpo_ray.runs.best_policy import check_best
@@ -45,4 +46,4 @@ def suits(config: Config) -> None:
     check_best(config)
 
 
-OPTIMIZE_ON_EPISODES = replace(OPTIMIZE, run=optimize_on_episodes, suits=suits)
+OPTIMIZE_ON_EPISODES = replace(OPTIMIZE, run=optimize_on_episodes, simulates=no_simulator, suits=suits)

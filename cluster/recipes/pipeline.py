@@ -23,14 +23,15 @@ from cluster.recipes.context import RunContext
 from cluster.recipes.receipts import inputs_of
 from cluster.recipes.recipe_table import steps_of
 from cluster.recipes.run_plan import Action, Planned, check_later, check_resume, is_within, plan_run, source_of
+from cluster.recipes.simulator_needs import check_simulator_of
 from cluster.recipes.stage import Step
 from cluster.recording.recorder import check_runtime_env
 from cluster.runtimes.start import start_runtime
 from cluster.workers.placement import check_placement
+from wmpo_ray.algorithms.base import algorithm_class
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.runtime_settings import configure_process
-from wmpo_ray.registry import check_kinds
 from wmpo_ray.report.html import write_report
 from wmpo_ray.runs.folder import CONFIG, RunFolder, remove_all
 from wmpo_ray.runs.receipt import write_receipt
@@ -58,7 +59,7 @@ def run_pipeline(
     steps, address = steps_of(config), "" if serial else cluster_address(config)
     check_run(config, serial, address, steps, only, until)
     asked = steps_in(steps, only, until)
-    if not (out / CONFIG).exists():  # before anything is created there
+    if is_new := not (out / CONFIG).exists():  # before anything is created there
         check_steps(config, serial, asked)
     preflight(config, out, serial=serial, address=address, stages={step.stage.name for step in asked})
     configure_process(config.cluster.threads_per_process)
@@ -68,20 +69,21 @@ def run_pipeline(
         may_redo = resume if redo is None else redo
         check_resume(folder, wanted, resume, may_redo)
         check_later(folder, [each for each in plan if each not in wanted], may_redo)
-        check_steps(config, serial, [each.step for each in wanted if only or each.action is not Action.KEEP])
+        to_run = [each.step for each in wanted if only or each.action is not Action.KEEP]
+        check_steps(config, serial, to_run, simulator=not is_new)  # it takes seconds: not twice
         folder.accept(config, [step.label for step in steps])
         with watched(folder, plan) as status, event_log(folder.path, console, level, status.fault):
             reporter = Reporter(console, level > logging.INFO, status.progress)
             context = RunContext(config, folder, reporter, lambda: start_runtime(serial, address), force, status)
             run_steps(context, wanted, plan, again=only is not None)
-            conclude(folder, config)
-        return folder.summary
+            return conclude(folder, config)
 
 
-def conclude(folder: RunFolder, config: Config) -> None:
-    """Write what shows a run, and what it can be verified by."""
+def conclude(folder: RunFolder, config: Config) -> dict[str, Any]:
+    """Write what shows a run, and what it can be verified by; returns its summary."""
     write_report(folder.path)
     write_receipt(folder, inputs_of(config))
+    return folder.summary
 
 
 def steps_in(steps: Sequence[Step], only: str | None, until: str | None) -> list[Step]:
@@ -100,7 +102,7 @@ def check_run(
         if name is not None and name not in labels:
             raise UserError(f"unknown stage {name!r}; the stages are {', '.join(labels)}")
     check_runtime_env(config, serial)
-    check_kinds(config)
+    algorithm_class(config.algorithm.kind)  # it must be known
     if not serial and not address:  # other clusters are checked once connected
         here = {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
         check_placement(config, here)
@@ -139,8 +141,10 @@ def wanted_of(plan: Sequence[Planned], only: str | None, until: str | None) -> l
     return [plan[index]]
 
 
-def check_steps(config: Config, serial: bool, steps: Sequence[Step]) -> None:
+def check_steps(config: Config, serial: bool, steps: Sequence[Step], simulator: bool = True) -> None:
     """Raises UserError or ConfigError for what a later stage would reject, before the first one begins."""
+    if simulator:
+        check_simulator_of(config, steps)
     for step in steps:
         step.stage.check(config, serial)
 

@@ -13,7 +13,7 @@ from cluster.recipes.clone_demos import CLONE_DEMOS, MORE_DEMOS
 from cluster.recipes.collect import COLLECT
 from cluster.recipes.demos import DEMOS
 from cluster.recipes.evaluate import EVALUATE
-from cluster.recipes.gate import GATE
+from cluster.recipes.gating.gate import GATE
 from cluster.recipes.optimize import OPTIMIZE, OPTIMIZE_ONLINE
 from cluster.recipes.optimize_on_episodes import OPTIMIZE_ON_EPISODES
 from cluster.recipes.pretraining.pretrain import PRETRAIN

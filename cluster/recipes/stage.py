@@ -110,6 +110,11 @@ def no_check(config: Config, serial: bool) -> None:
     """The stage has no checks."""
 
 
+def no_simulator(config: Config) -> str:
+    """The stage needs none."""
+    return ""
+
+
 def suits_all(config: Config) -> None:
     """Any algorithm will do."""
 
@@ -128,6 +133,7 @@ class Stage:
     state: patterns of the files that it resumes from after an interruption.
     keeps_state: whether these files are kept once the stage is done.
     check: raises UserError or ConfigError for problems that can be detected before the first stage begins.
+    simulates: why it needs the environment's simulator with these settings; "": it needs none.
     suits: raises ConfigError for an algorithm or a place of rollouts that the stage is not for; always checked.
     format: version of its results; incremented when their meaning changes.
     """
@@ -144,6 +150,7 @@ class Stage:
     state: tuple[str, ...] = ()
     keeps_state: bool = False
     check: Callable[[Config, bool], None] = no_check
+    simulates: Callable[[Config], str] = no_simulator
     suits: Callable[[Config], None] = suits_all
     format: int = 1
 

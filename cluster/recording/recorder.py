@@ -182,6 +182,16 @@ class EpisodeRecorder:
             outcomes[call.order : call.order + len(success)] = success
         return outcomes
 
+    def disrupted_starts(self, seeds: np.ndarray, disruptions: Sequence[str]) -> np.ndarray:
+        """First frames [D, M, H, W, 3] of the given start states under each disruption."""
+
+        def calls() -> Iterator[Call]:
+            for order, name in enumerate(disruptions):
+                yield Call(order, "disrupted_starts", (seeds, name), f'start frames with the disruption "{name}"')
+
+        found = {call.order: frames for call, frames in self.pool.run(calls())}
+        return np.stack([found[order] for order in sorted(found)])
+
     @cached_property
     def abilities(self) -> frozenset[str]:
         """Of the environment, which only its workers need to know."""

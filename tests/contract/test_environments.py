@@ -16,7 +16,7 @@ from tests.support.implementations import (
 )
 from wmpo_ray.core.interfaces import AGENT, Environment
 from wmpo_ray.core.starts import seeded_starts
-from wmpo_ray.registry import make_environment
+from wmpo_ray.registry import disruptions_of, make_environment
 
 ABILITIES = {"expert", "events", "restore", "render", "positions", "locate", "failures"}
 
@@ -171,3 +171,20 @@ def test_failures_are_read_from_videos_under_the_names_of_the_environment(kind):
     found = environment.detect_failures(videos, actions, seen.instructions, np.full(4, 2))
     assert tuple(found) == tuple(environment.failures)
     assert all(flags.shape == (4,) and flags.dtype == bool for flags in found.values())
+
+
+@pytest.mark.parametrize("kind", ENVIRONMENTS)
+def test_what_a_kind_disrupts_shows_in_the_first_frame_of_the_same_start(kind):
+    section = environment_section(kind)
+    if not (names := disruptions_of(section)):
+        pytest.skip(f"{kind} disrupts nothing")
+    require_simulator(kind)
+
+    def frames(disruption: str) -> np.ndarray:
+        environment = make_environment(environment_section(kind, disruption=disruption))
+        return place(environment, [0, 1]).frames.astype(int)
+
+    plain = frames("none")
+    for name in names:
+        changed = frames(name)
+        assert changed.shape == plain.shape and (np.abs(changed - plain).max((1, 2, 3)) > 20).all(), name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,7 +15,7 @@ from tests.support.implementations import environment_section, random_actions, r
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.starts import seeded_starts, start_seeds
 from wmpo_ray.environments.facts import environment_facts
-from wmpo_ray.environments.metaworld import offscreen
+from wmpo_ray.environments.metaworld.metaworld_pictures import picture_size
 from wmpo_ray.environments.metaworld.metaworld_tasks import FAILURES, TASKS
 from wmpo_ray.registry import make_environment
 from wmpo_ray.rollout.evaluation import execute_actions, rollout_expert
@@ -92,27 +91,9 @@ def test_without_the_package_it_is_one_line_that_says_what_to_install(monkeypatc
         assert message.endswith("pip install 'wmpo-ray[metaworld]' or change environment.kind") and "\n" not in message
 
 
-@pytest.mark.parametrize(
-    ("chosen", "devices", "library", "expected"),
-    [
-        ({"MUJOCO_GL": "osmesa"}, 1, "libOSMesa.so", "osmesa"),
-        ({"DISPLAY": ":0"}, 1, "libOSMesa.so", None),
-        ({}, 1, "libOSMesa.so", "egl"),
-        ({}, 0, "libOSMesa.so", "osmesa"),
-        ({}, 0, None, None),
-    ],
-)
-def test_drawing_needs_no_screen_and_the_choice_of_the_user_stays(monkeypatch, chosen, devices, library, expected):
-    monkeypatch.setattr(os, "environ", dict(chosen))
-    monkeypatch.setattr(offscreen, "_num_egl_devices", lambda: devices)
-    monkeypatch.setattr(offscreen.ctypes.util, "find_library", lambda name: library)
-    offscreen.choose_backend()
-    assert os.environ.get("MUJOCO_GL") == expected
-
-
 @pytest.mark.parametrize("size", [4, 24, 64, 100, 256])
 def test_frames_are_whole_parts_of_pictures(size):
-    assert offscreen.picture_size(size) % size == 0 and offscreen.picture_size(size) >= max(128, 2 * size)
+    assert picture_size(size) % size == 0 and picture_size(size) >= max(128, 2 * size)
 
 
 # -- scenes ------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from importlib import metadata
@@ -15,7 +14,7 @@ from wmpo_ray.config.loading import load_config
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.starts import seeded_starts
 from wmpo_ray.environments.facts import environment_facts
-from wmpo_ray.environments.robosuite import headless, installed
+from wmpo_ray.environments.robosuite import installed
 from wmpo_ray.registry import make_environment
 
 ROBOSUITE = "environment.kind=robosuite"
@@ -104,35 +103,3 @@ def test_versions_that_do_not_fit_are_named(monkeypatch, package, version, phras
     assert installed.conflicts() == [phrase]
     with pytest.raises(ConfigError, match=f"{phrase}; install the versions that fit with: pip install"):
         installed.load_robosuite()
-
-
-def test_the_first_backend_that_draws_is_taken_and_the_users_choice_wins(monkeypatch):
-    tried = []
-
-    def probe(backend: str) -> headless.Probed:
-        tried.append(backend)
-        return headless.Probed(backend == "osmesa", "no display")
-
-    monkeypatch.setattr(headless, "probe", probe)
-    monkeypatch.delenv("MUJOCO_GL", raising=False)
-    assert headless.choose_backend() == os.environ["MUJOCO_GL"] == "osmesa" and tried == ["egl", "osmesa"]
-    monkeypatch.setenv("MUJOCO_GL", "EGL")
-    assert headless.choose_backend() == "egl" and len(tried) == 2
-    monkeypatch.setenv("MUJOCO_GL", "vulkan")
-    with pytest.raises(ConfigError, match='MUJOCO_GL="vulkan": it must be one of egl, osmesa'):
-        headless.choose_backend()
-
-
-def test_without_any_backend_both_reasons_and_the_packages_are_named(monkeypatch):
-    monkeypatch.setattr(headless, "probe", lambda backend: headless.Probed(False, f"no {backend} here"))
-    monkeypatch.delenv("MUJOCO_GL", raising=False)
-    with pytest.raises(ConfigError) as caught:
-        headless.choose_backend()
-    message = str(caught.value)
-    assert "egl: no egl here, osmesa: no osmesa here" in message and "libosmesa6" in message and "\n" not in message
-    assert "MUJOCO_GL" not in os.environ
-
-
-def test_a_probe_that_fails_says_why():
-    found = headless.probe("no-such-backend")
-    assert not found.works and found.detail

@@ -19,8 +19,8 @@ from tests.support.report_page import HOSTILE, Page
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.report.html import write_report
 from wmpo_ray.report.result_sections import verdict
-from wmpo_ray.report.run_data import PolicyVideos, RunData
-from wmpo_ray.report.video_sections import VideoBudget, enlarge, policy_section
+from wmpo_ray.report.run_data import DISRUPTIONS, PolicyVideos, RunData
+from wmpo_ray.report.video_sections import GAP_PIXELS, START_PIXELS, VideoBudget, enlarge, policy_section
 
 INPUTS = (
     "summary.json",
@@ -87,6 +87,25 @@ def test_disagreements_of_the_two_worlds_are_marked(page: str, run_folder: Path)
     figures = [figure["class"].split() for figure in Page(page).all("figure")]
     assert wrong > 0 and sum("disagree" in classes for classes in figures) == wrong
     assert f"{len(pairs['real_success']) - wrong} of the {len(pairs['real_success'])} pairs" in page
+
+
+def test_disrupted_starts_are_shown_beside_the_undisturbed_ones(run_folder: Path, tmp_path: Path):
+    folder = without(run_folder, tmp_path / "run", ())
+    frames = np.random.default_rng(0).integers(0, 256, (3, 4, 16, 16, 3), np.uint8)
+    names = ["none", "background", "<another>"]
+    np.savez_compressed(folder / "videos" / DISRUPTIONS, frames=frames, instructions=np.array(json.dumps(names)))
+    images = [image for image in Page(write_report(folder).read_text()).all("img") if "start frames" in image["alt"]]
+    assert [image["alt"] for image in images] == [f"4 start frames, {name}" for name in names]
+    for image, expected in zip(images, frames, strict=True):
+        picture = Image.open(io.BytesIO(base64.b64decode(image["src"].split(",", 1)[1]))).convert("RGB")
+        scale = enlarge(expected, START_PIXELS).shape[1] // 16
+        step = picture.height + GAP_PIXELS
+        for i, frame in enumerate(expected):
+            shown = np.asarray(picture)[::scale, i * step : i * step + picture.height : scale]
+            assert np.array_equal(shown, frame), "every frame as it is, in its order"
+    np.savez_compressed(folder / "videos" / DISRUPTIONS, frames=frames[0], instructions=np.array("[]"))
+    text = Page(write_report(folder).read_text()).text
+    assert "start frames" not in text and f"videos/{DISRUPTIONS}: its arrays do not fit each other" in text
 
 
 ABSENCES = [*((name,) for name in INPUTS), *itertools.combinations(INPUTS, len(INPUTS) - 1), INPUTS]

@@ -6,6 +6,7 @@ A new kind adds an entry here and passes `tests/contract`.
 from __future__ import annotations
 
 import functools
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,12 @@ from tests.support.reach_gym import REACH
 from wmpo_ray import kinds
 from wmpo_ray.config.kind_sections import section_class
 from wmpo_ray.config.run import EnvironmentConfig
+from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.interfaces import Environment
 from wmpo_ray.core.observations import StartState
 from wmpo_ray.environments.environment_world import EnvironmentWorld
 from wmpo_ray.environments.pocket.env import INSTRUCTIONS, PocketEnvironment
+from wmpo_ray.environments.simulators.opengl import choose_backend
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
 from wmpo_ray.registry import make_environment
 from wmpo_ray.reward_models.videomae import VideoMAERewardModel
@@ -82,6 +85,9 @@ ENVIRONMENT_SETTINGS: dict[str, dict[str, Any]] = {
 SIMULATORS = {"pusht": "gym_pusht", "metaworld": "metaworld", "robosuite": "robosuite", "lift": "robosuite"}
 
 
+DRAW_WITH_OPENGL = {"metaworld", "robosuite", "lift"}
+
+
 def environment_section(kind: str, **settings: Any) -> EnvironmentConfig:
     return section_class(kinds.ENVIRONMENTS, kind).model_validate(
         {"kind": kind, **ENVIRONMENT_SETTINGS[kind], **settings}
@@ -94,8 +100,13 @@ def small_environment(kind: str, horizon: int = HORIZON) -> Environment:
 
 
 def require_simulator(kind: str) -> None:
-    """Skip the test where the simulator of this kind is not installed, or not complete."""
+    """Skip the test where the simulator of this kind is not installed, or nothing can be drawn for it."""
     if module := SIMULATORS.get(kind):
+        if kind in DRAW_WITH_OPENGL and find_spec(module) is not None:
+            try:
+                choose_backend()  # before the module is imported
+            except ConfigError as error:
+                pytest.skip(f"{kind}: {error}")
         pytest.importorskip(module, exc_type=ImportError)
 
 

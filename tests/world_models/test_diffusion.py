@@ -113,6 +113,19 @@ def test_position_scale_and_codec_are_saved_too(world, tmp_path):
     assert torch.equal(loaded.codec.encode(frames), codec.encode(frames))
 
 
+def test_where_a_world_model_was_loaded_from_is_not_saved_with_it(world, tmp_path):
+    """Nor where its autoencoder was: the same files, whatever folders they went through."""
+    AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, latent_channels=3).save_pretrained(tmp_path / "vae")
+    codec = AutoencoderCodec.load(tmp_path / "vae")
+    DiffusionWorldModel(world.denoiser, codec, world.sampler, 2, 4).save(tmp_path / "one")
+    DiffusionWorldModel.load(tmp_path / "one").save(tmp_path / "two")
+    files = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file()]
+    assert sum(file.name == "config.json" for file in files) == 2
+    for file in files:
+        content = (tmp_path / "two" / file).read_bytes()
+        assert content == (tmp_path / "one" / file).read_bytes() and bytes(tmp_path) not in content, file
+
+
 def test_saving_in_half_precision_leaves_the_model_alone(world, tmp_path):
     before = {key: value.clone() for key, value in world.denoiser.network.state_dict().items()}
     world.save(tmp_path, dtype=torch.bfloat16)

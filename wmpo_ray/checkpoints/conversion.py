@@ -17,6 +17,7 @@ from wmpo_ray.checkpoints.inspection import fit_of
 from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.core.files import atomic_directory
 from wmpo_ray.core.section import shown
+from wmpo_ray.model_files.saved_networks import save_network
 from wmpo_ray.model_files.weight_files import WeightFiles, check_values, find_weights, read_tensors
 from wmpo_ray.policies.openvla.published_files import read_companions
 from wmpo_ray.policies.openvla.settings import read_config
@@ -94,7 +95,7 @@ def _save_ours(network: STDiT, folder: Path, layout: str, autoencoder: str | Pat
         )
     with atomic_directory(folder) as partial:
         if autoencoder is None or layout == "diffusers":
-            network.save_pretrained(partial, safe_serialization=True)
+            save_network(network, partial)
         else:
             published_world_model(network, AutoencoderCodec.load(autoencoder)).save(partial)
 

@@ -7,3 +7,8 @@ class UserError(Exception):
 
 class ConfigError(UserError):
     """A setting that is unknown, ill-typed or does not fit the others; one line for each."""
+
+
+def first_line(error: BaseException) -> str:
+    """Of what an error says, for a message in one line; the name of its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -127,19 +127,26 @@ class JoinedFrames(LazyFrames):
 
 
 def gather(video_of: Callable[[int], np.ndarray], rows: np.ndarray, steps: np.ndarray, out: np.ndarray) -> None:
-    """Fill out [n, H, W, 3] from videos [length + 1, H, W, 3], each of which is asked for once."""
-    if len(rows) and (rows == rows[0]).all():
-        np.take(video_of(int(rows[0])), steps, axis=0, out=out, mode="clip")  # straight into `out`
+    """Fill out [n, H, W, 3] from videos [length + 1, H, W, 3], each of which is asked for once.
+
+    Neighbours in a video that are neighbours in `out`, as those of a window are, are copied at once.
+    """
+    if not len(rows):
         return
     order = np.argsort(rows, kind="stable")
-    for places in np.split(order, np.flatnonzero(np.diff(rows[order])) + 1):
-        if not len(places):
-            continue
-        video, first, last = video_of(int(rows[places[0]])), places[0], places[-1]
-        if last - first + 1 == len(places):  # a window, in order: straight into `out` too
-            np.take(video, steps[places], axis=0, out=out[first : last + 1], mode="clip")
-        else:
-            out[places] = video[steps[places]]
+    rows, steps = rows[order], steps[order]
+    is_next = (np.diff(rows) == 0) & (np.diff(steps) == 1) & (np.diff(order) == 1)
+    begins = np.concatenate(
+        [[0], np.flatnonzero(~is_next) + 1, [len(rows)]]
+    )  # of the runs, and where the last one ends
+    firsts = begins[:-1]
+    video, of = np.empty(0), -1
+    for row, place, step, num in zip(
+        rows[firsts].tolist(), order[firsts].tolist(), steps[firsts].tolist(), np.diff(begins).tolist(), strict=True
+    ):
+        if row != of:
+            video, of = video_of(row), row
+        out[place : place + num] = video[step : step + num]
 
 
 def as_lazy(episodes: Episodes) -> LazyFrames:
@@ -182,6 +189,13 @@ def batch_within(frames_shape: Sequence[int], max_bytes: int | None = None, max_
 
 def parts_of(episodes: Episodes, max_bytes: int | None = None) -> Iterator[Episodes]:
     """Episodes that can be in memory together, in order: as many as have `max_bytes` of padded frames, at least one."""
-    step = batch_within(episodes.frames.shape, max_bytes, max(1, len(episodes)))
-    for start in range(0, len(episodes), step):
-        yield episodes.rows(slice(start, start + step))
+    for rows in batches_of_rows(episodes.frames.shape, max_bytes):
+        yield episodes.rows(rows)
+
+
+def batches_of_rows(frames_shape: Sequence[int], max_bytes: int | None = None) -> Iterator[slice]:
+    """The rows of each of `parts_of` episodes whose frames are [M, T+1, H, W, 3]."""
+    num = frames_shape[0]
+    step = batch_within(frames_shape, max_bytes, max(1, num))
+    for start in range(0, num, step):
+        yield slice(start, start + step)

@@ -27,6 +27,10 @@ class EnvironmentKind(ABC):
     def check(self, config: EnvironmentConfig) -> None:
         """Raises ConfigError where `make` cannot work, before any work is done."""
 
+    def disruptions(self, config: EnvironmentConfig) -> tuple[str, ...]:
+        """What `environment.disruption` may be with these settings, besides "none"."""
+        return ()
+
     def play(self, config: EnvironmentConfig, num: int, seed: int) -> Iterator[Play] | None:
         """Undirected episodes of `horizon` steps for pretraining, some at a time; the same for a seed. None: it has none.
 

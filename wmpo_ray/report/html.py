@@ -25,7 +25,13 @@ from wmpo_ray.report.timeline_section import timeline_section
 from wmpo_ray.report.trace_data import Trace, newest_trace
 from wmpo_ray.report.training_section import training_section
 from wmpo_ray.report.trust_section import trust_section
-from wmpo_ray.report.video_sections import VideoBudget, featured_section, pairs_section, policy_section
+from wmpo_ray.report.video_sections import (
+    VideoBudget,
+    disruption_section,
+    featured_section,
+    pairs_section,
+    policy_section,
+)
 from wmpo_ray.runs.round_folders import round_folder
 
 
@@ -81,6 +87,7 @@ def _round(run: RunData, trace: Trace | None, budget: VideoBudget, is_only: bool
     beside_time, beside_queue = ([], update_time) if queue else (update_time, [])  # cards in pairs leave no gap
     base = [policy_section(run.base, "Base policy", "base.npz", "base", budget)] if run.round == 1 else []
     times = [time_section(run)] if is_only else []
+    disrupted = disruption_section(run, budget)
     groups = [
         ("", [result_section(run), *featured, success_section(run), *times, *beside_time]),
         (
@@ -93,7 +100,12 @@ def _round(run: RunData, trace: Trace | None, budget: VideoBudget, is_only: bool
         ),
         (
             "Videos",
-            [*pairs, *base, policy_section(run.final, recipe_name(run.summary).policy, "final.npz", "final", budget)],
+            [
+                *pairs,
+                *base,
+                policy_section(run.final, recipe_name(run.summary).policy, "final.npz", "final", budget),
+                *([disrupted] if disrupted else []),
+            ],
         ),
     ]
     return join([grid(title, *cards) for title, cards in groups])

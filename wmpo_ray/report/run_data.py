@@ -19,6 +19,7 @@ from wmpo_ray.runs.summary_file import SUMMARY, read_summary
 
 MAX_VIDEO_FILE_BYTES = 2 * 2**30  # of a video file, and of what it unpacks to
 MAX_CURVES = 16  # a run trains a handful of models
+DISRUPTIONS = "disruptions.npz"  # in `videos`; its "instructions" are the names of the disruptions
 MAX_ROUNDS = 1000  # that the settings allow
 LARGEST = 1e30  # what is beyond is no metric of a run and would break the arithmetic of an axis
 
@@ -46,6 +47,14 @@ class PolicyVideos:
     recovered: np.ndarray  # [V] bool: a success after a failed attempt
 
 
+@dataclass(frozen=True)
+class DisruptedStarts:
+    """First frames of n held-out starts under each of D disruptions."""
+
+    frames: np.ndarray  # [D, n, H, W, 3] uint8
+    names: list[str]  # [D]
+
+
 @dataclass
 class RunData:
     """Everything that the report shows of a run, or of one of its rounds."""
@@ -58,6 +67,7 @@ class RunData:
     pairs: VideoPairs | None = None
     base: PolicyVideos | None = None
     final: PolicyVideos | None = None
+    disrupted: DisruptedStarts | None = None
     round: int = 1
     later: list[RunData] = field(default_factory=list)  # rounds 2, 3 and so on, with the summary of the run
     notes: list[str] = field(default_factory=list)  # one sentence for each file that is damaged
@@ -130,6 +140,7 @@ def _with_videos(run: RunData, folder: Path, notes: list[str]) -> RunData:
         pairs=_read_pairs(videos / "side_by_side.npz", notes),
         base=_read_policy_videos(videos / "base.npz", notes),
         final=_read_policy_videos(videos / "final.npz", notes),
+        disrupted=_read_disrupted(videos / DISRUPTIONS, notes),
     )
 
 
@@ -252,6 +263,12 @@ def _read_pairs(path: Path, notes: list[str]) -> VideoPairs | None:
         lengths=arrays["lengths"].astype(np.int64),
         instructions=instructions,
     )
+
+
+def _read_disrupted(path: Path, notes: list[str]) -> DisruptedStarts | None:
+    arrays = _read_arrays(path, ("frames", "instructions"), notes)
+    names = _checked(arrays, ("frames",), path, notes) if arrays else None
+    return None if arrays is None or names is None else DisruptedStarts(arrays["frames"], names)
 
 
 def _read_policy_videos(path: Path, notes: list[str]) -> PolicyVideos | None:

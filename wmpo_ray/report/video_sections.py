@@ -12,13 +12,19 @@ from PIL import Image
 
 from wmpo_ray.report.card import card, missing
 from wmpo_ray.report.markup import Markup, join, tag
-from wmpo_ray.report.run_data import PolicyVideos, RunData, VideoPairs
+from wmpo_ray.report.run_data import DisruptedStarts, PolicyVideos, RunData, VideoPairs
 
-TARGET_PIXELS = 190
+TARGET_PIXELS, START_PIXELS = 190, 120  # height of a frame of a video, and of a row of start frames
 GAP_PIXELS = 8
 STRIP_PIXELS = 4  # progress of the episode, under the picture
 FRAME_MS, HOLD_MS = 110, 1500
 MAX_VIDEO_BYTES = 4_200_000  # base64 makes 5.6 MB of them
+SHOWS = {
+    "none": "undisturbed",
+    "position": "position: things lie beyond where they are placed otherwise",
+    "background": "background: another ground",
+    "texture": "texture: other surfaces of the things",
+}
 STRIP, GROUND = (120, 128, 140), (205, 209, 214)
 
 
@@ -78,14 +84,21 @@ def encode(frames: np.ndarray, lossless: bool) -> bytes:
     return buffer.getvalue()
 
 
-def _picture(frames: np.ndarray, small: bool, description: str, budget: VideoBudget) -> Markup | None:
-    """The `img` element, or None if the page has no room for it."""
+def picture_source(frames: np.ndarray, small: bool, budget: VideoBudget) -> str | None:
+    """The address that holds a picture of frames [n, H, W, 3 or 4], or None if the page has no room for it."""
     # Flat blocks of enlarged pixels are smaller and sharper without loss; camera pictures are not.
-    data = encode(with_progress(frames), lossless=small)
+    data = encode(frames, lossless=small)
     if len(data) > budget.left:
         return None
     budget.left -= len(data)
-    source = "data:image/webp;base64," + base64.b64encode(data).decode("ascii")
+    return "data:image/webp;base64," + base64.b64encode(data).decode("ascii")
+
+
+def _picture(frames: np.ndarray, small: bool, description: str, budget: VideoBudget) -> Markup | None:
+    """The `img` element, or None if the page has no room for it."""
+    source = picture_source(with_progress(frames), small, budget)
+    if source is None:
+        return None
     height, width = frames.shape[1] + STRIP_PIXELS, frames.shape[2]
     look = "pixels" if small else None
     return tag("img", src=source, alt=description, width=width, height=height, class_=look)
@@ -171,3 +184,32 @@ def _gallery(figures: Sequence[Markup | None]) -> Markup:
     left_out = sum(figure is None for figure in figures)
     note = missing(f"{left_out} more in the folder videos: the page is full.") if left_out else None
     return join([tag("div", *figures, class_="gallery"), note])
+
+
+def disruption_section(run: RunData, budget: VideoBudget) -> Markup | None:
+    """None for a run without them: of an environment that disrupts nothing, or not evaluated."""
+    starts = run.disrupted
+    if starts is None:
+        return None
+    figures = [_row_of_starts(name, starts, i, budget) for i, name in enumerate(starts.names)]
+    how = "Each strip shows the same held-out starts. environment.disruption says which of them a run records and evaluates."
+    return card("The same starts, disrupted", _gallery(figures), how=how, kind="card wide")
+
+
+def _row_of_starts(name: str, starts: DisruptedStarts, i: int, budget: VideoBudget) -> Markup | None:
+    frames = enlarge(starts.frames[i], START_PIXELS)
+    gap = np.zeros((frames.shape[1], GAP_PIXELS, 4), np.uint8)
+    row = np.concatenate([part for frame in _opaque(frames) for part in (gap, frame)][1:], 1)
+    small = starts.frames.shape[2] < START_PIXELS
+    source = picture_source(row[None], small, budget)
+    if source is None:
+        return None
+    picture = tag(
+        "img",
+        src=source,
+        alt=f"{len(frames)} start frames, {name}",
+        width=row.shape[1],
+        height=row.shape[0],
+        class_="pixels" if small else None,
+    )
+    return tag("figure", picture, tag("figcaption", SHOWS.get(name, name)), class_="video")

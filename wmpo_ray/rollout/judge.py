@@ -54,17 +54,22 @@ class VerifiedJudge:
 def verify(
     scores: Scores, videos: Videos, judge: Judge, replay_again: ReplayAgain, disputed: Disputed = "failure"
 ) -> Scores:
-    """Judge each success again in a second world (called only if there are any).
+    """Judge each success again in a second world (called only if there are any); see `refute`."""
+    rows, confirmed = np.flatnonzero(scores.success), np.zeros(0, bool)
+    if len(rows):
+        with span("verify"):
+            confirmed = judge.judge(replace(_chosen(videos, rows), frames=replay_again(videos, rows))).success
+    return refute(scores, rows, confirmed, disputed)
+
+
+def refute(scores: Scores, rows: np.ndarray, confirmed: np.ndarray, disputed: Disputed = "failure") -> Scores:
+    """What a second world said of the successes, at rows [S]: confirmed [S] bool.
 
     A refuted success is no success. As a "failure" it keeps its finish step: what was done until then is what did not
     succeed. As "unknown" it is left out of what is learned.
     """
-    rows = np.flatnonzero(scores.success)
     refuted = np.zeros(len(scores.success), bool)
-    if len(rows):
-        with span("verify"):
-            again = judge.judge(replace(_chosen(videos, rows), frames=replay_again(videos, rows)))
-        refuted[rows] = ~again.success
+    refuted[rows] = ~confirmed
     known = ~refuted if disputed == "unknown" else None
     return replace(scores, success=scores.success & ~refuted, refuted=refuted, known=known)
 

@@ -21,6 +21,7 @@ from wmpo_ray.core.seeding import keyed_noise
 from wmpo_ray.core.timeline import span
 from wmpo_ray.core.untrusted import NetworkSettings, check_finite, check_network, inside, read_settings
 from wmpo_ray.environments.layout import WHOLE_FRAME, FrameLayout
+from wmpo_ray.model_files.saved_networks import save_network
 from wmpo_ray.world_models.autoencoder import AutoencoderCodec, FrameCodec, PixelCodec
 from wmpo_ray.world_models.denoiser import MAP_CHANNELS, Denoiser, num_action_features
 from wmpo_ray.world_models.diffusion_settings import DenoiserConfig, DiffusionConfig, SamplerConfig
@@ -182,7 +183,7 @@ class DiffusionWorldModel:
         if dtype is not None:
             network = copy.deepcopy(network)
             torch.nn.Module.to(network, dtype)  # diffusers' own warns of modules that there are none of
-        network.save_pretrained(path, safe_serialization=True)
+        save_network(network, path)
         settings: dict[str, Any] = {
             "denoiser": self.denoiser.config.model_dump(),
             "sampler": self.sampler.config.model_dump(),
@@ -245,9 +246,9 @@ def make_codec(config: DiffusionConfig) -> FrameCodec:
 
 
 def _save_autoencoder(codec: AutoencoderCodec, folder: Path) -> _CodecOptions:
-    codec.autoencoder.save_pretrained(folder / codec.name, safe_serialization=True)
+    save_network(codec.autoencoder, folder / codec.name)
     if codec.decoder is not None:
-        codec.decoder.save_pretrained(folder / TINY_DECODER, safe_serialization=True)
+        save_network(codec.decoder, folder / TINY_DECODER)
     return _CodecOptions(
         posterior_seed=codec.posterior_seed,
         max_decode_bytes=codec.max_decode_bytes,

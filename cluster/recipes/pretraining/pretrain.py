@@ -7,6 +7,7 @@ from typing import Any
 from cluster.recipes.checks import check_pretrained, check_workers
 from cluster.recipes.context import RunContext
 from cluster.recipes.pretraining.play_or_source import data_of, needs_of, record_episodes
+from cluster.recipes.simulator_needs import plays
 from cluster.recipes.stage import Stage
 from cluster.recipes.trainings import run_trainings
 from learners.supervised.jobs import EpisodeSource, PretrainJob, Training
@@ -80,4 +81,5 @@ PRETRAIN = Stage(
     ),
     state=("checkpoints/pretrain", f"trajectories/{EPISODES}.parquet", f"trajectories/{CONTACT}"),
     check=check,
+    simulates=plays,
 )

@@ -16,13 +16,13 @@ from typing import Any
 
 from cluster.recipes.recipe_table import steps_of
 from cluster.recipes.run_plan import difference, is_within, source_of
+from cluster.recipes.simulator_needs import check_simulator_of
 from cluster.recipes.stage import MadeFrom, Step, made_from
 from wmpo_ray.config.dumping import config_hash, config_to_toml
 from wmpo_ray.config.loading import overridden
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import atomic_directory, atomic_write
-from wmpo_ray.registry import check_kinds
 from wmpo_ray.runs.folder import LOCK, RunFolder
 from wmpo_ray.runs.folder_lock import FolderLock, LockedError
 from wmpo_ray.runs.round_folders import round_folder
@@ -59,14 +59,14 @@ def fork_run(source: Path, out: Path, overrides: Sequence[str] = ()) -> list[Inh
         hold(source, until_done)
         run = RunFolder(source)
         config = overridden(run.config, overrides)
-        check_kinds(config)
         steps = inherit(run, config)
         if not any(each.is_kept for each in steps):
             reasons = "; ".join(f"{each.label} ({each.reason})" for each in steps[:2])
             raise UserError(f"nothing of {source} can be kept: {reasons}; begin a run with these settings instead")
-        for each in steps:
-            if not each.is_kept:
-                each.step.stage.check(config, True)
+        to_run = [each.step for each in steps if not each.is_kept]
+        check_simulator_of(config, to_run)
+        for step in to_run:
+            step.stage.check(config, True)
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_directory(out) as partial:
             fill(partial, run, config, steps)

@@ -11,15 +11,16 @@ import numpy as np
 from PIL import Image
 
 from wmpo_ray.config.run import EnvironmentConfig
-from wmpo_ray.core.errors import ConfigError
-from wmpo_ray.core.observations import Observation, StartState
+from wmpo_ray.core.errors import ConfigError, first_line
+from wmpo_ray.core.observations import StartState
 from wmpo_ray.core.section import shown
 from wmpo_ray.environments.gymnasium.gymnasium_settings import RENDER, GymnasiumConfig
+from wmpo_ray.environments.simulators.simulated_scenes import SimulatedScenes
 
 FAILURES = ("ended",)
 
 
-class GymnasiumEnvironment:
+class GymnasiumEnvironment(SimulatedScenes):
     """N simulators, one for each scene (implements `wmpo_ray.core.interfaces.Environment`).
 
     Actions in [-1, 1] are scaled to the bounds of the action space. An episode ends at the first success, and where the
@@ -38,27 +39,18 @@ class GymnasiumEnvironment:
         self.instructions = (config.instruction,)
         self._simulators: list[gymnasium.Env] = []  # kept from one episode to the next
         self._seen: list[Any] = []  # the last observation of each scene
-        self._frames: list[np.ndarray | None] = []  # the picture of each scene as it is, where there is one
         self._begin(0)
 
     @classmethod
     def from_config(cls, config: EnvironmentConfig) -> GymnasiumEnvironment:
         return cls(cast(GymnasiumConfig, config))
 
-    def check(self) -> None:
-        """Make a simulator and take one step. Raises ConfigError for whatever does not fit the settings."""
-        self.restore([StartState(np.zeros((0, 0, 0, 3), np.uint8), "", 0)])
-        self.render()
-        self.advance(np.zeros((1, self.action_dim), np.float32))
-        self.render()
-        self.close()
-
     def close(self) -> None:
         """Give the simulators back; `restore` makes new ones."""
         for simulator in self._simulators:
             simulator.close()
         self._simulators.clear()
-        self._begin(0)
+        super().close()
 
     # -- episodes ------------------------------------------------------------------------------------------------
 
@@ -79,8 +71,8 @@ class GymnasiumEnvironment:
             self._placed(i)
 
     def _begin(self, n: int) -> None:
-        self._seen, self._frames = [None] * n, [None] * n
-        self.terminated, self.success = np.zeros((2, n), bool)
+        super()._begin(n)
+        self._seen = [None] * n
         self.failures = {name: np.zeros(n, bool) for name in FAILURES}
 
     def advance(self, actions: np.ndarray) -> None:
@@ -94,7 +86,7 @@ class GymnasiumEnvironment:
                 self._note_failures(int(i), info)
                 if self.terminated[i]:
                     break
-            self._frames[i] = None
+            self._changed(int(i))
 
     @staticmethod
     def _scaled(action: np.ndarray, space: gymnasium.spaces.Box) -> np.ndarray:
@@ -122,21 +114,11 @@ class GymnasiumEnvironment:
 
     # -- views ---------------------------------------------------------------------------------------------------
 
-    def observe(self) -> Observation:
-        return Observation.of(self.render(), self.instructions * len(self.terminated))
-
-    def render(self) -> np.ndarray:
-        frames = [self._frame(i) for i in range(len(self.terminated))]
-        return np.stack(frames) if frames else np.zeros((0, *self.frame_shape), np.uint8)
-
-    def _frame(self, i: int) -> np.ndarray:
-        found = self._frames[i]
-        if found is None:
-            image, size = self._picture(i), (self.config.image_size,) * 2
-            if image.shape[:2] != size:
-                image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
-            found = self._frames[i] = image
-        return found
+    def _draw(self, i: int) -> np.ndarray:
+        image, size = self._picture(i), (self.config.image_size,) * 2
+        if image.shape[:2] != size:
+            image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
+        return image
 
     def _picture(self, i: int) -> np.ndarray:
         """Scene i as the simulator shows it, [H, W, 3] uint8."""
@@ -173,7 +155,7 @@ class GymnasiumEnvironment:
             made = gymnasium.make(config.id, max_episode_steps=limit, disable_env_checker=True, **arguments)
         except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
             raise ConfigError(
-                f"environment.id={shown(config.id)} cannot be made ({_first_line(error)}); change environment.id, "
+                f"environment.id={shown(config.id)} cannot be made ({first_line(error)}); change environment.id, "
                 "environment.import_name or environment.make_arguments, or install what is missing"
             ) from None
         self._check_actions(made.action_space)
@@ -190,7 +172,7 @@ class GymnasiumEnvironment:
             key = f"environment.kind={shown(self.extra)}" if self.extra else f"environment.import_name={shown(name)}"
             change = "environment.kind" if self.extra else "environment.import_name"
             raise ConfigError(
-                f"{key} needs the module {name}, which cannot be imported ({_first_line(error)}); {install} or change {change}"
+                f"{key} needs the module {name}, which cannot be imported ({first_line(error)}); {install} or change {change}"
             ) from None
 
     def _check_actions(self, space: gymnasium.Space) -> None:
@@ -211,10 +193,6 @@ class GymnasiumEnvironment:
                 f"environment.action_dim={config.action_dim}, and actions of {config.id} have {size} numbers; set "
                 f"environment.action_dim={size}"
             )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _described(value: object) -> str:

@@ -11,19 +11,21 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from wmpo_ray.config.run import EnvironmentConfig
-from wmpo_ray.core.observations import Observation, StartState
+from wmpo_ray.core.observations import StartState
 from wmpo_ray.environments.lift.lift_play import LiftPlay
 from wmpo_ray.environments.lift.lift_scene import LiftScene
 from wmpo_ray.environments.lift.lift_script import LiftScript
 from wmpo_ray.environments.lift.lift_settings import ACTION_DIM, INSTRUCTION, SIZE, LiftConfig
 from wmpo_ray.environments.lift.lift_view import LiftView, cube_rows
 from wmpo_ray.environments.robosuite.simulator import SceneState
+from wmpo_ray.environments.simulators.saved_scenes import check_starts_are_scenes, pack_scene, unpack_scene
+from wmpo_ray.environments.simulators.simulated_scenes import SimulatedScenes
 
 FAILURES = ("no_grasp", "drop")
 LIFTED_ROW, SEEN = 7.9, 1.2  # pixels from a view's top above which the cube is lifted; pixels of it that must be seen
 
 
-class LiftEnvironment:
+class LiftEnvironment(SimulatedScenes):
     """N scenes in one simulator (implements `wmpo_ray.core.interfaces.AbleEnvironment`).
 
     Success is the cube's middle more than 4 cm above the table after an action. Failures:
@@ -57,12 +59,7 @@ class LiftEnvironment:
 
     def restore(self, starts: Sequence[StartState]) -> None:
         """One scene for each start: as `save` left it, else that of its seed. Raises ValueError for neither."""
-        for i, start in enumerate(starts):
-            if start.seed is None and start.saved_state is None:
-                raise ValueError(
-                    f"start {i} has no scene (seed and saved_state are None), so that it cannot be rebuilt; start from "
-                    'recorded episodes or set world_model.kind = "diffusion"'
-                )
+        check_starts_are_scenes(starts)
         self._begin(len(starts))
         for i, start in enumerate(starts):
             if start.saved_state is not None:
@@ -72,10 +69,9 @@ class LiftEnvironment:
                 self._states[i] = self.scene.state()
 
     def _begin(self, n: int) -> None:
+        super()._begin(n)
         self._states: list[SceneState] = [{} for _ in range(n)]
-        self._frames: list[np.ndarray | None] = [None] * n
         self._scripts = [LiftScript() for _ in range(n)]
-        self.terminated, self.success = np.zeros((2, n), bool)
         self.failures = {"no_grasp": np.ones(n, bool), "drop": np.zeros(n, bool)}
 
     def advance(self, actions: np.ndarray) -> None:
@@ -88,54 +84,36 @@ class LiftEnvironment:
             self.failures["drop"][i] |= not self.failures["no_grasp"][i] and not grasped
             self.failures["no_grasp"][i] &= not grasped
             self.success[i] |= scene.lifted()
-            self._states[i], self._frames[i] = scene.state(), None
+            self._states[i] = scene.state()
+            self._changed(int(i))
         if self.ends_on_success:
             self.terminated |= self.success
 
     def save(self) -> list[bytes]:
         """Each scene as it is now, for `StartState.saved_state`."""
-        return [
-            b"".join(np.asarray(part, np.float64).tobytes() for part in (*state.values(), *self._flags(i)))
-            for i, state in enumerate(self._states)
-        ]
+        return [pack_scene({**state, **self._flags(i)}) for i, state in enumerate(self._states)]
 
-    def _flags(self, i: int) -> list[np.ndarray]:
-        return [np.array(flags[i], np.float64) for flags in (self.terminated, self.success, *self.failures.values())]
+    def _flags(self, i: int) -> dict[str, np.ndarray]:
+        return {"terminated": self.terminated[i], "success": self.success[i]} | {
+            name: flags[i] for name, flags in self.failures.items()
+        }
 
     def _unpack(self, i: int, saved: bytes) -> None:
         """Raises ValueError for what is no saved scene."""
         like = self.scene.state()
-        sizes = [part.size for part in like.values()]
-        flags = (self.terminated, self.success, *self.failures.values())
-        if len(saved) != 8 * (sum(sizes) + len(flags)):
-            raise ValueError(
-                f"start {i}: its saved_state has {len(saved)} bytes, a scene has {8 * (sum(sizes) + len(flags))}"
-            )
-        numbers = np.frombuffer(saved, np.float64)
-        *parts, own = np.split(numbers, np.cumsum(sizes))
-        self._states[i] = {
-            name: part.reshape(shape.shape).copy() for (name, shape), part in zip(like.items(), parts, strict=True)
-        }
-        for values, flag in zip(flags, own, strict=True):
-            values[i] = bool(flag)
+        parts = unpack_scene(i, saved, {**like, **self._flags(i)})
+        self._states[i] = {name: parts[name] for name in like}
+        self.terminated[i], self.success[i] = bool(parts["terminated"]), bool(parts["success"])
+        for name, flags in self.failures.items():
+            flags[i] = bool(parts[name])
 
     # -- views ---------------------------------------------------------------------------------------------------
 
-    def observe(self) -> Observation:
-        return Observation.of(self.render(), self.instructions * len(self.terminated))
-
-    def render(self) -> np.ndarray:
-        frames = [self._frame(i) for i in range(len(self._states))]
-        return np.stack(frames) if frames else np.zeros((0, *self.frame_shape), np.uint8)
-
-    def _frame(self, i: int) -> np.ndarray:
-        found = self._frames[i]
-        if found is None:
-            if self._view is None:
-                self._view = LiftView(self.scene.simulator)
-            self.scene.load(self._states[i])
-            found = self._frames[i] = self._view.frame()
-        return found
+    def _draw(self, i: int) -> np.ndarray:
+        if self._view is None:
+            self._view = LiftView(self.scene.simulator)
+        self.scene.load(self._states[i])
+        return self._view.frame()
 
     @staticmethod
     def detect_events(videos: np.ndarray) -> dict[str, np.ndarray]:

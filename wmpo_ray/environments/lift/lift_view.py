@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from wmpo_ray.environments.lift.lift_settings import BOX, SIZE
-from wmpo_ray.environments.robosuite.offscreen_renderer import VISUAL_GROUP, Canvas
+from wmpo_ray.environments.robosuite.offscreen_renderer import VISUAL_GROUP
 from wmpo_ray.environments.robosuite.simulator import Simulator
+from wmpo_ray.environments.simulators.canvas import Canvas
 
 SUPERSAMPLING = 4  # pixels that are drawn for one, in each direction
 DISTANCE = 3.0  # metres of the cameras; from that far perspective hardly shows
@@ -23,12 +24,14 @@ class LiftView(Canvas):
 
     def __init__(self, simulator: Simulator):
         _paint(simulator)
-        super().__init__(simulator, SIZE // 2 * SUPERSAMPLING, SIZE * SUPERSAMPLING, sky=False)
+        height, width = SIZE // 2 * SUPERSAMPLING, SIZE * SUPERSAMPLING
+        super().__init__(simulator.model, height, width, sky=False, groups=(VISUAL_GROUP,))
+        self._simulator = simulator
         self.cameras = [_camera(simulator.mujoco, azimuth) for azimuth in AZIMUTHS]
 
     def frame(self) -> np.ndarray:
         """[SIZE, SIZE, 3] uint8."""
-        drawn = np.concatenate([self.draw(camera) for camera in self.cameras])
+        drawn = np.concatenate([self.draw(self._simulator.data, camera) for camera in self.cameras])
         blocks = drawn.reshape(SIZE, SUPERSAMPLING, SIZE, SUPERSAMPLING, 3)
         return (blocks.sum((1, 3), dtype=np.int64) // SUPERSAMPLING**2).astype(np.uint8)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import warnings
 from collections.abc import Sequence
@@ -13,15 +14,16 @@ import gymnasium
 import numpy as np
 
 from wmpo_ray.config.run import EnvironmentConfig
-from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.observations import StartState
 from wmpo_ray.core.section import shown
 from wmpo_ray.environments.gymnasium.gymnasium_environment import GymnasiumEnvironment
 from wmpo_ray.environments.gymnasium.gymnasium_settings import RENDER, GymnasiumConfig
+from wmpo_ray.environments.metaworld.metaworld_pictures import picture_size
 from wmpo_ray.environments.metaworld.metaworld_scenes import MetaWorldSimulator, SceneEnv, to_json
 from wmpo_ray.environments.metaworld.metaworld_settings import ACTION_DIM, MetaWorldConfig
 from wmpo_ray.environments.metaworld.metaworld_tasks import FAILURES, TASKS
-from wmpo_ray.environments.metaworld.offscreen import choose_backend, picture_size
+from wmpo_ray.environments.simulators.opengl import choose_backend
+from wmpo_ray.environments.simulators.saved_scenes import check_starts_are_scenes
 
 MODULE = "metaworld"
 MOVED, NEAR = 0.005, 0.1  # metres that an object has moved that was moved, and that the fingers are near their goal
@@ -72,7 +74,8 @@ class MetaWorldEnvironment(GymnasiumEnvironment):
             self._shared = None
 
     def _import(self) -> None:
-        choose_backend()
+        if importlib.util.find_spec("mujoco"):  # else the line that says what to install
+            choose_backend()
         super()._import()
 
     def _make(self) -> gymnasium.Env:
@@ -121,12 +124,7 @@ class MetaWorldEnvironment(GymnasiumEnvironment):
         Raises ValueError for a start with neither, or with a state that is none of this task and these versions, and
         ConfigError where there is no simulator.
         """
-        for i, start in enumerate(starts):
-            if start.seed is None and start.saved_state is None:
-                raise ValueError(
-                    f"start {i} has no scene (seed and saved_state are None), so that it cannot be rebuilt; start from "
-                    'recorded episodes or set world_model.kind = "diffusion"'
-                )
+        check_starts_are_scenes(starts)
         super().restore([replace(start, seed=start.seed or 0, saved_state=None) for start in starts])
         for i, start in enumerate(starts):
             if start.saved_state is not None:
@@ -166,7 +164,8 @@ class MetaWorldEnvironment(GymnasiumEnvironment):
                 f"start {i}: its saved_state has {len(saved_state)} bytes and cannot be restored ({error}); start from "
                 f"states that this kind saved with the same versions and environment.task={shown(self.section.task)}"
             ) from None
-        self._env(i).scene, self._seen[i], self._frames[i] = scene, scene.seen, None
+        self._env(i).scene, self._seen[i] = scene, scene.seen
+        self._changed(i)
         self._first_place[i] = first_place
         for name, values in self._flags().items():
             values[i] = flags[name]
@@ -174,13 +173,7 @@ class MetaWorldEnvironment(GymnasiumEnvironment):
     # -- views ---------------------------------------------------------------------------------------------------
 
     def _picture(self, i: int) -> np.ndarray:
-        try:
-            return self._env(i).render()
-        except (ImportError, RuntimeError, AttributeError) as error:  # what a missing or broken OpenGL comes as
-            raise ConfigError(
-                f'environment.kind="metaworld" cannot draw without a screen ({_one_line(error)}); install libegl1, '
-                "libegl-mesa0 and libgl1-mesa-dri, or libosmesa6, or set MUJOCO_GL to egl, osmesa or glfw"
-            ) from None
+        return self._env(i).render()
 
     # -- the expert ----------------------------------------------------------------------------------------------
 
@@ -193,7 +186,3 @@ class MetaWorldEnvironment(GymnasiumEnvironment):
         actions = actions.reshape(-1, ACTION_DIM).astype(np.float64)
         actions[:, :3] = np.clip(actions[:, :3], -1, 1) + rng.normal(0, 1, (len(actions), 3)) * noise
         return np.clip(actions, -1, 1).astype(np.float32)
-
-
-def _one_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

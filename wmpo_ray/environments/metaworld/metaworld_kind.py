@@ -29,3 +29,6 @@ class MetaWorldKind(EnvironmentKind):
 
     def check(self, config: EnvironmentConfig) -> None:
         self.make(config).check()
+
+    def disruptions(self, config: EnvironmentConfig) -> tuple[str, ...]:
+        return ("background", "texture")

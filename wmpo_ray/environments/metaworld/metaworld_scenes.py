@@ -14,8 +14,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from wmpo_ray.environments.metaworld.metaworld_pictures import ScenePainter
 from wmpo_ray.environments.metaworld.metaworld_settings import ACTION_DIM
-from wmpo_ray.environments.metaworld.offscreen import OffscreenRenderer
 
 MOVED_IN_MODEL = ("body_pos", "site_pos")
 TABLE, TILES = "table_wood", "basic_floor"  # materials that every task has
@@ -57,14 +57,14 @@ class MetaWorldSimulator:
         env.__dict__.pop("sawyer_observation_space", None)  # a cached property that depends on it
         _disrupt(env.model, disruption)
         self._camera, self._picture_size = camera, picture_size
-        self._renderer: OffscreenRenderer | None = None
+        self._painter: ScenePainter | None = None
         self._state = mujoco.mjtState.mjSTATE_INTEGRATION.value
         self._pristine = self._scene(np.zeros(39))
         self._present: Scene | None = self._pristine
 
     def close(self) -> None:
-        if self._renderer is not None:
-            self._renderer.close()
+        if self._painter is not None:
+            self._painter.close()
         self._env.close()
 
     def place(self, seed: int) -> Scene:
@@ -96,9 +96,9 @@ class MetaWorldSimulator:
     def draw(self, scene: Scene) -> np.ndarray:
         """[picture_size, picture_size, 3] uint8."""
         self._bring(scene, whole=True)
-        if self._renderer is None:
-            self._renderer = OffscreenRenderer(self._env.model, self._camera, self._picture_size)
-        return self._renderer.draw(self._env.data)
+        if self._painter is None:
+            self._painter = ScenePainter(self._env.model, self._camera, self._picture_size)
+        return self._painter.paint(self._env.data)
 
     # -- bringing scenes in --------------------------------------------------------------------------------------
 

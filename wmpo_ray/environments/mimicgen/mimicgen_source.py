@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.core.errors import ConfigError, first_line
 from wmpo_ray.core.section import shown
 from wmpo_ray.environments.mimicgen.mimicgen_settings import INSTRUCTIONS
 from wmpo_ray.environments.robosuite.installed import load_robosuite
@@ -39,8 +39,7 @@ def load_mimicgen(checkout: str) -> None:
         try:
             importlib.import_module(MODULE)
         except (ImportError, SyntaxError, AttributeError, RuntimeError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ConfigError(f"{KIND}: {package} cannot be imported ({reason}); {ADVICE}") from None
+            raise ConfigError(f"{KIND}: {package} cannot be imported ({first_line(error)}); {ADVICE}") from None
     if missing := [task for task in INSTRUCTIONS if task not in REGISTERED_ENVS]:
         said = [line.removeprefix(SAYS) for line in printed.getvalue().splitlines() if line.startswith(SAYS)]
         raise ConfigError(

@@ -37,6 +37,7 @@ from wmpo_ray.environments.pocket.geometry import (
 )
 from wmpo_ray.environments.pocket.rendering import Look, draw, draw_backdrop
 from wmpo_ray.environments.pocket.sight import PocketSight
+from wmpo_ray.environments.simulators.saved_scenes import check_starts_are_scenes, pack_scene, unpack_scene
 
 Disruption = Literal["none", "position", "background", "texture"]
 LOOKS: dict[str, Look] = {
@@ -124,12 +125,7 @@ class PocketEnvironment(PocketSight):
 
     def restore(self, starts: Sequence[StartState]) -> None:
         """One scene for each start: as `save` left it, else that of its seed. Raises ValueError for neither."""
-        for i, start in enumerate(starts):
-            if start.seed is None and start.saved_state is None:
-                raise ValueError(
-                    f"start {i} has no scene (seed and saved_state are None), so that it cannot be rebuilt; start from "
-                    'recorded episodes or set world_model.kind = "diffusion"'
-                )
+        check_starts_are_scenes(starts)
         self.reset([start.seed or 0 for start in starts], render=False)
         for i, start in enumerate(starts):
             if start.saved_state is not None:
@@ -137,19 +133,15 @@ class PocketEnvironment(PocketSight):
 
     def save(self) -> list[bytes]:
         """Each scene as it is now, for `StartState.saved_state`."""
-        return [
-            b"".join(np.asarray(values[i], np.float64).tobytes() for values in self._parts().values())
-            for i in range(len(self.goal))
-        ]
+        return [pack_scene(self._scene(i)) for i in range(len(self.goal))]
 
     def _load(self, i: int, saved: bytes) -> None:
-        parts = self._parts()
-        sizes = [values[0].size for values in parts.values()]
-        if len(saved) != 8 * sum(sizes):
-            raise ValueError(f"start {i}: its saved_state has {len(saved)} bytes, a scene has {8 * sum(sizes)}")
-        numbers = np.frombuffer(saved, np.float64)
-        for values, part in zip(parts.values(), np.split(numbers, np.cumsum(sizes)[:-1]), strict=True):
-            values[i] = part.reshape(values[i].shape)
+        loaded = unpack_scene(i, saved, self._scene(i))
+        for name, values in self._parts().items():
+            values[i] = loaded[name]
+
+    def _scene(self, i: int) -> dict[str, np.ndarray]:
+        return {name: values[i] for name, values in self._parts().items()}
 
     def _parts(self) -> dict[str, np.ndarray]:
         """Everything that a scene consists of, [N, ...] each."""

@@ -49,6 +49,9 @@ class PocketKind(EnvironmentKind):
 
         return PocketEnvironment.from_config(config)
 
+    def disruptions(self, config: EnvironmentConfig) -> tuple[str, ...]:
+        return ("position", "background", "texture")
+
     def play(self, config: EnvironmentConfig, num: int, seed: int) -> Iterator[Play]:
         from wmpo_ray.environments.pocket.play import play_in_chunks
 

@@ -20,17 +20,28 @@ APART = 0.07  # metres between displaced objects: they do not touch
 # The square peg goes this much towards the robot and to its sides.
 DISPLACED_PEG_X, DISPLACED_PEG_Y = (-0.12, -0.05), (-0.03, 0.06)
 TASKS_WITH_PEGS = ("NutAssemblySquare", "Square_D0")
+TASKS_WITH_BINS = "PickPlace"  # and those whose names begin so
 _SALT = 7919  # a displacement is not drawn from the numbers that placed the scene
 
 
+def disruptions_of(task: str) -> tuple[str, ...]:
+    """Those that are defined for a task."""
+    position = ("position",) if task in (*DISPLACED_OBJECTS, *TASKS_WITH_PEGS) else ()
+    background = () if task.startswith(TASKS_WITH_BINS) else ("background",)
+    return (*position, *background, "texture")
+
+
 def check_disruption(task: str, disruption: str) -> None:
-    """Raises ConfigError for a task whose things nobody has said where to put."""
-    known = [*DISPLACED_OBJECTS, *TASKS_WITH_PEGS]
-    if disruption == "position" and task not in known:
-        raise ConfigError(
-            f'environment.disruption="position": it is defined for {", ".join(known)}, and environment.task is '
-            f"{shown(task)}; change one of them"
-        )
+    """Raises ConfigError for a task whose things nobody has said where to put, or that has no table."""
+    if disruption == "none" or disruption in disruptions_of(task):
+        return
+    if disruption == "position":
+        why = f"it is defined for {', '.join((*DISPLACED_OBJECTS, *TASKS_WITH_PEGS))}, and"
+    else:
+        why = "it is another table, which tasks with bins do not have, and"
+    raise ConfigError(
+        f"environment.disruption={shown(disruption)}: {why} environment.task is {shown(task)}; change one of them"
+    )
 
 
 def change_look(simulator: Simulator, disruption: str) -> None:

@@ -8,8 +8,8 @@ import re
 from importlib import metadata
 from typing import Any
 
-from wmpo_ray.core.errors import ConfigError
-from wmpo_ray.environments.robosuite.headless import choose_backend
+from wmpo_ray.core.errors import ConfigError, first_line
+from wmpo_ray.environments.simulators.opengl import choose_backend
 
 # Package -> (first version that works, first that does not). MuJoCo 2.3.2 is what the extra `sim` installs.
 SUPPORTED = {"robosuite": ((1, 4, 1), (1, 4, 2)), "mujoco": ((2, 3, 2), (3,)), "numpy": ((1, 26), (2,))}
@@ -31,8 +31,7 @@ def load_robosuite(kind: str = "robosuite") -> Any:
     try:
         return importlib.import_module("robosuite")
     except (ImportError, AttributeError, RuntimeError) as error:  # OpenGL that is not there is any of them
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f'environment.kind="{kind}" cannot be imported ({reason}); {INSTALL}') from None
+        raise ConfigError(f'environment.kind="{kind}" cannot be imported ({first_line(error)}); {INSTALL}') from None
 
 
 def conflicts() -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from wmpo_ray.config.run import EnvironmentConfig
-from wmpo_ray.core.observations import Observation, StartState
+from wmpo_ray.core.observations import StartState
 from wmpo_ray.environments.robosuite.disruptions import change_look, check_disruption, displace
 from wmpo_ray.environments.robosuite.evaluation_starts import check_starts
 from wmpo_ray.environments.robosuite.experts import has_expert, make_expert
@@ -18,12 +18,14 @@ from wmpo_ray.environments.robosuite.object_failures import ObjectFailures
 from wmpo_ray.environments.robosuite.offscreen_renderer import OffscreenRenderer
 from wmpo_ray.environments.robosuite.robosuite_settings import ACTION_DIM, RobosuiteConfig, instruction_of
 from wmpo_ray.environments.robosuite.simulator import SceneState, Simulator
+from wmpo_ray.environments.simulators.saved_scenes import check_starts_are_scenes, pack_scene, unpack_scene
+from wmpo_ray.environments.simulators.simulated_scenes import SimulatedScenes
 
 HEADER_BYTES = 16  # of a saved state: which task and versions it is of
 ENDS = ("terminated", "success")
 
 
-class RobosuiteEnvironment:
+class RobosuiteEnvironment(SimulatedScenes):
     """N scenes of one task (implements `wmpo_ray.core.interfaces.AbleEnvironment`).
 
     An action is six deltas of the hand's pose, in units of 5 cm and 0.5 rad, and the gripper (-1 opens, 1 closes), held
@@ -48,20 +50,16 @@ class RobosuiteEnvironment:
         return cls(config)
 
     def check(self) -> None:
-        """Place scenes, draw one and take a step. Raises ConfigError in one line for whatever is missing or wrong."""
+        """See `SimulatedScenes`; the recorded starts of the task, too, are those of these versions."""
         check_starts(self.simulator(), self.config.task)
-        self.restore([StartState(np.zeros((0, 0, 0, 3), np.uint8), "", 0)])
-        self.render()
-        self.advance(np.zeros((1, self.action_dim), np.float32))
-        self.render()
-        self.close()
+        super().check()
 
     def close(self) -> None:
         """Give simulator and pictures back; `restore` makes new ones."""
         if self._simulator is not None:
             self._renderer.close()
         self._simulator = None
-        self._begin(0)
+        super().close()
 
     def simulator(self) -> Simulator:
         """The one of all scenes. Raises ConfigError as `check`."""
@@ -77,22 +75,15 @@ class RobosuiteEnvironment:
     # -- episodes ------------------------------------------------------------------------------------------------
 
     def _begin(self, n: int) -> None:
-        self.terminated, self.success = np.zeros((2, n), bool)
-        self.failures: dict[str, np.ndarray] = {}
+        super()._begin(n)
         self._states: list[SceneState] = [{}] * n
         self._memories: list[SceneState] = [{}] * n  # what `ObjectFailures` remembers
-        self._frames: list[np.ndarray | None] = [None] * n  # the picture of each scene as it is, where there is one
         self._experts: list[Any] = [None] * n
         self._shown: int | None = None  # the scene that the simulator shows, with all that follows from its state
 
     def restore(self, starts: Sequence[StartState]) -> None:
         """One scene for each start: as `save` left it, else that of its seed. Raises ValueError for neither."""
-        for i, start in enumerate(starts):
-            if start.seed is None and start.saved_state is None:
-                raise ValueError(
-                    f"start {i} has no scene (seed and saved_state are None), so that it cannot be rebuilt; start from "
-                    'recorded episodes or set world_model.kind = "diffusion"'
-                )
+        check_starts_are_scenes(starts)
         self.simulator()
         self._begin(len(starts))
         self.failures = {name: np.zeros(len(starts), bool) for name in self._watch.names}
@@ -122,7 +113,8 @@ class RobosuiteEnvironment:
         for i in np.flatnonzero(~self.terminated).tolist():
             simulator.load(self._states[i])
             simulator.step(np.clip(actions[i].astype(np.float64), -1.0, 1.0))
-            self._states[i], self._frames[i], self._shown = simulator.state(), None, None
+            self._states[i], self._shown = simulator.state(), None
+            self._changed(i)
             self._show(i)
             self.success[i] = self.terminated[i] = simulator.succeeded()
             for name, failed in self._watch.note(self._memories[i], bool(self.success[i])).items():
@@ -139,25 +131,18 @@ class RobosuiteEnvironment:
 
     def save(self) -> list[bytes]:
         """Each scene as it is now, for `StartState.saved_state`: its task and versions, and float64 numbers."""
-        return [
-            self._header() + b"".join(np.asarray(values, np.float64).tobytes() for values in self._parts(i).values())
-            for i in range(len(self.terminated))
-        ]
+        header = self._header()
+        return [pack_scene(self._parts(i), header) for i in range(len(self.terminated))]
 
     def _load(self, i: int, saved: bytes) -> None:
-        parts = self._parts(i)
-        expected = HEADER_BYTES + 8 * sum(values.size for values in parts.values())
-        if len(saved) != expected:
-            raise ValueError(f"start {i}: its saved_state has {len(saved)} bytes, a scene has {expected}")
-        if saved[:HEADER_BYTES] != self._header():
+        header = self._header()
+        parts = unpack_scene(i, saved, self._parts(i), header)
+        if saved[: len(header)] != header:
             raise ValueError(
                 f"start {i}: its saved_state is of another task, or of another version of robosuite or mujoco; here are "
                 f"{self._identity()}"
             )
-        numbers, first = np.frombuffer(saved, np.float64, offset=HEADER_BYTES), 0
-        for name, values in parts.items():
-            loaded = numbers[first : first + values.size].reshape(values.shape).copy()
-            first += values.size
+        for name, loaded in parts.items():
             if name in ENDS or name in self.failures:
                 (self.failures[name] if name in self.failures else getattr(self, name))[i] = bool(loaded)
             else:
@@ -177,21 +162,9 @@ class RobosuiteEnvironment:
     def _header(self) -> bytes:
         return hashlib.sha256(self._identity().encode()).digest()[:HEADER_BYTES]
 
-    # -- views ---------------------------------------------------------------------------------------------------
-
-    def observe(self) -> Observation:
-        return Observation.of(self.render(), self.instructions * len(self.terminated))
-
-    def render(self) -> np.ndarray:
-        frames = [self._frame(i) for i in range(len(self.terminated))]
-        return np.stack(frames) if frames else np.zeros((0, *self.frame_shape), np.uint8)
-
-    def _frame(self, i: int) -> np.ndarray:
-        found = self._frames[i]
-        if found is None:
-            self._show(i)
-            found = self._frames[i] = self._renderer.render()
-        return found
+    def _draw(self, i: int) -> np.ndarray:
+        self._show(i)
+        return self._renderer.render()
 
     # -- the expert ----------------------------------------------------------------------------------------------
 

@@ -27,3 +27,8 @@ class RobosuiteKind(EnvironmentKind):
 
     def check(self, config: EnvironmentConfig) -> None:
         self.make(config).check()
+
+    def disruptions(self, config: EnvironmentConfig) -> tuple[str, ...]:
+        from wmpo_ray.environments.robosuite.disruptions import disruptions_of
+
+        return disruptions_of(config.task)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from cluster.recipes.context import RunContext
+from cluster.recipes.gating.gate_replays import FILES, judged, replayed
 from cluster.recipes.stage import Stage
 from cluster.recording.recorder import EpisodeRecorder
 from wmpo_ray.config.run import GateConfig
 from wmpo_ray.core.errors import UserError
-from wmpo_ray.core.types import Episodes, Scores, Videos
-from wmpo_ray.registry import load_reward_model, load_world_model
-from wmpo_ray.rollout.fidelity import binary_report, replay_videos, starts_of
+from wmpo_ray.core.types import Episodes, Frames, Scores
+from wmpo_ray.data.episodes import batches_of_rows
+from wmpo_ray.registry import load_reward_model
+from wmpo_ray.rollout.fidelity import binary_report
 from wmpo_ray.rollout.held_out_judge import detect_in_both
-from wmpo_ray.rollout.judge import VideoJudge, verify
+from wmpo_ray.rollout.judge import VideoJudge, refute
 from wmpo_ray.statistics.agreement import agreement_by_step, safe_horizon
 
 
@@ -26,31 +29,20 @@ def gate(context: RunContext) -> dict[str, Any]:
     Raises UserError with the metrics and advice if a bound is missed, unless forced.
     """
     config, held_out = context.config, context.episodes("held-out")
-    plain_judge = VideoJudge(load_reward_model(config, str(context.model("reward-model"))), config.reward.min_steps)
-    starts = starts_of(held_out)
-
-    def imagine(name: str, rows: np.ndarray) -> np.ndarray:
-        world = load_world_model(config, str(context.model(name)))  # one at a time: two may not fit
-        with context.reporter.bar(f"replaying in the {name}", len(rows)) as advance:
-            actions = held_out.actions[rows]
-            return replay_videos(world, [starts[i] for i in rows], actions, config.seed, progress=advance)
-
-    frames = imagine("world-model", np.arange(len(held_out)))
-    videos = Videos(frames, held_out.instructions, held_out.actions, tuple(starts))
-    scores = plain_judge.judge(videos)
-    plain = binary_report(scores.success, held_out.success)
-    if config.reward.verify.enabled:
-        disputed = config.reward.verify.disputed
-        scores = verify(scores, videos, plain_judge, lambda videos, rows: imagine("verifier", rows), disputed)
-    known = np.ones(len(held_out), bool) if scores.known is None else scores.known
-    report = binary_report(scores.success[known], held_out.success[known])
-    with context.recorder("gate") as recorder:
-        metrics = _label_metrics(report, plain) | _event_agreement(recorder, held_out, frames)
+    judge = VideoJudge(load_reward_model(config, str(context.model("reward-model"))), config.reward.min_steps)
+    with replayed(context, "world-model", held_out, "held-out") as videos, context.recorder("gate") as recorder:
+        scores = judged(judge, videos)
+        plain = binary_report(scores.success, held_out.success)
+        if config.reward.verify.enabled:
+            scores = verified(context, scores, held_out, judge)
+        known = np.ones(len(held_out), bool) if scores.known is None else scores.known
+        report = binary_report(scores.success[known], held_out.success[known])
+        metrics = _label_metrics(report, plain) | _event_agreement(recorder, held_out, videos)
         metrics |= _step_agreement(scores, held_out, config.gate.min_label_agreement)
-        metrics |= counterfactuals(context, recorder, held_out, plain_judge)
+        metrics |= counterfactuals(context, recorder, held_out, judge)
+        _save_side_by_side(context, held_out, videos.frames, scores.success)
     misses = missed_bounds(metrics, config.gate)
     metrics |= {"passed": not misses, "bounds": config.gate.model_dump()}
-    _save_side_by_side(context, held_out, frames, scores.success)
     if misses and not context.force:
         raise UserError(
             f"the imagined world is not accurate enough to learn in: {'; '.join(misses)} ({report['num']} held-out "
@@ -60,6 +52,15 @@ def gate(context: RunContext) -> dict[str, Any]:
             "depend on changed settings"
         )
     return metrics
+
+
+def verified(context: RunContext, scores: Scores, held_out: Episodes, judge: VideoJudge) -> Scores:
+    """The decisions after the second world model has replayed the successes."""
+    rows, confirmed = np.flatnonzero(scores.success), np.zeros(0, bool)
+    if len(rows):
+        with replayed(context, "verifier", held_out.rows(rows), "successes") as videos:
+            confirmed = judged(judge, videos).success
+    return refute(scores, rows, confirmed, context.config.reward.verify.disputed)
 
 
 def _label_metrics(report: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
@@ -91,17 +92,14 @@ def counterfactuals(
     The environment executes them as well, on held-out start states that are not counted in P. Empty where no world model
     is learned.
     """
-    config, num = context.config, min(context.config.gate.num_counterfactuals, len(episodes))
+    num = min(context.config.gate.num_counterfactuals, len(episodes))
     if not num:
         return {}
-    starts = starts_of(episodes.rows(slice(num)))
-    actions = np.roll(episodes.actions[:num], 1, axis=0)
-    real = recorder.execute(episodes.seeds[:num], actions)
-    world = load_world_model(config, str(context.model("world-model")))
-    with context.reporter.bar("other actions, imagined", num) as advance:
-        frames = replay_videos(world, starts, actions, config.seed, progress=advance)
-    texts = episodes.instructions[:num]
-    imagined = judge.judge(Videos(frames, texts, actions, tuple(starts))).success
+    first = episodes.rows(slice(num))
+    actions = np.roll(first.actions, 1, axis=0)
+    real = recorder.execute(first.seeds, actions)
+    with replayed(context, "world-model", replace(first, actions=actions), "other actions") as videos:
+        imagined = judged(judge, videos).success
     report = binary_report(imagined, real)
     return {
         "counterfactual_num": num,
@@ -133,15 +131,22 @@ def missed_bounds(metrics: dict[str, Any], config: GateConfig) -> list[str]:
     return misses
 
 
-def _event_agreement(recorder: EpisodeRecorder, episodes: Episodes, videos: np.ndarray) -> dict[str, float]:
+def _event_agreement(recorder: EpisodeRecorder, episodes: Episodes, videos: Episodes) -> dict[str, float]:
     """Agreement of the events that the environment can read from pixels, over the real length of each episode."""
     if "events" not in recorder.abilities:
         return {}
-    real, imagined = detect_in_both(recorder.detect_events, episodes.frames, videos, episodes.lengths)
-    return {f"{event}_agreement": float((real[event] == imagined[event]).mean()) for event in real}
+    agreed: dict[str, list[np.ndarray]] = {}  # event -> [M] bool of each batch
+    for rows in batches_of_rows(episodes.frames.shape):
+        part, imagined = episodes.rows(rows), np.asarray(videos.rows(rows).frames)
+        found, seen = detect_in_both(recorder.detect_events, np.asarray(part.frames), imagined, part.lengths)
+        for event, flags in found.items():
+            agreed.setdefault(event, []).append(flags == seen[event])
+    return {f"{event}_agreement": float(np.concatenate(parts).mean()) for event, parts in agreed.items()}
 
 
-def _save_side_by_side(context: RunContext, episodes: Episodes, videos: np.ndarray, success: np.ndarray) -> None:
+def _save_side_by_side(
+    context: RunContext, episodes: Episodes, imagined: np.ndarray | Frames, success: np.ndarray
+) -> None:
     """A few replays for the report, disagreements included."""
     agree = success == episodes.success
     rows = np.concatenate(
@@ -154,7 +159,7 @@ def _save_side_by_side(context: RunContext, episodes: Episodes, videos: np.ndarr
     np.savez_compressed(
         context.videos / "side_by_side.npz",
         real=episodes.frames[rows],
-        imagined=videos[rows],
+        imagined=imagined[rows],
         real_success=episodes.success[rows],
         imagined_success=success[rows],
         lengths=episodes.lengths[rows],
@@ -167,5 +172,6 @@ GATE = Stage(
     gate,
     needs=("collect", "world-model", "reward-model"),
     makes=("videos/side_by_side.npz",),
+    state=(f"trajectories/{FILES.format('*')}.parquet",),
     settings=("gate", "reward.min_steps", "reward.verify", "rollout.chunk_length"),
 )

@@ -1,4 +1,4 @@
-"""OpenGL without a screen for MuJoCo: which of its ways works here. robosuite reads the choice when it is imported."""
+"""OpenGL without a screen for MuJoCo: which of its ways works here. MuJoCo and robosuite read the choice when imported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.core.errors import ConfigError, first_line
 from wmpo_ray.core.section import shown
 
 CHOICE = "MUJOCO_GL"
@@ -28,7 +28,7 @@ print(GL.glGetString(GL.GL_RENDERER).decode())
 
 
 def choose_backend() -> str:
-    """The backend of this process and of those that it starts, chosen before robosuite is imported.
+    """The backend of this process and of those that it starts, chosen before MuJoCo or robosuite is imported.
 
     The user's MUJOCO_GL wins. Raises ConfigError for one that does not exist, and where no backend works.
     """
@@ -52,9 +52,8 @@ def make_context(size: int) -> Any:
         context = importlib.import_module(MODULES[backend]).GLContext(size, size)
         context.make_current()
     except (ImportError, AttributeError, RuntimeError, OSError) as error:  # a missing library is any of them
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(
-            f"{CHOICE}={shown(backend)} does not work here ({reason}); unset it, or install {PACKAGES}"
+            f"{CHOICE}={shown(backend)} does not work here ({first_line(error)}); unset it, or install {PACKAGES}"
         ) from None
     return context
 
@@ -96,7 +95,4 @@ def probe(backend: str) -> Probed:
 
 def _nothing_works(found: Mapping[str, Probed]) -> str:
     reasons = ", ".join(f"{backend}: {result.detail}" for backend, result in found.items())
-    return (
-        f'environment.kind="robosuite" draws with OpenGL without a screen, and no way works here ({reasons}); install '
-        "libegl1 and libgl1-mesa-dri, or libosmesa6 (names of Debian's packages)"
-    )
+    return f"MuJoCo draws with OpenGL without a screen, and no way works here ({reasons}); install {PACKAGES}"
