@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +29,17 @@ MEASURED = "measured_"  # begins the numbers of the checkpoint that is kept
 Rows = np.ndarray  # [n] int64
 
 
+class PretrainSource(NamedTuple):
+    """Episodes to train on.
+
+    contact: steps [M, T] bool of them that decide what comes of them; None: where the gripper opens or closes.
+    """
+
+    episodes: Episodes
+    contact: np.ndarray | None
+    share: float  # of every batch, in proportion to those of other sources
+
+
 def split_rows(num_episodes: int, num_held_out: int, seed: int) -> tuple[Rows, Rows]:
     """Episodes to train on, and those that are held out, drawn at random. Raises UserError if none would be left."""
     if num_held_out >= num_episodes:
@@ -48,15 +60,13 @@ def decisive_windows(contact: np.ndarray, chunk_length: int) -> np.ndarray:
 class PretrainTrainer(WorldModelTrainer):
     """Trains one world model, measures it every `pretrain.measure_every` steps, and ends with the best weights.
 
-    contact: steps [M, T] bool of the episodes that decide what comes of them; None: where the gripper opens or closes.
     The best weights so far are part of the checkpoints, so a training that is taken up again chooses the same ones.
     """
 
     def __init__(
         self,
         config: Config,
-        episodes: Episodes,
-        contact: np.ndarray | None,
+        sources: Sequence[PretrainSource],
         judge: HeldOutJudge,
         device: torch.device,
         share: WorkerShare = WHOLE,
@@ -70,11 +80,8 @@ class PretrainTrainer(WorldModelTrainer):
         super().__init__(
             world, settings, self.seed, share=share, augmentation=augmentation_of(config), section="pretrain"
         )
-        decisive = decisive_windows(contact, world.chunk_length) if contact is not None else None
-        if decisive is None:
-            decisive = grip_changes(episodes.actions, world.chunk_length)
-        weights = 1.0 + (settings.contact_weight - 1.0) * decisive
-        self.use([self._windows(episodes, weights)], [1.0])
+        total = sum(source.share for source in sources)
+        self.use([self._weighted(source) for source in sources], [source.share / total for source in sources])
         self._held_out = self._windows(judge.episodes)
         self._best = [parameter.detach().clone() for parameter in self.average.parameters]
 
@@ -97,6 +104,15 @@ class PretrainTrainer(WorldModelTrainer):
             key.removeprefix(MEASURED): value for key, value in self.numbers.items() if key.startswith(MEASURED)
         }
         return {**measured, "skipped_steps": self.num_skipped}
+
+    def _weighted(self, source: PretrainSource) -> WindowSampler:
+        """Windows that decide come up more often than others."""
+        chunk = self.world_model.chunk_length
+        if source.contact is not None:
+            decisive = decisive_windows(source.contact, chunk)
+        else:
+            decisive = grip_changes(source.episodes.actions, chunk)
+        return self._windows(source.episodes, 1.0 + (self.settings.contact_weight - 1.0) * decisive)
 
     def _windows(self, episodes: Episodes, weights: np.ndarray | None = None) -> WindowSampler:
         world = self.world_model
