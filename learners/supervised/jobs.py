@@ -239,7 +239,8 @@ class PretrainJob:
         return PretrainTrainer(config, sources, judged, device, share)
 
     def measure_before(self, training: SupervisedTraining) -> None:
-        """No baseline needed."""
+        assert isinstance(training, PretrainTrainer)
+        training.measure_before()
 
     def finish(self, training: SupervisedTraining, seconds: float) -> dict[str, Any]:
         assert isinstance(training, PretrainTrainer)

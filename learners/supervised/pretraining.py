@@ -26,6 +26,7 @@ from wmpo_ray.world_models.pretrained_world import begin_world_model, place_worl
 NUM_LOSS_WINDOWS = 256  # of the held-out episodes, always the same
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 MEASURED = "measured_"  # begins the numbers of the checkpoint that is kept
+SCORED = "scored_at_"  # begins the score at each step that was measured
 Rows = np.ndarray  # [n] int64
 
 
@@ -76,7 +77,8 @@ class PretrainTrainer(WorldModelTrainer):
         # Alignment changes what a model knows of noise and actions; pretraining comes before.
         section: Any = config.world_model.model_copy(update={"alignment": WorldModelTrainingConfig()})
         plain = config.model_copy(update={"world_model": section})
-        world = place_world_model(begin_world_model(plain, section.pretrained, self.seed), plain, device)
+        self.begun_with: str = section.pretrained
+        world = place_world_model(begin_world_model(plain, self.begun_with, self.seed), plain, device)
         super().__init__(
             world, settings, self.seed, share=share, augmentation=augmentation_of(config), section="pretrain"
         )
@@ -95,6 +97,11 @@ class PretrainTrainer(WorldModelTrainer):
             self._measure()
         return metrics
 
+    def measure_before(self) -> None:
+        """Measure a model that was pretrained before, so that nothing worse takes its place; a checkpoint has it."""
+        if self.begun_with and not self.num_steps and not self._scores:
+            self._measure()
+
     def finish(self, path: Path) -> dict[str, Any]:
         """Save the best weights in the folder `path`, which is there; returns what was measured of them."""
         for parameter, best in zip(self.average.parameters, self._best, strict=True):
@@ -103,7 +110,12 @@ class PretrainTrainer(WorldModelTrainer):
         measured = {
             key.removeprefix(MEASURED): value for key, value in self.numbers.items() if key.startswith(MEASURED)
         }
-        return {**measured, "skipped_steps": self.num_skipped}
+        return {**measured, "scores": self._scores, "skipped_steps": self.num_skipped}
+
+    @property
+    def _scores(self) -> dict[str, float]:
+        """By the step at which it was measured."""
+        return {key.removeprefix(SCORED): value for key, value in self.numbers.items() if key.startswith(SCORED)}
 
     def _weighted(self, source: PretrainSource) -> WindowSampler:
         """Windows that decide come up more often than others."""
@@ -128,6 +140,7 @@ class PretrainTrainer(WorldModelTrainer):
         self.average.swap()
         metrics = {**self.judge.metrics(self.world_model), "held_out_loss": self._held_out_loss()}
         score = self._score(metrics)
+        self.numbers[f"{SCORED}{self.num_steps}"] = score
         if MEASURED + "score" not in self.numbers or score >= self.numbers[MEASURED + "score"]:
             for best, parameter in zip(self._best, self.average.parameters, strict=True):
                 best.copy_(parameter.detach())

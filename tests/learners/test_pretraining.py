@@ -81,6 +81,7 @@ def test_the_weights_that_agree_most_are_kept(episodes, tmp_path, agreements, ke
     metrics = train(config_of(), episodes.rows(slice(4, None)), judge).finish(tmp_path)
     assert len(judge.seen) == STEPS // EVERY and metrics["step"] == EVERY * (kept + 1)
     assert metrics["score"] == metrics["label_agreement"] == agreements[kept]
+    assert metrics["scores"] == {str(EVERY * (i + 1)): agreement for i, agreement in enumerate(agreements)}
     saved = weights(DiffusionWorldModel.load(tmp_path))
     assert all(torch.equal(one, other) for one, other in zip(saved, judge.seen[kept], strict=True))
     assert not all(torch.equal(one, other) for one, other in zip(saved, judge.seen[0], strict=True))
@@ -169,3 +170,24 @@ def _is_of(window: np.ndarray, episodes: Episodes) -> bool:
     """Whether the last two frames of a window follow each other in one of the episodes."""
     frames = np.asarray(episodes.frames)
     return bool(((frames[:, :-1] == window[-2]) & (frames[:, 1:] == window[-1])).all((2, 3, 4)).any())
+
+
+def test_a_model_that_was_pretrained_before_is_kept_where_nothing_beats_it(episodes, tmp_path):
+    judge = ScriptedJudge(episodes.rows(slice(4)), [0.5])
+    train(config_of(steps=6), episodes.rows(slice(4, None)), judge).finish(tmp_path)
+    before = weights(DiffusionWorldModel.load(tmp_path))
+    config = config_of()
+    world = config.world_model.model_copy(update={"pretrained": str(tmp_path)})
+    config = config.model_copy(update={"world_model": world})
+    sources = [PretrainSource(episodes.rows(slice(4, None)), None, 1.0)]
+    trainer = PretrainTrainer(
+        config, sources, ScriptedJudge(episodes.rows(slice(4)), [0.8, 0.1, 0.7, 0.2, 0.3]), torch.device("cpu")
+    )
+    trainer.measure_before()
+    trainer.measure_before()
+    while trainer.num_steps < STEPS:
+        trainer.step()
+    metrics = trainer.finish(tmp_path / "after")
+    assert metrics["step"] == 0 and metrics["scores"]["0"] == metrics["score"] == 0.8 and len(metrics["scores"]) == 5
+    after = weights(DiffusionWorldModel.load(tmp_path / "after"))
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
