@@ -44,7 +44,9 @@ class PushPlayer:
         self.field, self.rng = field, rng
         self.pace = float(rng.choice([12.0, 25.0, 45.0, 80.0]))  # units that its target is ahead
         self.noise = float(rng.choice([0.5, 2.0, 6.0]))  # units
-        self.patience = 0
+        self.patience = 0  # actions before it wants something else
+        self.start: np.ndarray | None = None  # of a push, on the T [2]; None: it goes to `end`
+        self.end = np.zeros(2)
 
     def target(self, scene: Scene) -> np.ndarray:
         """Where the agent shall go next [2], on the board."""
