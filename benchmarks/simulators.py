@@ -1,6 +1,7 @@
 """Whole runs in simulators that nobody here wrote, several seeds each: benchmarks/results/simulators.json.
 
     python -m benchmarks.simulators [--tasks lift] [--seeds 0 1 2] [--runs runs/simulators] [--jobs 2] [--summary]
+        [--force] [--set KEY=VALUE ...]
 
 Each seed is one `wmpo run PRESET --serial` in a process of its own with one thread; what is there is gone on with. Needs
 the simulators: make setup VENV=.venv-sim EXTRAS=sim,pusht. Figures are named TASK_..., means over the seeds that are
@@ -28,13 +29,13 @@ ROOT = Path(__file__).parents[1]
 TASKS = {"lift": "lift", "pusht": "pusht", "stack": "robosuite-stack"}  # name of the figures -> preset
 
 
-def run_seed(task: str, seed: int, runs: Path) -> int:
-    """One whole run, or what is left of it; returns its exit code."""
+def run_seed(task: str, seed: int, runs: Path, options: list[str]) -> int:
+    """One whole run, or what is left of it, with these options of `wmpo run`; returns its exit code."""
     out = folder_of(task, seed, runs)
     command = [sys.executable, "-m", "wmpo_ray", "run", TASKS[task], "--serial", "--resume", "--out", str(out)]
     with (runs / f"{out.name}.log").open("w") as log:
         return subprocess.run(
-            [*command, "--set", f"seed={seed}"], check=False, cwd=ROOT, stdout=log, stderr=log
+            [*command, "--set", f"seed={seed}", *options], check=False, cwd=ROOT, stdout=log, stderr=log
         ).returncode
 
 
@@ -84,7 +85,7 @@ def _successes(task: str, seed: int, runs: Path, policy: str) -> np.ndarray:
     return np.array(read_outcomes(outcomes_file(folder_of(task, seed, runs), policy)).success, float)
 
 
-def summarize(tasks: list[str], seeds: list[int], runs: Path) -> Path:
+def summarize(tasks: list[str], seeds: list[int], runs: Path, options: list[str]) -> Path:
     """Figures of the tasks that have finished runs; those of other tasks stay as they are."""
     path = RESULTS_DIR / "simulators.json"
     figures = json.loads(path.read_text())["figures"] if path.exists() else {}
@@ -92,7 +93,8 @@ def summarize(tasks: list[str], seeds: list[int], runs: Path) -> Path:
         found = {seed: summary for seed in seeds if (summary := summary_of(task, seed, runs))}
         if found:
             figures |= figures_of(task, list(found), list(found.values()), runs)
-    command = f"python -m benchmarks.simulators --tasks {' '.join(tasks)} --seeds {' '.join(map(str, seeds))}"
+    shown = " ".join([*tasks, "--seeds", *map(str, seeds), *options])
+    command = f"python -m benchmarks.simulators --tasks {shown}"
     return write_results("simulators", figures, command)
 
 
@@ -103,16 +105,19 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/simulators"))
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time; each takes one core")
     parser.add_argument("--summary", action="store_true", help="only sum up what is there")
+    parser.add_argument("--force", action="store_true", help="go on where the imagined world fails the gate")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the runs")
     args = parser.parse_args()
+    options = [*(["--force"] if args.force else []), *(part for each in args.set for part in ("--set", each))]
     runs = args.runs.absolute()
     if not args.summary:
         runs.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(args.jobs) as pool:
             cells = [(task, seed) for task in args.tasks for seed in args.seeds]
-            codes = list(pool.map(lambda cell: run_seed(*cell, runs), cells))
+            codes = list(pool.map(lambda cell: run_seed(*cell, runs, options), cells))
         for (task, seed), code in zip(cells, codes, strict=True):
             print(f"{task}, seed {seed}: exit code {code}")
-    print(summarize(args.tasks, args.seeds, runs))
+    print(summarize(args.tasks, args.seeds, runs, options))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from cluster.recipes.context import RunContext
 from wmpo_ray.config.dumping import flatten
+from wmpo_ray.config.episode_sources import PLAY
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.files import file_states, sha256_of, sha256_of_folder
 from wmpo_ray.environments.augmentation import is_mirrored
@@ -89,6 +90,9 @@ LATER: Mapping[str, Any] = {
     "collect.episodes_per_batch": 0,
     "evaluation.episodes_per_batch": 0,
     "pretrain.source": "",
+    "pretrain.sources": (),
+    "pretrain.shares": (),
+    "pretrain.held_out": "",
     "augmentation.mirror": "auto",
     "augmentation.negated_actions": (),
     "augmentation.shift": "auto",
@@ -100,6 +104,8 @@ MIRRORED = "world_model.alignment.vertical_flip"
 
 SOURCES = (
     "pretrain.source",
+    "pretrain.sources",
+    "pretrain.held_out",
     "demos.source",
     "collect.source",
     "gate.source",
@@ -206,8 +212,15 @@ def settings_of(stage: Stage, config: Config) -> dict[str, Any]:
             chosen |= {key: flat[key] for key in (condition, *keys)}
     if is_among(MIRRORED, wanted) and config.world_model.is_learned:
         chosen[MIRRORED] = is_mirrored(config)
-    chosen |= {key: content_of(str(value)) for key, value in chosen.items() if key in SOURCES}
+    chosen |= {key: contents_of(value) for key, value in chosen.items() if key in SOURCES}
     return json.loads(json.dumps(chosen, default=str))  # as they are read back from a summary
+
+
+def contents_of(value: str | tuple[str, ...]) -> str | list[str]:
+    """`content_of` one source, or of each of several; play is made anew and has none."""
+    if isinstance(value, str):
+        return content_of(value)
+    return [source if source == PLAY else content_of(source) for source in value]
 
 
 def content_of(source: str) -> str:

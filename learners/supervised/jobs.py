@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
 
 from learners.supervised.alignment import AlignmentTrainer
 from learners.supervised.cloning import PolicyCloner
 from learners.supervised.loop import SupervisedTraining, TrainingConfig, WorkerShare
-from learners.supervised.pretraining import PretrainTrainer, split_rows
+from learners.supervised.pretraining import PretrainSource, PretrainTrainer, split_rows
 from learners.supervised.reward_training import RewardTrainer
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.files import atomic_directory
@@ -212,15 +211,15 @@ class RewardJob:
 
 @dataclass(frozen=True)
 class PretrainJob:
-    """A world model, trained on episodes of which some are held out; chosen by them on the way.
+    """A world model, trained on episodes and chosen on the way by others.
 
-    contact: steps [M, T] bool of play that decide what comes of it; None: of other episodes. data: what the card says of
-    the episodes.
+    held_out: those that choose; None: some of the first source, which are not trained on. data: what the card says of the
+    episodes.
     """
 
     config: Config
-    episodes: Episodes
-    contact: np.ndarray | None
+    sources: tuple[PretrainSource, ...]
+    held_out: Episodes | None
     data: dict[str, Any]
     out: Path
 
@@ -229,16 +228,19 @@ class PretrainJob:
         return self.config.pretrain.steps
 
     def begin(self, share: WorkerShare, device: torch.device) -> PretrainTrainer:
-        config, episodes, contact = self.config, self.episodes, self.contact
-        train, held_out = split_rows(len(episodes), config.pretrain.num_held_out, config.seed)
+        config, sources, held_out, has_labels = self.config, self.sources, self.held_out, True
+        if held_out is None:
+            episodes, contact, weight = sources[0]
+            train, others = split_rows(len(episodes), config.pretrain.num_held_out, config.seed)
+            rest = PretrainSource(episodes.rows(train), None if contact is None else contact[train], weight)
+            sources, held_out, has_labels = (rest, *sources[1:]), episodes.rows(others), contact is None
         detect, judge = judges_of(config, device)
-        is_play = contact is not None
-        judged = HeldOutJudge(episodes.rows(held_out), seed_for(config.seed, "held-out"), detect, judge, not is_play)
-        rows = contact[train] if contact is not None else None
-        return PretrainTrainer(config, episodes.rows(train), rows, judged, device, share)
+        judged = HeldOutJudge(held_out, seed_for(config.seed, "held-out"), detect, judge, has_labels)
+        return PretrainTrainer(config, sources, judged, device, share)
 
     def measure_before(self, training: SupervisedTraining) -> None:
-        """No baseline needed."""
+        assert isinstance(training, PretrainTrainer)
+        training.measure_before()
 
     def finish(self, training: SupervisedTraining, seconds: float) -> dict[str, Any]:
         assert isinstance(training, PretrainTrainer)

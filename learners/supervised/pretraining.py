@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +26,19 @@ from wmpo_ray.world_models.pretrained_world import begin_world_model, place_worl
 NUM_LOSS_WINDOWS = 256  # of the held-out episodes, always the same
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 MEASURED = "measured_"  # begins the numbers of the checkpoint that is kept
+SCORED = "scored_at_"  # begins the score at each step that was measured
 Rows = np.ndarray  # [n] int64
+
+
+class PretrainSource(NamedTuple):
+    """Episodes to train on.
+
+    contact: steps [M, T] bool of them that decide what comes of them; None: where the gripper opens or closes.
+    """
+
+    episodes: Episodes
+    contact: np.ndarray | None
+    share: float  # of every batch, in proportion to those of other sources
 
 
 def split_rows(num_episodes: int, num_held_out: int, seed: int) -> tuple[Rows, Rows]:
@@ -48,15 +61,13 @@ def decisive_windows(contact: np.ndarray, chunk_length: int) -> np.ndarray:
 class PretrainTrainer(WorldModelTrainer):
     """Trains one world model, measures it every `pretrain.measure_every` steps, and ends with the best weights.
 
-    contact: steps [M, T] bool of the episodes that decide what comes of them; None: where the gripper opens or closes.
     The best weights so far are part of the checkpoints, so a training that is taken up again chooses the same ones.
     """
 
     def __init__(
         self,
         config: Config,
-        episodes: Episodes,
-        contact: np.ndarray | None,
+        sources: Sequence[PretrainSource],
         judge: HeldOutJudge,
         device: torch.device,
         share: WorkerShare = WHOLE,
@@ -66,15 +77,13 @@ class PretrainTrainer(WorldModelTrainer):
         # Alignment changes what a model knows of noise and actions; pretraining comes before.
         section: Any = config.world_model.model_copy(update={"alignment": WorldModelTrainingConfig()})
         plain = config.model_copy(update={"world_model": section})
-        world = place_world_model(begin_world_model(plain, section.pretrained, self.seed), plain, device)
+        self.begun_with: str = section.pretrained
+        world = place_world_model(begin_world_model(plain, self.begun_with, self.seed), plain, device)
         super().__init__(
             world, settings, self.seed, share=share, augmentation=augmentation_of(config), section="pretrain"
         )
-        decisive = decisive_windows(contact, world.chunk_length) if contact is not None else None
-        if decisive is None:
-            decisive = grip_changes(episodes.actions, world.chunk_length)
-        weights = 1.0 + (settings.contact_weight - 1.0) * decisive
-        self.use([self._windows(episodes, weights)], [1.0])
+        total = sum(source.share for source in sources)
+        self.use([self._weighted(source) for source in sources], [source.share / total for source in sources])
         self._held_out = self._windows(judge.episodes)
         self._best = [parameter.detach().clone() for parameter in self.average.parameters]
 
@@ -88,6 +97,11 @@ class PretrainTrainer(WorldModelTrainer):
             self._measure()
         return metrics
 
+    def measure_before(self) -> None:
+        """Measure a model that was pretrained before, so that nothing worse takes its place; a checkpoint has it."""
+        if self.begun_with and not self.num_steps and not self._scores:
+            self._measure()
+
     def finish(self, path: Path) -> dict[str, Any]:
         """Save the best weights in the folder `path`, which is there; returns what was measured of them."""
         for parameter, best in zip(self.average.parameters, self._best, strict=True):
@@ -96,7 +110,21 @@ class PretrainTrainer(WorldModelTrainer):
         measured = {
             key.removeprefix(MEASURED): value for key, value in self.numbers.items() if key.startswith(MEASURED)
         }
-        return {**measured, "skipped_steps": self.num_skipped}
+        return {**measured, "scores": self._scores, "skipped_steps": self.num_skipped}
+
+    @property
+    def _scores(self) -> dict[str, float]:
+        """By the step at which it was measured."""
+        return {key.removeprefix(SCORED): value for key, value in self.numbers.items() if key.startswith(SCORED)}
+
+    def _weighted(self, source: PretrainSource) -> WindowSampler:
+        """Windows that decide come up more often than others."""
+        chunk = self.world_model.chunk_length
+        if source.contact is not None:
+            decisive = decisive_windows(source.contact, chunk)
+        else:
+            decisive = grip_changes(source.episodes.actions, chunk)
+        return self._windows(source.episodes, 1.0 + (self.settings.contact_weight - 1.0) * decisive)
 
     def _windows(self, episodes: Episodes, weights: np.ndarray | None = None) -> WindowSampler:
         world = self.world_model
@@ -112,6 +140,7 @@ class PretrainTrainer(WorldModelTrainer):
         self.average.swap()
         metrics = {**self.judge.metrics(self.world_model), "held_out_loss": self._held_out_loss()}
         score = self._score(metrics)
+        self.numbers[f"{SCORED}{self.num_steps}"] = score
         if MEASURED + "score" not in self.numbers or score >= self.numbers[MEASURED + "score"]:
             for best, parameter in zip(self._best, self.average.parameters, strict=True):
                 best.copy_(parameter.detach())

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cluster.recipes.pipeline import run_pipeline
-from cluster.recipes.pretraining.play_or_source import needs_of
+from cluster.recipes.pretraining.play_or_source import needs_of, training_parts
 from cluster.recipes.pretraining.pretrain import check
 from cluster.recipes.recipe_table import stage_labels, steps_of
 from learners.supervised.pretraining import PretrainTrainer
@@ -156,7 +156,8 @@ def test_recorded_episodes_of_any_format_are_taken_whole(recorded, tmp_path, kin
         export_lerobot(own, path)
     config = config_of({"source": str(path), "num_trajectories": 0})
     check(config, True)
-    needs = needs_of(config)
+    (part,) = training_parts(config)
+    needs = needs_of(config, part)
     assert needs.num_episodes == 12 and needs.horizon % 4 == 0 and needs.horizon >= recorded.lengths.max()
     take_source(needs, tmp_path / "taken.parquet")
     taken = load_episodes(tmp_path / "taken.parquet")
@@ -175,6 +176,51 @@ def test_recorded_episodes_become_a_world_model(recorded, tmp_path):
     assert card["data"]["num_episodes"] == 6
 
 
+def mixture(folder: Path, recorded: Episodes) -> dict:
+    """Play and recorded episodes, and others that choose the checkpoint."""
+    save_episodes(folder / "policy.parquet", recorded.rows(slice(8)))
+    save_episodes(folder / "other.parquet", recorded.rows(slice(8, None)))
+    sources = ["play", str(folder / "policy.parquet")]
+    return {"sources": sources, "shares": [1.0, 3.0], "held_out": str(folder / "other.parquet")}
+
+
+def test_several_sources_and_a_shipped_model_become_a_world_model(recorded, pretrained, tmp_path):
+    path, settings = str(pretrained / "models" / "pretrained"), mixture(tmp_path, recorded)
+    world = {**SMALL["world_model"], "pretrained": path}
+    config = config_of({**settings, "num_trajectories": 6, "learning_rate": 1e-6}, world_model=world)
+    run_pipeline(config, tmp_path / "run", serial=True)
+    data = json.loads((tmp_path / "run" / "models" / "pretrained" / "card.json").read_text())["data"]
+    assert data["source"] == "play and policy.parquet" and data["held_out"]["source"] == "other.parquet"
+    assert (data["num_episodes"], data["num_held_out"]) == (14, 4)
+    assert [(part["share"], part["num_episodes"]) for part in data["sources"]] == [(0.25, 6), (0.75, 8)]
+    assert list((tmp_path / "run" / "trajectories").iterdir()) == [], "episodes are the state of the stage"
+    before, after = (begin_world_model(config, each, 0) for each in (path, str(tmp_path / "run" / "models/pretrained")))
+    changes = [
+        float((a - b).detach().abs().max()) for a, b in zip(_parameters(before), _parameters(after), strict=True)
+    ]
+    assert 0 < max(changes) < 1e-4, "it went on from where the other ended"
+
+
+def test_sources_count_by_their_content(recorded, tmp_path):
+    from cluster.recipes.pretraining.pretrain import PRETRAIN
+    from cluster.recipes.stage import settings_of
+
+    config = config_of(mixture(tmp_path, recorded))
+    (play, policy), other = (settings_of(PRETRAIN, config)[f"pretrain.{key}"] for key in ("sources", "held_out"))
+    assert play == "play" and policy.startswith("sha256:") and other.startswith("sha256:")
+    save_episodes(tmp_path / "policy.parquet", recorded.rows(slice(7)))
+    assert settings_of(PRETRAIN, config)["pretrain.sources"][1] != policy
+    assert {"pretrain.sources", "pretrain.shares", "pretrain.held_out"}.isdisjoint(settings_of(PRETRAIN, config_of()))
+
+
+def test_what_chooses_the_checkpoint_is_not_trained_on(recorded, tmp_path):
+    settings = mixture(tmp_path, recorded)
+    with pytest.raises(UserError, match=r"pretrain\.held_out = .* has the same content as .*policy\.parquet"):
+        check(config_of({**settings, "held_out": settings["sources"][1]}), True)
+    with pytest.raises(UserError, match=r"holds 4 episodes, pretrain\.num_held_out = 5"):
+        check(config_of({**settings, "num_held_out": 5}), True)
+
+
 @pytest.mark.parametrize(
     ("pretrain", "sections", "message"),
     [
@@ -190,6 +236,17 @@ def test_recorded_episodes_become_a_world_model(recorded, tmp_path):
             {"environment": {"kind": "aloha", "horizon": 32}},
             r'environment\.kind = "aloha" cannot play by itself; set pretrain\.source',
         ),
+        (
+            {"sources": ["play"], "held_out": "x.parquet"},
+            {"environment": {"kind": "aloha", "horizon": 32}},
+            r'pretrain\.sources name "play", and environment\.kind = "aloha"',
+        ),
+        ({"sources": ["play", "x.parquet"]}, {}, r"pretrain\.held_out is empty, and pretrain\.sources"),
+        ({"sources": ["play", "play"], "held_out": "x"}, {}, r"pretrain\.sources = \['play', 'play'\]: .* once"),
+        ({"sources": ["play"], "source": "x", "held_out": "y"}, {}, r"pretrain\.source = x and pretrain\.sources"),
+        ({"sources": ["play"], "shares": [1.0, 2.0], "held_out": "y"}, {}, r"pretrain\.shares = \[1\.0, 2\.0\]: 2 for"),
+        ({"held_out": "missing.parquet"}, {}, r"pretrain\.held_out = missing\.parquet: there is no such file"),
+        ({"sources": ["s3://bucket/x"], "held_out": "y"}, {}, r"pretrain\.sources = .*no file system"),
         ({}, {"world_model": {"kind": "simulator"}, "reward": {"verify": {"enabled": False}}}, r"pretrain\.steps = 10"),
     ],
 )

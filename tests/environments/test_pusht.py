@@ -12,8 +12,8 @@ from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.starts import seeded_starts, start_seeds
 from wmpo_ray.environments.environment_world import EnvironmentWorld
 from wmpo_ray.environments.facts import environment_facts
-from wmpo_ray.environments.pusht.tee import BOARD
-from wmpo_ray.registry import make_environment
+from wmpo_ray.environments.pusht.tee import AGENT_RADIUS, BOARD, GOAL, corner_error, distance_to_tee
+from wmpo_ray.registry import make_environment, make_play
 from wmpo_ray.rollout.evaluation import execute_actions, rollout_expert
 
 
@@ -113,6 +113,75 @@ def test_failures_are_what_happened(simulator):
         for _ in range(6):
             environment.advance(np.array([target], np.float32))
     assert environment.failures["pushed_out"].all() and not environment.failures["never_moved"].any()
+
+
+NEAR = {"field": 280, "start_spread": 0.15, "success_coverage": 0.8, "expert": "steps", "image_size": 24, "horizon": 28}
+
+
+def test_on_a_field_frames_show_what_actions_name(simulator):
+    environment = scenes(**NEAR)
+    for action in ((-0.9, 0.8), (0.9, 0.9)):  # beside the T
+        for _ in range(10):
+            environment.advance(np.array([action], np.float32))
+        place = (np.array(action) + 1) / 2 * 24  # so that an action more by 2 / 24 is a pixel further
+        np.testing.assert_allclose(environment.positions()["agent"][0], place, atol=0.05)
+        np.testing.assert_allclose(environment.locate(environment.render())["agent"][0], place, atol=0.3)
+    layout = environment_facts(environment_section("pusht", **NEAR)).layout
+    layout.check(environment.frame_shape, environment.action_dim)
+    assert {shift.action_per_pixel for shift in layout.shifts} == {2 / 24}
+    assert environment_facts(environment_section("pusht")).layout.mirror is None, "walls are in sight"
+
+
+def test_starts_are_as_near_as_they_are_asked_for_and_nothing_touches(simulator):
+    far, near = (scenes(12, **{**NEAR, "start_spread": spread}) for spread in (0.3, 0.1))
+    errors = [np.array([corner_error(np.array(scene.block), GOAL) for scene in each.scenes()]) for each in (far, near)]
+    assert (errors[1] < 0.6 * errors[0]).all()
+    for environment in (far, near):
+        for scene in environment.scenes():
+            assert distance_to_tee(np.array([scene.agent]), np.array(scene.block))[0] > AGENT_RADIUS + 1
+            assert environment.field.contains(np.array([scene.agent]))[0]
+    again = scenes(12, **{**NEAR, "start_spread": 0.1})
+    assert np.array_equal(again.render(), near.render())
+
+
+def test_an_expert_without_memory_says_the_same_of_the_same_scene(simulator):
+    one, other, rng = scenes(2, **NEAR), scenes(2, **NEAR), np.random.default_rng(0)
+    for step in range(6):
+        action = one.expert_action(rng)
+        if step == 5:
+            assert np.array_equal(action, other.expert_action(rng)), "it was never asked before"
+        one.advance(action)
+        other.advance(action)
+
+
+def test_an_expert_without_memory_succeeds_near_the_goal_and_pixels_show_it(simulator):
+    environment = make_environment(environment_section("pusht", **NEAR))
+    episodes = rollout_expert(environment, start_seeds("evaluate", 8, 0), 0.3, (0, "expert"))
+    assert episodes.success.all() and episodes.lengths.mean() < 20
+    frames = np.asarray(episodes.frames)
+    last = frames[np.arange(8), episodes.lengths][:, None]
+    assert environment.detect_events(last)["covered"].mean() > 0.8
+    assert not environment.detect_events(frames[:, :1])["covered"].any()
+
+
+def test_play_is_reproducible_and_moves_the_t_in_many_ways(simulator):
+    config = environment_section("pusht", **NEAR)
+    first, again = (next(iter(make_play(config, 6, seed=2))) for _ in range(2))
+    assert np.array_equal(first.frames, again.frames) and np.array_equal(first.actions, again.actions)
+    assert first.frames.shape == (6, 29, 24, 24, 3) and first.contact.shape == (6, 28)
+    assert np.abs(first.actions).max() <= 1 and 0.1 < first.contact.mean() < 0.9
+    other = next(iter(make_play(config, 6, seed=3)))
+    assert not np.array_equal(first.frames, other.frames)
+    still = scenes(6, **NEAR).locate(first.frames)["tee"]
+    moved = np.hypot(*(still - still[:, :1]).transpose(2, 0, 1))
+    assert (np.nanmax(moved, 1) > 1).mean() > 0.5, "most T are moved by more than a pixel"
+
+
+def test_a_start_beyond_the_field_is_refused():
+    with pytest.raises(
+        ValueError, match=r"environment\.start_spread = 1\.0: the T would start beyond environment\.field"
+    ):
+        environment_section("pusht", field=280)
 
 
 def test_without_the_package_it_is_one_line_that_says_what_to_install(monkeypatch):

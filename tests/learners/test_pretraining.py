@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from learners.supervised.jobs import PretrainJob
-from learners.supervised.pretraining import PretrainTrainer, decisive_windows, split_rows
+from learners.supervised.pretraining import PretrainSource, PretrainTrainer, decisive_windows, split_rows
 from learners.supervised.training_actor import TrainingActor
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
@@ -67,7 +67,7 @@ def weights(world: DiffusionWorldModel) -> list[Tensor]:
 
 
 def train(config: Config, episodes: Episodes, judge: HeldOutJudge) -> PretrainTrainer:
-    trainer = PretrainTrainer(config, episodes, None, judge, torch.device("cpu"))
+    trainer = PretrainTrainer(config, [PretrainSource(episodes, None, 1.0)], judge, torch.device("cpu"))
     while trainer.num_steps < config.pretrain.steps:
         trainer.step()
     return trainer
@@ -81,6 +81,7 @@ def test_the_weights_that_agree_most_are_kept(episodes, tmp_path, agreements, ke
     metrics = train(config_of(), episodes.rows(slice(4, None)), judge).finish(tmp_path)
     assert len(judge.seen) == STEPS // EVERY and metrics["step"] == EVERY * (kept + 1)
     assert metrics["score"] == metrics["label_agreement"] == agreements[kept]
+    assert metrics["scores"] == {str(EVERY * (i + 1)): agreement for i, agreement in enumerate(agreements)}
     saved = weights(DiffusionWorldModel.load(tmp_path))
     assert all(torch.equal(one, other) for one, other in zip(saved, judge.seen[kept], strict=True))
     assert not all(torch.equal(one, other) for one, other in zip(saved, judge.seen[0], strict=True))
@@ -100,7 +101,7 @@ def pretrain(episodes: Episodes, folder: Path, checkpoints: Path, calls: int | N
     )
     data = {"source": "episodes.parquet", "environment": "pocket", "num_episodes": 12, "num_held_out": 4}
     actor = TrainingActor(config, str(checkpoints))
-    steps = [actor.begin(PretrainJob(config, episodes, None, data, folder))[0]]
+    steps = [actor.begin(PretrainJob(config, (PretrainSource(episodes, None, 1.0),), None, data, folder))[0]]
     while steps[-1] < STEPS and (calls is None or len(steps) <= calls):
         steps.append(actor.advance()[0])
     if calls is not None:
@@ -125,7 +126,7 @@ def test_what_is_held_out_is_not_trained_on(episodes):
     train_rows, held_out = split_rows(16, 4, seed=0)
     assert sorted([*train_rows, *held_out]) == list(range(16)) and len(held_out) == 4
     assert held_out.tolist() != split_rows(16, 4, seed=1)[1].tolist()
-    job = PretrainJob(config_of(), episodes, None, {}, Path("nowhere"))
+    job = PretrainJob(config_of(), (PretrainSource(episodes, None, 1.0),), None, {}, Path("nowhere"))
     trainer = job.begin(share=PretrainTrainer.__init__.__defaults__[0], device=torch.device("cpu"))
     (sampler,) = trainer._samplers
     assert len(sampler.frames) == 12
@@ -148,3 +149,45 @@ def test_weights_are_saved_in_the_precision_that_is_asked_for(episodes, tmp_path
     train(config, episodes.rows(slice(4, None)), judge).finish(tmp_path)
     saved = load_file(tmp_path / "diffusion_pytorch_model.safetensors")
     assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
+
+
+def test_every_batch_has_its_share_of_each_source_and_nothing_held_out(episodes):
+    one, other, held_out = (episodes.rows(rows) for rows in (slice(6), slice(6, 12), slice(12, None)))
+    sources = (PretrainSource(one, np.ones(one.actions.shape[:2], bool), 3.0), PretrainSource(other, None, 1.0))
+    trainer = PretrainJob(config_of(batch_size=8), sources, held_out, {}, Path("nowhere")).begin(
+        share=PretrainTrainer.__init__.__defaults__[0], device=torch.device("cpu")
+    )
+    assert np.array_equal(np.asarray(trainer.judge.episodes.frames), np.asarray(held_out.frames))
+    assert trainer.judge.has_labels, "their success is known, that of play is not"
+    windows = trainer.draw().own.clip.numpy()
+    assert len(windows) == 8
+    found = [[_is_of(window, part) for part in (one, other)] for window in windows]
+    assert [first for first, _ in found] == [True] * 6 + [False] * 2
+    assert [second for _, second in found] == [False] * 6 + [True] * 2
+
+
+def _is_of(window: np.ndarray, episodes: Episodes) -> bool:
+    """Whether the last two frames of a window follow each other in one of the episodes."""
+    frames = np.asarray(episodes.frames)
+    return bool(((frames[:, :-1] == window[-2]) & (frames[:, 1:] == window[-1])).all((2, 3, 4)).any())
+
+
+def test_a_model_that_was_pretrained_before_is_kept_where_nothing_beats_it(episodes, tmp_path):
+    judge = ScriptedJudge(episodes.rows(slice(4)), [0.5])
+    train(config_of(steps=6), episodes.rows(slice(4, None)), judge).finish(tmp_path)
+    before = weights(DiffusionWorldModel.load(tmp_path))
+    config = config_of()
+    world = config.world_model.model_copy(update={"pretrained": str(tmp_path)})
+    config = config.model_copy(update={"world_model": world})
+    sources = [PretrainSource(episodes.rows(slice(4, None)), None, 1.0)]
+    trainer = PretrainTrainer(
+        config, sources, ScriptedJudge(episodes.rows(slice(4)), [0.8, 0.1, 0.7, 0.2, 0.3]), torch.device("cpu")
+    )
+    trainer.measure_before()
+    trainer.measure_before()
+    while trainer.num_steps < STEPS:
+        trainer.step()
+    metrics = trainer.finish(tmp_path / "after")
+    assert metrics["step"] == 0 and metrics["scores"]["0"] == metrics["score"] == 0.8 and len(metrics["scores"]) == 5
+    after = weights(DiffusionWorldModel.load(tmp_path / "after"))
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))

@@ -52,7 +52,7 @@ class SourceNeeds(NamedTuple):
 
     @property
     def section(self) -> str:
-        return self.key.removesuffix(".source")
+        return self.key.rpartition(".")[0]
 
 
 @dataclass

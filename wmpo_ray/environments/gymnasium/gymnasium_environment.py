@@ -88,8 +88,7 @@ class GymnasiumEnvironment(SimulatedScenes):
                     break
             self._changed(int(i))
 
-    @staticmethod
-    def _scaled(action: np.ndarray, space: gymnasium.spaces.Box) -> np.ndarray:
+    def _scaled(self, action: np.ndarray, space: gymnasium.spaces.Box) -> np.ndarray:
         share = (np.clip(action.astype(np.float64), -1.0, 1.0).reshape(space.shape) + 1) / 2
         low, high = space.low.astype(np.float64), space.high.astype(np.float64)
         return (low + share * (high - low)).astype(space.dtype)

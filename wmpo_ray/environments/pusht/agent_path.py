@@ -35,6 +35,12 @@ def way_length(way: np.ndarray) -> float:
     return float(np.hypot(*np.diff(way, axis=0).T).sum())
 
 
+def point_ahead(way: np.ndarray, distance: float) -> np.ndarray:
+    """The point [2] on a way [n, 2] that is `distance` from its beginning, or its end."""
+    along = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(way, axis=0).T))])
+    return np.array([np.interp(distance, along, way[:, axis]) for axis in (0, 1)])
+
+
 def targets_along(way: np.ndarray, repeat: int) -> np.ndarray:
     """Targets [n, 2], one for each action of `repeat` steps, that lead the agent along a way [m, 2] from rest to rest.
 

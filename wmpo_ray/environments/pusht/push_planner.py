@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wmpo_ray.environments.pusht.agent_path import around, targets_along, way_length
+from wmpo_ray.environments.pusht.push_field import Field
 from wmpo_ray.environments.pusht.push_simulation import PushSimulation, Scene
 from wmpo_ray.environments.pusht.tee import (
     AGENT_RADIUS,
-    BOARD,
     corner_error,
     distance_to_tee,
     outline,
@@ -45,8 +45,8 @@ class Push(NamedTuple):
 class PushPlanner:
     """Plans for scenes of a `PushTEnv`, whose actions are repeated `repeat` times. A plan depends on the scene alone."""
 
-    def __init__(self, simulator: Any, repeat: int):
-        self.simulator, self.repeat = simulator, repeat
+    def __init__(self, simulator: Any, repeat: int, field: Field):
+        self.simulator, self.repeat, self.field = simulator, repeat, field
         self.goal = np.asarray(simulator.goal_pose, np.float64)
 
     def plan(self, scene: Scene) -> np.ndarray:
@@ -58,7 +58,7 @@ class PushPlanner:
         for push in sorted(self._pushes(simulation, scene, error, effort), key=lambda push: push.score)[:NUM_REHEARSED]:
             there = np.stack([push.way[-1], push.end])
             parts = [targets_along(way, self.repeat) for way in (push.way, there)]
-            targets = np.clip(np.concatenate(parts), 0.0, BOARD)
+            targets = self.field.clip(np.concatenate(parts))
             last = simulation.follow(scene, targets, self.repeat)
             score = float(corner_error(last, self.goal)) + effort * USUAL_WAY * self.repeat * len(targets)
             if score < best_score:
@@ -76,21 +76,15 @@ class PushPlanner:
                 along = np.linspace(0, GAP + length, len(poses) + 1)[1:]
                 ends = start + along[:, None] * direction
                 score = corner_error(poses, self.goal) + effort * (way_length(way) + along)
-                score[~_on_board(ends)] = np.inf
+                score[~self.field.contains(ends, 1.0)] = np.inf
                 best = int(np.argmin(score))
                 if np.isfinite(score[best]):
                     yield Push(way, ends[best], float(score[best]))
 
-    @staticmethod
-    def _starts(pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _starts(self, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Points [n, 2] beside the T where the agent has room, and the normals [n, 2] of the T's outline there."""
         points, normals = outline(SPACING)
         points, normals = to_board(points, pose), rotate(normals, pose[2:])
         starts = points + normals * (AGENT_RADIUS + GAP)
-        usable = (distance_to_tee(starts, pose) > AGENT_RADIUS + 1) & _on_board(starts)
+        usable = (distance_to_tee(starts, pose) > AGENT_RADIUS + 1) & self.field.contains(starts, 1.0)
         return starts[usable], normals[usable]
-
-
-def _on_board(points: np.ndarray) -> np.ndarray:
-    """Which points [n, 2] an action can name, with a unit to spare. -> [n] bool."""
-    return np.all((points > 1) & (points < BOARD - 1), axis=1)

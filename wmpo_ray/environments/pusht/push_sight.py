@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from wmpo_ray.core.interfaces import AGENT
+from wmpo_ray.environments.pusht.tee import TEE_AREA
 
 SHOWN = 0.3  # of the pixels that a thing covers; what shows less is not there
-AGENT_UNITS, TEE_UNITS = np.pi * 15.0**2, 6300.0  # areas on the board of 512x512 units
+GREENNESS = 94.0  # of light green, above red and blue
+AGENT_UNITS, TEE_UNITS = np.pi * 15.0**2, TEE_AREA  # areas on the board of 512x512 units
 
 
 def locate(frames: np.ndarray) -> dict[str, np.ndarray]:
@@ -26,6 +28,13 @@ def locate(frames: np.ndarray) -> dict[str, np.ndarray]:
         AGENT: _centre(blueness, SHOWN * AGENT_UNITS / pixel),
         "tee": _centre(slate, SHOWN * TEE_UNITS / pixel),
     }
+
+
+def green_left(frames: np.ndarray) -> np.ndarray:
+    """How much of the green T shows in frames [..., S, S, 3] uint8, in pixels [...]: what neither T nor agent covers."""
+    f = frames.astype(np.float32)
+    red, green, blue = f[..., 0], f[..., 1], f[..., 2]
+    return np.clip(np.minimum(green - red, green - blue) / GREENNESS, 0, 1).sum((-1, -2))
 
 
 def _centre(weight: np.ndarray, enough: float) -> np.ndarray:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import numpy as np
 
 BOARD = 512.0  # side of the board, in units
+GOAL = np.array([256.0, 256.0, np.pi / 4])  # pose of the green T
 CORNERS = np.array(
     [(-60, 0), (60, 0), (60, 30), (15, 30), (15, 120), (-15, 120), (-15, 30), (-60, 30)], np.float64
 )  # [8, 2] in order, the interior on the left
 RECTANGLES = np.array([((-60, 0), (60, 30)), ((-15, 30), (15, 120))], np.float64)  # [2, 2, 2] lower and upper corners
+TEE_AREA = 6300.0  # square units
 MIDDLE = np.array([0.0, 45.0])  # the centre of gravity
 AREA_CENTRE = np.array([0.0, 285 / 7])  # of the T as a flat piece, whose two rectangles have areas as 4 to 3
 AGENT_RADIUS = 15.0
