@@ -26,6 +26,7 @@ from cluster.cli.job_commands import add_jobs
 from cluster.cli.model_commands import add_models
 from cluster.cli.monitor_commands import add_monitoring
 from cluster.cli.options import Folder, Out, Overrides, Rounds, Source, user_path, with_rounds
+from cluster.cli.serve_commands import add_serving
 from cluster.cli.tables import print_evaluation, print_summary
 from cluster.cli.watch_commands import add_watching
 from cluster.host.job import cluster_address, job_id, run_folder
@@ -251,3 +252,4 @@ add_fidelity(app)
 add_models(app)
 add_data(app)
 add_monitoring(app)
+add_serving(app)
