@@ -84,9 +84,10 @@ class Uploader:
         call_s: float = 20.0,
         pause_s: float = 0.2,
         most_pause_s: float = 10.0,
+        piece_bytes: int = PIECE_BYTES,
     ):
         self.spool, self.connection, self.report = spool, connection, report
-        self.call_s, self.pause_s, self.most_pause_s = call_s, pause_s, most_pause_s
+        self.call_s, self.pause_s, self.most_pause_s, self.piece_bytes = call_s, pause_s, most_pause_s, piece_bytes
         self._stub = rpc.EpisodesStub(connection.channel)
         self._ended = threading.Event()
         self.num_sent = self.num_refused = 0
@@ -138,7 +139,7 @@ class Uploader:
                     sha256=digest,
                     total_bytes=total,
                     offset=state.received_bytes,
-                    data=file.read(PIECE_BYTES),
+                    data=file.read(self.piece_bytes),
                 )
                 state = self._ask(self._stub.Put, piece)
         if state.complete:
