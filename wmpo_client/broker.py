@@ -34,6 +34,8 @@ class Due:
 def blended(running: np.ndarray, new: np.ndarray) -> np.ndarray:
     """New actions [n, D] whose first ones go over from the running ones [m, D] of the same ticks, linearly."""
     overlap = min(len(running), len(new))
+    if not overlap:
+        return new.copy()
     weights = (np.arange(1, overlap + 1, dtype=np.float32) / (overlap + 1))[:, None]
     result = new.copy()
     result[:overlap] = (1 - weights) * running[:overlap] + weights * new[:overlap]

@@ -99,7 +99,9 @@ def test_a_client_sends_its_token_to_nobody_in_clear_text():
 def certificates(folder: Path, days: str = "2") -> Path:
     script = ROOT / "cluster" / "deploy" / "make_certificates.sh"
     environment = {"DAYS": days, "PATH": "/usr/bin:/bin"}
-    subprocess.run([script, folder], check=True, capture_output=True, env=environment)
+    # It ends with an error where what it made does not hold, which is wanted of one that has expired.
+    done = subprocess.run([script, folder], check=False, capture_output=True, text=True, env=environment)
+    assert (folder / "tls.crt").exists(), done.stderr
     return folder
 
 
