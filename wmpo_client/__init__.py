@@ -6,7 +6,7 @@ numpy, grpcio, protobuf and pillow are all that it needs; everything in it is Py
     served_policy          ask a server for chunks of actions
     broker                 the next chunk before the present one is used up
     safety                 bounds, watchdog and stop, which nothing remote can change
-    recorder, episode_spool       episodes on the robot's disk, uploaded in the background
+    episode_recorder, episode_spool       episodes on the robot's disk, uploaded in the background
     drive                  all of these in one control loop
     scenes                 a simulator somewhere else, as the server of it shows it
     serving                that server, and the locks that every server of ours has

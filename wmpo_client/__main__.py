@@ -9,8 +9,8 @@ from pathlib import Path
 from wmpo_client import __version__
 from wmpo_client.broker import MODES
 from wmpo_client.drive import DriveOptions, drive
+from wmpo_client.episode_recorder import PURPOSES, EpisodeRecorder
 from wmpo_client.episode_spool import Spool, Uploader
-from wmpo_client.recorder import PURPOSES, EpisodeRecorder
 from wmpo_client.refusals import ClientError
 from wmpo_client.scenes import Scenes
 from wmpo_client.served_policy import ServedPolicy

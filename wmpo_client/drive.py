@@ -10,7 +10,7 @@ from typing import Any, Callable
 import numpy as np
 
 from wmpo_client.broker import ChunkBroker
-from wmpo_client.recorder import EpisodeRecorder
+from wmpo_client.episode_recorder import EpisodeRecorder
 from wmpo_client.refusals import ClientError
 from wmpo_client.safety import SafeRobot, SafetyLimits, Stopped
 from wmpo_client.served_policy import Chunk, Seen

@@ -101,6 +101,13 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also log every s
 Serial = Annotated[
     bool, typer.Option("--serial", help="Run everything in this process, without Ray; the result is the same.")
 ]
+FromRobot = Annotated[
+    bool,
+    typer.Option(
+        "--from-robot",
+        help="Wait until the folders of demos.source, collect.source and gate.source hold enough episodes.",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Continue even if the imagined world fails the gate.")]
 
 
@@ -115,6 +122,7 @@ def run(
     rounds: Rounds = None,
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
     restarts: Annotated[int, typer.Option(min=0, help="Number of automatic restarts after a crash.")] = 0,
+    from_robot: FromRobot = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -128,6 +136,7 @@ def run(
     config = load_config(source, with_rounds(overrides, rounds))
     if restarts:
         raise typer.Exit(restart_on_crash(_without_option(sys.argv[1:], "--restarts"), restarts, _log_restart))
+    _wait_for(from_robot, config)
     folder = run_folder(out, config)
     summary = _run(config, folder, resume, serial, force, _level(quiet, verbose), until=until)
     if "result" in summary:
@@ -143,11 +152,13 @@ def stage(
     serial: Serial = False,
     force: Force = False,
     overrides: Overrides = None,
+    from_robot: FromRobot = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Run one stage; earlier stages must be done."""
     config = load_config(source, overrides or ())
+    _wait_for(from_robot, config)
     _run(config, run_folder(out, config), resume, serial, force, _level(quiet, verbose), only=name)
 
 
@@ -219,6 +230,13 @@ def report(folder: Folder) -> None:
     from wmpo_ray.report.html import write_report
 
     make_console().print(str(write_report(folder)), soft_wrap=True)
+
+
+def _wait_for(from_robot: bool, config: Config) -> None:
+    if from_robot:
+        from cluster.serving.robot_wait import wait_for_robot
+
+        wait_for_robot(config, make_console(stderr=True))
 
 
 # -- helpers -----------------------------------------------------------------------------------------------------

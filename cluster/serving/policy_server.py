@@ -143,9 +143,12 @@ class PolicyServer:
                 report(f"new weights are not taken: {error}")
 
     async def look_for_weights(self, report: Callable[[str], None]) -> bool:
-        """Take the newest weights, replica after replica; whether there were new ones."""
+        """Take the newest weights, replica after replica; whether there were new ones.
+
+        A policy that a run ended with is kept until there is another such one: a run that is redone begins with less.
+        """
         found = await asyncio.to_thread(self.find)
-        if found.state == self._state:
+        if found.state == self._state or (self._weights.is_final and not found.is_final):
             return False
         state = found.state
         for replica in self.replicas:

@@ -12,8 +12,8 @@ from tests.support.remote_servers import serve_environment
 from tests.support.robot_recordings import view
 from wmpo_client.broker import ChunkBroker, blended
 from wmpo_client.drive import DriveOptions, Robot, drive
+from wmpo_client.episode_recorder import EpisodeRecorder
 from wmpo_client.episode_spool import Spool
-from wmpo_client.recorder import EpisodeRecorder
 from wmpo_client.refusals import ClientError
 from wmpo_client.safety import SafeRobot, SafetyLimits, Stopped
 from wmpo_client.scenes import Scenes

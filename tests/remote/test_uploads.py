@@ -207,7 +207,7 @@ sys.path.insert(0, {root!r})
 from pathlib import Path
 from tests.support.robot_recordings import record, view
 from wmpo_client.episode_spool import Spool
-from wmpo_client.recorder import EpisodeRecorder
+from wmpo_client.episode_recorder import EpisodeRecorder
 import numpy as np
 spool = Spool(Path(sys.argv[1]))
 record(spool, 1)

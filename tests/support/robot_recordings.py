@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from wmpo_client.episode_recorder import EpisodeRecorder
 from wmpo_client.episode_spool import Spool
-from wmpo_client.recorder import EpisodeRecorder
 from wmpo_client.served_policy import Chunk, Seen
 from wmpo_ray.environments.pocket.env import INSTRUCTIONS
 

@@ -30,6 +30,7 @@ class Weights(NamedTuple):
     path: Path
     num_updates: int
     base: Path | None = None
+    is_final: bool = False  # the policy that a run ended with
 
     @property
     def state(self) -> tuple[str, int, int]:
@@ -53,7 +54,7 @@ def find_weights(run: Path, which: str = LATEST) -> Weights:
             continue
         final = place / "models" / "policy"
         if folder.is_done(label_of("optimize", round)) and final.is_dir():
-            return Weights(final, folder.config.training.num_updates)
+            return Weights(final, folder.config.training.num_updates, is_final=True)
         if base.is_dir() and (checkpoint := find_checkpoint(place / "checkpoints", lambda problem: None)):
             return Weights(checkpoint.path, checkpoint.step, base)
         if base.is_dir():
