@@ -14,7 +14,7 @@ from wmpo_client.arrays import to_array
 from wmpo_client.protocol import wmpo_pb2 as pb
 from wmpo_client.server_connection import Connection
 
-CRASHES = {"INTERNAL", "UNKNOWN", "DATA_LOSS"}
+CRASHES = {"INTERNAL", "UNKNOWN", "DATA_LOSS", "UNAVAILABLE", "DEADLINE_EXCEEDED"}
 
 
 def seeds_of_messages(session: str) -> dict[str, list[Any]]:
@@ -97,10 +97,13 @@ def send_all(connection: Connection, paths: dict[str, list[Any]], num: int, seed
             connection.call(connection.channel.unary_unary(path), data, 20)
             counts["OK"] += 1
         except grpc.RpcError as error:
-            counts[error.code().name] += 1
+            code = error.code().name
+            counts[code] += 1
+            if code in CRASHES and counts[code] <= 3:
+                print(f"{path} {data[:40].hex()}: {code} {error.details()}", flush=True)
     return counts
 
 
 def crashes(counts: Counter[str]) -> int:
     """Answers that say that something was not foreseen, or that nobody answers."""
-    return sum(count for code, count in counts.items() if code in CRASHES | {"UNAVAILABLE", "DEADLINE_EXCEEDED"})
+    return sum(count for code, count in counts.items() if code in CRASHES)
