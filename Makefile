@@ -23,7 +23,7 @@ STAMP := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 	bench-coordinator bench-optimize bench-autoscaling bench-weights bench-actor-start bench-operations bench-samplers \
 	bench-simulators bench-experts \
 	bench-fidelity bench-memory bench-metaworld bench-environment-pool bench-house evidence bench-models bench-gpu \
-	bench-data check-exchange exchange-env fuzz-readers pretrain-embedded clean
+	bench-data check-exchange exchange-env fuzz-readers pretrain-embedded protocol bench-robots clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -152,6 +152,21 @@ exchange-env: $(EXCHANGE)  ## lerobot and robomimic, in an environment of their 
 	.venv-exchange/bin/python -m pip install --no-deps lerobot==0.4.4 robomimic==0.3.0 torchvision==0.28.0
 	@touch $@
 
+# An old compiler: what it writes runs with protobuf 4 to 7, and so with the Python 3.9 of many robots.
+PROTOC ?= .venv-protocol/bin/python
+
+protocol: $(PROTOC)  ## compile wmpo_ray/remote/wmpo.proto into wmpo_client/protocol
+	$(PROTOC) -m grpc_tools.protoc -I wmpo_ray/remote --python_out=wmpo_client/protocol \
+		--grpc_python_out=wmpo_client/protocol wmpo.proto
+	sed -i 's/^import wmpo_pb2 as/from wmpo_client.protocol import wmpo_pb2 as/' wmpo_client/protocol/wmpo_pb2_grpc.py
+
+.venv-protocol/bin/python:
+	$(PYTHON) -m venv .venv-protocol
+	.venv-protocol/bin/python -m pip install grpcio-tools==1.62.3
+
+bench-robots: setup  ## the policy server, uploads and doors over loopback -> benchmarks/results/robots.json
+	$(BIN)/python -m benchmarks.robots
+
 fuzz-readers: setup  ## 1,200 mutated files for each reader of data: refused by name or read as a whole
 	$(BIN)/python -m benchmarks.fuzz_readers
 
@@ -160,4 +175,4 @@ pretrain-embedded: setup  ## rebuild the shipped world models from nothing
 	$(BIN)/python -m benchmarks.pretrain_embedded --name embedded-b --seed 1
 
 clean:  ## remove .venv and caches; runs/ stays
-	rm -rf .venv .venv-sim .venv-exchange .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-sim .venv-exchange .venv-protocol .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info

@@ -9,10 +9,12 @@ import torch
 
 from cluster.host.security import TOKEN_PATH, prepare_ray
 from tests.support.leftovers import Leftovers
+from wmpo_client.token_file import TOKEN
 
 # Before anything imports ray, which reads it then.
 os.environ[TOKEN_PATH] = str(Path(tempfile.mkdtemp(prefix="wmpo-tests-")) / "token")
 prepare_ray("")
+os.environ[TOKEN] = "a-token-of-the-tests-0123456789"  # of robots and simulators
 os.environ.setdefault("RAY_worker_niceness", "0")  # workers are what is tested: not after whatever else runs
 
 

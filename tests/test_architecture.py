@@ -1,4 +1,4 @@
-"""The import arrows: wmpo_ray <- actors, learners <- cluster <- benchmarks, tests; only cluster imports ray."""
+"""The import arrows: wmpo_client <- wmpo_ray <- actors, learners <- cluster <- benchmarks, tests; only cluster imports ray."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from benchmarks.house import loops, survey
 
 ROOT = Path(__file__).parents[1]
 FORBIDDEN = {
+    "wmpo_client": {"wmpo_ray", "actors", "learners", "cluster", "benchmarks", "tests", "ray", "torch", "pydantic"},
     "wmpo_ray": {"actors", "learners", "cluster", "benchmarks", "tests", "ray"},
     "actors": {"learners", "cluster", "benchmarks", "tests", "ray"},
     "learners": {"actors", "cluster", "benchmarks", "tests", "ray"},
@@ -135,6 +136,8 @@ def test_the_rooms_form_no_cycle(top, room, imported):
             "py:2 imports ray.util",
         ),
         ("actors/reward_actor.py", "from learners import x", "actors must not import learners"),
+        ("wmpo_client/broker.py", "def f():\n    import torch", "wmpo_client/broker.py:2 imports torch"),
+        ("wmpo_client/scenes.py", "from wmpo_ray.core import types", "wmpo_client must not import wmpo_ray"),
         ("learners/policy_learner.py", "import numpy, actors", "learners must not import actors"),
         ("cluster/loop/train.py", "from benchmarks.demo import seeds", "cluster must not import benchmarks"),
         ("tests/rollout/test_judge.py", "import ray", "tests must not import ray"),

@@ -19,6 +19,7 @@ ENVIRONMENTS = Kinds(
         "robosuite": "wmpo_ray.environments.robosuite.robosuite_kind:RobosuiteKind",
         "lift": "wmpo_ray.environments.lift.lift_kind:LiftKind",
         "mimicgen": "wmpo_ray.environments.mimicgen.mimicgen_kind:MimicGenKind",
+        "remote": "wmpo_ray.environments.remote.remote_kind:RemoteKind",
         "aloha": "wmpo_ray.environments.without_simulator:AlohaKind",
     },
     members=("section", "facts", "make", "check"),

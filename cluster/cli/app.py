@@ -26,6 +26,7 @@ from cluster.cli.job_commands import add_jobs
 from cluster.cli.model_commands import add_models
 from cluster.cli.monitor_commands import add_monitoring
 from cluster.cli.options import Folder, Out, Overrides, Rounds, Source, user_path, with_rounds
+from cluster.cli.serve_commands import add_serving
 from cluster.cli.tables import print_evaluation, print_summary
 from cluster.cli.watch_commands import add_watching
 from cluster.host.job import cluster_address, job_id, run_folder
@@ -100,6 +101,13 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also log every s
 Serial = Annotated[
     bool, typer.Option("--serial", help="Run everything in this process, without Ray; the result is the same.")
 ]
+FromRobot = Annotated[
+    bool,
+    typer.Option(
+        "--from-robot",
+        help="Wait until the folders of demos.source, collect.source and gate.source hold enough episodes.",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Continue even if the imagined world fails the gate.")]
 
 
@@ -114,6 +122,7 @@ def run(
     rounds: Rounds = None,
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
     restarts: Annotated[int, typer.Option(min=0, help="Number of automatic restarts after a crash.")] = 0,
+    from_robot: FromRobot = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -127,6 +136,7 @@ def run(
     config = load_config(source, with_rounds(overrides, rounds))
     if restarts:
         raise typer.Exit(restart_on_crash(_without_option(sys.argv[1:], "--restarts"), restarts, _log_restart))
+    _wait_for(from_robot, config)
     folder = run_folder(out, config)
     summary = _run(config, folder, resume, serial, force, _level(quiet, verbose), until=until)
     if "result" in summary:
@@ -142,11 +152,13 @@ def stage(
     serial: Serial = False,
     force: Force = False,
     overrides: Overrides = None,
+    from_robot: FromRobot = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Run one stage; earlier stages must be done."""
     config = load_config(source, overrides or ())
+    _wait_for(from_robot, config)
     _run(config, run_folder(out, config), resume, serial, force, _level(quiet, verbose), only=name)
 
 
@@ -220,6 +232,13 @@ def report(folder: Folder) -> None:
     make_console().print(str(write_report(folder)), soft_wrap=True)
 
 
+def _wait_for(from_robot: bool, config: Config) -> None:
+    if from_robot:
+        from cluster.serving.robot_wait import wait_for_robot
+
+        wait_for_robot(config, make_console(stderr=True))
+
+
 # -- helpers -----------------------------------------------------------------------------------------------------
 
 
@@ -251,3 +270,4 @@ add_fidelity(app)
 add_models(app)
 add_data(app)
 add_monitoring(app)
+add_serving(app)

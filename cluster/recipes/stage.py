@@ -29,6 +29,7 @@ EVERYWHERE = ("seed", "environment", "cluster.threads_per_process")  # the resul
 FREE = (
     "name",
     "environment.checkout",
+    *(f"environment.{place}" for place in ("address", "ca", "certificate", "key", "patience_s")),
     "recipe.rounds",
     "placement",
     "faults",

@@ -18,7 +18,7 @@ from wmpo_ray.core.interfaces import AGENT, Environment
 from wmpo_ray.core.starts import seeded_starts
 from wmpo_ray.registry import disruptions_of, make_environment
 
-ABILITIES = {"expert", "events", "restore", "render", "positions", "locate", "failures"}
+ABILITIES = {"expert", "events", "restore", "render", "positions", "locate", "failures", "chunks"}
 
 
 @pytest.fixture(params=ENVIRONMENTS)

@@ -16,6 +16,7 @@ import torch
 from tests.support.openvla import small_policy
 from tests.support.published_set import small_reward_model
 from tests.support.reach_gym import REACH
+from tests.support.remote_servers import pocket_address
 from wmpo_ray import kinds
 from wmpo_ray.config.kind_sections import section_class
 from wmpo_ray.config.run import EnvironmentConfig
@@ -80,6 +81,7 @@ ENVIRONMENT_SETTINGS: dict[str, dict[str, Any]] = {
     "metaworld": {},
     "robosuite": {"image_size": 32},
     "lift": {},
+    "remote": {"instructions": INSTRUCTIONS},
 }
 # Modules that are not installed everywhere.
 SIMULATORS = {"pusht": "gym_pusht", "metaworld": "metaworld", "robosuite": "robosuite", "lift": "robosuite"}
@@ -89,6 +91,8 @@ DRAW_WITH_OPENGL = {"metaworld", "robosuite", "lift"}
 
 
 def environment_section(kind: str, **settings: Any) -> EnvironmentConfig:
+    if kind == "remote":
+        settings["address"] = pocket_address(settings.get("horizon", 32))
     return section_class(kinds.ENVIRONMENTS, kind).model_validate(
         {"kind": kind, **ENVIRONMENT_SETTINGS[kind], **settings}
     )

@@ -18,7 +18,7 @@ from wmpo_ray.core.types import Scores, Videos
 
 FramesMode = Literal["all", "last", "none"]
 AGENT = "agent"  # in the positions of an environment: what the actions move; every other name is an object
-OF_ENVIRONMENTS = frozenset({"positions", "locate", "failures"})  # abilities that no world has
+OF_ENVIRONMENTS = frozenset({"positions", "locate", "failures", "chunks"})  # abilities that no world has
 
 
 class Decision(NamedTuple):
@@ -172,11 +172,25 @@ class Play(NamedTuple):
     instructions: tuple[str, ...]  # [N]: those of the scenes, which nobody follows
 
 
+class ChunkSteps(NamedTuple):
+    """What K steps of N scenes did, where they were made together."""
+
+    num_steps: np.ndarray  # [N] int64: made before the end of each scene
+    frames: np.ndarray | None  # [N, K - 1, H, W, 3] uint8: after each step but the last; None unless all were asked for
+    actions: np.ndarray  # [N, K, D] float32
+
+
 class AbleEnvironment(Environment, Protocol):
     """What an environment also has, method by method, where it names the ability."""
 
     def expert_action(self, rng: np.random.Generator, noise: float = 0.0) -> np.ndarray:
         """Ability "expert": next actions [N, D] of a script that sees the scenes; called before every `advance`."""
+
+    def advance_chunk(self, actions: np.ndarray, frames: FramesMode) -> ChunkSteps:
+        """Ability "chunks": `advance` for each of the actions [N, K, D], for who is far away. `observe` shows the end."""
+
+    def expert_chunk(self, rng: np.random.Generator, noise: float, length: int, frames: FramesMode) -> ChunkSteps:
+        """Abilities "chunks" and "expert": the same with the script's actions, which draws from `rng` as it would here."""
 
     def save(self) -> list[bytes]:
         """Ability "restore": each scene as it is now, for `StartState.saved_state`."""

@@ -83,13 +83,15 @@ def provenance_of(path: Path) -> Provenance | None:
 
 
 @contextmanager
-def part_writer(folder: Path, provenance: Provenance | None = None) -> Iterator[EpisodeWriter]:
+def part_writer(folder: Path, provenance: Provenance | None = None, name: str = "") -> Iterator[EpisodeWriter]:
     """Add a part to a data set, which is made where it is missing: like `episode_writer`, beside any other writers.
+
+    name: of the part's file, for who may write the same part again, which then takes the place of the first; "": a new one.
 
     Raises ValueError if nothing was appended, UserError on a full disk and for episodes that do not fit those of the
     first file that is there.
     """
-    name = f"part-{time.time_ns():020d}-{secrets.token_hex(4)}.parquet"
+    name = name or f"part-{time.time_ns():020d}-{secrets.token_hex(4)}.parquet"
     unfinished = folder / UNFINISHED
     with explain_full_disk(folder):
         unfinished.mkdir(parents=True, exist_ok=True)

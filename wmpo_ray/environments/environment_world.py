@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wmpo_ray.core.interfaces import OF_ENVIRONMENTS, AbleEnvironment, Environment, FramesMode
+from wmpo_ray.core.interfaces import OF_ENVIRONMENTS, AbleEnvironment, ChunkSteps, Environment, FramesMode
 from wmpo_ray.core.observations import Observation, StartState, Transition
 from wmpo_ray.core.timeline import span
 
@@ -79,6 +79,9 @@ class EnvironmentWorld:
         chunk = actions.detach().cpu().float().numpy().copy()  # the caller's may change
         with span("simulate"):
             self._return_to(state)
+            if "chunks" in self.environment.abilities:
+                able = cast(AbleEnvironment, self.environment)
+                return self._advance_together(state, lambda: able.advance_chunk(chunk, frames), frames)
             return self._advance(state, lambda step: chunk[:, step], frames)
 
     def step_expert(
@@ -91,6 +94,11 @@ class EnvironmentWorld:
         assert state is self._present, "an expert acts from the start to the end, without a rollout in between"
         environment = cast(AbleEnvironment, self.environment)
         with span("simulate"):
+            if "chunks" in environment.abilities:
+                length = self.chunk_length
+                return self._advance_together(
+                    state, lambda: environment.expert_chunk(rng, noise, length, frames), frames
+                )
             return self._advance(state, lambda step: environment.expert_action(rng, noise), frames)
 
     def detect_events(self, videos: np.ndarray) -> dict[str, np.ndarray]:
@@ -138,6 +146,27 @@ class EnvironmentWorld:
             environment.advance(chosen[-1])
             if mode == "all" and step < self.chunk_length - 1:
                 shown.append(environment.render())
+        return self._advanced(state, num_steps, shown, np.stack(chosen, 1), mode)
+
+    def _advance_together(
+        self, state: EnvironmentState, steps: Callable[[], ChunkSteps], mode: FramesMode
+    ) -> tuple[EnvironmentState, Transition]:
+        """The same by an environment that makes all steps of a chunk at once."""
+        self._present = None
+        made = steps()
+        shown = [] if made.frames is None else list(made.frames.swapaxes(0, 1))
+        return self._advanced(state, made.num_steps, shown, made.actions, mode)
+
+    def _advanced(
+        self,
+        state: EnvironmentState,
+        num_steps: np.ndarray,
+        shown: list[np.ndarray],
+        actions: np.ndarray,
+        mode: FramesMode,
+    ) -> tuple[EnvironmentState, Transition]:
+        """After a chunk of actions [B, K, D]; `shown`: frames [B, H, W, 3] after each step but the last."""
+        environment = self.environment
         observation = environment.observe() if mode != "none" else None
         if mode == "all" and observation is not None:
             shown.append(observation.frames)
@@ -149,5 +178,5 @@ class EnvironmentWorld:
             num_steps,
             {name: flags.copy() for name, flags in environment.failures.items()},
         )
-        self._present = EnvironmentState(state.starts, state, np.stack(chosen, 1))
+        self._present = EnvironmentState(state.starts, state, actions)
         return self._present, transition

@@ -1,0 +1,1 @@
+"""Robots, their server, and a network between them that is not to be trusted."""

@@ -1,0 +1,65 @@
+"""Robots and their server over loopback: benchmarks/results/robots.json.
+
+    python -m benchmarks.robots [--parts latency throughput uploads doors fuzz import] [--uploads 1000] [--fuzzed 12000]
+
+latency     act round trip of one robot with one 256x256 frame, raw, beyond the policy's own time
+throughput  64 robots in another process on one replica, against the same policy alone in batches of 64
+uploads     episodes through a network that cuts, doubles, delays and reorders calls
+doors       every method without the token, or with a wrong one
+fuzz        mutated messages to every method
+import      `import` of everything in wmpo_client but its servers, in a fresh process
+
+Each part keeps what it measured when others are measured again. The file says how busy the machine was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results_file import RESULTS_DIR, write_results
+from benchmarks.robots import acting, reliability
+from wmpo_client.token_file import TOKEN
+
+Figures = dict[str, dict[str, Any]]
+
+
+def parts(options: argparse.Namespace, folder: Path) -> dict[str, Callable[[], Figures]]:
+    return {
+        "latency": lambda: acting.latency(folder, options.acts),
+        "throughput": lambda: acting.throughput(folder, options.seconds),
+        "uploads": lambda: reliability.uploads(folder, options.uploads),
+        "doors": lambda: reliability.doors(folder),
+        "fuzz": lambda: reliability.fuzz(folder, options.fuzzed),
+        "import": reliability.client_import,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", default=["latency", "throughput", "uploads", "doors", "fuzz", "import"])
+    parser.add_argument("--acts", type=int, default=500)
+    parser.add_argument("--seconds", type=float, default=30.0, help="that 64 robots act for")
+    parser.add_argument("--uploads", type=int, default=1000)
+    parser.add_argument("--fuzzed", type=int, default=12_000)
+    options = parser.parse_args()
+    os.environ.setdefault(TOKEN, "a-token-of-the-benchmark-0123")
+    path = RESULTS_DIR / "robots.json"
+    figures: Figures = json.loads(path.read_text())["figures"] if path.exists() else {}
+    for name in options.parts:
+        with tempfile.TemporaryDirectory(prefix="wmpo-robots-") as folder:
+            found = parts(options, Path(folder))[name]()
+        load = f"; load average {os.getloadavg()[0]:.1f}"
+        figures |= {key: {**figure, "unit": figure["unit"] + load} for key, figure in found.items()}
+        print(json.dumps(found), flush=True)
+        write_results("robots", figures, f"python -m benchmarks.robots --parts {' '.join(options.parts)}")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

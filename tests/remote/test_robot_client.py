@@ -1,0 +1,330 @@
+"""The robot's own side: chunks in time, limits that nothing remote changes, and a stop that always works."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from tests.support.remote_servers import serve_environment
+from tests.support.robot_recordings import view
+from wmpo_client.broker import ChunkBroker, blended
+from wmpo_client.drive import DriveOptions, Robot, drive
+from wmpo_client.episode_recorder import EpisodeRecorder
+from wmpo_client.episode_spool import Spool
+from wmpo_client.refusals import ClientError
+from wmpo_client.safety import SafeRobot, SafetyLimits, Stopped
+from wmpo_client.scenes import Scenes
+from wmpo_client.served_policy import Chunk
+from wmpo_client.simulated_robot import SimulatedRobot, free_limits
+from wmpo_ray.environments.pocket.env import PocketEnvironment
+from wmpo_ray.remote.robot_episodes import read_episode
+
+WIDE = SafetyLimits((-1.0,), (1.0,), (2.0,), (float("inf"),), watchdog_s=60.0)
+
+
+class Asked:
+    """A policy whose n-th chunk is n + .1, n + .2, ...; each is given out when `release` is called."""
+
+    def __init__(self, length: int = 4, at_once: bool = False):
+        self.length, self.at_once, self.num = length, at_once, 0
+        self._free, self.asked = threading.Semaphore(0), threading.Semaphore(0)
+
+    def release(self) -> None:
+        self._free.release()
+
+    def __call__(self, seen) -> Chunk:
+        self.asked.release()
+        if not self.at_once:
+            assert self._free.acquire(timeout=20)
+        self.num += 1
+        values = self.num + (1 + np.arange(self.length, dtype=np.float32)) / 10
+        return Chunk(values[:, None], self.num, "")
+
+
+def next_value(broker: ChunkBroker) -> float | None:
+    due = broker.next(lambda: view(0))
+    return None if due is None else round(float(due.action[0]), 4)
+
+
+def test_without_asking_ahead_every_chunk_is_acted_to_its_end():
+    policy = Asked(at_once=True)
+    broker, values = ChunkBroker(policy), []
+    while len(values) < 8:
+        value = next_value(broker)
+        values += [] if value is None else [value]
+        if value is None:
+            broker.wait(10)
+    assert values == [1.1, 1.2, 1.3, 1.4, 2.1, 2.2, 2.3, 2.4]
+    broker.close()
+
+
+@pytest.mark.parametrize(("mode", "later"), [("switch", [2.3, 2.4]), ("blend", [2.3, 2.4])])
+def test_a_chunk_is_asked_for_before_the_present_one_ends_and_what_is_past_of_it_is_dropped(mode, later):
+    policy = Asked()
+    broker = ChunkBroker(policy, mode, ask_ahead=2)
+    assert next_value(broker) is None  # tick 0: asked
+    policy.release()
+    assert broker.wait(10)
+    assert [next_value(broker) for _ in range(3)] == [
+        1.2,
+        1.3,
+        1.4,
+    ]  # ticks 1 to 3; asked again at tick 2 (two are left)
+    policy.release()
+    assert broker.wait(10)
+    assert [next_value(broker) for _ in range(2)] == later  # ticks 4 and 5 of the chunk of tick 2
+    broker.close()
+
+
+def test_blending_goes_from_the_running_chunk_to_the_new_one():
+    running, new = np.zeros((2, 1), np.float32), np.ones((3, 1), np.float32)
+    assert np.allclose(blended(running, new)[:, 0], [1 / 3, 2 / 3, 1])
+    assert np.array_equal(blended(running[:0], new), new) and np.array_equal(new, np.ones((3, 1)))
+    assert np.array_equal(blended(new, new), new), "chunks that agree stay as they are"
+
+
+def test_a_chunk_of_the_episode_before_is_of_no_use():
+    policy = Asked()
+    broker = ChunkBroker(policy)
+    assert next_value(broker) is None and policy.asked.acquire(timeout=20)
+    broker.begin()
+    policy.release()
+    assert next_value(broker) is None
+    policy.release()
+    assert broker.wait(10) and next_value(broker) == 2.1
+    broker.close()
+
+
+def test_what_asking_raises_reaches_the_robot_and_it_asks_again():
+    answers = [ClientError("gone"), Chunk(np.ones((1, 1), np.float32), 0, "")]
+
+    def act(seen):
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    broker = ChunkBroker(act)
+    assert next_value(broker) is None and broker.wait(10)
+    with pytest.raises(ClientError, match="gone"):
+        next_value(broker)
+    assert next_value(broker) is None and broker.wait(10) and next_value(broker) == 1.0
+    broker.close()
+
+
+# -- safety --------------------------------------------------------------------------------------------------------------
+
+
+class Motors:
+    def __init__(self):
+        self.moves, self.num_holds, self.now = [], 0, 0.0
+
+    def apply(self, action) -> None:
+        self.moves.append([round(float(each), 6) for each in action])
+
+    def hold(self) -> None:
+        self.num_holds += 1
+
+    def clock(self) -> float:
+        return self.now
+
+
+def safe(motors: Motors, **changes) -> SafeRobot:
+    limits = {"low": (-1.0, -1.0), "high": (1.0, 0.5), "step": (0.2, 9.0), "velocity": (1e9, 1.0), "watchdog_s": 0.5}
+    return SafeRobot(motors.apply, motors.hold, SafetyLimits(**{**limits, **changes}), motors.clock)
+
+
+def test_places_are_bounded_by_range_step_and_velocity_in_each_dimension():
+    motors = Motors()
+    robot = safe(motors)
+    robot.place(np.zeros(2))
+    motors.now = 0.1
+    assert robot.act(np.array([9.0, 9.0])).tolist() == pytest.approx([0.2, 0.1])  # a step of .2; 1 a second for .1 s
+    motors.now = 0.4
+    assert robot.act(np.array([-9.0, 9.0])).tolist() == pytest.approx([0.0, 0.4])
+    motors.now = 50.0
+    assert robot.act(np.array([0.0, 9.0])).tolist() == pytest.approx([0.0, 0.5]), "a pause allows no leap"
+    motors.now = 0.0  # the clock jumps back
+    assert robot.act(np.array([0.0, -9.0])).tolist() == pytest.approx([0.0, 0.5])
+    assert robot.num_clipped == 4
+    robot.close()
+
+
+def test_motions_are_bounded_themselves():
+    motors = Motors()
+    robot = safe(motors, is_relative=True)
+    motors.now = 0.1
+    assert robot.act(np.array([0.5, -0.5])).tolist() == pytest.approx([0.2, -0.1])
+    robot.close()
+
+
+@pytest.mark.parametrize("action", [np.array([np.nan, 0.0]), np.array([np.inf, 0.0]), np.zeros(3), np.zeros((1, 2))])
+def test_what_is_no_action_stops_the_robot(action):
+    motors = Motors()
+    robot = safe(motors)
+    with pytest.raises(ValueError, match="not 2 finite numbers"):
+        robot.act(action)
+    assert motors.moves == [] and motors.num_holds == 1 and robot.is_stopped
+    robot.close()
+
+
+def test_the_watchdog_holds_a_robot_that_no_action_comes_for():
+    motors = Motors()
+    robot = safe(motors)
+    robot.act(np.zeros(2))
+    motors.now = 0.4
+    robot.check()
+    assert motors.num_holds == 0
+    motors.now = 0.6
+    robot.check()
+    robot.check()
+    assert motors.num_holds == 1, "once, until it moves again"
+    robot.act(np.zeros(2))
+    motors.now = 1.2
+    robot.check()
+    assert motors.num_holds == 2
+    robot.close()
+
+
+def test_the_watchdog_is_a_thread_of_its_own():
+    motors = Motors()
+    limits = SafetyLimits((-1.0,), (1.0,), (2.0,), (9e9,), watchdog_s=0.05)
+    robot = SafeRobot(motors.apply, motors.hold, limits)
+    robot.act(np.zeros(1))
+    until = time.monotonic() + 20
+    while not motors.num_holds and time.monotonic() < until:
+        time.sleep(0.01)
+    assert motors.num_holds == 1
+    robot.close()
+
+
+def test_a_stop_works_from_any_thread_while_an_action_hangs_and_lasts_until_somebody_resumes():
+    motors, hangs, ended = Motors(), threading.Event(), threading.Event()
+
+    def apply(action) -> None:
+        motors.apply(action)
+        hangs.set()
+        assert ended.wait(20)
+
+    robot = SafeRobot(apply, motors.hold, WIDE)
+    thread = threading.Thread(target=robot.act, args=(np.zeros(1),))
+    thread.start()
+    assert hangs.wait(20)
+    robot.stop()
+    assert motors.num_holds == 1
+    ended.set()
+    thread.join(20)
+    with pytest.raises(Stopped):
+        robot.act(np.zeros(1))
+    assert len(motors.moves) == 1
+    robot.resume()
+    robot.act(np.zeros(1))
+    assert len(motors.moves) == 2
+    robot.close()
+
+
+def test_an_error_of_the_motors_stops_the_robot():
+    motors = Motors()
+
+    def apply(action) -> None:
+        raise RuntimeError("overheated")
+
+    robot = SafeRobot(apply, motors.hold, WIDE)
+    with pytest.raises(RuntimeError, match="overheated"):
+        robot.act(np.zeros(1))
+    assert robot.is_stopped and motors.num_holds == 1
+    robot.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"step": (1.0,)}, "dimensions"), ({"low": (2.0, 2.0)}, "below"), ({"velocity": (0.0, 1.0)}, "above 0")],
+)
+def test_limits_that_are_none_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        safe(Motors(), **changes)
+
+
+# -- the whole loop ------------------------------------------------------------------------------------------------------
+
+
+class Bench(Robot):
+    """A robot that succeeds after `length` steps; an operator takes over at the steps of `corrected`."""
+
+    def __init__(self, length: int = 6, corrected: tuple[int, ...] = ()):
+        self.motors, self.length, self.corrected = Motors(), length, corrected
+
+    def see(self):
+        return view(len(self.motors.moves))
+
+    def apply(self, action) -> None:
+        self.motors.apply(action)
+
+    def hold(self) -> None:
+        self.motors.hold()
+
+    def correction(self):
+        return np.full(1, -0.5, np.float32) if len(self.motors.moves) in self.corrected else None
+
+    def verdict(self):
+        return True if len(self.motors.moves) >= self.length else None
+
+
+def constant(seen) -> Chunk:
+    return Chunk(np.full((4, 1), 0.25, np.float32), 3, "d")
+
+
+FAST = DriveOptions(max_steps=20, rate_hz=0.0)
+
+
+def test_an_episode_is_driven_and_recorded_with_the_operators_corrections(tmp_path):
+    spool, robot = Spool(tmp_path), Bench(6, corrected=(2, 3))
+    made = drive(robot, constant, WIDE, FAST, EpisodeRecorder(spool))
+    assert made.success and made.num_steps == 6 and made.versions == {3}
+    episode = read_episode(spool.waiting()[0])
+    assert episode.id == made.id and episode.num_human == 2 and episode.has_verdict
+    assert episode.recording.actions[:, 0].tolist() == [0.25, 0.25, -0.5, -0.5, 0.25, 0.25]
+    assert robot.motors.num_holds == 1, "it is held at the end"
+
+
+def test_a_stop_ends_the_episode_and_leaves_its_verdict_to_a_person(tmp_path):
+    spool, robot = Spool(tmp_path), Bench(99)
+
+    def watch(behind: SafeRobot) -> None:
+        apply = behind._apply
+
+        def stops_at_third(action) -> None:
+            apply(action)
+            if len(robot.motors.moves) == 3:
+                threading.Thread(target=behind.stop).start()
+                time.sleep(0.05)
+
+        behind._apply = stops_at_third
+
+    made = drive(robot, constant, WIDE, FAST, EpisodeRecorder(spool), watch)
+    assert made.was_stopped and made.num_steps == 3 and made.success is None
+    assert not read_episode(spool.waiting()[0]).has_verdict
+
+
+def test_a_policy_that_does_not_answer_leaves_the_robot_held_and_no_empty_episode(tmp_path):
+    spool, robot, never = Spool(tmp_path), Bench(), threading.Event()
+    options = DriveOptions(max_steps=20, rate_hz=100.0, patience_s=0.2)
+    with pytest.raises(ClientError, match="no chunk of actions came within 0.2 s; the robot is held"):
+        drive(robot, lambda seen: never.wait(5), WIDE, options, EpisodeRecorder(spool))
+    never.set()
+    assert robot.motors.num_holds >= 1 and spool.waiting() == []
+
+
+def test_a_simulated_robot_is_the_scene_that_it_would_be_here():
+    with serve_environment(lambda: PocketEnvironment(8)) as simulator:
+        robot, here = SimulatedRobot(Scenes(simulator.connection())), PocketEnvironment(8)
+        robot.reset(5)
+        here.reset([5])
+        made = drive(robot, lambda seen: Chunk(np.full((4, 3), 0.5, np.float32), 0, ""), free_limits(3), FAST)
+        for _ in range(8):
+            here.step(np.full((1, 3), 0.5))
+        assert np.array_equal(robot.see().images["main"], here.render()[0])
+        assert made.success is bool(here.success[0]) and made.num_steps == 8

@@ -1,0 +1,138 @@
+"""An action for every tick of the robot's clock: the next chunk is asked for before the present one is used up.
+
+A chunk that was asked for at tick t speaks of the ticks t, t + 1, ...: what it says of those that went by while it was on
+its way is dropped. What the running chunk and the new one both say of the ticks to come can be blended (real-time
+chunking), so that a hand that was on its way is not torn to another one:
+
+    wait    act a chunk to its end, then hold still until the next one is there
+    switch  go over to the new chunk as soon as it is there
+    blend   the same, with weights that go from the running chunk to the new one over their overlap
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Callable
+
+import numpy as np
+
+from wmpo_client.refusals import ClientError
+from wmpo_client.served_policy import Chunk, Seen
+
+MODES = ("wait", "switch", "blend")
+
+
+@dataclass(frozen=True)
+class Due:
+    """The action of a tick, and the chunk that it is from."""
+
+    action: np.ndarray  # [D] float32
+    chunk: Chunk
+
+
+def blended(running: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """New actions [n, D] whose first ones go over from the running ones [m, D] of the same ticks, linearly."""
+    overlap = min(len(running), len(new))
+    if not overlap:
+        return new.copy()
+    weights = (np.arange(1, overlap + 1, dtype=np.float32) / (overlap + 1))[:, None]
+    result = new.copy()
+    result[:overlap] = (1 - weights) * running[:overlap] + weights * new[:overlap]
+    return result
+
+
+class ChunkBroker:
+    """Asks in a thread of its own. `ask_ahead`: ticks before the end of a chunk at which the next one is asked for.
+
+    `act`: what a chunk is asked of, such as `ServedPolicy.act`. Errors of it are raised from `next`.
+    """
+
+    def __init__(self, act: Callable[[Seen], Chunk], mode: str = "wait", ask_ahead: int = 2):
+        if mode not in MODES:
+            raise ValueError(f"mode={mode!r}: known are {', '.join(MODES)}")
+        if ask_ahead < 1:
+            raise ValueError(f"ask_ahead={ask_ahead}: it must be 1 or more")
+        self._act, self.mode, self.ask_ahead = act, mode, 0 if mode == "wait" else ask_ahead
+        self._lock = threading.Condition()
+        self._question: tuple[int, int, Seen] | None = None  # (episode, tick, what was seen)
+        self._arrived: tuple[int, int, Chunk] | None = None
+        self._error: Exception | None = None
+        self._closed = False
+        self._episode = 0
+        self.begin()
+        self._thread = threading.Thread(target=self._work, name="chunk broker", daemon=True)
+        self._thread.start()
+
+    def begin(self) -> None:
+        """A new episode: chunks that are still on their way are of no use any more."""
+        with self._lock:
+            self._episode += 1
+            self._tick, self._is_asked = 0, False
+            self._plan: np.ndarray = np.zeros((0, 0), np.float32)  # actions of the ticks from the present one on
+            self._chunk: Chunk | None = None
+            self._question = self._arrived = self._error = None
+
+    def next(self, see: Callable[[], Seen]) -> Due | None:
+        """The action of this tick, once per tick; None: there is none, hold still.
+
+        see: called where a chunk has to be asked for. Raises what asking raised.
+        """
+        with self._lock:
+            self._take_arrived()
+            asks = len(self._plan) <= self.ask_ahead and not self._is_asked
+        if asks:
+            seen = see()
+            with self._lock:
+                self._question, self._is_asked = (self._episode, self._tick, seen), True
+                self._lock.notify_all()
+        with self._lock:
+            due = Due(self._plan[0], self._chunk) if len(self._plan) and self._chunk is not None else None
+            self._plan = self._plan[1:]
+            if due is not None or self.mode != "wait":
+                self._tick += 1
+            return due
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for a chunk that was asked for; whether it, or an error, is there."""
+        with self._lock:
+            return self._lock.wait_for(lambda: self._arrived is not None or self._error is not None, seconds)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._lock.notify_all()
+
+    def _take_arrived(self) -> None:
+        if self._error is not None:
+            error, self._error, self._is_asked = self._error, None, False
+            raise error
+        if self._arrived is None:
+            return
+        _, asked_at, chunk = self._arrived
+        self._arrived, self._is_asked = None, False
+        new = chunk.actions[self._tick - asked_at :]
+        if not len(new):
+            return  # it came when all of its ticks were over: another one is asked for
+        self._plan = blended(self._plan, new) if self.mode == "blend" else new
+        self._chunk = chunk
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                self._lock.wait_for(lambda: self._closed or self._question is not None)
+                if self._closed or self._question is None:
+                    return
+                episode, tick, seen = self._question
+                self._question = None
+            chunk, error = None, None
+            try:
+                chunk = self._act(seen)
+            except ClientError as caught:
+                error = caught
+            with self._lock:
+                if episode == self._episode:
+                    self._error = error
+                    if chunk is not None:
+                        self._arrived = (episode, tick, chunk)
+                self._lock.notify_all()
