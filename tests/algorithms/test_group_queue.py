@@ -134,7 +134,7 @@ def test_what_is_known_of_a_batch_before_it_is_full_stays_its_beginning(outcomes
     """In whatever order groups are settled, and one of them is given up."""
     queue, request = GroupQueue(make_config(groups=5)), make_request(0, 14)
     outcomes = [*outcomes, *[True] * 6]
-    queue.issue(request)
+    queue.issue(request.groups)
     known: list[list[int]] = []
     for place in order:
         if place == 3:
