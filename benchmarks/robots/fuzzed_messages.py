@@ -49,18 +49,17 @@ def seeds_of_messages(session: str) -> dict[str, list[Any]]:
         "/wmpo.v1.Environments/Choose": [pb.SceneStepRequest(scene="fuzz", generation=1, expert=expert)],
         "/wmpo.v1.Environments/Observe": [scene],
         "/wmpo.v1.Environments/Save": [scene],
-        "/wmpo.v1.Environments/Read": [
-            pb.ReadRequest(scene=scene, ability="events", videos=to_array(np.zeros((1, 2, 16, 16, 3), np.uint8))),
-            pb.ReadRequest(
-                scene=scene,
-                ability="failures",
-                videos=to_array(np.zeros((1, 2, 16, 16, 3), np.uint8)),
-                actions=array,
-                instructions=["push"],
-                lengths=to_array(np.ones(1, np.int64)),
-            ),
-        ],
+        "/wmpo.v1.Environments/Read": _readings(scene, array),
     }
+
+
+def _readings(scene: Any, actions: Any) -> list[Any]:
+    videos, lengths = to_array(np.zeros((1, 2, 16, 16, 3), np.uint8)), to_array(np.ones(1, np.int64))
+    more = {"actions": actions, "instructions": ["push"], "lengths": lengths}
+    return [
+        pb.ReadRequest(scene=scene, ability="events", videos=videos),
+        pb.ReadRequest(scene=scene, ability="failures", videos=videos, **more),
+    ]
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
