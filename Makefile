@@ -18,7 +18,7 @@ CONSTRAINTS := $(if $(filter sim,$(subst $(comma), ,$(EXTRAS))),constraints-sim.
 STAMP := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 
 .PHONY: help setup demo lift-demo cluster-demo test test-slow test-simulators lint bench-demo bench-cache soak \
-	bench-coordinator bench-autoscaling bench-weights bench-operations bench-samplers bench-simulators bench-experts \
+	bench-coordinator bench-optimize bench-autoscaling bench-weights bench-operations bench-samplers bench-simulators bench-experts \
 	bench-fidelity bench-memory bench-metaworld bench-environment-pool bench-house evidence bench-models bench-gpu \
 	bench-data check-exchange exchange-env fuzz-readers pretrain-embedded protocol bench-robots clean
 .DEFAULT_GOAL := help
@@ -75,6 +75,9 @@ soak: setup  ## random faults in the demo's GRPO stage, weights compared with th
 
 bench-coordinator: setup  ## the main loop with up to 256 simulated actors, autoscaling, weight deltas
 	$(BIN)/python -m benchmarks.coordinator
+
+bench-optimize: setup  ## the demo's GRPO stage with and without early ends, slots and streaming -> benchmarks/results/optimize.json
+	$(BIN)/python -m benchmarks.optimize
 
 bench-autoscaling: setup  ## nodes that come and go with the work, on Ray's fake provider
 	$(BIN)/python -m benchmarks.autoscaling

@@ -20,6 +20,7 @@ class EnvironmentActor(RolloutActor):
 
     world: EnvironmentWorld
     judge = WorldJudge()
+    num_slots = 0  # a simulator's scenes are stepped together, and are exact beside any others
 
     def __init__(self, config: Config, policy_dir: str):
         super().__init__(config, policy_dir, "")

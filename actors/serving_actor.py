@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from wmpo_ray.config.run import Config
+from wmpo_ray.core.observations import Observation
 from wmpo_ray.core.runtime_settings import configure_process
-from wmpo_ray.core.types import Observation, WeightVersion
+from wmpo_ray.core.types import WeightVersion
 from wmpo_ray.remote.served_weights import Weights, load_weights
 
 

@@ -8,132 +8,50 @@ The loop, its pools, queue and ledger are the real ones; the actors and the cloc
 from __future__ import annotations
 
 import json
-import statistics
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
-import numpy as np
 import typer
 
+from benchmarks.coordinator_run import Setup, simulate
 from benchmarks.coordinator_scaling import (
     ACTORS,
-    GROUPS_PER_UPDATE,
     Point,
     draw_scaling,
     explain,
     scaling_table,
 )
-from benchmarks.measured_runtime import MeasuredLedger, MeasuredRuntime, Times, read_service_times
 from benchmarks.prepared_run import make_run
 from benchmarks.results_file import RESULTS_DIR, write_results
-from cluster.loop.ledger import FILE_NAME, State
-from cluster.loop.rollouts import Rollouts
-from cluster.loop.team import ModelPaths, Team
-from cluster.loop.train import TrainingLoop
-from cluster.recipes.optimize import rollout_folders
-from cluster.simulation.simulated_actors import SimulatedWorld
-from wmpo_ray.config.run import Config
-from wmpo_ray.core.types import StartState, Verdict
 
 NAME = "coordinator"
-GROUP_SIZE = 8
-ACTORS_PER_REWARD_ACTOR = 16
-BARS = {"events_per_s": 1000.0, "busy_share_256": 0.02, "surplus_rollouts_share": 0.05}
-
-
-class Setup(NamedTuple):
-    actors: int
-    groups_per_request: int = 1
-    staleness: int = 0
-    speculation: float = 0.0
-    keep_rate: float = 0.5
-    updates: int = 4
-    heartbeat_every_s: float = 2.0
-    speed: float = 1.0  # all actors this much faster than full-size ones
-
-
-class Outcome(NamedTuple):
-    """Figures of one run; the first update, in which models are loaded, is left out of `update_s`."""
-
-    update_s: float  # virtual seconds of an update
-    driver_s: float  # seconds of the driver's own, for all updates
-    virtual_s: float
-    num_events: int  # lines of the ledger
-    surplus_share: float  # of the groups whose imagination was begun, those that no batch needed
-    groups_per_update: float  # groups whose imagination was begun
-
-
-def make_config(setup: Setup) -> Config:
-    rollout = {
-        "group_size": GROUP_SIZE,
-        "groups_per_update": GROUPS_PER_UPDATE,
-        "groups_per_request": setup.groups_per_request,
-        "speculation": setup.speculation,
-        "max_attempts": 4096,
-    }
-    cluster = {
-        "imagination_actors": setup.actors,
-        "reward_actors": max(1, setup.actors // ACTORS_PER_REWARD_ACTOR),
-    }
-    return Config.model_validate(
-        {
-            "rollout": rollout,
-            "grpo": {"num_updates": setup.updates},
-            "filter": {"max_staleness": setup.staleness},
-            "evaluation": {"every_updates": 0},
-            "cluster": cluster,
-            "faults": {
-                "heartbeat_every_s": setup.heartbeat_every_s,
-                "heartbeat_timeout_s": 5 * setup.heartbeat_every_s,
-            },
-        }
-    )
-
-
-def simulate(setup: Setup, seed: int = 0) -> Outcome:
-    """One run of the real main loop, with a ledger on the disk."""
-    config = make_config(setup)
-    starts = [StartState(np.zeros((1, 2, 2, 3), np.uint8), "", index) for index in range(128)]
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        world = SimulatedWorld(setup.keep_rate)
-        runtime = MeasuredRuntime(world.stand_ins(), read_service_times(setup.groups_per_request, setup.speed), seed)
-        log, ledger = Times(runtime.clock), MeasuredLedger(folder / FILE_NAME)
-        team = Team(config, runtime, ModelPaths(folder, folder, None, folder, folder))
-        loop = TrainingLoop(config, team, starts, ledger, log, Rollouts(config, team, ledger, *rollout_folders(folder)))
-        started = time.thread_time()
-        loop.run(str(folder / "policy"))
-        driver_s = time.thread_time() - started - runtime.own_s + ledger.waited_s
-        team.stop()
-        ledger.close()
-    surplus = {
-        key
-        for key, record in ledger.records.items()
-        if record.state is State.REJECTED and record.facts["verdict"] == Verdict.SURPLUS.value
-    }
-    gaps = [later - earlier for earlier, later in zip(log.updates, log.updates[1:], strict=False)]
-    return Outcome(
-        statistics.mean(gaps),
-        driver_s,
-        runtime.clock(),
-        ledger.offset,
-        len(runtime.begun & surplus) / len(runtime.begun),
-        len(runtime.begun) / setup.updates,
-    )
+BARS = {
+    "events_per_s": 1000.0,
+    "busy_share_256": 0.02,
+    "efficiency_32": 0.80,
+    "efficiency_64": 0.70,
+    "efficiency_256_learner8": 0.45,
+    "efficiency_256_learner16": 0.65,
+    "surplus_displacing_share": 0.05,
+    "learner_exposed_share": 0.35,
+}
 
 
 # -- scaling -----------------------------------------------------------------------------------------------------
 
+GROUPS = Setup(8, stream=False)  # as it was: a group is the unit of work, and the learner waits for the batch
+MEMBERS = Setup(8, trajectories_per_request=1, stream=False)
+FILLED = MEMBERS._replace(fill_probability=0.9)
+STREAMED = FILLED._replace(stream=True)
 VARIANTS = {
-    "on-policy": Setup(8),
-    "4 groups a request": Setup(8, groups_per_request=4),
-    "speculation 0.05": Setup(8, speculation=0.05),
-    "speculation 1": Setup(8, speculation=1.0),
-    "staleness 1": Setup(8, staleness=1),
-    "both of these": Setup(8, staleness=1, speculation=1.0),
+    "whole groups": GROUPS,
+    "a trajectory a request": MEMBERS,
+    "and a batch that fills": FILLED,
+    "and a learner that does not wait": STREAMED,
+    "and 16 GPUs for it": STREAMED._replace(learner_gpus=16),
+    "whole groups, staleness 1": GROUPS._replace(staleness=1, stream=True),
 }
 
 
@@ -142,7 +60,7 @@ def scaling(variant: Setup, actors: Sequence[int] = ACTORS) -> list[Point]:
     outcomes = [simulate(quick._replace(actors=count)) for count in actors]
     first = outcomes[0].update_s * actors[0]
     return [
-        Point(count, outcome.update_s, first / (outcome.update_s * count), outcome.surplus_share)
+        Point(count, outcome.update_s, first / (outcome.update_s * count), outcome.surplus_share, outcome.exposed_share)
         for count, outcome in zip(actors, outcomes, strict=True)
     ]
 
@@ -151,9 +69,7 @@ def scaling(variant: Setup, actors: Sequence[int] = ACTORS) -> list[Point]:
 
 
 def measure() -> tuple[dict[str, dict[str, Any]], dict[str, list[Point]]]:
-    largest, busiest = simulate(Setup(256)), simulate(Setup(256, speed=200.0))
-    surplus = {keep: simulate(Setup(64, keep_rate=keep)).surplus_share for keep in (0.7, 0.5, 0.3)}
-    ahead = {keep: simulate(Setup(64, keep_rate=keep, speculation=0.05)).surplus_share for keep in (0.7, 0.5, 0.3)}
+    largest, busiest = simulate(STREAMED._replace(actors=256)), simulate(Setup(256, speed=200.0))
     curves = {name: scaling(variant) for name, variant in VARIANTS.items()}
     figures: dict[str, dict[str, Any]] = {
         "events_per_s": {
@@ -163,29 +79,77 @@ def measure() -> tuple[dict[str, dict[str, Any]], dict[str, list[Point]]]:
         },
         "busy_share_256": {
             "value": round(largest.driver_s / largest.virtual_s, 5),
-            "unit": "seconds of the driver / second of the run, 256 actors",
-        },
-        "surplus_rollouts_share": {
-            "value": round(max(surplus.values()), 4),
-            "unit": "of the trajectories begun, the largest at keep rates 0.7, 0.5, 0.3",
+            "unit": "seconds of the driver / second of the run, 256 actors, a trajectory a request",
         },
     }
-    for name, shares in (("", surplus), ("_speculation_0.05", ahead)):
-        for keep, share in shares.items():
-            figures[f"surplus_rollouts_share_keep_{keep}{name}"] = {"value": round(share, 4), "unit": "of the begun"}
     for name, points in curves.items():
         figures[f"scaling, {name}"] = {
             "value": [round(point.efficiency, 3) for point in points],
             "unit": f"speed-up over 8 actors / ideal, with {ACTORS} actors",
         }
-    return figures, curves
+        figures[f"seconds of an update, {name}"] = {"value": [round(p.update_s, 1) for p in points], "unit": "s"}
+    return figures | efficiencies(curves) | surplus_figures() | exposed_figures(curves), curves
+
+
+def efficiencies(curves: dict[str, list[Point]]) -> dict[str, dict[str, Any]]:
+    """At staleness 0, each over eight actors of the same variant."""
+    streamed = {point.actors: point for point in curves["and a learner that does not wait"]}
+    more = {point.actors: point for point in curves["and 16 GPUs for it"]}
+    unit = "speed-up over 8 actors / ideal, keep rate 0.5, staleness 0"
+    found = {f"efficiency_{count}": (streamed[count], 8) for count in (32, 64)}
+    found |= {"efficiency_256_learner8": (streamed[256], 8), "efficiency_256_learner16": (more[256], 16)}
+    before = curves["whole groups"][-1].update_s / streamed[256].update_s
+    return {
+        name: {"value": round(point.efficiency, 3), "unit": f"{unit}, learner on {gpus} GPUs"}
+        for name, (point, gpus) in found.items()
+    } | {"speedup_256_over_whole_groups": {"value": round(before, 2), "unit": "times faster an update, 256 actors"}}
+
+
+def surplus_figures() -> dict[str, dict[str, Any]]:
+    """Imagined in vain: while somebody who was needed waited for the actor, and in all."""
+    runs = {
+        (actors, keep): simulate(STREAMED._replace(actors=actors, keep_rate=keep, updates=3, heartbeat_every_s=60.0))
+        for actors in (64, 256)
+        for keep in (0.7, 0.5, 0.3)
+    }
+    figures = {
+        "surplus_displacing_share": {
+            "value": round(max(run.displacing_share for run in runs.values()), 4),
+            "unit": "of the actors' seconds, those for surplus while a needed group waited for an actor; the largest with 64 "
+            "and 256 actors at keep rates 0.7, 0.5, 0.3",
+        }
+    }
+    for (actors, keep), run in runs.items():
+        figures[f"surplus_share, {actors} actors, keep {keep}"] = {
+            "value": round(run.surplus_share, 4),
+            "unit": "of the groups begun, also on actors that would have idled",
+        }
+    return figures
+
+
+def exposed_figures(curves: dict[str, list[Point]]) -> dict[str, dict[str, Any]]:
+    """The learner's time that imagination does not hide; all of it, where it waits for whole batches."""
+    waiting = curves["and a batch that fills"][3].exposed_share
+    unit = "of the learner's seconds (8 GPUs), those after its batch is full"
+    figures: dict[str, dict[str, Any]] = {
+        "learner_exposed_share": {
+            "value": round(max(point.exposed_share for point in curves["and a learner that does not wait"]), 3),
+            "unit": f"{unit}; the largest with {ACTORS} actors",
+        },
+        "learner_exposed_share_whole_batches": {"value": round(waiting, 3), "unit": f"{unit}; 64 actors"},
+    }
+    for name in ("and a learner that does not wait", "and 16 GPUs for it"):
+        shares = [round(point.exposed_share, 3) for point in curves[name]]
+        figures[f"learner_exposed_share, {name}"] = {"value": shares, "unit": f"{unit}; with {ACTORS} actors"}
+    return figures
 
 
 def other_figures(skip_autoscaling: bool, skip_delta: bool, delta_run: Path | None) -> dict[str, dict[str, Any]]:
     """Figures of other benchmarks that stand in the same file; those not measured now are kept as they are."""
     path = RESULTS_DIR / f"{NAME}.json"
     known = json.loads(path.read_text())["figures"] if path.exists() else {}
-    figures = {key: value for key, value in known.items() if key.startswith(("autoscale_", "delta_"))}
+    kept = ("autoscale_", "delta_", "full_bytes", "large_")
+    figures = {key: value for key, value in known.items() if key.startswith(kept)}
     if not skip_autoscaling:
         from benchmarks import autoscaling
 

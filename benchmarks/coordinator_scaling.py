@@ -21,6 +21,7 @@ class Point(NamedTuple):
     update_s: float
     efficiency: float  # speed-up over 8 actors / ideal
     surplus_share: float
+    exposed_share: float  # of the learner's time
 
 
 def scaling_table(curves: dict[str, list[Point]]) -> str:
@@ -64,11 +65,9 @@ def explain(curves: dict[str, list[Point]]) -> str:
     group_s, update_s = times["per_group"]["rollout"]["seconds"], times["per_call"]["update"]["seconds"]
     rounds = math.log2(GROUPS_PER_UPDATE) + 1
     return (
-        f"Where it bends: a group takes {group_s:g} s on one actor however many there are, and the learner {update_s:g} s.\n"
-        f"Without speculation a group is issued only if those before it cannot fill the batch: {GROUPS_PER_UPDATE} at first, then\n"
-        f"as many as were rejected, about {rounds:.0f} rounds at a keep rate of 0.5. From {GROUPS_PER_UPDATE} actors on every round takes one\n"
-        "group's time, and more actors have nothing to do: no more than the first round's groups are ever under way. With 4\n"
-        "groups a request the first round has a quarter as many requests: it bends four times earlier. Speculation issues\n"
-        "what may be needed ahead: fewer rounds for more surplus. Staleness 1 takes the learner's time out of the sum,\n"
-        "and fills the tail of one batch with the head of the next."
+        f"Where whole groups bend: a group takes {group_s:g} s on one actor however many there are, and the learner\n"
+        f"{update_s:g} s after it. Issued are {GROUPS_PER_UPDATE} at first, then as many as were rejected, about {rounds:.0f} rounds at a keep rate of\n"
+        "0.5, so from 64 actors on more have nothing to do. A trajectory a request makes every round eight times shorter;\n"
+        "a batch that fills with a probability of 0.9 needs one or two rounds instead of seven, for surplus on actors that\n"
+        "would idle; a learner that trains each mini-batch as its groups are settled leaves only the last ones to wait for."
     )

@@ -28,9 +28,9 @@ from benchmarks.prepared_run import make_run
 from benchmarks.results_file import write_results
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.interfaces import RewardModel
+from wmpo_ray.core.observations import StartState
 from wmpo_ray.core.seeding import keyed_noise, seed_for
 from wmpo_ray.core.statistics import wilson_interval
-from wmpo_ray.core.types import StartState
 from wmpo_ray.data.store import load_episodes
 from wmpo_ray.registry import load_reward_model, load_world_model
 from wmpo_ray.report.charts import Series, line_chart

@@ -59,11 +59,12 @@ class LedgerWatch:
         key = (update, attempt)
         match line["event"]:
             case State.SCORED:
-                self._files[key] = line["file"]
+                self._files[key] = [name for name, *_ in line["files"]]
             case State.ADMITTED:
-                path = self.spool / f"update-{update:06d}" / self._files[key]
-                if (written := _written(path)) is not None:
-                    self._admitted.setdefault(path, (written, set()))[1].add(key)
+                for name in self._files[key]:
+                    path = self.spool / f"update-{update:06d}" / name
+                    if (written := _written(path)) is not None:
+                        self._admitted.setdefault(path, (written, set()))[1].add(key)
             case State.TRAINED:
                 self.num_trained_twice += key in self._trained
                 self._trained[key] = line["version"]

@@ -43,6 +43,7 @@ class _StepFacts(BaseModel):
     measures: dict[str, float | None]
     steps: list[dict[str, float | None]]
     num_skipped: _Number
+    signatures: list[str]
     optimizer: dict[str, Any]
 
 
@@ -87,14 +88,17 @@ class LearnerCheckpoints:
         tensors, meta = self._state()
         save_parts(self.root / IN_UPDATE, num_steps, tensors, {**facts, "optimizer": meta}, 1, self.ranks)
 
-    def load_step(self, update: int, signature: str) -> dict[str, Any] | None:
-        """Resume inside an update if it was interrupted on the same batch; returns the metadata of its last step."""
+    def find_step(self, update: int) -> CheckpointFolder | None:
+        """The state inside an update that was interrupted, with what was given to `save_step` as its `meta`."""
         found = self.ranks.from_first(self._find_step)
-        if found is None or [found.meta.get(key) for key in ("update", "signature")] != [update, signature]:
+        if found is None or found.meta.get("update") != update or "signatures" not in found.meta:
             return None
         _check_facts(found, _StepFacts)
+        return found
+
+    def restore_step(self, found: CheckpointFolder) -> None:
+        """Put what `find_step` has found into policy and optimizer."""
         self._restore(found)
-        return found.meta
 
     def _find_step(self) -> CheckpointFolder | None:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections import deque
@@ -10,20 +9,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from learners.divergence import check_num_skipped, check_update, was_skipped
 from learners.learner_checkpoint import LearnerCheckpoints
+from learners.minibatches import Minibatch, minibatches_of
 from learners.policy_files import save_policy
 from learners.sharding import ALONE, Bystander, MetricMeans, Ranks, WholeWeights, whole
+from learners.update_in_progress import OnlineUpdate, UpdateInProgress
 from wmpo_ray.algorithms.base import OfflineAlgorithm, OnlineAlgorithm, Recorded, make_algorithm
-from wmpo_ray.algorithms.batching import Batch, GroupSlice
+from wmpo_ray.algorithms.batching import GroupSlice
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.files import json_clean
-from wmpo_ray.core.learner_types import LearnerState, UpdateResult
+from wmpo_ray.core.learner_types import LearnerState, UpdateFacts, UpdateResult
+from wmpo_ray.core.observations import Observation
 from wmpo_ray.core.runtime_settings import configure_process
 from wmpo_ray.core.timeline import span
 from wmpo_ray.core.types import Trajectories, WeightVersion
@@ -43,21 +44,11 @@ class Spooled(NamedTuple):
     sha256: str
 
 
-class UpdateFacts(NamedTuple):
-    """The driver's facts about an update; saved with the checkpoint."""
-
-    metrics: dict[str, float]
-    keys: list[tuple[int, int]]  # of the groups, in the order of the batch
-    ledger_offset: int
-
-
-NO_FACTS = UpdateFacts({}, [], 0)
-
-
 class PolicyLearner:
     """Owns the trained policy and its optimizer; runs the configured algorithm.
 
-    One `update` for each batch of groups; for an offline algorithm, one `update_recorded` for each draw of episodes.
+    One `update` for each batch of groups, the first of which may come before in `update_part`; for an offline algorithm,
+    one `update_recorded` for each draw of episodes.
 
     In several processes (`cluster.learner_ranks`) each of them calls the same methods with the same arguments; rank 0
     has the results.
@@ -92,6 +83,7 @@ class PolicyLearner:
         )  # versions that replicas may still need
         self._earlier: deque[tuple[int, dict[str, Tensor]]] = deque(maxlen=num_earlier)
         self._recorded: Recorded | None = None
+        self._update: OnlineUpdate | None = None  # in progress
 
     def _choose_parameters(self) -> set[str]:
         pattern = re.compile(self.config.trained_parameters)
@@ -119,7 +111,7 @@ class PolicyLearner:
         if episodes:
             assert isinstance(self.algorithm, OfflineAlgorithm)
             recorded = concatenate_episodes([load_episodes(Path(path)) for path in episodes])
-            self._recorded = self.algorithm.prepare(self.policy, recorded, self.ranks, self._count_beat)
+            self._recorded = self.algorithm.prepare(self.policy, recorded, self.ranks, self.count_beat)
         problems: list[str] = []
         checkpoint = self.checkpoints.load(problems)
         if checkpoint is not None:
@@ -160,14 +152,27 @@ class PolicyLearner:
     ) -> tuple[UpdateResult, WeightPayload | None, WeightPayload | None]:
         """Train on the groups in the order given, save a checkpoint if one is due, return the new weights.
 
-        Raises UserError after `max_skipped_steps` steps whose loss or gradient is not finite, SpoolError where spooled
-        trajectories cannot be read.
+        `groups`: the batch, without the `facts.num_given` groups that have come in parts. Raises UserError after
+        `max_skipped_steps` steps whose loss or gradient is not finite, SpoolError where spooled trajectories cannot be read.
         """
-        assert isinstance(self.algorithm, OnlineAlgorithm)
-        started = time.monotonic()
-        with span("batch"):
-            batch = self.algorithm.prepare(self.policy, groups, [_open(source) for source in sources])
-        return self._learn(batch, facts, started)
+        update = self._ongoing()
+        update.give(facts.num_given, groups, map(_open, sources), is_last=True)
+        self._update = None
+        return self._conclude(update, update.batch_metrics(), facts)
+
+    def update_part(
+        self, update: int, first: int, groups: Sequence[GroupSlice], *sources: Trajectories | Spooled
+    ) -> int:
+        """Begin the update after `update` others, or go on with it: take the steps of the mini-batches that are complete.
+
+        groups: those from number `first` of its batch on; the learner ignores what it was given before. Nothing is
+        published or saved but, where they are wanted, checkpoints inside the update. Returns the number of groups so far.
+        Weights of earlier versions are not kept meanwhile, so this is for `filter.max_staleness` = 0. Raises as `update`.
+        """
+        assert update == self.num_updates, f"update {update} is not the next of a learner at {self.num_updates}"
+        ongoing = self._ongoing()
+        ongoing.give(first, groups, map(_open, sources), is_last=False)
+        return ongoing.num_groups
 
     def update_recorded(self) -> UpdateResult:
         """Train on the next sample of recorded episodes; otherwise like `update`."""
@@ -175,19 +180,40 @@ class PolicyLearner:
         started = time.monotonic()
         with span("batch"):
             batch = self._recorded.batch(self.num_updates)
-        return self._learn(batch, NO_FACTS, started)[0]
+        self._keep_weights()
+        update = UpdateInProgress(self)
+        minibatches = minibatches_of(batch, self.settings.minibatch_trajectories, update.is_signed)
+        update.train(minibatches, len(minibatches))
+        update.seconds = time.monotonic() - started
+        return self._conclude(update, batch.metrics, UpdateFacts({}, [], 0))[0]
 
-    def _learn(
-        self, batch: Batch, facts: UpdateFacts, started: float
-    ) -> tuple[UpdateResult, WeightPayload | None, WeightPayload | None]:
+    def _ongoing(self) -> OnlineUpdate:
+        """The update in progress, or a new one."""
+        if self._update is None:
+            assert isinstance(self.algorithm, OnlineAlgorithm)
+            self._keep_weights()
+            self._update = OnlineUpdate(self, self.algorithm)
+        return self._update
+
+    def _keep_weights(self) -> None:
+        """Before the first step of an update: replicas may still need the weights."""
         if self._earlier.maxlen:
             before = {name: tensor.detach().clone() for name, tensor in self.policy.state_dict().items()}
             self._earlier.append((self.num_updates, before))
-        metrics = self._train(batch) | batch.metrics | facts.metrics
+
+    def _conclude(
+        self, update: UpdateInProgress, metrics: dict[str, float], facts: UpdateFacts
+    ) -> tuple[UpdateResult, WeightPayload | None, WeightPayload | None]:
+        """All steps are taken: check, count, encode and save the weights."""
+        started = time.monotonic()
+        with span("policy"):
+            num_bad = self._num_bad(update.first_seen)
+            check_update(update.are_skipped, num_bad, self.num_updates + 1, self._section, self.settings)
+        metrics = update.metrics() | metrics | facts.metrics
         metrics["policy/skipped_steps"] = self.num_skipped
         self.num_updates += 1
         self._last_keys = facts.keys
-        metrics["time/update_s"] = time.monotonic() - started
+        metrics["time/update_s"] = update.seconds + time.monotonic() - started
         self._history = [*self._history, json_clean({"update": self.num_updates, **metrics})]
         with span("encode"):
             version, full, compact = self.encoder.encode(self.num_updates)
@@ -213,46 +239,16 @@ class PolicyLearner:
         }
         self.checkpoints.save(self.num_updates, facts, dict(self._earlier))
 
-    def _train(self, batch: Batch) -> dict[str, float]:
-        """Take all optimizer steps of an update, resuming an interrupted one; returns the mean of their metrics."""
-        size, every = self.settings.minibatch_trajectories, self.config.checkpoint.every_optimizer_steps
-        minibatches = [slice(first, first + size) for first in range(0, len(batch), size)]
-        minibatches *= self.settings.num_epochs
-        signature = batch.signature() if every else ""
-        done = self.checkpoints.load_step(self.num_updates, signature) if every else None
-        steps: list[dict[str, float]] = done["steps"] if done else []
-        self.num_skipped = done["num_skipped"] if done else self.num_skipped
-        with span("policy"):
-            measures = done["measures"] if done else self._measure(batch, slice(0, size))
-        for rows in minibatches[len(steps) :]:
-            with span("step"):
-                steps.append(self._step(batch, rows))
-            self._count_beat()
-            if every and len(steps) % every == 0 and len(steps) < len(minibatches):
-                progress: dict[str, Any] = {"update": self.num_updates, "signature": signature, "measures": measures}
-                with span("checkpoint"):
-                    self.checkpoints.save_step(
-                        len(steps), json_clean({**progress, "steps": steps, "num_skipped": self.num_skipped})
-                    )
-        with span("policy"):
-            skipped, num_bad = [was_skipped(step) for step in steps], self._num_bad(batch)
-            check_update(skipped, num_bad, self.num_updates + 1, self._section, self.settings)
-        # A non-finite metric is null in a checkpoint.
-        found = {key: [step[key] for step in steps if step.get(key) is not None] for key in steps[0]}
-        metrics = {key: float(np.mean(values)) if values else math.nan for key, values in found.items()}
-        return metrics | {key: math.nan if value is None else value for key, value in measures.items()}
-
     @torch.no_grad()
-    def _measure(self, batch: Batch, rows: slice) -> dict[str, float]:
+    def measure(self, minibatch: Minibatch) -> dict[str, float]:
         """Metrics that the algorithm computes before the first step."""
         means = MetricMeans()
-        for measure in self.algorithm.measures(self.policy, batch, rows, self.ranks):
+        for measure in self.algorithm.measures(self.policy, minibatch.batch, minibatch.rows, self.ranks):
             means.add(measure.metrics, measure.weight)
         return means.over(self.ranks)
 
-    def _num_bad(self, batch: Batch) -> int:
-        """Number of non-finite log-probabilities of the updated policy's actions at the batch's first observations."""
-        seen = batch.observed(slice(0, 1), torch.zeros(1, 2, dtype=torch.int64))
+    def _num_bad(self, seen: Observation) -> int:
+        """Number of non-finite log-probabilities of the updated policy's actions at an observation of the batch."""
         decision = self.policy.act(seen, self.config.rollout.temperature, [0])
         return int((~decision.logprobs.isfinite()).sum())
 
@@ -260,11 +256,11 @@ class PolicyLearner:
     def _section(self) -> str:
         return self.config.algorithm.section
 
-    def _step(self, batch: Batch, rows: slice) -> dict[str, float]:
+    def take_step(self, minibatch: Minibatch) -> dict[str, float]:
         """One optimizer step on a contiguous mini-batch of trajectories."""
         self.optimizer.zero_grad(set_to_none=True)
         means, loss = MetricMeans(), 0.0
-        for part in self.algorithm.losses(self.policy, batch, rows, self.ranks):
+        for part in self.algorithm.losses(self.policy, minibatch.batch, minibatch.rows, self.ranks):
             part.loss.backward()
             loss += float(part.loss.detach())
             means.add(part.metrics, part.weight)
@@ -278,7 +274,7 @@ class PolicyLearner:
             self.optimizer.step()
         return {**step, **means.over(self.ranks)}
 
-    def _count_beat(self) -> None:
+    def count_beat(self) -> None:
         self.num_beats += 1
 
     def save_policy(self, path: str) -> str:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from cluster.cli.app import app
 from cluster.host.doctor import Verdict, check_plugins
-from learners.policy_learner import PolicyLearner, UpdateFacts
+from learners.policy_learner import PolicyLearner
 from learners.supervised.jobs import CloningJob
 from learners.supervised.loop import WHOLE
 from learners.supervised.training_actor import Course
@@ -23,6 +23,7 @@ from wmpo_ray.algorithms.batching import GroupSlice
 from wmpo_ray.config.dumping import config_to_json, config_to_toml
 from wmpo_ray.config.loading import load_config, read_config_json
 from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.core.learner_types import UpdateFacts
 from wmpo_ray.environments.facts import environment_facts
 from wmpo_ray.environments.pocket.env import PocketEnvironment
 from wmpo_ray.kinds import POLICIES, TABLES
@@ -115,7 +116,7 @@ def test_an_installed_policy_is_cloned_and_updated(install, tmp_path):
     texts = demos.instructions[:8]
     trajectories = sampled_trajectories(learner.policy, frames, texts)
     success = np.array([True, False, False, True])
-    groups = [GroupSlice(0, (i * 4, (i + 1) * 4), success, np.full(4, 8)) for i in range(2)]
+    groups = [GroupSlice(((0, (i * 4, (i + 1) * 4)),), success, np.full(4, 8)) for i in range(2)]
     before = {name: tensor.clone() for name, tensor in learner.policy.state_dict().items()}
     learner.update(groups, UpdateFacts({}, [(0, 0), (0, 1)], 0), trajectories)
     assert any(not torch.equal(before[name], tensor) for name, tensor in learner.policy.state_dict().items())

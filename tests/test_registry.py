@@ -15,7 +15,7 @@ from tests.support.small_world import small_world_model
 from wmpo_ray.config.loading import validate
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError, UserError
-from wmpo_ray.core.types import Observation
+from wmpo_ray.core.observations import Observation
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig
 from wmpo_ray.registry import (
     begin_world_model,

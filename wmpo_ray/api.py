@@ -21,9 +21,10 @@ from wmpo_ray.config.run import Config
 from wmpo_ray.core.console import make_console
 from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.core.interfaces import Policy, RewardModel, World
+from wmpo_ray.core.observations import Rollout, StartState
 from wmpo_ray.core.runtime_settings import configure_process
 from wmpo_ray.core.seeding import seed_for
-from wmpo_ray.core.types import Episodes, Rollout, StartState, Videos
+from wmpo_ray.core.types import Episodes, Videos
 from wmpo_ray.data.store import load_episodes
 from wmpo_ray.environments.environment_world import EnvironmentWorld
 from wmpo_ray.registry import load_policy, load_reward_model, load_world_model, make_environment

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from wmpo_ray.core.files import atomic_write
-from wmpo_ray.core.types import StartState
+from wmpo_ray.core.observations import StartState
 from wmpo_ray.report.clip_view import ClipView, clip_html, clip_webp
 
 

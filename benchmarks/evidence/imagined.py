@@ -8,9 +8,10 @@ import numpy as np
 
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.interfaces import Policy, World
+from wmpo_ray.core.observations import StartState
 from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.core.starts import start_seeds
-from wmpo_ray.core.types import StartState, Videos
+from wmpo_ray.core.types import Videos
 from wmpo_ray.registry import load_policy, load_reward_model, load_world_model, make_environment
 from wmpo_ray.rollout.act import act
 from wmpo_ray.rollout.evaluation import rollout_policy

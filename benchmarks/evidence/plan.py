@@ -102,6 +102,7 @@ ABLATIONS = {
     "single-clips": _ablation(
         "single clips", "rollout.num_chunks=1", "rollout.keyframes_per_episode=8", "rollout.max_attempts=4096"
     ),
+    "signal-starts": _ablation("starts by expected signal", "rollout.start_order=signal"),
     "keyframes": _ablation("keyframes as further starts", "rollout.keyframes_per_episode=3"),
     "two-steps": _ablation("two sampling steps", "world_model.sampler.num_steps=2"),
     "five-steps": _ablation("five sampling steps", "world_model.sampler.num_steps=5"),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.gpu.measuring import Bench, integers, random_frames
 from benchmarks.gpu.setups import config_of, make_world_model
-from wmpo_ray.core.types import StartState
+from wmpo_ray.core.observations import StartState
 from wmpo_ray.environments.facts import environment_facts
 from wmpo_ray.planning.costs import WorldModelCost, world_model_cost
 from wmpo_ray.world_models.denoiser import TIME_SCALE, Conditioning, Denoiser

@@ -24,10 +24,12 @@ from benchmarks.gpu.setups import config_of, make_policy, make_reward_model, mak
 from cluster.runtimes.resources import Resources
 from cluster.runtimes.runtime import Runtime
 from cluster.runtimes.start import start_runtime
-from learners.policy_learner import PolicyLearner, UpdateFacts
+from learners.policy_learner import PolicyLearner
 from wmpo_ray.algorithms.batching import GroupSlice
 from wmpo_ray.config.run import Config
-from wmpo_ray.core.types import GroupRequest, RolloutRequest, Scores, StartState
+from wmpo_ray.core.learner_types import UpdateFacts
+from wmpo_ray.core.observations import StartState
+from wmpo_ray.core.types import GroupRequest, RolloutRequest, Scores
 from wmpo_ray.environments.facts import environment_facts
 from wmpo_ray.planning.plan import make_plan
 
@@ -109,7 +111,7 @@ def drawn_group(index: int, scores: Scores, horizon: int) -> GroupSlice:
     size = len(scores.probability)
     success = np.zeros(size, bool)
     success[np.argsort(-scores.probability)[: size // 2]] = True
-    return GroupSlice(index, (0, size), success, np.full(size, horizon))
+    return GroupSlice(((index, (0, size)),), success, np.full(size, horizon))
 
 
 def run_update(bench: Bench, team: Team, config: Config) -> dict[str, float]:

@@ -22,7 +22,7 @@ from benchmarks.gpu.measuring import Bench, integers, random_frames
 from benchmarks.gpu.setups import config_of, instruction, make_policy
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError
-from wmpo_ray.core.types import Observation
+from wmpo_ray.core.observations import Observation
 from wmpo_ray.environments.facts import environment_facts
 from wmpo_ray.planning.blueprints import policy_blueprint
 from wmpo_ray.planning.costs import PolicyCost, cost_of_policy

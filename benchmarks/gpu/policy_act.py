@@ -9,7 +9,7 @@ import argparse
 
 from benchmarks.gpu.measuring import Bench, integers, random_frames
 from benchmarks.gpu.setups import config_of, instruction, make_policy
-from wmpo_ray.core.types import Observation
+from wmpo_ray.core.observations import Observation
 from wmpo_ray.environments.facts import environment_facts
 from wmpo_ray.planning.costs import policy_cost
 

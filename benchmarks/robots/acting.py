@@ -15,7 +15,7 @@ import torch
 from benchmarks.robots.small_server import policy_of, processor_seconds, server_process, small_server
 from wmpo_client.served_policy import Seen, ServedPolicy
 from wmpo_client.server_connection import Address, Connection
-from wmpo_ray.core.types import Observation
+from wmpo_ray.core.observations import Observation
 from wmpo_ray.environments.pocket.env import INSTRUCTIONS
 
 SIDE = 256

@@ -99,6 +99,9 @@ def plan(
         float | None,
         typer.Option(min=0.001, help="Effective throughput of one GPU; 400 if absent, unused without GPUs."),
     ] = None,
+    keep_rate: Annotated[
+        float, typer.Option(min=0.001, max=1, help="Share of the groups that have mixed outcomes and are trained on.")
+    ] = 0.5,
 ) -> None:
     """Show placement, memory, work and time of a run without running it.
 
@@ -115,7 +118,7 @@ def plan(
     nodes = read_nodes(cluster) if cluster else []
     here = {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(_num_gpus())}
     recipe_of(config)  # raises for what a run would refuse
-    print_plan(make_console(), make_plan(config), config, totals(nodes) if cluster else here, tflops)
+    print_plan(make_console(), make_plan(config), config, totals(nodes) if cluster else here, tflops, keep_rate)
     if cluster:
         print_fit(make_console(), config, nodes)
     else:

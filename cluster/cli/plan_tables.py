@@ -17,16 +17,23 @@ from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.planning.packing import first_fit
 from wmpo_ray.planning.plan import GPU_TFLOPS, ActorPlan, Plan
+from wmpo_ray.planning.update_time import expected_update
 
 MIB, GIB = 2**20, 2**30
 
 
 def print_plan(
-    console: Console, plan: Plan, config: Config, available: Mapping[str, float], tflops: float | None = None
+    console: Console,
+    plan: Plan,
+    config: Config,
+    available: Mapping[str, float],
+    tflops: float | None = None,
+    keep_rate: float = 0.5,
 ) -> None:
     """The placement beside what is `available` (`{"CPU": ..., "GPU": ...}`), the models, their memory and the work.
 
-    `tflops` is the throughput of a GPU; without it, times are shown only for runs on GPUs, at `GPU_TFLOPS`.
+    `tflops` is the throughput of a GPU; without it, times are shown only for runs on GPUs, at `GPU_TFLOPS`. `keep_rate` is
+    the share of groups that are admitted.
     """
     if tflops is None and any(actor.gpus for actor in plan.actors):
         tflops = GPU_TFLOPS
@@ -35,6 +42,9 @@ def print_plan(
         console.print(table)
     if tflops is not None:
         console.print(_time_text(plan, tflops))
+        is_race = config.training.source == "online" and config.rollout.world == "imagination"
+        if is_race and not plan.collocated and not plan.overlapping:
+            console.print(_kept_text(plan, config, tflops, keep_rate))
     console.print(
         f"real trajectories: {plan.real_budget} collected, {plan.real_demos} demonstrations\n"
         f"slots: {plan.num_slots} groups; video of one request: {bytes_text(plan.video_bytes)}; "
@@ -118,6 +128,16 @@ def _time_text(plan: Plan, tflops: float) -> Text:
     return Text.assemble(
         (f"expected time of an update at {tflops:g} TFLOP/s each: {seconds_text(update)}", "bold"),
         f", {plan.num_frames / update:,.0f} imagined frames/s\n({parts[0]}, {first} {parts[1]}, {last} {parts[2]})",
+    )
+
+
+def _kept_text(plan: Plan, config: Config, tflops: float, keep_rate: float) -> Text:
+    """The same if not every group is admitted."""
+    (actors,) = [actor for actor in plan.actors if actor.name == "imagination"]
+    found = expected_update(config, plan.step_times(tflops), max(1, round(actors.workers)), keep_rate)
+    return Text(
+        f"with {keep_rate:.0%} of the groups admitted {seconds_text(found.seconds)}: {found.groups:.0f} groups are begun, and "
+        f"{found.exposed:.0%} of the learner's time comes after its batch is full"
     )
 
 

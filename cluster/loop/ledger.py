@@ -2,6 +2,9 @@
 
     ISSUED -> IMAGINED -> SCORED -> ADMITTED | REJECTED(verdict) -> TRAINED(update)
 
+IMAGINED: some of its members are; SCORED: all of them. Where several requests roll out its members, a line `part` each
+says what is scored already, so that a restart goes on from there.
+
 `ledger.jsonl` is append-only: one JSON line with a checksum per state change, flushed to disk before anything relies on
 it. After a crash the ledger is replayed; `restored` withdraws the groups of updates that the learner's checkpoint does
 not contain. At all times
@@ -41,6 +44,7 @@ class State(enum.StrEnum):
 
 
 RESTORED, LATE = "restored", "late"  # lines that do not belong to a group
+PART = "part"  # some members of a group are scored; its state stays
 # A group can be rejected from any state before training: surplus groups in any state, quarantined ones before scoring.
 _BEFORE = {
     State.ISSUED: (None,),
@@ -113,6 +117,11 @@ class Ledger:
         if LOGGER.isEnabledFor(logging.DEBUG):
             text = f"group {key[0]}/{key[1]} {state.value}"
             emit(f"group.{state.value}", text, logging.DEBUG, **{"group": list(key), **facts})
+
+    def part(self, key: Key, **facts: Any) -> None:
+        """Record scored members of a group that other requests complete. Raises LedgerError for one that is settled."""
+        self._take_part(key, facts)
+        self._write({"event": PART, "group": list(key), **facts})
 
     def restored(self, version: int) -> dict[Key, Record]:
         """The learner is at `version`: start a new epoch and withdraw all groups of later updates.
@@ -188,6 +197,11 @@ class Ledger:
             record.facts |= facts
         self._counts[state] += 1
 
+    def _take_part(self, key: Key, facts: dict[str, Any]) -> None:
+        if (state := self.state(key)) not in (State.ISSUED, State.IMAGINED):
+            raise LedgerError(f"members of group {key} cannot be scored: it is {state.value if state else 'unknown'}")
+        self.records[key].facts.setdefault("parts", []).append(facts)
+
     def _withdraw(self, version: int) -> dict[Key, Record]:
         withdrawn = {key: record for key, record in self.records.items() if key[0] >= version}
         for key, record in withdrawn.items():
@@ -237,7 +251,11 @@ class Ledger:
         else:
             facts = {k: v for k, v in line.items() if k not in ("n", "epoch", "event", "group")}
             update, attempt = line["group"]
-            self._apply(State(line["event"]), (int(update), int(attempt)), facts)
+            key = (int(update), int(attempt))
+            if line["event"] == PART:
+                self._take_part(key, facts)
+            else:
+                self._apply(State(line["event"]), key, facts)
 
 
 def _parse(raw: bytes, where: str) -> dict[str, Any] | None:

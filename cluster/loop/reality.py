@@ -37,6 +37,7 @@ class Reality:
     def __init__(self, config: Config, team: Team):
         self.config, self.team = config, team
         self._asked: set[int] = set()  # updates whose success is being measured
+        self._labels: dict[int, dict[int, np.ndarray]] = {}  # update -> labels [2, m] of each request compared so far
         self._seeds = [
             int(seed) for seed in start_seeds("on_the_way", config.evaluation.num_starts_on_the_way, config.seed)
         ]
@@ -78,14 +79,25 @@ class Reality:
 
     def compare_labels(self, event: Scored) -> None:
         """Execute the first imagined trajectories of an update in the real environment; compare the labels."""
-        groups = event.request.groups
-        seeds = [group.start.seed for group in groups for _ in range(group.group_size)]
+        request, rollout = event.request, self.config.rollout
+        seeds = [group.start.seed for group, _ in request.members]
         is_real = self.config.rollout.world == "environment"
         if is_real or not self.config.evaluation.every_updates or None in seeds:
             return
         scores = (event.scores, event.seconds) if event.scores_ref is None else event.scores_ref
         arguments = (event.trajectories.ref, seeds, scores)
-        self._ask("compare_labels", arguments, groups[0].update + 1, label_metrics)
+        update, place = request.groups[0].update + 1, request.members[0]
+        index = (place[0].attempt * rollout.group_size + place[1]) // rollout.request_size
+        found = self._labels.setdefault(update, {})
+
+        def joined(labels: np.ndarray) -> dict[str, float] | None:
+            found[index] = labels
+            if len(found) < rollout.groups_per_request * rollout.group_size // rollout.request_size:
+                return None
+            self._labels.pop(update, None)
+            return label_metrics(np.concatenate([found[part] for part in sorted(found)], axis=1))
+
+        self._ask("compare_labels", arguments, update, joined, index)
 
     def _ask(
         self,

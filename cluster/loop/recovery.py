@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
-
-import numpy as np
 
 from cluster.events.event_log import emit
 from cluster.events.run_log import RunLog
 from cluster.loop.budget import Budget
-from cluster.loop.ledger import FILE_NAME, Key, Ledger, Record, State
+from cluster.loop.ledger import Key, Ledger, Record, State
+from cluster.loop.members import ScoredMembers
 from cluster.loop.reality import EVALUATE, Reality
-from cluster.loop.rollouts import Handle, Rollouts
+from cluster.loop.rollouts import Rollouts
 from cluster.loop.team import Team
 from cluster.runtimes.runtime import Ref
 from cluster.workers.actor_pool import Worker
 from cluster.workers.crew import Crew
-from wmpo_ray.algorithms.group_queue import GroupQueue, ReadyBatch
+from wmpo_ray.algorithms.group_queue import ReadyBatch
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.learner_types import LearnerState
-from wmpo_ray.core.types import Group, GroupRequest, RolloutRequest, Verdict, WeightVersion
-from wmpo_ray.core.untrusted import inside
+from wmpo_ray.core.types import GroupRequest, RolloutRequest, Verdict, WeightVersion
 from wmpo_ray.data.spool import SpoolError, check_spooled
 from wmpo_ray.runs.best_policy import BestPolicy
 
@@ -48,7 +48,7 @@ class Restartable(Protocol):
 
     def weights_for(self, update: int) -> int: ...
 
-    def next_request(self, update: int) -> RolloutRequest: ...
+    def next_requests(self, update: int) -> list[RolloutRequest]: ...
 
 
 def ask_for_weights(loop: Restartable, worker: Worker, version: int) -> Ref:
@@ -73,7 +73,8 @@ def restart(loop: Restartable, worker: Worker, state: LearnerState) -> None:
             loop.ledger.append(State.TRAINED, key, version=version)
     taken = loop.ledger.restored(version)
     loop.crew.cancel(lambda task: task.method not in EVALUATIONS)
-    loop.rollouts.queue, loop.training, loop.next_update = GroupQueue(loop.config), None, version
+    loop.rollouts.begin_again()
+    loop.training, loop.next_update = None, version
     loop.budget.restore(state.history)
     loop.offered = -1
     loop.weights = {}
@@ -106,42 +107,58 @@ def reinstate(loop: Restartable, taken: dict[Key, Record]) -> None:
             continue
         last = max(attempt for other, attempt in taken if other == update)
         while loop.rollouts.queue.num_issued(update) <= last:
-            request = loop.next_request(update)
-            missing = [g for g in request.groups if not _enter(loop, request, g, taken.get(g.key))]
-            if missing:
-                loop.rollouts.imagine(request)
+            requests = loop.next_requests(update)
+            groups = {group.key: group for request in requests for group in request.groups}
+            version, weights = requests[0].version, requests[0].weights
+            missing = {
+                key for key, group in groups.items() if not _enter(loop, group, version, weights, taken.get(key))
+            }
+            for request in requests:
+                if any(p.group.key in missing and not loop.rollouts.members.holds(p) for p in request.pieces):
+                    loop.rollouts.imagine(request)
 
 
-def _enter(loop: Restartable, request: RolloutRequest, group: GroupRequest, record: Record | None) -> bool:
-    """Re-enter a group; returns False if it must be imagined again."""
-    if record is None or record.facts["weights"] != request.weights:
+def _enter(loop: Restartable, group: GroupRequest, version: int, weights: str, record: Record | None) -> bool:
+    """Re-enter a group, or the members of it that were scored; returns False if some must be imagined again."""
+    if record is None or record.facts["weights"] != weights:
         return False
     facts, rollouts = record.facts, loop.rollouts
     verdict = facts.get("verdict")
     if verdict == Verdict.QUARANTINED.value:
-        loop.rollouts.queue.quarantine(group)
+        rollouts.queue.quarantine(group)
         loop.ledger.append(State.REJECTED, group.key, verdict=verdict)
         return True
     if "success" not in facts:
-        return verdict == Verdict.SURPLUS.value  # it will be surplus again
-    path = inside(rollouts.spool / f"update-{group.update:06d}", facts["file"], FILE_NAME)
-    if verdict is None:  # admitted: it will be trained on
-        try:
-            check_spooled(path, facts["sha256"])
-        except SpoolError as error:
-            emit("rollout.lost", f"{error}; its groups are imagined again", logging.WARNING, group=list(group.key))
-            return False
-    rows = (facts["rows"][0], facts["rows"][1])
-    scored = Group(
-        group,
-        request.version,
-        np.array(facts["success"], bool),
-        np.array(facts["finish"], np.int64),
-        facts["refuted"],
-        Handle(None, str(path), facts["sha256"]),
-        rows,
-        np.array(facts["known"], bool) if "known" in facts else None,
-    )
+        if verdict == Verdict.SURPLUS.value:
+            return True  # it will be surplus again
+        _enter_parts(loop, group, facts.get("parts", []))
+        return False
+    whole = ScoredMembers.read(facts, _spool_of(loop, group))
+    if verdict is None and not _is_there(group, whole):  # admitted: it will be trained on
+        return False
     assert loop.version is not None
-    rollouts.enter(scored, loop.version.num_updates)
+    rollouts.enter(group, version, whole, loop.version.num_updates)
+    return True
+
+
+def _enter_parts(loop: Restartable, group: GroupRequest, parts: Sequence[dict]) -> None:
+    """Those that make up the whole group are in the ledger as such, so some members are missing."""
+    for facts in parts:
+        part = ScoredMembers.read(facts, _spool_of(loop, group))
+        if _is_there(group, part):
+            loop.ledger.part(group.key, **part.facts)
+            loop.rollouts.members.take(group, part)
+
+
+def _spool_of(loop: Restartable, group: GroupRequest) -> Path:
+    return loop.rollouts.spool / f"update-{group.update:06d}"
+
+
+def _is_there(group: GroupRequest, scored: ScoredMembers) -> bool:
+    try:
+        for handle in scored.handles:
+            check_spooled(Path(handle.path), handle.sha256)
+    except SpoolError as error:
+        emit("rollout.lost", f"{error}; its groups are imagined again", logging.WARNING, group=list(group.key))
+        return False
     return True

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from safetensors.numpy import save_file
 
 from cluster.events.event_log import emit
 from cluster.loop.ledger import Key, Ledger, State
+from cluster.loop.members import Handle, Members, ScoredMembers, as_group, handles_of
 from cluster.loop.team import Team
 from cluster.runtimes.runtime import Ref
 from cluster.workers.tasks import Task
@@ -24,17 +24,8 @@ from wmpo_ray.config.roles import rollout_role
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import atomic_directory
-from wmpo_ray.core.types import Group, GroupRequest, RolloutRequest, Scores, Verdict
+from wmpo_ray.core.types import GroupRequest, RolloutRequest, Scores, Verdict
 from wmpo_ray.data.spool import remove_spooled, spool_path
-
-
-@dataclass(frozen=True)
-class Handle:
-    """Location of trajectories: in the object store while the actor that made them lives, and on disk."""
-
-    ref: Ref | None
-    path: str
-    sha256: str
 
 
 class Imagined(NamedTuple):
@@ -43,6 +34,8 @@ class Imagined(NamedTuple):
     videos: Ref
     trajectories: Handle
     scores: Scores | None  # None where a reward worker judges
+    is_dropped: bool  # as surplus, while it was imagined
+    num_chunks: int  # of all its trajectories, that were imagined
 
 
 class Scored(NamedTuple):
@@ -61,11 +54,17 @@ class Rollouts:
         self.telemetry = team.telemetry
         self.num_quarantined = 0
         self._metrics: dict[str, float] = {}
-        self.queue = GroupQueue(config)
+        self.begin_again()
+
+    def begin_again(self) -> None:
+        """Forget every group: the ledger has withdrawn them."""
+        self.queue, self.members = GroupQueue(self.config), Members()
 
     def imagine(self, request: RolloutRequest) -> None:
         path = str(spool_path(self.spool, request))
-        first = request.kept_groups[0][1]
+        first, keys = request.kept_groups[0], [group.key for group in request.kept_groups]
+        # With slots, an actor begins what follows where they come free.
+        lined_up = (("expect", request), ("drop", request.request_id, keys)) if self.config.rollout.slots else None
         self.team.crew.submit(
             Task(
                 rollout_role(self.config),
@@ -73,7 +72,13 @@ class Rollouts:
                 (request, path),
                 order=(*first.key, request.request_id),
                 done=lambda value, refs: Imagined(
-                    request, value.seconds, refs[1], Handle(refs[2], path, value.sha256), value.scores
+                    request,
+                    value.seconds,
+                    refs[1],
+                    Handle(refs[2], path, value.sha256),
+                    value.scores,
+                    value.is_dropped,
+                    value.num_chunks,
                 ),
                 given_up=lambda error: self.give_up(request, error),
                 is_wanted=lambda: self.is_open(request),
@@ -81,17 +86,21 @@ class Rollouts:
                 weights=request.weights,
                 max_crashes=self.config.faults.max_crashes,
                 worked=lambda worker, work: self.telemetry.imagined(worker, request, work, self.config),
+                lined_up=lined_up,
             )
         )
 
     def score(self, event: Imagined) -> Scored | None:
         """Submit the videos for scoring; returns the scores directly if they came with the rollout."""
         self._add("time/imagine_s", event.seconds)
-        self.team.rates.rolled_out(len(event.request.groups), event.seconds)
+        self._add("work/imagined_chunks", event.num_chunks)
+        if event.is_dropped:
+            return None
+        self.team.rates.rolled_out(self._num_groups(event.request), event.seconds)
         if not self.is_open(event.request):
             self._count_late(event.request)
             return None
-        for _, group in event.request.kept_groups:
+        for group in event.request.kept_groups:
             if self.ledger.state(group.key) is State.ISSUED:
                 self.ledger.append(State.IMAGINED, group.key)
         if event.scores is not None:
@@ -101,7 +110,7 @@ class Rollouts:
                 "reward",
                 "score",
                 (event.videos,),
-                order=(*event.request.kept_groups[0][1].key, event.request.request_id),
+                order=(*event.request.kept_groups[0].key, event.request.request_id),
                 done=lambda value, ref: Scored(event.request, value[0], value[1], ref, event.trajectories),
                 given_up=lambda error: self.give_up(event.request, error),
                 input_lost=lambda error: self.imagine(event.request),
@@ -114,27 +123,21 @@ class Rollouts:
     def settle(self, event: Scored, learner_version: int) -> None:
         if event.scores_ref is not None:
             self._add("time/score_s", event.seconds)
-            self.team.rates.scored(len(event.request.groups), event.seconds)
-        size = self.config.rollout.group_size
-        for place, request in event.request.kept_groups:
-            rows = slice(place * size, (place + 1) * size)
-            refuted, known = event.scores.refuted, event.scores.known
-            group = Group(
-                request,
-                event.request.version,
-                event.scores.success[rows],
-                event.scores.finish_step[rows],
-                int(refuted[rows].sum()) if refuted is not None else 0,
-                event.trajectories,
-                (rows.start, rows.stop),
-                known[rows] if known is not None else None,
-            )
-            self.enter(group, learner_version)
+            self.team.rates.scored(self._num_groups(event.request), event.seconds)
+        for piece in event.request.pieces:
+            group = piece.group
+            if not self.queue.is_open(group.key) or self.members.holds(piece):
+                self.ledger.late()
+                continue
+            part = ScoredMembers.of(piece, event.scores, event.trajectories)
+            if part.members != (0, group.group_size):
+                self.ledger.part(group.key, **part.facts)
+            if (whole := self.members.take(group, part)) is not None:
+                self.enter(group, event.request.version, whole, learner_version)
 
-    def enter(self, group: Group, learner_version: int) -> None:
+    def enter(self, request: GroupRequest, version: int, whole: ScoredMembers, learner_version: int) -> None:
         """Judge a scored group once; a second answer is counted as late."""
-        key, handle = group.request.key, group.trajectories
-        assert isinstance(handle, Handle)
+        key, group = request.key, as_group(request, version, whole)
         verdict = self.queue.settle(group, learner_version)
         if verdict is None:
             self.ledger.late()
@@ -144,13 +147,7 @@ class Rollouts:
         self.ledger.append(
             State.SCORED,
             key,
-            success=group.success.astype(int).tolist(),
-            finish=group.finish_step.tolist(),
-            refuted=group.num_refuted,
-            **({} if group.known is None else {"known": group.known.astype(int).tolist()}),
-            rows=list(group.rows),
-            file=Path(handle.path).name,
-            sha256=handle.sha256,
+            **whole.facts,
         )
         self.telemetry.decided(verdict.value)
         if verdict is Verdict.ADMIT:
@@ -166,13 +163,19 @@ class Rollouts:
                 self.telemetry.decided(Verdict.SURPLUS.value)
         dropped = set(keys)
         self.team.crew.cancel(lambda task: task.role != "learner" and _is_only_for(task, dropped))
+        for worker in self.team.replicas.workers:
+            if worker.task is not None and worker.task.method == "rollout":
+                request: RolloutRequest = worker.task.args[0]
+                if mine := [group.key for group in request.kept_groups if group.key in dropped]:
+                    self.team.runtime.tell(worker.actor, "drop", request.request_id, mine)
 
     def forget(self, before_update: int) -> None:
         remove_spooled(self.spool, before_update)
+        self.members.forget(before_update)
 
     def is_open(self, request: RolloutRequest) -> bool:
-        """True while at least one of its groups is still needed."""
-        return any(self.queue.is_open(group.key) for _, group in request.kept_groups)
+        """True while at least one of its members is still needed."""
+        return any(self.queue.is_open(piece.group.key) and not self.members.holds(piece) for piece in request.pieces)
 
     # -- groups that crash workers --------------------------------------------------------------------------------
 
@@ -180,9 +183,10 @@ class Rollouts:
         """Handle a request that keeps crashing workers: retry its groups one by one, quarantine the culprits."""
         if request.kept is None and len(request.groups) > 1:
             for place in range(len(request.groups)):
-                self.imagine(request.alone(place))
+                if self.queue.is_open(request.groups[place].key):
+                    self.imagine(request.alone(place))
             return
-        ((_, group),) = request.kept_groups
+        (group,) = request.kept_groups
         self.quarantine(group, error)
 
     def quarantine(self, group: GroupRequest, error: Exception) -> None:
@@ -227,9 +231,12 @@ class Rollouts:
         for _ in request.kept_groups:
             self.ledger.late()
 
+    def _num_groups(self, request: RolloutRequest) -> float:
+        return request.num_trajectories / self.config.rollout.group_size
+
 
 def _is_only_for(task: Any, keys: set[Key]) -> bool:
-    return task.method == "rollout" and all(group.key in keys for _, group in task.args[0].kept_groups)
+    return task.method == "rollout" and all(group.key in keys for group in task.args[0].kept_groups)
 
 
 def for_learner(batch: ReadyBatch, spooled: bool) -> tuple[list[GroupSlice], list[Any]]:
@@ -237,11 +244,11 @@ def for_learner(batch: ReadyBatch, spooled: bool) -> tuple[list[GroupSlice], lis
     handles: dict[str, Handle] = {}
     slices = []
     for group in batch.groups:
-        handle = group.trajectories
-        assert isinstance(handle, Handle)
-        handles.setdefault(handle.path, handle)
-        place = list(handles).index(handle.path)
-        slices.append(GroupSlice(place, group.rows, group.success, group.finish_step, group.known))
+        pieces = []
+        for handle, rows in handles_of(group):
+            handles.setdefault(handle.path, handle)
+            pieces.append((list(handles).index(handle.path), rows))
+        slices.append(GroupSlice(tuple(pieces), group.success, group.finish_step, group.known))
     return slices, [
         Spooled(handle.path, handle.sha256) if spooled or handle.ref is None else handle.ref
         for handle in handles.values()

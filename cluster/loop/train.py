@@ -3,9 +3,9 @@
     issue requests -> imagine -> score -> judge, settle in the queue -> update -> publish weights -> issue ...
 
 The driver holds references only: videos go from an imagination actor to a reward actor, trajectories to the learner.
-`crew.py` assigns tasks to workers and handles lost actors; the ledger records every step of every group. Groups for
-update u are always imagined under the weights of update max(0, u - max_staleness), so the result depends neither on the
-number of actors nor on their faults.
+`crew.py` assigns tasks to workers and handles lost actors; the ledger records every step of every group. `feed.py` gives
+the learner what is complete of a batch that still fills. Groups for update u are always imagined under the weights of
+update max(0, u - max_staleness), so the result depends neither on the number of actors nor on their faults.
 """
 
 from __future__ import annotations
@@ -14,26 +14,24 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from cluster.events.event_log import emit
 from cluster.events.run_log import RunLog
 from cluster.loop.budget import Budget
-from cluster.loop.learner_driver import TURN_S, LearnerDriver, Updated
+from cluster.loop.feed import Feed, PartTrained
+from cluster.loop.learner_driver import TURN_S, LearnerDriver, LearnerRestored, Updated
 from cluster.loop.ledger import Ledger, State
 from cluster.loop.reality import Evaluated, Reality
 from cluster.loop.recovery import ask_for_weights, restart
-from cluster.loop.rollouts import Imagined, Rollouts, Scored, for_learner
+from cluster.loop.rollouts import Imagined, Rollouts, Scored
+from cluster.loop.start_order import StartOrder
 from cluster.loop.team import Team, WeightsLoaded
 from cluster.runtimes.runtime import Ref
 from cluster.workers.actor_pool import Worker
-from cluster.workers.tasks import Task
-from learners.policy_learner import UpdateFacts
 from wmpo_ray.algorithms.group_queue import GroupQueue, ReadyBatch, metric_prefix
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.learner_types import LearnerState
-from wmpo_ray.core.seeding import seed_for
-from wmpo_ray.core.types import GroupRequest, RolloutRequest, StartState, WeightVersion
+from wmpo_ray.core.observations import StartState
+from wmpo_ray.core.types import GroupRequest, RolloutRequest, WeightVersion
 from wmpo_ray.data.spool import SpoolError
 from wmpo_ray.runs.best_policy import BestPolicy
 
@@ -49,11 +47,12 @@ class TrainingLoop(LearnerDriver):
         self.reality, self.budget = Reality(config, team), Budget(config)
         self.best = BestPolicy(config, team.paths.checkpoints, team.paths.policy)
         self.training: ReadyBatch | None = None
+        self.feed = Feed(self)
         self.next_update = 0  # the first update whose batch has not been taken
         self.offered = -1  # version of the weights that groups are imagined under
         self.weights: dict[int, tuple[WeightVersion, Ref, Ref | None]] = {}
         self.num_requests = 0
-        self._orders: dict[int, np.ndarray] = {}
+        self.orders = StartOrder(config, ledger, len(starts))
         self.busy_s = 0.0  # time spent in the loop itself, waits excluded
 
     @property
@@ -100,6 +99,8 @@ class TrainingLoop(LearnerDriver):
                     self.settle(scored)
             case Scored():
                 self.settle(event)
+            case PartTrained():
+                self.feed.trained()
             case WeightsLoaded():
                 self.team.loaded(event)
             case Evaluated():
@@ -122,81 +123,56 @@ class TrainingLoop(LearnerDriver):
         while update < self.config.training.num_updates and self.weights_for(update) == self.offered:
             while self.queue.has_free_slot(update) and self.budget.allows(self.queue.num_issued(update)):
                 self.queue.check_attempts(update)
-                self.rollouts.imagine(self.next_request(update))
+                for request in self.next_requests(update):
+                    self.rollouts.imagine(request)
             update += 1
 
-    def next_request(self, update: int) -> RolloutRequest:
-        """The next groups in issue order: start states are shuffled anew for every update and cycled through."""
-        first = self.queue.num_issued(update)
-        shuffled = self.shuffled(update)
+    def next_requests(self, update: int) -> list[RolloutRequest]:
+        """The next groups in issue order: start states have a new order for every update and are cycled through."""
+        first, rollout = self.queue.num_issued(update), self.config.rollout
+        order = self.orders.of(update, self.weights_for(update))
         groups = []
-        for attempt in range(first, first + self.config.rollout.groups_per_request):
-            index = int(shuffled[attempt % len(self.starts)])
+        for attempt in range(first, first + rollout.groups_per_request):
+            index = int(order[attempt % len(self.starts)])
             groups.append(
-                GroupRequest(
-                    update, attempt, index, self.starts[index], self.config.rollout.group_size, self.config.seed
-                )
+                GroupRequest(update, attempt, index, self.starts[index], rollout.group_size, self.config.seed)
             )
-        self.num_requests += 1
         version = self.weights[self.weights_for(update)][0]
-        request = RolloutRequest(
-            self.num_requests, tuple(groups), version.num_updates, self.config.rollout.temperature, version.digest
-        )
-        self.queue.issue(request)
+        self.queue.issue(groups)
         for group in groups:
-            self.ledger.append(State.ISSUED, group.key, start=group.start_index, weights=request.weights)
-        return request
-
-    def shuffled(self, update: int) -> np.ndarray:
-        """The order of the start states for an update."""
-        if update not in self._orders:
-            order = np.random.default_rng(seed_for(self.config.seed, "starts", update)).permutation(len(self.starts))
-            self._orders = {update: order, **{u: o for u, o in self._orders.items() if u >= self.next_update}}
-        return self._orders[update]
+            self.ledger.append(State.ISSUED, group.key, start=group.start_index, weights=version.digest)
+        whole = RolloutRequest(
+            self.num_requests, tuple(groups), version.num_updates, rollout.temperature, version.digest
+        )
+        requests = whole.cut(rollout.request_size)
+        self.num_requests += len(requests)
+        return requests
 
     def settle(self, event: Scored) -> None:
         if self.version is None:
             self.ledger.late()
             return
-        if event.request.groups[0].attempt == 0 and self.rollouts.is_open(event.request):
+        is_first = event.request.groups[0].attempt < self.config.rollout.groups_per_request
+        if is_first and self.rollouts.is_open(event.request):
             self.reality.compare_labels(event)
         self.rollouts.settle(event, self.version.num_updates)
 
     # -- updates -------------------------------------------------------------------------------------------------
 
     def start_update(self) -> None:
-        if self.version is None or self.training or (batch := self.queue.take_batch(self.next_update)) is None:
+        """Take the batch of the next update once it is full; until then, give the learner what is complete of it."""
+        if self.version is None or self.training:
+            return
+        if (batch := self.queue.take_batch(self.next_update)) is None:
+            self.feed.offer_part()
             return
         self.rollouts.drop_surplus(batch.surplus)
         self.budget.take(batch.update, batch.metrics)
         if not self.best.is_real:  # its rollouts are those of an earlier version
             self.best.measured(self.weights_for(batch.update), batch.metrics)
         self.telemetry.trains([self.version.num_updates - group.version for group in batch.groups])
-        self.training, self.next_update, self.num_learner_losses = batch, self.next_update + 1, 0
-        self.train(batch)
-
-    def train(self, batch: ReadyBatch, spooled: bool = False) -> None:
-        """Submit the update to the learner; `spooled`: it reads the trajectories from disk."""
-        assert self.version is not None
-        self.ledger.flush()  # before anything depends on it
-        slices, sources = for_learner(batch, spooled)
-        metrics = batch.metrics | self.rollouts.take_metrics() | self.take_metrics()
-        facts = UpdateFacts(metrics, [g.request.key for g in batch.groups], self.ledger.offset)
-        self.crew.submit(
-            Task(
-                "learner",
-                "update",
-                (slices, facts, *sources),
-                order=(batch.update,),
-                done=lambda value, refs: Updated(value, refs[1], refs[2]),
-                given_up=self.learner_lost,
-                input_lost=lambda error: self.train(batch, spooled=True),  # the node that held them is gone
-                num_returns=3,
-                weights=self.version.digest,
-                max_crashes=1,  # a new learner must report its state first
-                worked=lambda worker, work: self.telemetry.worked(worker, "update", work, batch.update, batch.update),
-            )
-        )
+        self.training, self.next_update = batch, self.next_update + 1
+        self.feed.finish(batch)
 
     def take_metrics(self) -> dict[str, float]:
         """The driver's own metrics for an update."""
@@ -224,7 +200,8 @@ class TrainingLoop(LearnerDriver):
         """Publish the run's status once a second."""
         if self.version is None or not self.telemetry.is_due():
             return
-        is_ready = bool(self.crew.pools["learner"].ready) and self.training is None and self.has_work
+        is_idle = self.training is None and not self.feed.is_busy
+        is_ready = bool(self.crew.pools["learner"].ready) and is_idle and self.has_work
         self.telemetry.report_status(
             self.crew.pools,
             self.team.replicas,
@@ -280,12 +257,17 @@ class TrainingLoop(LearnerDriver):
         if worker.role != self.team.replicas.role:  # rollout workers still need weights
             super().welcome(worker)
 
+    def on_restored(self, event: LearnerRestored) -> None:
+        self.feed.forget()
+        super().on_restored(event)
+
     def restart(self, worker: Worker, state: LearnerState) -> None:
+        self.feed.forget(is_rollback=True)
         restart(self, worker, state)
 
     def repeat_update(self) -> None:
         if self.training is not None:
-            self.train(self.training)
+            self.feed.finish(self.training)
 
     def learner_lost(self, error: Exception) -> None:
         if isinstance(error, SpoolError):

@@ -26,7 +26,7 @@ from wmpo_ray.algorithms.group_queue import metric_prefix
 from wmpo_ray.config.algorithms import SECTIONS
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError
-from wmpo_ray.core.types import StartState
+from wmpo_ray.core.observations import StartState
 from wmpo_ray.kinds import WORLD_MODELS
 from wmpo_ray.rollout.fidelity import keyframes_of, starts_of
 from wmpo_ray.runs.best_policy import FOLDER as BEST

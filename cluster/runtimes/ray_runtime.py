@@ -83,6 +83,10 @@ class Host:
     def beat(self) -> Beat:
         return beat_of(self._actor)
 
+    def tell(self, method: str, *args: Any) -> None:
+        if self._actor is not None:
+            getattr(self._actor, method)(*args)
+
     def call(self, method: str, num_returns: int, *args: Any) -> Any:
         if self._problem is not None:
             raise self._problem
@@ -162,6 +166,9 @@ class RayRuntime:
             self.build(actor)  # calls of one caller keep their order
         call = actor.handle.call.options(num_returns=num_returns, name=actor.task(method))
         return call.remote(method, num_returns, *args)
+
+    def tell(self, actor: RayActor, method: str, *args: Any) -> None:
+        actor.handle.tell.options(concurrency_group=HEARTBEAT).remote(method, *args)
 
     def wait(self, refs: list[Ref], timeout_s: float | None = None) -> list[Ref]:
         if not refs:  # ray.wait rejects an empty list: all workers are in a backoff before the next start

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+from cluster.runtimes.process import held_by_process
 from cluster.runtimes.resources import Resources
-from wmpo_ray.core.process import held_by_process
 from wmpo_ray.core.timeline import Recording, record
 
 Ref = Any
@@ -100,6 +100,12 @@ class Runtime(Protocol):
 
     def call(self, actor: Any, method: str, *args: Any, num_returns: int = 1) -> Any:
         """Start a call and return its reference, or a list of `num_returns`; references among `args` are resolved."""
+
+    def tell(self, actor: Any, method: str, *args: Any) -> None:
+        """Call a short method at once, even while the actor works, beside its other calls; nobody waits for it.
+
+        The method must be safe in another thread. Nothing happens where the actor is gone or not constructed yet.
+        """
 
     def wait(self, refs: list[Ref], timeout_s: float | None = None) -> list[Ref]:
         """Block until one of the references is ready or the timeout ends; returns all that are ready."""

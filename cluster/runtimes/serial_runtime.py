@@ -74,6 +74,10 @@ class SerialRuntime:
         refs = self._later(lambda: measured(run, num_returns), num_returns)
         return refs if num_returns > 1 else refs[0]
 
+    def tell(self, actor: LocalActor, method: str, *args: Any) -> None:
+        if actor.instance is not None:
+            getattr(actor.instance, method)(*args)
+
     def _later(self, run: Callable[[], tuple[Any, ...]], num_returns: int) -> list[LocalRef]:
         refs = [LocalRef() for _ in range(num_returns)]
 

@@ -15,7 +15,8 @@ from wmpo_client.protocol import wmpo_pb2_grpc as rpc
 from wmpo_client.serving.locked_server import Bounds, Lock, add_health_and_reflection, make_server, open_door
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
-from wmpo_ray.core.types import Observation, WeightVersion
+from wmpo_ray.core.observations import Observation
+from wmpo_ray.core.types import WeightVersion
 from wmpo_ray.environments.facts import environment_facts
 from wmpo_ray.remote.act_batcher import ActBatcher
 from wmpo_ray.remote.episode_service import add_episodes

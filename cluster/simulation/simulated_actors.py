@@ -18,20 +18,15 @@ import numpy as np
 
 from actors.environment_actor import EnvironmentActor
 from actors.reward_actor import RewardActor
-from actors.rollout_actor import Imagination, RolloutActor
-from learners.policy_learner import PolicyLearner, Spooled, UpdateFacts
+from actors.rollout_actor import DroppedGroups, Imagination, RolloutActor
+from cluster.simulation.simulated_steps import Key, SimulatedSteps, digest_of
+from learners.policy_learner import PolicyLearner, Spooled
 from wmpo_ray.algorithms.batching import GroupSlice
 from wmpo_ray.config.run import Config
-from wmpo_ray.core.learner_types import LearnerState, UpdateResult
+from wmpo_ray.core.learner_types import LearnerState, UpdateFacts, UpdateResult
 from wmpo_ray.core.types import GroupRequest, RolloutRequest, Scores, WeightVersion
 from wmpo_ray.data.spool import SpoolError
 from wmpo_ray.policies.weight_payload import WeightMismatchError
-
-Key = tuple[int, int]  # update, attempt
-
-
-def digest_of(*parts: object) -> str:
-    return hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).hexdigest()
 
 
 class Rollout(NamedTuple):
@@ -43,30 +38,25 @@ class Rollout(NamedTuple):
     content: str
 
 
-def rollouts_of(group: GroupRequest, weights: str) -> list[Rollout]:
+def rollout_of(group: GroupRequest, member: int, weights: str) -> Rollout:
     content = digest_of(weights, group.run_seed, *group.key, group.start_index)
-    return [Rollout(group.key, member, weights, content) for member in range(group.group_size)]
+    return Rollout(group.key, member, weights, content)
 
 
-def outcomes_of(rollouts: Sequence[Rollout], keep_rate: float) -> np.ndarray:
-    """Success [G] bool of a group: mixed for a share `keep_rate` of all groups, else all equal."""
-    number = int(rollouts[0].content, 16)
+def outcomes_of(rollouts: Sequence[Rollout], group_size: int, keep_rate: float) -> np.ndarray:
+    """Success [M] bool of members of groups: mixed for a share `keep_rate` of all groups, else all equal."""
+    return np.array([_succeeds(row, group_size, keep_rate) for row in rollouts], bool)
+
+
+def _succeeds(row: Rollout, group_size: int, keep_rate: float) -> bool:
+    number = int(row.content, 16)
     is_mixed, rest = number % 10_000 < keep_rate * 10_000, number // 10_000
-    if not is_mixed:
-        return np.full(len(rollouts), rest % 2 == 1)
-    return np.arange(len(rollouts)) < 1 + rest % (len(rollouts) - 1)
+    return row.member < 1 + rest % (group_size - 1) if is_mixed else rest % 2 == 1
 
 
 def scores_of(rollouts: Sequence[Rollout], group_size: int, keep_rate: float) -> Scores:
-    """The decisions about whole groups, one after the other."""
-    groups = [rollouts[first : first + group_size] for first in range(0, len(rollouts), group_size)]
-    success = np.concatenate([outcomes_of(group, keep_rate) for group in groups])
+    success = outcomes_of(rollouts, group_size, keep_rate)
     return Scores(success, np.where(success, 4, 8), success.astype(np.float32))
-
-
-def trained_digest(before: str, groups: Sequence[tuple[Sequence[Rollout], np.ndarray]]) -> str:
-    """Digest of the weights after an update on (trajectories, success [G]) of groups in this order."""
-    return digest_of(before, *(part for rows, success in groups for part in (rows, success.tolist())))
 
 
 @dataclass(frozen=True)
@@ -108,6 +98,7 @@ class SimulatedWorld:
     checkpoints: dict[int, SavedLearner] = field(default_factory=dict)
     spooled: dict[str, list[Rollout]] = field(default_factory=dict)
     num_trajectories: int = 0  # imagined so far
+    num_parts: int = 0  # calls for a part of an update so far
 
     def stand_ins(self) -> dict[type, Callable[..., Any]]:
         return {
@@ -127,6 +118,16 @@ class SimulatedRollouts:
         self.world = world
         self.num_beats = 0
         self.version = WeightVersion(-1, "")
+        self.dropped = DroppedGroups()
+
+    def drop(self, request_id: int, keys: Sequence[Key]) -> None:
+        self.dropped.add(request_id, keys)
+
+    def expect(self, request: RolloutRequest) -> None:
+        assert self.version.digest == request.weights, "lined up behind a request for other weights"
+
+    def leaves_early(self, method: str, *args: Any) -> bool:
+        return method == "rollout" and not any(self.dropped.is_wanted(args[0], group) for group in args[0].kept_groups)
 
     def load_weights(self, payload: Payload | None) -> WeightVersion:
         if payload is None or payload.base not in ("", self.version.digest):
@@ -140,8 +141,10 @@ class SimulatedRollouts:
         assert self.version.digest == request.weights, f"request for {request.weights} at a replica of {self.version}"
         if any(group.key in self.world.poison for group in request.groups):
             raise PoisonError(f"request {request.request_id}")
-        rollouts = [row for group in request.groups for row in rollouts_of(group, self.version.digest)]
         self.num_beats += 1
+        if self.leaves_early("rollout", request):
+            return Imagination(0.0, "", is_dropped=True), None, []
+        rollouts = [rollout_of(group, member, self.version.digest) for group, member in request.members]
         self.world.num_trajectories += len(rollouts)
         judged = self.world.world_judges
         scores = scores_of(rollouts, request.groups[0].group_size, self.world.keep_rate) if judged else None
@@ -177,6 +180,7 @@ class SimulatedLearner:
         self.world, self.config = world, config
         self.num_beats = 0
         self.saved = SavedLearner((digest_of("untrained", config.seed),))
+        self.steps: SimulatedSteps | None = None  # of the update in progress
 
     @property
     def version(self) -> WeightVersion:
@@ -202,13 +206,10 @@ class SimulatedLearner:
     def update(
         self, groups: Sequence[GroupSlice], facts: UpdateFacts, *sources: list[Rollout] | Spooled
     ) -> tuple[UpdateResult, Payload, Payload]:
-        opened = [self._open(source) for source in sources]
-        batch = [(opened[group.source][slice(*group.rows)], group.success) for group in groups]
         base = self.version
-        wanted = self.saved.digests[max(0, base.num_updates - self.config.max_staleness)]
-        for (rows, _), key in zip(batch, facts.keys, strict=True):
-            assert all(row.key == key and row.weights == wanted for row in rows), f"{key}: wanted {wanted}, got {rows}"
-        digest = trained_digest(base.digest, batch)
+        steps = self._take(facts.num_given, groups, sources)
+        assert steps.keys == facts.keys, f"trained on {steps.keys} and not on {facts.keys}"
+        digest, self.steps = steps.finish(), None
         metrics = {**facts.metrics, "time/update_s": 1.0}
         self.saved = SavedLearner(
             (*self.saved.digests, digest),
@@ -219,6 +220,32 @@ class SimulatedLearner:
         self.num_beats += 1
         oldest = min(self.world.checkpoints) if len(self.world.checkpoints) >= self.config.checkpoint.keep else 0
         return UpdateResult(self.version, metrics, oldest), Payload(self.version), Payload(self.version, base.digest)
+
+    def update_part(
+        self, update: int, first: int, groups: Sequence[GroupSlice], *sources: list[Rollout] | Spooled
+    ) -> int:
+        assert update == self.version.num_updates, f"a part of update {update} for a learner at {self.version}"
+        self.num_beats += 1
+        self.world.num_parts += 1
+        return len(self._take(first, groups, sources).keys)
+
+    def _take(
+        self, first: int, groups: Sequence[GroupSlice], sources: Sequence[list[Rollout] | Spooled]
+    ) -> SimulatedSteps:
+        """Take the steps that the groups from number `first` on make possible."""
+        opened = [self._open(source) for source in sources]
+        base = self.version
+        wanted = self.saved.digests[max(0, base.num_updates - self.config.max_staleness)]
+        self.steps = self.steps or SimulatedSteps(base.digest, self.config.training.minibatch_trajectories)
+        assert first <= len(self.steps.keys), f"groups {len(self.steps.keys)} to {first - 1} have not come"
+        for group in groups[len(self.steps.keys) - first :]:
+            rows = [row for source, rows in group.pieces for row in opened[source][slice(*rows)]]
+            assert all(row.key[0] == base.num_updates and row.weights == wanted for row in rows), (
+                f"{rows}: not {wanted}"
+            )
+            assert len({row.key for row in rows}) == 1, f"{rows} are no group"
+            self.steps.add(rows, group.success)
+        return self.steps
 
     def _save(self) -> None:
         version, settings = self.version, self.config.checkpoint

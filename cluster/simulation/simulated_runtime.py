@@ -29,7 +29,10 @@ class SimulatedRuntime:
         stand_ins: real actor class -> what is constructed in its place, with the same arguments
         service_time: seconds that a call takes; methods "locate" and "__init__" are placement and construction
         at_wait: called at every wait, with all events before it handled
+        chunks_per_call: after how many equal parts of a call the actor looks whether it is still wanted
     """
+
+    chunks_per_call = 8
 
     def __init__(
         self,
@@ -93,6 +96,15 @@ class SimulatedRuntime:
     def call(self, actor: SimulatedActor, method: str, *args: Any, num_returns: int = 1) -> Any:
         refs = self._submit(actor, method, args, num_returns)
         return refs if num_returns > 1 else refs[0]
+
+    def tell(self, actor: SimulatedActor, method: str, *args: Any) -> None:
+        """The running call ends at its next chunk if the actor says so then."""
+        if not actor.is_alive or actor.instance is None:
+            return
+        getattr(actor.instance, method)(*args)
+        call = actor.running
+        if call is not None and not call.is_over and actor.instance.leaves_early(call.method, *call.args):
+            self.after(self._draw(actor, call.method) / self.chunks_per_call, self._finish, call)
 
     def wait(self, refs: list[SimulatedRef], timeout_s: float | None = None) -> list[SimulatedRef]:
         self._at_wait()

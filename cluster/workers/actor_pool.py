@@ -31,6 +31,7 @@ class Worker:
     phase: Phase = Phase.DOWN
     process: ProcessInfo | None = None
     task: Any = None  # the task in progress
+    ahead: Any = None  # the task that follows
     began_at: float = 0.0  # start of the task, seconds since the epoch
     digest: str = ""  # hash of the weights that it has confirmed
     version: int = -1  # number of updates in those weights
@@ -108,6 +109,16 @@ class ActorPool:
         """An idle worker that has the weights with this hash and is not loading others; None: any weights."""
         idle = (w for w in self.workers if w.is_free and weights in (None, w.digest) and not w.loading)
         return next(idle, None)
+
+    def with_room(self, task: Any) -> Worker | None:
+        """The worker, busy for longest, behind whose task this one can be lined up."""
+        found = (
+            worker
+            for worker in self.ready
+            if worker.task is not None and worker.task.may_be_lined_up and worker.ahead is None
+            if not worker.is_leaving and not worker.loading and worker.digest == task.weights
+        )
+        return min(found, key=lambda worker: worker.began_at, default=None) if task.may_be_lined_up else None
 
     def start(self, worker: Worker) -> None:
         """Request a process for the worker."""

@@ -41,20 +41,49 @@ class Crew:
         insort(self._tasks.setdefault(task.role, []), task, key=lambda other: other.order)
 
     def cancel(self, unwanted: Callable[[Task], bool]) -> None:
-        """Drop tasks that no worker has begun."""
+        """Drop tasks that no worker was called for."""
         for role, tasks in self._tasks.items():
             self._tasks[role] = [task for task in tasks if not unwanted(task)]
+        for pool in self.pools.values():
+            for worker in pool.workers:
+                if worker.ahead is not None and unwanted(worker.ahead):
+                    self._take_back(worker)
+
+    def _follow(self, worker: Worker) -> None:
+        """Begin what was lined up, unless the worker leaves or loads other weights."""
+        task, worker.ahead = worker.ahead, None
+        if task is None:
+            return
+        if worker.is_leaving or worker.loading or worker.digest != task.weights:
+            self.submit(task)
+        else:
+            self._begin(task, worker)
+
+    def _take_back(self, worker: Worker) -> Task | None:
+        """The task that was lined up behind the present one of a worker."""
+        task, worker.ahead = worker.ahead, None
+        if task is not None:
+            self.runtime.tell(worker.actor, *task.lined_up[1])
+        return task
 
     def is_busy(self, role: str) -> bool:
         """Whether tasks of a role are waiting or under way."""
         return bool(self._tasks.get(role)) or any(worker.task for worker in self.pools[role].workers)
 
+    def next_waiting(self, role: str) -> Task | None:
+        """The first task of a role that no worker has begun."""
+        tasks = self._tasks.get(role)
+        return tasks[0] if tasks else None
+
     def turn(self) -> None:
         """Start workers, assign tasks, check heartbeats. Called once before every wait."""
         now = self.runtime.clock()
         for pool in self.pools.values():
-            for worker in [w for w in pool.workers if w.is_leaving and w.task is None]:
-                pool.remove(worker)
+            for worker in [w for w in pool.workers if w.is_leaving]:
+                if (task := self._take_back(worker)) is not None:
+                    self.submit(task)
+                if worker.task is None:
+                    pool.remove(worker)
             pool.fill()
             for worker in pool.workers:
                 if worker.phase is Phase.DOWN and now >= worker.not_before:
@@ -74,6 +103,10 @@ class Crew:
             if worker := pool.free(task.weights):
                 tasks.remove(task)
                 self._begin(task, worker)
+            elif worker := pool.with_room(task):
+                tasks.remove(task)
+                worker.ahead = task
+                self.runtime.tell(worker.actor, *(task.lined_up or ((), ()))[0])
             else:
                 unserved.add(task.weights)
 
@@ -116,8 +149,9 @@ class Crew:
             case Failed():
                 event.on_failure(event.error)
             case Done():
-                event.worker.task = None
                 event.worker.num_failures = 0
+                event.worker.task = None
+                self._follow(event.worker)
                 return event.task.done(event.value, event.refs)
             case Located():
                 self._build(event)
@@ -177,6 +211,10 @@ class Crew:
             task.input_lost(error)  # the worker itself is fine
             return
         self._log_loss(worker, task, error)
+        if (ahead := self._take_back(worker)) is not None:
+            ahead.is_suspect = True
+            if ahead.is_wanted():
+                self.submit(ahead)
         self.pools[worker.role].lose(worker, error)
         if task is None:
             return

@@ -73,12 +73,12 @@ class WorkerTargets:
         self._is_new = True  # a rate was measured since the last call
         self._had_work = True
 
-    def rolled_out(self, num_groups: int, seconds: float) -> None:
+    def rolled_out(self, num_groups: float, seconds: float) -> None:
         """Record a finished request: its number of groups, and how long one worker was busy with it."""
         self._is_new = True
         self._rolled_out.add(num_groups, seconds)
 
-    def scored(self, num_groups: int, seconds: float) -> None:
+    def scored(self, num_groups: float, seconds: float) -> None:
         self._is_new = True
         self._scored.add(num_groups, seconds)
 
@@ -93,7 +93,7 @@ class WorkerTargets:
             return self._last
         self._had_work, self._is_new = has_work, False
         rollout, staleness = self.config.rollout, self.config.max_staleness
-        most_useful = math.ceil((staleness + 1) * rollout.groups_per_update / rollout.groups_per_request)
+        most_useful = math.ceil((staleness + 1) * rollout.groups_per_update * rollout.group_size / rollout.request_size)
         leader, worker_rate = rollout_role(self.config), self._rolled_out.value
         sizes = {
             leader: target_workers(
@@ -119,9 +119,9 @@ class _Rate:
     """Groups per second over the latest `WINDOW` measurements."""
 
     def __init__(self) -> None:
-        self._pairs: deque[tuple[int, float]] = deque(maxlen=WINDOW)
+        self._pairs: deque[tuple[float, float]] = deque(maxlen=WINDOW)
 
-    def add(self, num_groups: int, seconds: float) -> None:
+    def add(self, num_groups: float, seconds: float) -> None:
         self._pairs.append((num_groups, seconds))
 
     @property

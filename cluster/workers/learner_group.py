@@ -66,6 +66,9 @@ class LearnerGroup:
     def update(self, *args: Any) -> tuple[UpdateResult, WeightPayload, WeightPayload | None]:
         return self._all("update", *args)
 
+    def update_part(self, *args: Any) -> int:
+        return self._all("update_part", *args)
+
     def update_recorded(self) -> UpdateResult:
         return self._all("update_recorded")
 

@@ -31,6 +31,15 @@ class Task:
     max_crashes: int = 3
     num_crashes: int = 0
     worked: Callable[[Worker, Work], None] = lambda worker, work: None  # receives the timing of the call
+    # What a busy worker is told (method, arguments) when this task is to follow, and when it is taken back; None: no task
+    # is lined up. A worker may begin it ahead.
+    lined_up: tuple[tuple, tuple] | None = None
+    is_suspect: bool = False  # its worker was lost when it was lined up: perhaps through it
+
+    @property
+    def may_be_lined_up(self) -> bool:
+        """Not beside a task that may be what crashes workers: which of the two did could not be told."""
+        return self.lined_up is not None and not self.num_crashes and not self.is_suspect
 
 
 class Joined(NamedTuple):

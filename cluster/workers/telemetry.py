@@ -42,7 +42,7 @@ class Telemetry:
         self._reported_at = 0.0
         self._updated_at: float | None = None
         self._offered_at: float | None = None
-        self._frames: deque[tuple[float, int, int]] = deque()  # (time, frames, groups) of the last minute
+        self._frames: deque[tuple[float, float, float]] = deque()  # (time, frames, groups) of the last minute
         self._memory: dict[str, Beat] = {}
         self._facts: dict[str, Any] = {}
 
@@ -64,17 +64,18 @@ class Telemetry:
             self.trace.call(worker, call, update, groups, version, work)
 
     def imagined(self, worker: Worker, request: RolloutRequest, work: Work, config: Config) -> None:
-        trajectories = sum(group.group_size for group in request.groups)
-        chunks, frames = trajectories * config.num_chunks, trajectories * config.rollout_horizon
+        trajectories = request.num_trajectories
+        chunks = work.recording.counts.get("chunks", 0.0)
+        frames = chunks * config.rollout.chunk_length
         self.meter.add("wmpo_imagined_trajectories_total", trajectories, worker=worker.name)
         self.meter.add("wmpo_imagined_chunks_total", chunks, worker=worker.name)
         self.meter.add("wmpo_imagined_frames_total", frames, worker=worker.name)
         self.meter.observe("wmpo_imagined_batch_trajectories", trajectories)
-        self._frames.append((self.clock(), frames, len(request.groups)))
+        self._frames.append((self.clock(), frames, trajectories / config.rollout.group_size))
         self.worked(worker, "imagine", work, *_about(request))
 
     def scored(self, worker: Worker, request: RolloutRequest, work: Work) -> None:
-        self.meter.observe("wmpo_scored_batch_videos", sum(group.group_size for group in request.groups))
+        self.meter.observe("wmpo_scored_batch_videos", request.num_trajectories)
         self.worked(worker, "score", work, *_about(request))
 
     def decided(self, verdict: str) -> None:
@@ -208,5 +209,5 @@ class Telemetry:
 
 
 def _about(request: RolloutRequest) -> tuple[int, int, list[tuple[int, int]]]:
-    groups = [group.key for _, group in request.kept_groups]
+    groups = [group.key for group in request.kept_groups]
     return groups[0][0], request.version, groups

@@ -13,8 +13,9 @@ from learners.supervised.loop import WHOLE, Progress, SupervisedTraining, Worker
 from learners.supervised.training_state import NO_CHECKPOINTS, Parts, TrainingCheckpoints
 from wmpo_ray.config.run import CloningConfig
 from wmpo_ray.core.interfaces import Policy
+from wmpo_ray.core.observations import Observation
 from wmpo_ray.core.seeding import generator_for
-from wmpo_ray.core.types import Episodes, Observation
+from wmpo_ray.core.types import Episodes
 
 
 class PolicyCloner(SupervisedTraining):

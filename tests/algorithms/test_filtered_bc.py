@@ -12,7 +12,8 @@ from learners.sharding import ALONE
 from tests.support.recorded import failures, offline_config, recorded, successes, tiny_policy
 from wmpo_ray.algorithms.filtered_bc import FilteredBc
 from wmpo_ray.core.errors import UserError
-from wmpo_ray.core.types import MAIN_CAMERA, Episodes, Observation
+from wmpo_ray.core.observations import MAIN_CAMERA, Observation
+from wmpo_ray.core.types import Episodes
 
 
 def batch_of(episodes: Episodes, **settings):

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from wmpo_ray.algorithms.group_queue import GroupQueue, NothingAdmittedError
 from wmpo_ray.config.run import Config, FilterConfig
-from wmpo_ray.core.types import Group, GroupRequest, RolloutRequest, StartState, Verdict
+from wmpo_ray.core.observations import StartState
+from wmpo_ray.core.types import Group, GroupRequest, RolloutRequest, Stored, Verdict
 
 START = StartState(np.zeros((1, 2, 2, 3), np.uint8), "go")
 MIXED, UNIFORM = np.array([True, False]), np.array([True, True])
@@ -31,7 +32,9 @@ def make_request(first: int, count: int, version: int = 0, update: int = 0) -> R
 
 
 def make_group(request: RolloutRequest, i: int, success: np.ndarray) -> Group:
-    return Group(request.groups[i], request.version, success, np.array([8, 8]), 0, f"ref-{request.request_id}", (0, 2))
+    return Group(
+        request.groups[i], request.version, success, np.array([8, 8]), 0, (Stored(f"ref-{request.request_id}", (0, 2)),)
+    )
 
 
 def test_every_verdict_has_its_reason():
@@ -40,7 +43,7 @@ def test_every_verdict_has_its_reason():
 
     def verdict(success: np.ndarray, version: int) -> Verdict | None:
         queue, request = GroupQueue(config), make_request(0, 1, version)
-        queue.issue(request)
+        queue.issue(request.groups)
         return queue.settle(make_group(request, 0, success), learner_version=4)
 
     assert verdict(MIXED, 3) is Verdict.ADMIT
@@ -52,7 +55,7 @@ def test_every_verdict_has_its_reason():
 
 def test_members_of_unknown_outcome_do_not_make_a_group_mixed():
     queue, request = GroupQueue(make_config(groups=1)), make_request(0, 3)
-    queue.issue(request)
+    queue.issue(request.groups)
 
     def settle(i: int, success: list[bool], known: list[bool]) -> Verdict | None:
         group = make_group(request, i, np.array(success))
@@ -72,7 +75,7 @@ def test_members_of_unknown_outcome_do_not_make_a_group_mixed():
 def test_a_batch_waits_for_everything_issued_before_it():
     queue = GroupQueue(make_config(groups=2))
     request = make_request(0, 3)
-    queue.issue(request)
+    queue.issue(request.groups)
     queue.settle(make_group(request, 1, MIXED), 0)
     queue.settle(make_group(request, 2, MIXED), 0)
     assert queue.take_batch(0) is None, "group 0 is not settled yet and might be admitted first"
@@ -97,7 +100,7 @@ def test_the_batch_and_the_number_issued_do_not_depend_on_the_order_of_arrival(o
         while True:
             while queue.has_free_slot(0) and len(flying) < order.limit:
                 request = make_request(issued * size, size)
-                queue.issue(request)
+                queue.issue(request.groups)
                 flying.append(request)
                 issued += 1
             if batch := queue.take_batch(0):
@@ -125,11 +128,36 @@ def test_the_batch_and_the_number_issued_do_not_depend_on_the_order_of_arrival(o
     assert play(AnyOrder) == play(InOrder)
 
 
+@settings(max_examples=100, deadline=None)
+@given(outcomes=st.lists(st.booleans(), min_size=8, max_size=8), order=st.permutations(range(14)))
+def test_what_is_known_of_a_batch_before_it_is_full_stays_its_beginning(outcomes, order):
+    """In whatever order groups are settled, and one of them is given up."""
+    queue, request = GroupQueue(make_config(groups=5)), make_request(0, 14)
+    outcomes = [*outcomes, *[True] * 6]
+    queue.issue(request)
+    known: list[list[int]] = []
+    for place in order:
+        if place == 3:
+            queue.quarantine(request.groups[place])
+        else:
+            queue.settle(make_group(request, place, MIXED if outcomes[place] else UNIFORM), 0)
+        known.append([group.request.attempt for group in queue.first_admitted(0)])
+    batch = queue.take_batch(0)
+    attempts = [group.request.attempt for group in batch.groups]
+    assert all(attempts[: len(each)] == each for each in known) and known[-1] == attempts
+    assert queue.first_admitted(0) == [], "the update is closed"
+    settled = [set(order[: count + 1]) for count in range(14)]
+    for each, done in zip(known, settled, strict=True):
+        first_open = min(set(range(14)) - done, default=14)
+        wanted = [place for place in range(first_open) if outcomes[place] and place != 3]
+        assert each == wanted[:5], "as much as is certain"
+
+
 def test_an_update_is_closed_by_taking_its_batch():
     queue = GroupQueue(make_config(groups=2))
     assert queue.has_free_slot(0)
     request = make_request(0, 3)
-    queue.issue(request)
+    queue.issue(request.groups)
     assert not queue.has_free_slot(0)
     for i in range(2):
         queue.settle(make_group(request, i, MIXED), 0)
@@ -143,7 +171,7 @@ def test_an_update_is_closed_by_taking_its_batch():
 def test_a_group_is_settled_once():
     queue = GroupQueue(make_config(groups=2))
     request = make_request(0, 2)
-    queue.issue(request)
+    queue.issue(request.groups)
     assert queue.settle(make_group(request, 0, MIXED), 0) is Verdict.ADMIT
     assert queue.settle(make_group(request, 0, MIXED), 0) is None
     assert queue.settle(make_group(make_request(5, 1), 0, MIXED), 0) is None, "never issued"
@@ -154,7 +182,7 @@ def test_updates_have_issue_orders_of_their_own():
     queue = GroupQueue(make_config(groups=1, staleness=1))
     first, second = make_request(0, 1), make_request(0, 1, update=1)
     for request in (first, second):
-        queue.issue(request)
+        queue.issue(request.groups)
         queue.settle(make_group(request, 0, MIXED), 0)
     assert queue.take_batch(1).groups[0].request is second.groups[0]
     assert queue.take_batch(0).groups[0].request is first.groups[0]
@@ -165,7 +193,7 @@ def test_groups_imagined_ahead_are_part_of_no_larger_batch():
     ahead = config.model_copy(update={"rollout": config.rollout.model_copy(update={"speculation": 0.2})})
     queue = GroupQueue(ahead)
     request = make_request(0, 11)
-    queue.issue(request)
+    queue.issue(request.groups)
     assert queue.has_free_slot(0)
     for i in range(11):
         queue.settle(make_group(request, i, MIXED), 0)
@@ -175,7 +203,7 @@ def test_groups_imagined_ahead_are_part_of_no_larger_batch():
 def test_a_group_that_is_given_up_is_passed_over():
     queue = GroupQueue(make_config(groups=1))
     request = make_request(0, 2)
-    queue.issue(request)
+    queue.issue(request.groups)
     queue.settle(make_group(request, 1, MIXED), 0)
     assert queue.take_batch(0) is None
     assert queue.quarantine(request.groups[0]) and not queue.quarantine(request.groups[0])
@@ -187,7 +215,7 @@ def test_a_group_that_is_given_up_is_passed_over():
 def test_the_attempt_cap_tells_the_outcomes():
     queue = GroupQueue(make_config(groups=2, max_attempts=4))
     request = make_request(0, 4)
-    queue.issue(request)
+    queue.issue(request.groups)
     for i in range(4):
         queue.settle(make_group(request, i, ~UNIFORM), 0)
     queue.check_attempts(1)
@@ -198,6 +226,6 @@ def test_the_attempt_cap_tells_the_outcomes():
 def test_without_dynamic_sampling_every_group_is_taken():
     config = make_config(groups=2).model_copy(update={"filter": FilterConfig(dynamic_sampling=False)})
     queue, request = GroupQueue(config), make_request(0, 2)
-    queue.issue(request)
+    queue.issue(request.groups)
     verdicts = [queue.settle(make_group(request, i, UNIFORM), 0) for i in range(2)]
     assert verdicts == [Verdict.ADMIT, Verdict.ADMIT] and queue.take_batch(0).metrics["queue/admit"] == 2

@@ -164,7 +164,7 @@ def test_the_loss_is_a_mean_over_trajectories_of_known_outcome():
     def gradient(rows: tuple[int, int], known: list[bool] | None) -> tuple[float, torch.Tensor]:
         algorithm = grpo.Grpo(config)
         mask = None if known is None else np.array(known)
-        group = GroupSlice(0, rows, success[slice(*rows)], np.full(rows[1] - rows[0], 8), mask)
+        group = GroupSlice(((0, rows),), success[slice(*rows)], np.full(rows[1] - rows[0], 8), mask)
         batch = algorithm.prepare(learner.policy, [group], [sampled])
         learner.policy.zero_grad()
         value = 0.0

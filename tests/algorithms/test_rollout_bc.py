@@ -14,7 +14,7 @@ from tests.support.small_run import SETTINGS
 from wmpo_ray.algorithms.batching import GroupSlice
 from wmpo_ray.algorithms.rollout_bc import RolloutBc
 from wmpo_ray.config.run import Config
-from wmpo_ray.core.types import Observation
+from wmpo_ray.core.observations import Observation
 
 OTHERS = {key: value for key, value in SETTINGS.items() if key != "grpo"}
 CONFIG = Config.model_validate({**OTHERS, "algorithm": {"kind": "rollout_bc"}, "rollout_bc": SETTINGS["grpo"]})
@@ -24,7 +24,7 @@ def test_a_batch_is_the_successes_up_to_their_end():
     policy = tiny_policy(CONFIG)
     sampled = sample(SimpleNamespace(policy=policy))  # type: ignore[arg-type]
     success, finish = np.array([True, False, False, True]), np.array([8, 8, 8, 3])
-    groups = [GroupSlice(0, (0, 4), success, finish), GroupSlice(0, (4, 8), ~success, finish)]
+    groups = [GroupSlice(((0, (0, 4)),), success, finish), GroupSlice(((0, (4, 8)),), ~success, finish)]
     batch = RolloutBc(CONFIG).prepare(policy, groups, [sampled])
     rows = [0, 3, 5, 6]
     assert len(batch) == 4 and batch.metrics == {"cloning/episodes": 4.0}
@@ -42,5 +42,5 @@ def test_what_is_unknown_is_not_cloned():
     policy = tiny_policy(CONFIG)
     sampled = sample(SimpleNamespace(policy=policy))  # type: ignore[arg-type]
     success, known = np.array([True, False, False, False]), np.array([True, True, False, False])
-    batch = RolloutBc(CONFIG).prepare(policy, [GroupSlice(0, (0, 4), success, np.full(4, 8), known)], [sampled])
+    batch = RolloutBc(CONFIG).prepare(policy, [GroupSlice(((0, (0, 4)),), success, np.full(4, 8), known)], [sampled])
     assert len(batch) == 1

@@ -18,7 +18,7 @@ from tests.support.openvla import small_policy
 from wmpo_ray.checkpoints.conversion import convert_checkpoint
 from wmpo_ray.checkpoints.inspection import inspect_path
 from wmpo_ray.core.errors import UserError
-from wmpo_ray.core.types import Observation
+from wmpo_ray.core.observations import Observation
 from wmpo_ray.policies.openvla.oft import OpenVLAOFTPolicy
 
 NORM = "language_model.model.norm.weight"

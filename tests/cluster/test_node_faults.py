@@ -204,9 +204,9 @@ def noting_classes(path: Path, name: str) -> dict[str, type]:
             return super().rollout(request, spool)
 
     class NotingLearner(PolicyLearner):
-        def _step(self, batch, rows):
-            note("step", self.num_updates, rows.start)
-            return super()._step(batch, rows)
+        def take_step(self, minibatch):
+            note("step", self.num_updates, minibatch.first)
+            return super().take_step(minibatch)
 
     return {"RolloutActor": NotingImagination, "PolicyLearner": NotingLearner}
 

@@ -62,7 +62,7 @@ def test_the_result_follows_from_the_algorithm_alone(tmp_path):
 def test_a_start_state_that_crashes_its_workers_is_left_out_and_nothing_else(tmp_path):
     for seed in range(60):
         history = replace(draw(seed), **QUIET, max_crashes=2, poison=frozenset({(0, 0), (1, 2)}))
-        history = replace(history, speculation=0.0)
+        history = replace(history, speculation=0.0, fill_probability=0.0)
         folder = tmp_path / str(seed)
         life = run_history(history, folder)
         assert life.ledger.verdicts()["quarantined"] >= 1
@@ -72,6 +72,13 @@ def test_a_start_state_that_crashes_its_workers_is_left_out_and_nothing_else(tmp
 def test_the_final_digest_tells_of_every_choice():
     """Otherwise its equality would mean nothing."""
     settings = {"seed": 1, "num_updates": 3, "groups_per_update": 2, "staleness": 0, "keep_rate": 0.5}
-    changed = [{"seed": 2}, {"num_updates": 4}, {"groups_per_update": 3}, {"staleness": 1}, {"keep_rate": 0.6}]
+    changed = [
+        {"seed": 2},
+        {"num_updates": 4},
+        {"groups_per_update": 3},
+        {"staleness": 1},
+        {"keep_rate": 0.6},
+        {"minibatch": 3},
+    ]
     digests = {expected(**settings | change)[0] for change in [{}, *changed]}
-    assert len(digests) == 6
+    assert len(digests) == 7

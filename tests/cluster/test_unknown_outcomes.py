@@ -13,7 +13,7 @@ from cluster.loop.train import TrainingLoop
 from cluster.runtimes.serial_runtime import SerialRuntime
 from tests.support.small_run import finish, make_loop, save_models, small_config
 from wmpo_ray.core.types import Scores, Videos
-from wmpo_ray.rollout.requests import member_seeds, members_of
+from wmpo_ray.rollout.requests import member_seeds
 
 
 class Doubtful:
@@ -23,7 +23,7 @@ class Doubtful:
         self.first = judge
 
     def judge(self, videos: Videos) -> Scores:
-        scores, seeds = self.first.judge(videos), member_seeds(members_of(videos.requests), {"doubt": "doubt"})
+        scores, seeds = self.first.judge(videos), member_seeds(videos.members, {"doubt": "doubt"})
         drawn = np.array([np.random.default_rng(seed).random() for seed in seeds("doubt", 0)])
         refuted = scores.success & (drawn < 1 / 3)
         return replace(scores, success=scores.success & ~refuted, refuted=refuted, known=~refuted)

@@ -30,7 +30,8 @@ from wmpo_ray.algorithms.grpo import Grpo
 from wmpo_ray.config.algorithms import SECTIONS
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError
-from wmpo_ray.core.types import MAIN_CAMERA, Group, GroupRequest, StartState, Verdict
+from wmpo_ray.core.observations import MAIN_CAMERA, StartState
+from wmpo_ray.core.types import Group, GroupRequest, Verdict
 
 
 def grpo_config(**settings: Any) -> Config:

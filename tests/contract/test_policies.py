@@ -8,7 +8,7 @@ import torch
 
 from tests.support.implementations import POLICIES, make_starts
 from wmpo_ray.core.interfaces import Policy
-from wmpo_ray.core.types import Observation
+from wmpo_ray.core.observations import Observation
 
 
 @pytest.fixture(scope="module", params=POLICIES)

@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.implementations import WORLDS, make_starts, random_actions
 from wmpo_ray.core.interfaces import World
-from wmpo_ray.core.types import Transition
+from wmpo_ray.core.observations import Transition
 
 ABILITIES = {"imagines", "restore", "expert", "events", "render", "reconstructs", "slots"}
 SEEDS = [5, 6, 7]

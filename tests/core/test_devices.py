@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_leaves
 from tests.support.openvla import small_policy
 from tests.support.small_world import random_chunk, scene_starts, small_world_model
 from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.core.observations import Observation
 from wmpo_ray.core.runtime_settings import process_device
-from wmpo_ray.core.types import Observation
 from wmpo_ray.environments.pocket.env import INSTRUCTIONS
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
 from wmpo_ray.reward_models.preprocessing import FramePreprocessing

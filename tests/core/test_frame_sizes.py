@@ -12,7 +12,8 @@ from tests.support.trainings import reward_training
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.core.frame_sizes import frame_size_of, height_and_width
-from wmpo_ray.core.types import Episodes, Observation
+from wmpo_ray.core.observations import Observation
+from wmpo_ray.core.types import Episodes
 from wmpo_ray.policies.tiny import TinyPolicy
 from wmpo_ray.registry import create_policy
 from wmpo_ray.reward_models.videomae import VideoMAERewardModel

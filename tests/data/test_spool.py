@@ -10,7 +10,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from wmpo_ray.core.files import sha256_of
-from wmpo_ray.core.types import GroupRequest, RolloutRequest, StartState, Trajectories
+from wmpo_ray.core.observations import StartState
+from wmpo_ray.core.types import GroupRequest, RolloutRequest, Trajectories
 from wmpo_ray.data.spool import (
     SpoolError,
     load_trajectories,

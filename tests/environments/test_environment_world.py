@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.support.small_world import random_chunk, scene_starts
-from wmpo_ray.core.types import StartState
+from wmpo_ray.core.observations import StartState
 from wmpo_ray.environments.environment_world import EnvironmentWorld
 from wmpo_ray.environments.pocket.env import PocketEnvironment
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.support.implementations import environment_section, require_simulator
+from wmpo_ray.core.observations import StartState
 from wmpo_ray.core.starts import seeded_starts, start_seeds
-from wmpo_ray.core.types import StartState
 from wmpo_ray.environments.facts import environment_facts
 from wmpo_ray.environments.lift.lift_scene import to_unit
 from wmpo_ray.environments.lift.lift_settings import LAYOUT, SIZE

@@ -11,8 +11,8 @@ import pytest
 from tests.support.config_errors import error_of
 from wmpo_ray.config.loading import load_config, validate
 from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.core.observations import StartState
 from wmpo_ray.core.starts import seeded_starts
-from wmpo_ray.core.types import StartState
 from wmpo_ray.environments.facts import environment_facts
 from wmpo_ray.environments.mimicgen.mimicgen_settings import HORIZONS, INSTRUCTIONS
 from wmpo_ray.environments.mimicgen.mimicgen_source import find_mimicgen, load_mimicgen

@@ -7,7 +7,7 @@ import torch
 
 from learners.supervised.cloning import clone_policy
 from wmpo_ray.config.run import CloningConfig
-from wmpo_ray.core.types import Observation
+from wmpo_ray.core.observations import Observation
 from wmpo_ray.environments.pocket.env import PocketEnvironment
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
 from wmpo_ray.rollout.evaluation import rollout_expert

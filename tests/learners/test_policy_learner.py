@@ -14,7 +14,8 @@ from tests.support.small_run import SETTINGS, small_config
 from wmpo_ray.algorithms.grpo import Grpo
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
-from wmpo_ray.core.types import Observation, Trajectories
+from wmpo_ray.core.observations import Observation
+from wmpo_ray.core.types import Trajectories
 from wmpo_ray.data.spool import save_trajectories
 from wmpo_ray.environments.pocket.env import INSTRUCTIONS
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of

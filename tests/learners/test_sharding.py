@@ -31,7 +31,8 @@ from tests.support.rank_scenarios import (
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import sha256_of
-from wmpo_ray.core.types import Episodes, Observation
+from wmpo_ray.core.observations import Observation
+from wmpo_ray.core.types import Episodes
 from wmpo_ray.data.store import save_episodes
 from wmpo_ray.policies.openvla.oft import OpenVLAOFTPolicy
 from wmpo_ray.registry import load_policy

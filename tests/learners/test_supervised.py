@@ -21,7 +21,7 @@ from tests.support.trainings import BATCH, STEPS, TRAININGS, Outcome, train_worl
 from tests.support.two_ranks import IN_PIECES, RESUMED
 from wmpo_ray.config.run import CloningConfig
 from wmpo_ray.core.errors import ConfigError
-from wmpo_ray.core.types import Observation
+from wmpo_ray.core.observations import Observation
 from wmpo_ray.environments.pocket.env import PocketEnvironment
 from wmpo_ray.policies.openvla.oft import OpenVLAOFTPolicy
 from wmpo_ray.rollout.evaluation import rollout_expert

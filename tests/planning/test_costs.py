@@ -91,7 +91,7 @@ def test_a_chunk_costs_what_imagining_it_does(tmp_path, sampler):
     frames = torch.zeros(1, world.context_frames, 16, 16, 3, dtype=torch.uint8)
     encoded = executed_flops(lambda: world.codec.encode(frames))
     assert world.context_frames * cost.encode_tflop * TERA == pytest.approx(encoded, rel=1e-9)
-    state, actions = LatentContext(world.codec.encode(frames), 0, ("",)), torch.zeros(1, world.chunk_length, 3)
+    state, actions = LatentContext(world.codec.encode(frames), ("",)), torch.zeros(1, world.chunk_length, 3)
     executed = executed_flops(lambda: world.step_chunk(state, actions, [0]))
     counted = cost.denoise_tflop + world.chunk_length * cost.decode_tflop
     assert counted * TERA == pytest.approx(executed, rel=1e-9)

@@ -16,7 +16,7 @@ from tests.support.documents import ROOT
 from tests.support.hostile_files import edit_json, edit_weights, refusal
 from tests.support.openvla import PROCESSOR, small_config, small_policy
 from wmpo_ray.config.run import Config
-from wmpo_ray.core.types import Observation
+from wmpo_ray.core.observations import Observation
 from wmpo_ray.policies.openvla.oft import OpenVLAOFTPolicy
 from wmpo_ray.registry import load_policy
 

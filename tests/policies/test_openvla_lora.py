@@ -10,7 +10,7 @@ import torch
 
 from tests.support.openvla import small_policy
 from wmpo_ray.core.errors import ConfigError
-from wmpo_ray.core.types import Observation
+from wmpo_ray.core.observations import Observation
 from wmpo_ray.policies.openvla.lora import add_lora, merged_state
 from wmpo_ray.policies.openvla.oft import OpenVLAOFTPolicy
 

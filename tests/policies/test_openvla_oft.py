@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from tests.support.openvla import small_policy, tokenizer_json
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.interfaces import Policy
-from wmpo_ray.core.types import Observation
+from wmpo_ray.core.observations import Observation
 from wmpo_ray.policies.openvla.chunk_attention import key_mask
 from wmpo_ray.policies.openvla.oft import OpenVLAOFTPolicy
 from wmpo_ray.policies.openvla.prompt import TOKENIZER, PromptTokenizer

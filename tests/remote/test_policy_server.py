@@ -17,8 +17,8 @@ from wmpo_client.protocol import wmpo_pb2 as pb
 from wmpo_client.protocol import wmpo_pb2_grpc as rpc
 from wmpo_client.refusals import ClientError
 from wmpo_client.served_policy import ServedPolicy
+from wmpo_ray.core.observations import Observation
 from wmpo_ray.core.seeding import seed_for
-from wmpo_ray.core.types import Observation
 from wmpo_ray.environments.pocket.env import INSTRUCTIONS
 from wmpo_ray.remote.served_weights import Weights
 

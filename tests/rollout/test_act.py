@@ -25,7 +25,7 @@ from wmpo_ray.rollout.evaluation import (
     rollout_policy,
 )
 from wmpo_ray.rollout.replay import replay
-from wmpo_ray.rollout.requests import member_seeds, members_of, rollout_request
+from wmpo_ray.rollout.requests import member_seeds, rollout_request
 from wmpo_ray.rollout.video_choice import NUM_RECOVERIES
 
 
@@ -50,9 +50,11 @@ def tokens(policy, world, request) -> np.ndarray:
 
 
 def test_shapes_and_alignment(policy, world):
-    videos, trajectories = rollout_request(policy, world, make_request([0, 1]), num_chunks=2)
+    videos, trajectories, num_chunks = rollout_request(policy, world, make_request([0, 1]), num_chunks=2)
     assert videos.frames.shape == (6, 9, 16, 16, 3) and trajectories.frames.shape == (6, 2, 16, 16, 3)
-    assert (trajectories.frames[:, 1] == videos.frames[:, 4]).all(), "the policy decides on the newest frame"
+    assert num_chunks == 12 and (trajectories.frames[:, 1] == videos.frames[:, 4]).all(), (
+        "the policy decides on the newest frame"
+    )
     assert (videos.actions.reshape(6, 2, 4, 3) == trajectories.actions).all()
     starts = make_starts(2)
     assert (videos.frames[:3, 0] == starts[0].frames[0]).all() and (videos.frames[3:, 0] == starts[1].frames[0]).all()
@@ -87,7 +89,7 @@ def test_in_the_perfect_world_imagination_is_reality(policy, world):
 def test_replayed_actions_give_the_same_videos(policy, world):
     request = make_request([0, 1])
     videos = rollout_request(policy, world, request, 2).videos
-    seeds = member_seeds(members_of(request.groups))
+    seeds = member_seeds(request.members)
     assert (replay(world, videos.starts, videos.actions, seeds).frames == videos.frames).all()
 
 

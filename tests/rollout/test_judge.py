@@ -122,9 +122,8 @@ def test_a_disputed_success_can_be_left_open():
 
 def test_labels_are_flipped_by_trajectory_and_each_way_on_its_own():
     videos = make_videos([0] * 400)
-    videos = replace(
-        videos, requests=tuple(GroupRequest(u, i, i, videos.starts[0], 50, 0) for u in range(4) for i in (0, 1))
-    )
+    groups = [GroupRequest(u, i, i, videos.starts[0], 50, 0) for u in range(4) for i in (0, 1)]
+    videos = replace(videos, members=tuple((group, member) for group in groups for member in range(50)))
     truth = np.arange(400) % 2 == 0
 
     class Known:

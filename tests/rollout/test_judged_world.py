@@ -8,14 +8,15 @@ import torch
 
 from tests.support.implementations import make_tiny
 from tests.support.small_world import EMBEDDED, scene_starts, small_world_model
+from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.types import GroupRequest, RolloutRequest
 from wmpo_ray.environments.environment_world import EnvironmentWorld
 from wmpo_ray.environments.pocket.env import INSTRUCTIONS, PocketEnvironment
 from wmpo_ray.reward_models.videomae import VideoMAERewardModel
 from wmpo_ray.reward_models.videomae_settings import NetworkRewardConfig
 from wmpo_ray.rollout.judge import VideoJudge, WorldJudge
-from wmpo_ray.rollout.judged_world import BlockWorld, JudgedWorld
-from wmpo_ray.rollout.requests import rollout_request
+from wmpo_ray.rollout.judged_world import JudgedWorld
+from wmpo_ray.rollout.requests import RequestedRollouts, SlottedRequests, rollout_request
 
 CHUNKS, HORIZON = 4, 16
 
@@ -55,8 +56,8 @@ def reward_model() -> VideoMAERewardModel:
 
 @pytest.fixture(scope="module")
 def rolled(world, reward_model):
-    """The whole horizon of every trajectory, in blocks of four, and what the reward model says of it."""
-    made = rollout_request(make_tiny(), BlockWorld(world, 4), make_request(), CHUNKS)
+    """The whole horizon of every trajectory, in four slots, and what the reward model says of it."""
+    made = SlottedRequests(make_tiny(), world, CHUNKS, 4).rollout(make_request())
     probabilities = reward_model.probabilities(made.videos.frames, made.videos.instructions)
     reward_model.threshold = float(np.quantile(probabilities.max(1), 0.4))
     return made, VideoJudge(reward_model, 2).judge(made.videos)
@@ -67,15 +68,21 @@ def make_request(count: int = 3, size: int = 4) -> RolloutRequest:
     return RolloutRequest(1, groups, 0, 1.0)
 
 
+def rolled_out(world, slots: int, **options) -> RequestedRollouts:
+    if slots:
+        return SlottedRequests(make_tiny(), world, CHUNKS, slots, **options).rollout(make_request())
+    return rollout_request(make_tiny(), world, make_request(), CHUNKS, **options)
+
+
 @pytest.mark.parametrize("slots", [4, 0])
 def test_ending_early_changes_no_bit_of_what_is_learned_from(world, reward_model, rolled, slots):
     _, scores = rolled
-    whole = rollout_request(make_tiny(), BlockWorld(world, slots), make_request(), CHUNKS)
+    whole = rolled_out(world, slots)
     if not slots:
         scores = VideoJudge(reward_model, 2).judge(whole.videos)
     counted = CountedWorld(world)
-    early_world = JudgedWorld(counted, reward_model, 2, HORIZON, slots)
-    early = rollout_request(make_tiny(), early_world, make_request(), CHUNKS, world_judges=True)
+    early_world = JudgedWorld(counted, reward_model, 2, HORIZON)
+    early = rolled_out(early_world, slots, world_judges=True)
     judged = WorldJudge().judge(early.videos)
     assert (judged.success == scores.success).all() and 0 < scores.success.sum() < len(scores.success)
     assert (judged.finish_step == scores.finish_step).all()
@@ -90,33 +97,10 @@ def test_ending_early_changes_no_bit_of_what_is_learned_from(world, reward_model
         assert counted.num_rows < CHUNKS * 12
 
 
-def test_a_trajectory_is_the_same_in_another_slot_and_beside_others(world):
-    """Alone, in company, at another place: the shape of a block decides, nothing else in it."""
-    starts, blocks = scene_starts(5), BlockWorld(world, 4)
-    actions = torch.rand(5, 4, 3, generator=torch.Generator().manual_seed(1)) * 2 - 1
-
-    def imagined(rows: list[int]) -> dict[int, bytes]:
-        state, _ = blocks.start([starts[i] for i in rows])
-        state, made = blocks.step_chunk(state, actions[rows], [50 + i for i in rows])
-        return {row: state.latents[i].numpy().tobytes() + made.frames[i].tobytes() for i, row in enumerate(rows)}
-
-    together = imagined([0, 1, 2, 3, 4])
-    for rows in ([3], [4, 3, 2, 1, 0], [2, 2, 1]):
-        assert all(together[row] == bits for row, bits in imagined(rows).items()), rows
-
-
-def test_rows_that_were_not_asked_for_stay_as_they_are(world):
-    blocks = BlockWorld(world, 2)
-    state, _ = blocks.start(scene_starts(3))
-    after, made = blocks.step_rows(state, torch.zeros(3, 4, 3), [1, 2, 3], np.array([2, 0]))
-    assert made.frames.shape[0] == 2 and (after.latents[1] == state.latents[1]).all()
-    assert not (after.latents[2] == state.latents[2]).all(), "and the state that was given is still there"
-
-
 def test_a_world_that_cannot_be_cut_is_stepped_whole(reward_model):
     simulator = EnvironmentWorld(PocketEnvironment(HORIZON), 4)
-    with pytest.raises(ValueError, match=r"EnvironmentWorld cannot be stepped in parts; set rollout.slots=0"):
-        BlockWorld(simulator, 4)
+    with pytest.raises(ConfigError, match=r"EnvironmentWorld cannot be stepped in parts; set rollout.slots=0"):
+        SlottedRequests(make_tiny(), simulator, CHUNKS, 4).rollout(make_request())
     made = rollout_request(
         make_tiny(), JudgedWorld(simulator, reward_model, 0, HORIZON), make_request(), CHUNKS, world_judges=True
     )

@@ -20,7 +20,7 @@ from wmpo_ray import kinds
 from wmpo_ray.config.kind_sections import section_class
 from wmpo_ray.config.run import EnvironmentConfig
 from wmpo_ray.core.interfaces import Environment
-from wmpo_ray.core.types import StartState
+from wmpo_ray.core.observations import StartState
 from wmpo_ray.environments.environment_world import EnvironmentWorld
 from wmpo_ray.environments.pocket.env import INSTRUCTIONS, PocketEnvironment
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of

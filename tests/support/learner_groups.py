@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from learners.policy_learner import PolicyLearner, UpdateFacts
+from learners.policy_learner import PolicyLearner
 from tests.support.sampling import sampled_trajectories
 from wmpo_ray.algorithms.batching import GroupSlice
+from wmpo_ray.core.learner_types import UpdateFacts
 from wmpo_ray.core.types import Trajectories
 from wmpo_ray.environments.pocket.env import INSTRUCTIONS
 
@@ -25,7 +26,7 @@ def sample(learner: PolicyLearner, num: int = 8, seed: int = 0) -> Trajectories:
 
 def groups(finish: int = 8) -> list[GroupSlice]:
     success = np.array([True, False, False, True])
-    return [GroupSlice(0, (i * GROUP, (i + 1) * GROUP), success, np.full(GROUP, finish)) for i in range(2)]
+    return [GroupSlice(((0, (i * GROUP, (i + 1) * GROUP)),), success, np.full(GROUP, finish)) for i in range(2)]
 
 
 class Killed(Exception):
@@ -34,13 +35,13 @@ class Killed(Exception):
 
 def interrupt(learner: PolicyLearner, after: int) -> list[int]:
     """Let the learner die after so many optimizer steps; returns where each step that it made began."""
-    step, made = learner._step, []
+    step, made = learner.take_step, []
 
-    def counted(batch, rows):
+    def counted(minibatch):
         if len(made) == after:
             raise Killed
-        made.append(rows.start)
-        return step(batch, rows)
+        made.append(minibatch.first)
+        return step(minibatch)
 
-    learner._step = counted  # type: ignore[method-assign]
+    learner.take_step = counted  # type: ignore[method-assign]
     return made

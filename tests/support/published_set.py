@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 from tests.support.openvla import small_policy
-from wmpo_ray.core.types import StartState
+from wmpo_ray.core.observations import StartState
 from wmpo_ray.environments.pocket.env import PocketEnvironment
 from wmpo_ray.reward_models.preprocessing import FramePreprocessing
 from wmpo_ray.reward_models.published_videomae import THRESHOLD_FILE, PublishedRewardModel

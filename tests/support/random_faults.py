@@ -18,8 +18,16 @@ from cluster.simulation.simulated_parts import Call, Faults, Node, SimulatedActo
 from cluster.simulation.simulated_runtime import SimulatedRuntime
 from tests.support.random_histories import STARTS, History, expected, make_config
 
-IDEMPOTENT = ("rollout", "score", "load_weights", "evaluate", "compare_labels", "weights", "save_policy")
-MEAN_S = {"locate": 0.05, "__init__": 0.1, "rollout": 0.8, "score": 0.1, "load_weights": 0.05, "update": 0.6}
+IDEMPOTENT = ("rollout", "score", "load_weights", "evaluate", "compare_labels", "weights", "save_policy", "update_part")
+MEAN_S = {
+    "locate": 0.05,
+    "__init__": 0.1,
+    "rollout": 0.8,
+    "score": 0.1,
+    "load_weights": 0.05,
+    "update": 0.6,
+    "update_part": 0.4,
+}
 HOPELESS_S = 2000.0  # a history that takes longer will not end
 
 
@@ -192,6 +200,8 @@ def run_history(history: History, folder: Path) -> Life:
         history.staleness,
         history.keep_rate,
         history.poison,
+        history.start_order,
+        history.minibatch,
     )
     saved = world.checkpoints[history.num_updates]
     assert [list(keys) for keys in saved.trained] == trained

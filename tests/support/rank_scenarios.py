@@ -15,12 +15,13 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from actors.broadcast_group import open_store
-from learners.policy_learner import PolicyLearner, UpdateFacts
+from learners.policy_learner import PolicyLearner
 from learners.sharding import ALONE, Ranks, RankSpec
 from tests.support.openvla import small_policy
 from tests.support.sampling import sampled_trajectories
 from wmpo_ray.algorithms.batching import GroupSlice
 from wmpo_ray.config.run import Config
+from wmpo_ray.core.learner_types import UpdateFacts
 from wmpo_ray.core.types import Trajectories
 
 TIMEOUT_S = 300.0  # on a machine that is busy
@@ -96,7 +97,7 @@ def groups() -> list[GroupSlice]:
     """Trajectories that end at different steps: 7 chunks are decided in each mini-batch, which no two ranks halve."""
     success = np.array([True, False, False, True])
     finish = np.array([3, 8, 8, 8])
-    return [GroupSlice(0, (i * GROUP, (i + 1) * GROUP), success, finish) for i in range(2)]
+    return [GroupSlice(((0, (i * GROUP, (i + 1) * GROUP)),), success, finish) for i in range(2)]
 
 
 # -- scenarios ---------------------------------------------------------------------------------------------------------
@@ -124,14 +125,14 @@ def make_learner(ranks: Ranks, config: Config, policy_dir: Path, folder: Path) -
 def train(ranks: Ranks, config: Config, policy_dir: Path, folder: Path, num_updates: int = 2, die: int = -1) -> Course:
     """Updates until `num_updates` are made, from a checkpoint if there is one; the last rank may die at some step."""
     learner = make_learner(ranks, config, policy_dir, folder)
-    digests, metrics, step = [learner.resume().version.digest], [], learner._step
+    digests, metrics, step = [learner.resume().version.digest], [], learner.take_step
 
-    def last_step(batch, rows):
+    def last_step(minibatch):
         if learner.num_beats == die and ranks.rank == ranks.size - 1:
             os._exit(1)
-        return step(batch, rows)
+        return step(minibatch)
 
-    learner._step = last_step  # type: ignore[method-assign]
+    learner.take_step = last_step  # type: ignore[method-assign]
     while learner.num_updates < num_updates:
         result, *_ = learner.update(groups(), FACTS, sample(learner.num_updates))
         digests.append(result.version.digest)
@@ -173,3 +174,17 @@ def train_and_export(ranks: Ranks, config: Config, policy_dir: Path, folder: Pat
 
 def train_alone(config: Config, policy_dir: Path, folder: Path, num_updates: int = 2) -> Course:
     return train(ALONE, config, policy_dir, folder, num_updates)
+
+
+def train_in_parts(ranks: Ranks, config: Config, policy_dir: Path, folder: Path, cut: int) -> Course:
+    """Two updates, whose first `cut` groups come before the others."""
+    learner = make_learner(ranks, config, policy_dir, folder)
+    digests, metrics = [learner.resume().version.digest], []
+    for update in range(2):
+        data = sample(update)
+        if cut:
+            learner.update_part(update, 0, groups()[:cut], data)
+        result, *_ = learner.update(groups()[cut:], FACTS._replace(num_given=cut), data)
+        digests.append(result.version.digest)
+        metrics.append(result.metrics)
+    return Course(digests, metrics, {}, 0, learner.num_updates, 0)

@@ -21,7 +21,8 @@ from tests.support.sabotage import Plan
 from tests.support.small_run import SETTINGS
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.interfaces import Decision
-from wmpo_ray.core.types import Episodes, Observation
+from wmpo_ray.core.observations import Observation
+from wmpo_ray.core.types import Episodes
 from wmpo_ray.environments.pocket.env import INSTRUCTIONS
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
 from wmpo_ray.rollout.evaluation import rollout_batch

@@ -104,9 +104,9 @@ def faulty_imagination(plan: Plan) -> type:
 def faulty_reward(plan: Plan) -> type:
     class FaultyReward(RewardActor):
         def score(self, videos):
-            plan.reached("score-{}-{}".format(*videos.requests[0].key))
+            plan.reached("score-{}-{}".format(*videos.members[0][0].key))
             result = super().score(videos)
-            plan.reached("scored-{}-{}".format(*videos.requests[0].key))
+            plan.reached("scored-{}-{}".format(*videos.members[0][0].key))
             return result
 
     return FaultyReward
@@ -119,10 +119,10 @@ def faulty_learner(plan: Plan) -> type:
             (plan.folder / "note-pid").write_text(str(os.getpid()))
             plan.note(f"learner-{os.getpid()}")
 
-        def _step(self, batch, rows):
-            plan.reached(f"before-step-{self.num_updates}-{rows.start}")
-            metrics = super()._step(batch, rows)
-            plan.reached(f"after-step-{self.num_updates}-{rows.start}")
+        def take_step(self, minibatch):
+            plan.reached(f"before-step-{self.num_updates}-{minibatch.first}")
+            metrics = super().take_step(minibatch)
+            plan.reached(f"after-step-{self.num_updates}-{minibatch.first}")
             return metrics
 
         def _save(self, ledger_offset):
@@ -137,6 +137,11 @@ def faulty_learner(plan: Plan) -> type:
             checkpoint._write_json = in_the_middle
             super()._save(ledger_offset)
             checkpoint._write_json = original
+
+        def update_part(self, update, *args):
+            result = super().update_part(update, *args)
+            plan.reached(f"after-part-{update}")
+            return result
 
         def update(self, *args):
             result = super().update(*args)

@@ -3,7 +3,8 @@
 import numpy as np
 
 from wmpo_ray.core.interfaces import Policy
-from wmpo_ray.core.types import Observation, Trajectories
+from wmpo_ray.core.observations import Observation
+from wmpo_ray.core.types import Trajectories
 
 
 def sampled_trajectories(policy: Policy, frames: np.ndarray, texts: tuple[str, ...], seed: int = 0) -> Trajectories:

@@ -21,7 +21,7 @@ from cluster.recipes.optimize import rollout_folders
 from cluster.runtimes.runtime import Runtime
 from cluster.runtimes.serial_runtime import SerialRuntime
 from wmpo_ray.config.run import Config
-from wmpo_ray.core.types import StartState
+from wmpo_ray.core.observations import StartState
 from wmpo_ray.environments.pocket.env import INSTRUCTIONS, PocketEnvironment
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
 from wmpo_ray.reward_models.videomae import VideoMAERewardModel

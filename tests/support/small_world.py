@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from benchmarks.pretrain_embedded import DENOISER
-from wmpo_ray.core.types import StartState
+from wmpo_ray.core.observations import StartState
 from wmpo_ray.environments.pocket.env import PocketEnvironment
 from wmpo_ray.world_models.diffusion import DiffusionWorldModel
 from wmpo_ray.world_models.diffusion_settings import DenoiserConfig, DiffusionConfig, NetworkConfig, SamplerConfig

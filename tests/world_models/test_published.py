@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.support.golden import GOLDEN, max_difference, published_network, tensors
 from wmpo_ray.core.errors import ConfigError, UserError
-from wmpo_ray.core.types import StartState
+from wmpo_ray.core.observations import StartState
 from wmpo_ray.model_files.weight_files import find_weights
 from wmpo_ray.world_models.attention import choose_backend
 from wmpo_ray.world_models.autoencoder import AutoencoderCodec

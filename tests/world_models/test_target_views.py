@@ -16,7 +16,7 @@ from tests.support.small_world import small_world_model
 from wmpo_ray.config.loading import validate
 from wmpo_ray.config.run import WorldModelTrainingConfig
 from wmpo_ray.core.errors import ConfigError, UserError
-from wmpo_ray.core.types import StartState
+from wmpo_ray.core.observations import StartState
 from wmpo_ray.data.windows import WindowSampler
 from wmpo_ray.environments.facts import EnvironmentFacts
 from wmpo_ray.environments.layout import WHOLE_FRAME, FrameLayout, Mirror, PixelWeight, Shift, Target, View

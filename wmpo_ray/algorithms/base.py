@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -63,7 +63,14 @@ class Algorithm(ABC):
 
 
 class OnlineAlgorithm(Algorithm):
-    """Learns from rollouts of the newest weights, or of those `filter.max_staleness` updates before."""
+    """Learns from rollouts of the newest weights, or of those `filter.max_staleness` updates before.
+
+    A class may set `in_parts = True` if a mini-batch that is prepared from its own groups alone is the same, to the last
+    bit, as in the batch of all groups: the rows of a batch are then the trajectories of its groups, in order. It is not
+    inherited, since a subclass may normalize over the batch.
+    """
+
+    in_parts: ClassVar[bool] = False
 
     @abstractmethod
     def admit(self, group: Group) -> Verdict:
@@ -72,6 +79,10 @@ class OnlineAlgorithm(Algorithm):
     @abstractmethod
     def prepare(self, policy: Policy, groups: Sequence[GroupSlice], sources: Sequence[Trajectories]) -> Batch:
         """The batch of an update, from admitted groups in the order given."""
+
+    def summary(self, groups: Sequence[GroupSlice]) -> dict[str, float]:
+        """The metrics of a batch of these groups, where it was prepared in parts."""
+        return {}
 
 
 class Recorded(Protocol):
@@ -138,6 +149,11 @@ def online_algorithm(config: Config) -> OnlineAlgorithm:
             "another algorithm.kind, or train it on episodes"
         )
     return algorithm
+
+
+def trains_in_parts(algorithm: OnlineAlgorithm) -> bool:
+    """Whether mini-batches may be prepared one by one; the class itself has to say so."""
+    return bool(vars(type(algorithm)).get("in_parts", False))
 
 
 def offline_algorithm(config: Config) -> OfflineAlgorithm:

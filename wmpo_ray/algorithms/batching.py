@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from wmpo_ray.core.interfaces import Policy
-from wmpo_ray.core.types import Observation, Trajectories
+from wmpo_ray.core.observations import Observation
+from wmpo_ray.core.types import Trajectories
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,9 @@ class ActionBatch(Batch):
 
 
 class GroupSlice(NamedTuple):
-    """The location of one admitted group: trajectory object and rows, and its outcomes."""
+    """The location of one admitted group: trajectory objects and rows of each, in the order of its members, and its outcomes."""
 
-    source: int
-    rows: tuple[int, int]
+    pieces: tuple[tuple[int, tuple[int, int]], ...]
     success: np.ndarray  # [G] bool
     finish_step: np.ndarray  # [G] int64
     known: np.ndarray | None = None  # [G] bool: False where the outcome is unknown; None: all are known
@@ -68,7 +68,7 @@ class GroupSlice(NamedTuple):
 
 def slices_of(groups: Sequence[GroupSlice], sources: Sequence[Trajectories]) -> list[Trajectories]:
     """The trajectories of each group."""
-    return [sources[group.source].rows(*group.rows) for group in groups]
+    return [Trajectories.joined([sources[source].rows(*rows) for source, rows in group.pieces]) for group in groups]
 
 
 class Executes(Protocol):

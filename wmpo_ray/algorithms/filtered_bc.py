@@ -20,7 +20,8 @@ from wmpo_ray.algorithms.recorded import decisions, draw
 from wmpo_ray.config.run import Config, FilteredBcConfig
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.interfaces import Policy
-from wmpo_ray.core.types import MAIN_CAMERA, Episodes
+from wmpo_ray.core.observations import MAIN_CAMERA
+from wmpo_ray.core.types import Episodes
 
 
 @dataclass(frozen=True)

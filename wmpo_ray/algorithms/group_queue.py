@@ -7,15 +7,17 @@ first-come admission would favour easy or short groups, and the result would dep
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
 from wmpo_ray.algorithms.base import online_algorithm
+from wmpo_ray.algorithms.keep_rate import KeepRate
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
-from wmpo_ray.core.types import Group, GroupRequest, RolloutRequest, Verdict
+from wmpo_ray.core.types import Group, GroupRequest, Verdict
 
 Key = tuple[int, int]  # update, attempt
 
@@ -53,11 +55,18 @@ class GroupQueue:
         self._size = config.rollout.groups_per_update
         self._slots = self._size + round(config.rollout.speculation * self._size)
         self._updates: dict[int, _Issued] = {}
+        self.keep_rate = KeepRate()
 
     def has_free_slot(self, update: int) -> bool:
-        """Whether another group should be issued: the undecided and admitted groups do not fill the batch."""
+        """Whether another group should be issued: the undecided and admitted groups may not, or need not, fill the batch."""
         issued = self._updates.get(update)
-        return issued is None or issued.num_open < self._slots
+        if issued is None or issued.num_open < self._slots:
+            return True
+        probability = self.config.filter.fill_probability
+        if not probability or len(issued.keys) >= self.config.rollout.max_attempts:
+            return False
+        missing, undecided = self._size - issued.num_admitted, issued.num_open - issued.num_admitted
+        return undecided < self.keep_rate.needed(update, missing, probability)
 
     def num_issued(self, update: int) -> int:
         return len(self._updates[update].keys) if update in self._updates else 0
@@ -71,8 +80,8 @@ class GroupQueue:
         free = self._slots - (mine.num_open if mine else 0)
         return {"in_flight": in_flight, "admitted": admitted, "needed": self._size, "free": max(free, 0)}
 
-    def issue(self, request: RolloutRequest) -> None:
-        for group in request.groups:
+    def issue(self, groups: Iterable[GroupRequest]) -> None:
+        for group in groups:
             self._updates.setdefault(group.update, _Issued()).keys.append(group.key)
 
     def is_open(self, key: Key) -> bool:
@@ -90,6 +99,7 @@ class GroupQueue:
         issued = self._updates[group.request.update]
         issued.settled[group.request.key] = (verdict, group)
         issued.num_admitted += verdict is Verdict.ADMIT
+        self.keep_rate.judged(group.request.update, verdict is Verdict.ADMIT)
         return verdict
 
     def quarantine(self, request: GroupRequest) -> bool:
@@ -98,6 +108,18 @@ class GroupQueue:
             return False
         self._updates[request.update].settled[request.key] = (Verdict.QUARANTINED, None)
         return True
+
+    def first_admitted(self, update: int) -> list[Group]:
+        """The admitted groups that are part of the batch whatever else is settled: those before the first undecided one."""
+        issued = self._updates.get(update)
+        found: list[Group] = []
+        for key in issued.keys if issued else ():
+            if issued is None or key not in issued.settled or len(found) == self._size:
+                break
+            verdict, group = issued.settled[key]
+            if verdict is Verdict.ADMIT and group is not None:
+                found.append(group)
+        return found
 
     def is_complete(self, update: int) -> bool:
         """Whether a batch of this update can be taken."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -46,6 +46,8 @@ class Grpo(OnlineAlgorithm):
     compute, and with `filter.max_staleness` it grows with the age of the rollouts.
     """
 
+    in_parts: ClassVar[bool] = True  # advantages are those of a group, the loss is a mean over a mini-batch
+
     def __init__(self, config: Config):
         super().__init__(config)
         assert isinstance(config.training, GrpoConfig)
@@ -68,18 +70,14 @@ class Grpo(OnlineAlgorithm):
 
     def prepare(self, policy: Policy, groups: Sequence[GroupSlice], sources: Sequence[Trajectories]) -> GrpoBatch:
         parts = slices_of(groups, sources)
-        rewards = torch.from_numpy(np.stack([group.success for group in groups])).float()
         finish = torch.from_numpy(np.concatenate([group.finish_step for group in groups]))
-        known = torch.from_numpy(
-            np.stack([np.ones_like(group.success) if group.known is None else group.known for group in groups])
-        )
-        advantage = advantages(rewards, self.settings.advantage_std, known).flatten()
+        advantage, known = self._advantages(groups)
         states = [part.state for part in parts if part.state is not None]
         return GrpoBatch(
             images={camera: np.concatenate([part.images[camera] for part in parts]) for camera in parts[0].images},
             state=np.concatenate(states) if states else None,
             instructions=tuple(text for part in parts for text in part.instructions),
-            metrics={"policy/advantage_std": float(advantage[known.flatten()].std())},
+            metrics=_spread(advantage, known),
             record={
                 name: torch.from_numpy(np.concatenate([part.record[name] for part in parts]))
                 for name in parts[0].record
@@ -87,8 +85,19 @@ class Grpo(OnlineAlgorithm):
             mask=executed_mask(policy, finish, parts[0].actions.shape[1]),
             behavior_logprobs=torch.from_numpy(np.concatenate([part.behavior_logprobs for part in parts])),
             advantage=advantage,
-            known=known.flatten(),
+            known=known,
         )
+
+    def summary(self, groups: Sequence[GroupSlice]) -> dict[str, float]:
+        return _spread(*self._advantages(groups))
+
+    def _advantages(self, groups: Sequence[GroupSlice]) -> tuple[Tensor, Tensor]:
+        """Advantage [B], and whether the outcome is known [B]."""
+        rewards = torch.from_numpy(np.stack([group.success for group in groups])).float()
+        known = torch.from_numpy(
+            np.stack([np.ones_like(group.success) if group.known is None else group.known for group in groups])
+        )
+        return advantages(rewards, self.settings.advantage_std, known).flatten(), known.flatten()
 
     def measures(self, policy: Policy, batch: Batch, rows: slice, shares: Shares) -> Iterator[Measure]:
         assert isinstance(batch, GrpoBatch)
@@ -134,6 +143,10 @@ class Grpo(OnlineAlgorithm):
             return behavior + 0.0 * chosen.sum()
         # Masked positions take the behaviour's value: their ratio is 1 and they carry no gradient.
         return behavior.masked_scatter(part[..., None].expand(behavior.shape), chosen)
+
+
+def _spread(advantage: Tensor, known: Tensor) -> dict[str, float]:
+    return {"policy/advantage_std": float(advantage[known].std())}
 
 
 # -- the formulas ------------------------------------------------------------------------------------------------

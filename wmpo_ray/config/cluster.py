@@ -134,6 +134,7 @@ class ClusterConfig(Section):
     environment_actors: Size = 1
     environment_runtime_env: RuntimeEnvConfig = RuntimeEnvConfig()
     learner_ranks: Processes = 1  # processes that share the learner's weights (FSDP2)
+    stream_updates: bool = True  # the learner trains mini-batches while the batch still fills; the same weights
     training_workers: Size = 1  # of the supervised stages; more than one, or [min, max]: Ray Train
     device: Literal["auto", "cpu", "cuda"] = "auto"  # "auto": cuda in a process that sees a GPU
     threads_per_process: Annotated[int, Field(ge=1, le=4096)] = 1

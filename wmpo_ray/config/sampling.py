@@ -14,6 +14,9 @@ class RolloutConfig(Section):
     group_size: Annotated[int, Field(le=10**4)] = 8  # G
     groups_per_update: Annotated[int, Field(ge=1, le=10**5)] = 40  # B
     groups_per_request: Annotated[int, Field(ge=1, le=10**5)] = 4  # groups that one actor imagines in one batch
+    # Trajectories that one actor imagines in one call; 0: those of groups_per_request groups. Members of a group may be
+    # imagined on several actors.
+    trajectories_per_request: Annotated[int, Field(ge=0, le=10**6)] = 0
     # Trajectories that a world model computes at once, with copies in slots that are left over; 0: those of a request.
     slots: Annotated[int, Field(ge=0, le=10**5)] = 0
     temperature: Positive = 1.0
@@ -23,6 +26,9 @@ class RolloutConfig(Section):
     num_chunks: Annotated[int, Field(ge=0, le=10**5)] = 0  # decisions in an imagined trajectory; 0: the whole horizon
     # Moments of each collected episode, at the beginnings of chunks, that rollouts start from besides its first frame.
     keyframes_per_episode: Annotated[int, Field(ge=0, le=10**4)] = 0
+    # Of start states: shuffled for every update, or those first whose groups are likely to have mixed outcomes, by what
+    # came of them in the latest updates.
+    start_order: Literal["shuffled", "signal"] = "shuffled"
     speculation: Share = 0.0  # groups imagined ahead beyond those that may be needed, as a share of B: shorter tails
     max_attempts: Count = 512  # groups issued for one update before the run gives up
     # Trajectories of the whole run, rejected ones included, after which training ends as it stands; 0: any number.
@@ -43,10 +49,15 @@ class RolloutConfig(Section):
                 f"max_trajectories={self.max_trajectories} is below the {smallest} of one update; raise "
                 "rollout.max_trajectories or lower rollout.groups_per_update"
             )
-        if self.slots > self.groups_per_request * self.group_size:
+        together = self.groups_per_request * self.group_size
+        if self.trajectories_per_request and together % self.trajectories_per_request:
             raise ValueError(
-                f"slots={self.slots} is more than the {self.groups_per_request * self.group_size} trajectories of a request; "
-                "set rollout.slots"
+                f"trajectories_per_request={self.trajectories_per_request} does not divide the {together} trajectories of "
+                "rollout.groups_per_request groups; set rollout.trajectories_per_request"
+            )
+        if self.slots > self.request_size:
+            raise ValueError(
+                f"slots={self.slots} is more than the {self.request_size} trajectories of a request; set rollout.slots"
             )
         if (self.num_chunks or self.keyframes_per_episode) and self.world == "environment":
             raise ValueError(
@@ -54,6 +65,11 @@ class RolloutConfig(Section):
                 "where its episodes begin and runs to their end; set both to 0 in rollout"
             )
         return self
+
+    @property
+    def request_size(self) -> int:
+        """Trajectories that one actor imagines in one call."""
+        return self.trajectories_per_request or self.groups_per_request * self.group_size
 
     def check(self, num_chunks: int, clip_length: int) -> None:
         """Raises ValueError for rollouts longer than an episode of `num_chunks`, or too short to be judged."""
@@ -72,6 +88,9 @@ class RolloutConfig(Section):
 
 class FilterConfig(Section):
     dynamic_sampling: bool = True  # groups whose outcomes are all equal are dropped, and others imagined for them
+    # Groups are issued until the batch fills with this probability, by the share that was admitted so far; 0: no more than
+    # can be part of it. The others are surplus, which costs nothing only on actors that would idle.
+    fill_probability: Annotated[float, Field(ge=0, lt=1)] = 0.0
     max_staleness: Annotated[int, Field(ge=0)] = 0  # updates that a group's weights may lie behind the learner's
     min_mean: Share = 0.0  # a group whose success rate is outside [min_mean, max_mean] is dropped
     max_mean: Share = 1.0

@@ -13,7 +13,8 @@ import numpy as np
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from wmpo_ray.core.types import Observation, Scores, StartState, Transition, Videos
+from wmpo_ray.core.observations import Observation, StartState, Transition
+from wmpo_ray.core.types import Scores, Videos
 
 FramesMode = Literal["all", "last", "none"]
 AGENT = "agent"  # in the positions of an environment: what the actions move; every other name is an object

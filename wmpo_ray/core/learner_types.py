@@ -1,8 +1,9 @@
-"""What the learner reports to the driver."""
+"""What the learner and the driver tell each other."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from wmpo_ray.core.types import WeightVersion
 
@@ -25,3 +26,12 @@ class LearnerState:
     history: list[dict]  # metrics of every update
     trained: list[tuple[int, int]]  # keys of the groups of the last update
     problems: list[str]  # problems with newer checkpoints
+
+
+class UpdateFacts(NamedTuple):
+    """The driver's facts about an update; saved with the checkpoint."""
+
+    metrics: dict[str, float]
+    keys: list[tuple[int, int]]  # of all its groups, in the order of the batch
+    ledger_offset: int
+    num_given: int = 0  # groups at the beginning of the batch that `update_part` was called with

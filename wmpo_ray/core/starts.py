@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from wmpo_ray.core.types import StartState
+from wmpo_ray.core.observations import StartState
 
 Split = Literal["demos", "collect", "gate", "on_the_way", "evaluate"]
 

@@ -13,88 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-MAIN_CAMERA = "main"  # of a world with a single one
-
-
-@dataclass(frozen=True)
-class StartState:
-    """The start of a trajectory: a learned world continues from it, an environment rebuilds its scene from it."""
-
-    frames: (
-        np.ndarray
-    )  # [n, H, W, 3] uint8 of the main camera, n <= c, the last one is the present; n = 0: not rendered
-    instruction: str
-    seed: int | None = None  # of the environment's scene
-    task: str = ""  # of an environment with several tasks; "": its configured one
-    saved_state: bytes | None = None  # the scene as the environment saved it; it wins over the seed
-
-
-@dataclass(frozen=True)
-class Observation:
-    """What B policies observe at one step. The first image is the main camera's: worlds imagine it, judges watch it."""
-
-    images: dict[str, np.ndarray]  # camera -> [B, H, W, 3] uint8
-    instructions: tuple[str, ...]  # [B]
-    state: np.ndarray | None = None  # [B, S] float32 proprioception
-
-    @classmethod
-    def of(cls, frames: np.ndarray, instructions: Sequence[str]) -> Observation:
-        """From frames [B, H, W, 3] uint8 of the only camera."""
-        return cls({MAIN_CAMERA: frames}, tuple(instructions))
-
-    @property
-    def frames(self) -> np.ndarray:
-        """Images [B, H, W, 3] of the main camera."""
-        return next(iter(self.images.values()))
-
-    def __len__(self) -> int:
-        return len(self.instructions)
-
-    def rows(self, index) -> Observation:
-        """The rows at `index` (integers, a slice or a boolean mask)."""
-        chosen = np.arange(len(self))[index]
-        return Observation(
-            {camera: images[chosen] for camera, images in self.images.items()},
-            tuple(self.instructions[i] for i in chosen),
-            None if self.state is None else self.state[chosen],
-        )
-
-
-@dataclass(frozen=True)
-class Transition:
-    """The result of one chunk of actions."""
-
-    observation: Observation | None  # after the chunk; None where nothing was rendered
-    frames: np.ndarray | None  # [B, K, H, W, 3] uint8, one after each action; None unless all were asked for
-    done: np.ndarray  # [B] bool: the trajectory has ended, in this chunk or before; its frames hold still
-    success: np.ndarray | None  # [B] bool so far; None from a world that does not know
-    num_steps: np.ndarray  # [B] int64: actions of this chunk that were executed before the end
-    failures: dict[str, np.ndarray] = field(
-        default_factory=dict
-    )  # name -> [B] bool so far, where the world reports them
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """M trajectories of N decisions in some world."""
-
-    instructions: tuple[str, ...]  # [M]
-    observations: Observation | None  # images [M, N, H, W, 3] and state [M, N, S]: what the policy saw at each decision
-    record: dict[str, np.ndarray]  # [M, N, ...] each; empty where no policy decided
-    behavior_logprobs: np.ndarray | None  # [M, N, L] float32
-    actions: np.ndarray  # [M, N, K, D] float32
-    frames: np.ndarray | None  # [M, T+1, H, W, 3] uint8 of the main camera, the first one is the start
-    lengths: np.ndarray  # [M] int64: actions executed before the end
-    success: np.ndarray | None  # [M] bool; None from a world that does not know
-    failures: dict[str, np.ndarray] = field(default_factory=dict)  # name -> [M] bool
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    @property
-    def flat_actions(self) -> np.ndarray:
-        """Actions [M, T, D]."""
-        return self.actions.reshape(len(self), -1, self.actions.shape[-1])
+from wmpo_ray.core.observations import StartState
 
 
 class WeightVersion(NamedTuple):
@@ -120,9 +39,20 @@ class GroupRequest:
         return (self.update, self.attempt)
 
 
+Member = tuple[GroupRequest, int]  # the group, and the place of a trajectory in it
+
+
+class Piece(NamedTuple):
+    """The members of one group that one request rolls out."""
+
+    group: GroupRequest
+    members: tuple[int, int]  # [first, last)
+    rows: tuple[int, int]  # of the request's trajectories
+
+
 @dataclass(frozen=True)
 class RolloutRequest:
-    """The groups that one actor imagines in one batch, under exactly one weight version."""
+    """What one actor imagines in one call, under exactly one weight version: whole groups, or a part of their members."""
 
     request_id: int
     groups: tuple[GroupRequest, ...]
@@ -130,12 +60,47 @@ class RolloutRequest:
     temperature: float
     weights: str = ""  # hash of the weights to imagine with
     kept: int | None = None  # the one group that counts, where the others only fill the batch; None: all of them
+    part: tuple[int, int] | None = None  # the members [first, last), counted through all groups; None: all of them
 
     @property
-    def kept_groups(self) -> tuple[tuple[int, GroupRequest], ...]:
-        """(place in the batch, group) of those that count."""
-        places = range(len(self.groups)) if self.kept is None else (self.kept,)
-        return tuple((place, self.groups[place]) for place in places)
+    def members(self) -> tuple[Member, ...]:
+        """One for each trajectory, in order."""
+        everyone = tuple((group, member) for group in self.groups for member in range(group.group_size))
+        return everyone if self.part is None else everyone[slice(*self.part)]
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """What this request holds of each group that counts."""
+        sizes = [group.group_size for group in self.groups]
+        begin, end = self.part or (0, sum(sizes))
+        found, before = [], 0
+        for place, group in enumerate(self.groups):
+            first, last = max(begin, before), min(end, before + sizes[place])
+            if first < last and self.kept in (None, place):
+                found.append(Piece(group, (first - before, last - before), (first - begin, last - begin)))
+            before += sizes[place]
+        return tuple(found)
+
+    @property
+    def kept_groups(self) -> tuple[GroupRequest, ...]:
+        """The groups that count."""
+        return tuple(piece.group for piece in self.pieces)
+
+    @property
+    def num_trajectories(self) -> int:
+        return self.part[1] - self.part[0] if self.part else sum(group.group_size for group in self.groups)
+
+    def cut(self, size: int) -> list[RolloutRequest]:
+        """Requests for `size` of its trajectories each, in order, numbered from its own number + 1."""
+        ends = range(size, self.num_trajectories + 1, size)
+        return [self._share(number, end - size, end) for number, end in enumerate(ends, self.request_id + 1)]
+
+    def _share(self, number: int, first: int, last: int) -> RolloutRequest:
+        group_size = self.groups[0].group_size  # the same for all groups of a run
+        begin, end = first // group_size, -(-last // group_size)
+        offset = begin * group_size
+        part = None if (first, last) == (offset, end * group_size) else (first - offset, last - offset)
+        return replace(self, request_id=number, groups=self.groups[begin:end], part=part)
 
     def alone(self, place: int) -> RolloutRequest:
         """The same batch with one group at every place: whether this group is what crashes its worker.
@@ -165,6 +130,22 @@ class Trajectories:
         """Images [M, N, H, W, 3] of the main camera."""
         return next(iter(self.images.values()))
 
+    @classmethod
+    def joined(cls, parts: Sequence[Trajectories]) -> Trajectories:
+        """Those of one version, one after the other."""
+        first, states = parts[0], [part.state for part in parts if part.state is not None]
+        if len(parts) == 1:
+            return first
+        return cls(
+            {camera: np.concatenate([part.images[camera] for part in parts]) for camera in first.images},
+            tuple(text for part in parts for text in part.instructions),
+            {name: np.concatenate([part.record[name] for part in parts]) for name in first.record},
+            np.concatenate([part.behavior_logprobs for part in parts]),
+            np.concatenate([part.actions for part in parts]),
+            first.version,
+            np.concatenate(states) if states else None,
+        )
+
     def rows(self, start: int, stop: int) -> Trajectories:
         cut = slice(start, stop)
         return Trajectories(
@@ -186,7 +167,7 @@ class Videos:
     instructions: tuple[str, ...]  # [M]
     actions: np.ndarray  # [M, T, D] float32, for a second world
     starts: tuple[StartState, ...]  # [M]
-    requests: tuple[GroupRequest, ...] = ()  # whose members these are, in order
+    members: tuple[Member, ...] = ()  # [M]: what was requested; empty where nothing was
     success: np.ndarray | None = None  # [M] bool: what the world said of the outcome, if it knows
     lengths: np.ndarray | None = None  # [M] int64: actions executed before the end
 
@@ -226,6 +207,13 @@ class Verdict(enum.Enum):
     QUARANTINED = "quarantined"  # it crashed its worker every time
 
 
+class Stored(NamedTuple):
+    """Rows of a `Trajectories` that some request made."""
+
+    trajectories: object  # reference on it
+    rows: tuple[int, int]  # [first, last)
+
+
 @dataclass
 class Group:
     """A scored group: what the filter judges and the queue keeps."""
@@ -235,8 +223,7 @@ class Group:
     success: np.ndarray  # [G] bool
     finish_step: np.ndarray  # [G] int64
     num_refuted: int
-    trajectories: object  # reference on a `Trajectories`
-    rows: tuple[int, int]  # the rows of this group in it
+    pieces: tuple[Stored, ...]  # its members, in order
     known: np.ndarray | None = None  # [G] bool: False where the outcome is unknown; None: all are known
 
     @property

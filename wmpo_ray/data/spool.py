@@ -44,7 +44,8 @@ class SpoolError(RuntimeError):
 
 def spool_path(root: Path, request: RolloutRequest) -> Path:
     first = request.groups[request.kept or 0]
-    name = f"request-{first.attempt:06d}" + ("" if request.kept is None else "-alone")
+    member = "" if request.part is None else f"-member-{request.part[0]:04d}"
+    name = f"request-{first.attempt:06d}{member}" + ("" if request.kept is None else "-alone")
     return root / f"update-{first.update:06d}" / f"{name}.safetensors"
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from wmpo_ray.core.interfaces import OF_ENVIRONMENTS, AbleEnvironment, ChunkSteps, Environment, FramesMode
+from wmpo_ray.core.observations import Observation, StartState, Transition
 from wmpo_ray.core.timeline import span
-from wmpo_ray.core.types import Observation, StartState, Transition
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,7 +34,7 @@ class RoleMemory:
 
 def imagination_memory(config: Config, policy: PolicyCost, world: WorldModelCost | None) -> RoleMemory:
     """A replica of the policy and a world model, with the trajectories of one request under way."""
-    batch = config.rollout.groups_per_request * config.rollout.group_size
+    batch = config.rollout.request_size
     parts = [
         MemoryPart("policy weights", policy.num_parameters * replica_bytes(config)),
         MemoryPart("acting", batch * policy.acting_bytes),
@@ -44,7 +44,7 @@ def imagination_memory(config: Config, policy: PolicyCost, world: WorldModelCost
 
 def reward_memory(config: Config, reward: RewardModelCost, verifier: WorldModelCost | None) -> RoleMemory:
     """The reward model and, where successes are verified, the world model that imagines them again."""
-    batch = config.rollout.groups_per_request * config.rollout.group_size
+    batch = config.rollout.request_size
     frames = batch * (config.rollout_horizon + 1)
     parts = [
         MemoryPart("reward model weights", reward.num_parameters * WEIGHT_BYTES),

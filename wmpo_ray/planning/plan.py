@@ -18,6 +18,7 @@ from wmpo_ray.planning.costs import (
     world_model_cost,
 )
 from wmpo_ray.planning.memory import RoleMemory, imagination_memory, learner_memory, reward_memory
+from wmpo_ray.planning.update_time import StepTimes
 
 GPU_TFLOPS = 400.0  # of one GPU, effective: what dense bfloat16 work reaches on cards of 141 GB
 
@@ -68,6 +69,8 @@ class Plan:
     models: tuple[ModelPlan, ...]
     work: tuple[Work, ...]
     num_frames: int  # imagined in one update
+    num_trajectories: int  # of one update
+    group_size: int
     overlapping: bool  # the learner trains while the next update is imagined
     collocated: bool  # the roles take turns on the same GPUs
     real_budget: int  # real trajectories that the method may use: P
@@ -87,6 +90,22 @@ class Plan:
             actor.name: sum(item.tflop for item in self.work if item.role == actor.name) / (tflops * actor.workers)
             for actor in self.actors
         }
+
+    def step_times(self, tflops: float) -> StepTimes:
+        """Of one trajectory, one group's judgement and a whole update, if a GPU (a process) does so many TFLOP a second.
+
+        Weights on their way are not counted.
+        """
+        seconds = self.role_seconds(tflops)
+        workers = {actor.name: actor.workers for actor in self.actors}
+
+        def alone(role: str, amount: float) -> float:
+            return seconds.get(role, 0.0) * workers.get(role, 0.0) / amount
+
+        groups = self.num_trajectories / self.group_size
+        return StepTimes(
+            alone("imagination", self.num_trajectories), alone("reward", groups), seconds.get("learner", 0.0)
+        )
 
     def update_seconds(self, tflops: float) -> float:
         """Videos are judged while others are imagined; with staleness the learner works beside both, else after them.
@@ -113,12 +132,14 @@ def make_plan(config: Config) -> Plan:
     num_tokens = rollout.chunk_length * facts.action_dim
     decision_bytes = frame_bytes + num_tokens * (8 + 4 + 4)  # tokens int64, log-probabilities and actions float32
     num_trajectories = config.trajectories_per_update
-    request = rollout.groups_per_request * rollout.group_size
+    request = rollout.request_size
     return Plan(
         actors=_actors(config, policy, world, reward, verifier),
         models=_models(policy, world, reward, verifier),
         work=_work(config, policy, world, reward, verifier),
         num_frames=num_trajectories * config.rollout_horizon,
+        num_trajectories=num_trajectories,
+        group_size=rollout.group_size,
         overlapping=config.max_staleness > 0,
         collocated=_is_collocated(config),
         real_budget=config.collect.num_trajectories,

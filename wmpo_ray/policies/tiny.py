@@ -18,10 +18,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.frame_sizes import FrameSize, height_and_width
 from wmpo_ray.core.interfaces import Decision
+from wmpo_ray.core.observations import Observation
 from wmpo_ray.core.rounding import rounded
 from wmpo_ray.core.section import Count, Positive
 from wmpo_ray.core.seeding import keyed_noise
-from wmpo_ray.core.types import Observation
 from wmpo_ray.core.untrusted import (
     MAX_SETTINGS_BYTES,
     NetworkSettings,

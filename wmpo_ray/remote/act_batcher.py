@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from wmpo_client.refusals import Refusal
-from wmpo_ray.core.types import Observation
+from wmpo_ray.core.observations import Observation
 
 RECENT_S = 1.0  # who asked within it is expected to ask again
 

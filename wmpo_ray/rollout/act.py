@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from wmpo_ray.core.interfaces import FramesMode, Policy, World
+from wmpo_ray.core.observations import Observation, Rollout, StartState, Transition
 from wmpo_ray.core.timeline import span
-from wmpo_ray.core.types import Observation, Rollout, StartState, Transition
 
 SeedsOf = Callable[[str, int], list[int]]
 """(purpose, number of the chunk) -> one seed for each trajectory; the purposes are "act" and "step"."""

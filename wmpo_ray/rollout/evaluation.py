@@ -9,9 +9,10 @@ import numpy as np
 
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.interfaces import Environment, FramesMode, Policy
+from wmpo_ray.core.observations import Observation, Rollout
 from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.core.starts import seeded_starts
-from wmpo_ray.core.types import Episodes, Observation, Rollout
+from wmpo_ray.core.types import Episodes
 from wmpo_ray.data.episodes import RaggedFrames, batch_within, concatenate_episodes
 from wmpo_ray.environments.environment_world import EnvironmentState, EnvironmentWorld
 from wmpo_ray.rollout.act import Move, SeedsOf, act, run

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from wmpo_ray.core.interfaces import World
+from wmpo_ray.core.observations import StartState
 from wmpo_ray.core.seeding import seed_for
-from wmpo_ray.core.types import Episodes, Frames, StartState
+from wmpo_ray.core.types import Episodes, Frames
 from wmpo_ray.data.episodes import batch_within, parts_of
 from wmpo_ray.rollout.replay import replay
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from wmpo_ray.core.interfaces import Judge, World
-from wmpo_ray.core.types import Episodes, Frames, StartState, Videos
+from wmpo_ray.core.observations import StartState
+from wmpo_ray.core.types import Episodes, Frames, Videos
 from wmpo_ray.data.episodes import batch_within
 from wmpo_ray.rollout.fidelity import binary_report, psnr_per_frame, replay_batches, starts_of
 

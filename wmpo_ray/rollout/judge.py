@@ -12,7 +12,7 @@ from wmpo_ray.core.timeline import span
 from wmpo_ray.core.types import Disputed, Scores, Videos
 from wmpo_ray.reward_models.decisions import score_videos
 from wmpo_ray.rollout.replay import replay
-from wmpo_ray.rollout.requests import member_seeds, members_of
+from wmpo_ray.rollout.requests import member_seeds
 
 ReplayAgain = Callable[[Videos, np.ndarray], np.ndarray]
 """(videos, rows [S] of them) -> frames [S, T+1, H, W, 3] of the same actions in another world."""
@@ -45,8 +45,7 @@ class VerifiedJudge:
         return verify(self.first.judge(videos), videos, self.again, self._replay_again, self.disputed)
 
     def _replay_again(self, videos: Videos, rows: np.ndarray) -> np.ndarray:
-        members = members_of(videos.requests)
-        seeds = member_seeds([members[row] for row in rows], {"step": "verify"})
+        seeds = member_seeds([videos.members[row] for row in rows], {"step": "verify"})
         frames = replay(self.world, [videos.starts[row] for row in rows], videos.actions[rows], seeds).frames
         assert frames is not None
         return frames
@@ -81,7 +80,7 @@ class NoisyJudge:
         self.first, self.rates = judge, (false_positives, false_negatives)
 
     def judge(self, videos: Videos) -> Scores:
-        scores, seeds = self.first.judge(videos), member_seeds(members_of(videos.requests), {"flip": "label-noise"})
+        scores, seeds = self.first.judge(videos), member_seeds(videos.members, {"flip": "label-noise"})
         drawn = np.array([np.random.default_rng(seed).random() for seed in seeds("flip", 0)])
         rates = np.where(scores.success, self.rates[1], self.rates[0])
         return replace(scores, success=scores.success ^ (drawn < rates))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from wmpo_ray.core.interfaces import FramesMode, World
-from wmpo_ray.core.types import Observation, Rollout, StartState
+from wmpo_ray.core.observations import Observation, Rollout, StartState
 from wmpo_ray.rollout.act import Move, SeedsOf, run
 
 

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.interfaces import FramesMode
+from wmpo_ray.core.observations import Observation, StartState, Transition
 from wmpo_ray.core.section import Count
 from wmpo_ray.core.seeding import keyed_noise
 from wmpo_ray.core.timeline import span
-from wmpo_ray.core.types import Observation, StartState, Transition
 from wmpo_ray.core.untrusted import NetworkSettings, check_finite, check_network, inside, read_settings
 from wmpo_ray.environments.layout import WHOLE_FRAME, FrameLayout
 from wmpo_ray.world_models.autoencoder import AutoencoderCodec, FrameCodec, PixelCodec
@@ -140,7 +140,7 @@ class DiffusionWorldModel:
         clips = [_last_frames(start.frames, self.context_frames) for start in starts]
         latents = self.codec.encode(torch.stack(clips).to(self.denoiser.network.device))
         texts = tuple(start.instruction for start in starts)
-        return LatentContext(latents, 0, texts), Observation.of(np.stack([s.frames[-1] for s in starts]), texts)
+        return LatentContext(latents, texts), Observation.of(np.stack([s.frames[-1] for s in starts]), texts)
 
     @torch.no_grad()
     def step_chunk(
@@ -165,7 +165,7 @@ class DiffusionWorldModel:
             shown = decoded if frames == "all" else None
         steps = np.full(batch, self.chunk_length, np.int64)
         transition = Transition(observation, shown, np.zeros(batch, bool), None, steps)
-        return LatentContext(newest, state.num_frames + self.chunk_length, state.instructions), transition
+        return LatentContext(newest, state.instructions), transition
 
     @torch.no_grad()
     def reconstruct(self, frames: np.ndarray) -> np.ndarray:

@@ -12,8 +12,8 @@ from PIL import Image
 
 from wmpo_ray.config.run import EnvironmentConfig
 from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.core.observations import Observation, StartState
 from wmpo_ray.core.section import shown
-from wmpo_ray.core.types import Observation, StartState
 from wmpo_ray.environments.gymnasium.gymnasium_settings import RENDER, GymnasiumConfig
 
 FAILURES = ("ended",)

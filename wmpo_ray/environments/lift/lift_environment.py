@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from wmpo_ray.config.run import EnvironmentConfig
-from wmpo_ray.core.types import Observation, StartState
+from wmpo_ray.core.observations import Observation, StartState
 from wmpo_ray.environments.lift.lift_play import LiftPlay
 from wmpo_ray.environments.lift.lift_scene import LiftScene
 from wmpo_ray.environments.lift.lift_script import LiftScript

@@ -14,8 +14,8 @@ import numpy as np
 
 from wmpo_ray.config.run import EnvironmentConfig
 from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.core.observations import StartState
 from wmpo_ray.core.section import shown
-from wmpo_ray.core.types import StartState
 from wmpo_ray.environments.gymnasium.gymnasium_environment import GymnasiumEnvironment
 from wmpo_ray.environments.gymnasium.gymnasium_settings import RENDER, GymnasiumConfig
 from wmpo_ray.environments.metaworld.metaworld_scenes import MetaWorldSimulator, SceneEnv, to_json

@@ -20,8 +20,8 @@ import numpy as np
 from wmpo_ray.config.run import EnvironmentConfig
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.interfaces import AGENT
+from wmpo_ray.core.observations import Observation, StartState
 from wmpo_ray.core.section import shown
-from wmpo_ray.core.types import Observation, StartState
 from wmpo_ray.environments.pocket.geometry import (
     BLOCK_HALF,
     FRAME_SIZE,

@@ -18,8 +18,8 @@ from wmpo_ray.config.run import EnvironmentConfig
 from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.core.frame_sizes import height_and_width
 from wmpo_ray.core.interfaces import ChunkSteps, FramesMode
+from wmpo_ray.core.observations import Observation, StartState
 from wmpo_ray.core.section import shown
-from wmpo_ray.core.types import Observation, StartState
 from wmpo_ray.environments.remote.remote_settings import RemoteConfig
 
 FRAMES = {"none": pb.NONE, "last": pb.LAST, "all": pb.ALL}

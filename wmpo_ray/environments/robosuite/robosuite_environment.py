@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from wmpo_ray.config.run import EnvironmentConfig
-from wmpo_ray.core.types import Observation, StartState
+from wmpo_ray.core.observations import Observation, StartState
 from wmpo_ray.environments.robosuite.disruptions import change_look, check_disruption, displace
 from wmpo_ray.environments.robosuite.evaluation_starts import check_starts
 from wmpo_ray.environments.robosuite.experts import has_expert, make_expert

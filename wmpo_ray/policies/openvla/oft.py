@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.interfaces import Decision
+from wmpo_ray.core.observations import Observation
 from wmpo_ray.core.seeding import keyed_noise
-from wmpo_ray.core.types import Observation
 from wmpo_ray.core.untrusted import check_folder, parse_json
 from wmpo_ray.model_files.weight_files import WeightFiles, find_safetensors, load_network
 from wmpo_ray.policies.action_tokens import executed_tokens, sample_tokens
