@@ -143,17 +143,17 @@ class Uploader:
                 )
                 state = self._ask(self._stub.Put, piece)
         if state.complete:
+            self.num_sent += 1  # first: who waits until the spool is empty reads it then
             path.unlink()
             _flush(path.parent)
-            self.num_sent += 1
 
     def _ask(self, method: Any, request: Any) -> Any:
         return self.connection.call_again(method, request, self.call_s, self.call_s, self._ended.is_set)
 
     def _give_up(self, path: Path, reason: str) -> None:
         self.report(f"the server refuses {path.name}: {reason}; it stays in {self.spool.refused}")
-        os.replace(path, self.spool.refused / path.name)
         self.num_refused += 1
+        os.replace(path, self.spool.refused / path.name)
 
 
 def _sha256(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +15,7 @@ from wmpo_client.arrays import to_array
 from wmpo_client.protocol import wmpo_pb2 as pb
 from wmpo_client.server_connection import Connection
 
+PATIENCE_S = 60.0  # for a connection that was lost
 CRASHES = {"INTERNAL", "UNKNOWN", "DATA_LOSS", "UNAVAILABLE", "DEADLINE_EXCEEDED"}
 
 
@@ -47,18 +49,17 @@ def seeds_of_messages(session: str) -> dict[str, list[Any]]:
         "/wmpo.v1.Environments/Choose": [pb.SceneStepRequest(scene="fuzz", generation=1, expert=expert)],
         "/wmpo.v1.Environments/Observe": [scene],
         "/wmpo.v1.Environments/Save": [scene],
-        "/wmpo.v1.Environments/Read": [
-            pb.ReadRequest(scene=scene, ability="events", videos=to_array(np.zeros((1, 2, 16, 16, 3), np.uint8))),
-            pb.ReadRequest(
-                scene=scene,
-                ability="failures",
-                videos=to_array(np.zeros((1, 2, 16, 16, 3), np.uint8)),
-                actions=array,
-                instructions=["push"],
-                lengths=to_array(np.ones(1, np.int64)),
-            ),
-        ],
+        "/wmpo.v1.Environments/Read": _readings(scene, array),
     }
+
+
+def _readings(scene: Any, actions: Any) -> list[Any]:
+    videos, lengths = to_array(np.zeros((1, 2, 16, 16, 3), np.uint8)), to_array(np.ones(1, np.int64))
+    more = {"actions": actions, "instructions": ["push"], "lengths": lengths}
+    return [
+        pb.ReadRequest(scene=scene, ability="events", videos=videos),
+        pb.ReadRequest(scene=scene, ability="failures", videos=videos, **more),
+    ]
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
@@ -93,15 +94,24 @@ def send_all(connection: Connection, paths: dict[str, list[Any]], num: int, seed
     """How often each status code came back, "OK" among them."""
     counts: Counter[str] = Counter()
     for path, data in messages(paths, num, seed):
+        code, details = _answer(connection, path, data)
+        counts[code] += 1
+        if code in CRASHES and counts[code] <= 3:
+            print(f"{path} {data[:40].hex()}: {code} {details}", flush=True)
+    return counts
+
+
+def _answer(connection: Connection, path: str, data: bytes) -> tuple[str, str]:
+    """(status code, details). A busy machine may lose a connection; a server that has crashed does not come back."""
+    until = time.monotonic() + PATIENCE_S
+    while True:
         try:
             connection.call(connection.channel.unary_unary(path), data, 20)
-            counts["OK"] += 1
+            return "OK", ""
         except grpc.RpcError as error:
-            code = error.code().name
-            counts[code] += 1
-            if code in CRASHES and counts[code] <= 3:
-                print(f"{path} {data[:40].hex()}: {code} {error.details()}", flush=True)
-    return counts
+            if error.code() != grpc.StatusCode.UNAVAILABLE or time.monotonic() > until:
+                return error.code().name, error.details()
+            time.sleep(0.2)
 
 
 def crashes(counts: Counter[str]) -> int:

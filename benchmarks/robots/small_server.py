@@ -6,6 +6,7 @@ python -m benchmarks.robots.small_server FOLDER SIDE WIDTH      the address is p
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -70,12 +71,25 @@ async def serve(folder: Path, side: int, width: int) -> None:
 @contextmanager
 def small_server(folder: Path, side: int = 16, width: int = 32) -> Iterator[str]:
     """The address of a server in another process."""
+    with server_process(folder, side, width) as (target, _):
+        yield target
+
+
+def processor_seconds(pid: int) -> float:
+    """Of all threads of a process, so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def server_process(folder: Path, side: int, width: int) -> Iterator[tuple[str, int]]:
+    """(address, number of the process) of a server."""
     command = [sys.executable, "-m", "benchmarks.robots.small_server", str(folder), str(side), str(width)]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as process:
         assert process.stdout is not None and process.stdin is not None
         try:
-            yield process.stdout.readline().strip()
+            yield process.stdout.readline().strip(), process.pid
         finally:
             process.stdin.close()
             process.wait(60)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +16,7 @@ from wmpo_client.refusals import ClientError
 from wmpo_client.serving.locked_server import Lock
 from wmpo_client.token_file import require_token
 from wmpo_ray.config.loading import load_config
+from wmpo_ray.config.run import Config
 from wmpo_ray.core.console import make_console
 from wmpo_ray.core.errors import UserError
 
@@ -30,6 +33,28 @@ ClientCA = Annotated[
 ]
 
 
+Served = Annotated[
+    Path, typer.Argument(metavar="RUN|FOLDER", parser=user_path, help="A run, or the folder of a policy.")
+]
+Checkpoint = Annotated[
+    str, typer.Option(metavar="latest|N", help="Of a run: its newest policy, or that after N updates.")
+]
+Watch = Annotated[bool, typer.Option("--watch", help="Take new weights as the run makes them.")]
+Replicas = Annotated[int, typer.Option(min=1, help="Copies of the policy; two or more are placed by Ray.")]
+MadeFor = Annotated[
+    str | None,
+    typer.Option(metavar="PRESET|FILE", help="What a policy's folder was made for; a run knows it."),
+]
+Episodes = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", parser=user_path, help="Where episodes of robots go; RUN/robot if absent."),
+]
+Temperature = Annotated[float | None, typer.Option(help="Of the actions; else evaluation.temperature.")]
+MaxBatch = Annotated[int, typer.Option(min=1, help="Robots that are decided on together.")]
+MaxWait = Annotated[float, typer.Option(min=0, help="For which a robot may wait for others.")]
+MetricsPort = Annotated[int, typer.Option(min=-1, help="Prometheus' port on 127.0.0.1; 0: free, -1: none.")]
+
+
 def add_serving(app: typer.Typer) -> None:
     app.command()(serve)
     app.command()(simulator)
@@ -42,26 +67,17 @@ def make_lock(certificate: Path | None, key: Path | None, client_ca: Path | None
 
 
 def serve(
-    folder: Annotated[
-        Path, typer.Argument(metavar="RUN|FOLDER", parser=user_path, help="A run, or the folder of a policy.")
-    ],
-    checkpoint: Annotated[
-        str, typer.Option(metavar="latest|N", help="Of a run: its newest policy, or that after N updates.")
-    ] = "latest",
-    watch: Annotated[bool, typer.Option("--watch", help="Take new weights as the run makes them.")] = False,
+    folder: Served,
+    checkpoint: Checkpoint = "latest",
+    watch: Watch = False,
     listen: Listen = "127.0.0.1:7410",
-    replicas: Annotated[int, typer.Option(min=1, help="Copies of the policy; two or more are placed by Ray.")] = 1,
-    config: Annotated[
-        str | None, typer.Option(metavar="PRESET|FILE", help="What a policy's folder was made for; a run knows it.")
-    ] = None,
-    episodes: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", parser=user_path, help="Where episodes of robots go; RUN/robot if absent."),
-    ] = None,
-    temperature: Annotated[float | None, typer.Option(help="Of the actions; else evaluation.temperature.")] = None,
-    max_batch: Annotated[int, typer.Option(min=1, help="Robots that are decided on together.")] = 64,
-    max_wait_ms: Annotated[float, typer.Option(min=0, help="For which a robot may wait for others.")] = 5.0,
-    metrics_port: Annotated[int, typer.Option(min=-1, help="Prometheus' port on 127.0.0.1; 0: free, -1: none.")] = -1,
+    replicas: Replicas = 1,
+    config: MadeFor = None,
+    episodes: Episodes = None,
+    temperature: Temperature = None,
+    max_batch: MaxBatch = 64,
+    max_wait_ms: MaxWait = 5.0,
+    metrics_port: MetricsPort = -1,
     tls_certificate: Certificate = None,
     tls_key: Key = None,
     client_ca: ClientCA = None,
@@ -72,31 +88,37 @@ def serve(
 
     settings, find = choose_weights(folder, checkpoint, config, overrides or ())
     wanted = settings.evaluation.temperature if temperature is None else temperature
-    runtime = None
-    if replicas > 1:
-        prepare_ray(cluster_address(settings))
-        from cluster.runtimes.ray_runtime import RayRuntime
+    kept = episodes or (folder / "robot" if config is None else None)
+    with _ray_for(settings, replicas), _explained():
+        from cluster.serving.policy_server import PolicyServer, ServingOptions, serve_until_signal
 
-        runtime = RayRuntime(cluster_address(settings))
-    from cluster.serving.policy_server import PolicyServer, ServingOptions, serve_until_signal
+        lock = make_lock(tls_certificate, tls_key, client_ca)
+        options = ServingOptions(listen, lock, wanted, replicas, max_batch=max_batch, max_wait_s=max_wait_ms / 1000)
+        serve_until_signal(PolicyServer(settings, find, options), kept, watch, metrics_port, typer.echo)
 
+
+@contextmanager
+def _ray_for(config: Config, replicas: int) -> Iterator[None]:
+    """Ray for as long as replicas need it: the cluster of the configuration, or one of this machine."""
+    if replicas == 1:
+        yield
+        return
+    prepare_ray(cluster_address(config))
+    from cluster.runtimes.ray_runtime import RayRuntime
+
+    runtime = RayRuntime(cluster_address(config))
     try:
-        options = ServingOptions(
-            listen,
-            make_lock(tls_certificate, tls_key, client_ca),
-            wanted,
-            replicas,
-            max_batch=max_batch,
-            max_wait_s=max_wait_ms / 1000,
-        )
-        server = PolicyServer(settings, find, options)
-        kept = episodes or (folder / "robot" if (folder / "config.json").exists() and config is None else None)
-        serve_until_signal(server, kept, watch, metrics_port, typer.echo)
+        yield
+    finally:
+        runtime.shutdown()
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
     except ClientError as error:
         raise UserError(str(error)) from error
-    finally:
-        if runtime is not None:
-            runtime.shutdown()
 
 
 def simulator(
@@ -115,7 +137,7 @@ def simulator(
 
     check_kinds(config)
     host = listen.rpartition(":")[0]
-    try:
+    with _explained():
         serve(
             lambda: make_environment(config.environment),
             listen,
@@ -124,8 +146,6 @@ def simulator(
             config.environment.model_dump(mode="json"),
             lambda port: typer.echo(f"the simulator ({config.environment.kind}) listens on {host}:{port}"),
         )
-    except ClientError as error:
-        raise UserError(str(error)) from error
 
 
 def label(

@@ -53,7 +53,7 @@ def test_a_setting_of_another_kind_is_refused_with_its_owner(overrides, key, own
         ("reward.kind=huge", "['videomae', 'videomae_published']"),
         (
             "environment.kind=huge",
-            "['aloha', 'gymnasium', 'lift', 'metaworld', 'mimicgen', 'pocket', 'pusht', 'robosuite']",
+            "['aloha', 'gymnasium', 'lift', 'metaworld', 'mimicgen', 'pocket', 'pusht', 'remote', 'robosuite']",
         ),
     ],
 )
