@@ -90,5 +90,5 @@ def recorded_run(tmp_path_factory) -> Path:
     path = begin(tmp_path_factory.mktemp("runs") / "recorded")
     for stage in STAGES:
         assert do(path, stage, RECORDING, Listener())["restarted"] == 0
-    assert len(recorded(path)) == 7 and not list(path.glob("checkpoints/*")), "parts are gone"
+    assert len(recorded(path)) == 8 and not list(path.glob("checkpoints/*")), "parts are gone"
     return path

@@ -47,7 +47,7 @@ def test_acting_training_and_sending_weights_are_measured_in_one_file(run):
     assert half < whole, "half of the layers"
     assert metrics["learner_step/full_fp32_2_decisions_mfu"]["value"] > 0
     full, delta = (metrics[f"weight_update/{kind}_bytes"]["value"] for kind in ("full", "delta"))
-    assert 0.05 * full < delta < 0.25 * full, "2 bytes a value, 6 bytes a changed one"
+    assert 0.01 * full < delta < 0.05 * full, "2 bytes a value, and less than one for a changed one and its place"
 
 
 def test_an_imagined_update_goes_through_actors_and_learner(run):

@@ -199,7 +199,7 @@ def noting_classes(path: Path, name: str) -> dict[str, type]:
 
     class NotingImagination(RolloutActor):
         def rollout(self, request, spool=None):
-            for _, group in request.kept_groups:
+            for group in request.kept_groups:
                 note("imagine", *group.key)
             return super().rollout(request, spool)
 

@@ -77,8 +77,8 @@ def faulty_classes(plan: Plan) -> dict[str, type]:
 def faulty_imagination(plan: Plan) -> type:
     class FaultyImagination(RolloutActor):
         def rollout(self, request, spool=None):
-            self.key, self.chunk = request.kept_groups[0][1].key, 0
-            for _, group in request.kept_groups:
+            self.key, self.chunk = request.kept_groups[0].key, 0
+            for group in request.kept_groups:
                 plan.reached(f"start-{group.start_index}")
             result = super().rollout(request, spool)
             plan.reached("imagined-{}-{}".format(*self.key))
