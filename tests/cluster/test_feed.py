@@ -95,7 +95,7 @@ def models(tmp_path_factory) -> Path:
 def of_updates(lines: list[dict]) -> list[dict]:
     """Metrics of the updates, without those of times and of faults."""
     updates = [line for line in lines if "policy/loss" in line]
-    return [{k: v for k, v in line.items() if not k.startswith(("time/", "faults/"))} for line in updates]
+    return [{k: v for k, v in line.items() if not k.startswith(("time/", "faults/", "work/"))} for line in updates]
 
 
 @pytest.fixture(scope="module")
