@@ -105,7 +105,7 @@ def test_phases_are_no_more_than_the_calls_and_traces_hold_every_call(watched):
         for line in path.read_text().splitlines()
     ]
     assert {line["call"] for line in lines} == {
-        "imagine", "score", "update", "load_weights", "evaluate", "compare_labels"
+        "imagine", "score", "update_part", "update", "load_weights", "evaluate", "compare_labels"
     }  # fmt: skip
     calls = watched.samples("wmpo_call_seconds_count")
     assert Counter((line["role"], line["call"]) for line in lines) == calls
