@@ -31,7 +31,7 @@ from wmpo_ray.config.algorithms import SECTIONS
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.observations import MAIN_CAMERA, StartState
-from wmpo_ray.core.types import Group, GroupRequest, Verdict
+from wmpo_ray.core.types import Group, GroupRequest, Stored, Verdict
 
 
 def grpo_config(**settings: Any) -> Config:
@@ -107,7 +107,7 @@ def test_a_group_teaches_by_its_successes_or_by_their_difference(kind):
     request = GroupRequest(0, 0, 0, StartState(np.zeros((1, 2, 2, 3), np.uint8), "go"), 2, 0)
 
     def verdict(*success: bool) -> Verdict:
-        return algorithm.admit(Group(request, 0, np.array(success), np.full(2, 8), 0, None, (0, 2)))
+        return algorithm.admit(Group(request, 0, np.array(success), np.full(2, 8), 0, (Stored(None, (0, 2)),)))
 
     assert verdict(True, False) is Verdict.ADMIT
     assert verdict(False, False) is Verdict.UNIFORM

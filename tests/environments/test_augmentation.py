@@ -35,7 +35,7 @@ def config_of(**settings) -> Config:
     return validate({"augmentation": settings})
 
 
-@pytest.mark.parametrize(("preset", "mirrored"), [("demo", True), ("smoke", True), ("pusht", False), ("coffee", False)])
+@pytest.mark.parametrize(("preset", "mirrored"), [("demo", True), ("smoke", True), ("pusht", True), ("coffee", False)])
 def test_scenes_are_mirrored_where_the_environment_says_so(preset, mirrored):
     config = load_config(preset)
     assert is_mirrored(config) == mirrored
@@ -107,6 +107,6 @@ def test_the_file_of_an_earlier_run_is_read(tmp_path):
 def test_records_of_earlier_runs_hold():
     own = settings_of(WORLD_MODEL, Config())
     assert own[MIRRORED] is True and not any(key.startswith("augmentation") for key in own)
-    assert settings_of(WORLD_MODEL, load_config("pusht"))[MIRRORED] is False
+    assert settings_of(WORLD_MODEL, load_config("coffee"))[MIRRORED] is False
     assert settings_of(WORLD_MODEL, config_of(mirror="none"))["augmentation.mirror"] == "none"
     assert MIRRORED not in settings_of(WORLD_MODEL, load_config("perfect-world"))

@@ -214,7 +214,7 @@ def test_only_the_chosen_parameters_are_trained(policy_dir, tmp_path):
 
 def test_groups_are_cut_from_the_object_they_stand_in(learner):
     first, second = sample(learner, seed=1), sample(learner, seed=2)
-    slices = [groups()[1]._replace(source=1), groups()[0]]
+    slices = [groups()[1]._replace(pieces=((1, (4, 8)),)), groups()[0]]
     batch = Grpo(small_config()).prepare(learner.policy, slices, [first, second])
     (frames,) = batch.images.values()
     assert (frames[:4] == second.frames[4:8]).all() and (frames[4:] == first.frames[:4]).all()

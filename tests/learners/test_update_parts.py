@@ -203,7 +203,9 @@ def test_a_checkpoint_of_other_groups_is_not_gone_on_from(policy_dir, tmp_path, 
     with pytest.raises(Killed):
         give_parts(first, groups, data, [2])
     sources = [data, other]
-    mixed = [group._replace(source=int(place == changed)) for place, group in enumerate(groups)]
+    mixed = [
+        group._replace(pieces=((int(place == changed), group.pieces[0][1]),)) for place, group in enumerate(groups)
+    ]
 
     def played(learner: PolicyLearner) -> str:
         learner.update_part(0, 0, mixed[:3], *sources)

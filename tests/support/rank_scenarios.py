@@ -23,6 +23,7 @@ from wmpo_ray.algorithms.batching import GroupSlice
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.learner_types import UpdateFacts
 from wmpo_ray.core.types import Trajectories
+from wmpo_ray.policies.weight_payload import values_of
 
 TIMEOUT_S = 300.0  # on a machine that is busy
 NUM_CHUNKS, GROUP = 2, 4
@@ -139,7 +140,10 @@ def train(ranks: Ranks, config: Config, policy_dir: Path, folder: Path, num_upda
         metrics.append(result.metrics)
     payload = learner.weights(learner.num_updates)[1]
     weights = (
-        {name: tensor.values().view(tensor.shape).numpy() for name, tensor in payload.tensors.items()}
+        {
+            name: values_of(tensor.bits, tensor.dtype).view(tensor.shape).numpy()
+            for name, tensor in payload.tensors.items()
+        }
         if payload
         else {}
     )
@@ -160,7 +164,7 @@ def train_on_episodes(ranks: Ranks, config: Config, policy_dir: Path, folder: Pa
     digests += [result.version.digest for result in results]
     payload = learner.weights(2)[1]
     tensors = payload.tensors.items() if payload else ()
-    weights = {name: tensor.values().view(tensor.shape).numpy() for name, tensor in tensors}
+    weights = {name: values_of(tensor.bits, tensor.dtype).view(tensor.shape).numpy() for name, tensor in tensors}
     return Course(digests, [result.metrics for result in results], weights, 0, learner.num_updates, 0)
 
 

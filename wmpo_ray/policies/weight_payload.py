@@ -167,13 +167,13 @@ def _write(target: Tensor, tensor: WireTensor, changed: Changed | None) -> None:
     """`changed` is what `_check_tensor` made of `tensor`."""
     if changed is None:
         # Copied: the bits may be a read-only view into shared memory.
-        target.copy_(_values(tensor.bits.copy(), tensor.dtype).to(target.device, target.dtype).view(tensor.shape))
+        target.copy_(values_of(tensor.bits.copy(), tensor.dtype).to(target.device, target.dtype).view(tensor.shape))
     else:
         places = torch.from_numpy(changed.indices.astype(np.int64)).to(target.device)
-        target.put_(places, _values(changed.bits, tensor.dtype).to(target.device, target.dtype))
+        target.put_(places, values_of(changed.bits, tensor.dtype).to(target.device, target.dtype))
 
 
-def _values(bits: np.ndarray, dtype: str) -> Tensor:
+def values_of(bits: np.ndarray, dtype: str) -> Tensor:
     """The values [n] behind bits, on the CPU, in the memory of the bits."""
     return torch.from_numpy(bits.view(f"i{bits.itemsize}")).view(_dtype(dtype))
 
