@@ -126,7 +126,7 @@ def test_actors_with_packages_of_their_own_are_left_alone(actors, spares):
 
 
 def test_a_job_with_a_hook_of_its_own_keeps_it(actors, monkeypatch):
-    config = load_config("smoke")
+    config = load_config("smoke", ["cluster.spares=1"])
     assert make_spares(config) is not None
     monkeypatch.setattr(spares_module, "has_setup_hook", lambda: True)
     assert make_spares(config) is None

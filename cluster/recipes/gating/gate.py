@@ -10,6 +10,7 @@ import numpy as np
 
 from cluster.recipes.context import RunContext
 from cluster.recipes.gating.gate_replays import FILES, judged, replayed
+from cluster.recipes.simulator_needs import executes_other_actions
 from cluster.recipes.stage import Stage
 from cluster.recording.recorder import EpisodeRecorder
 from wmpo_ray.config.run import GateConfig
@@ -174,4 +175,5 @@ GATE = Stage(
     makes=("videos/side_by_side.npz",),
     state=(f"trajectories/{FILES.format('*')}.parquet",),
     settings=("gate", "reward.min_steps", "reward.verify", "rollout.chunk_length"),
+    simulates=executes_other_actions,
 )
