@@ -78,7 +78,7 @@ def measure(run: Path, folder: Path, settings: tuple[str, ...]) -> Measured:
     state = RunFolder(folder)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     chunks = sum(line.get("work/imagined_chunks", 0.0) for line in lines)
-    weights = sha256_of(next(state.policy.glob("*.safetensors")))
+    weights = sha256_of(next((folder / "models" / "policy").glob("*.safetensors")))
     return Measured(state.summary["stages"][STAGE]["seconds"], processors.seconds, chunks, weights)
 
 
