@@ -42,9 +42,19 @@ svg { --grid: #e4e4e4; --soft: #555; --third: #999; background: #fff; font-famil
 """
 
 
+SHORT_NAMES = {  # there is little room beside the picture
+    "whole groups": "whole groups",
+    "a trajectory a request": "trajectories",
+    "and a batch that fills": "+ filled",
+    "and a learner that does not wait": "+ streamed",
+    "and 16 GPUs for it": "+ 16 GPUs",
+    "whole groups, staleness 1": "groups, stale",
+}
+
+
 def draw_scaling(curves: dict[str, list[Point]], path: Path = PICTURE) -> None:
     series = [
-        Series(name, tone, [(math.log2(p.actors), p.efficiency) for p in points], stroke="solid")
+        Series(SHORT_NAMES[name], tone, [(math.log2(p.actors), p.efficiency) for p in points], stroke="solid")
         for (name, points), tone in zip(curves.items(), "abcdef", strict=True)
     ]
     chart = line_chart(
