@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,9 +103,6 @@ class Members:
         """Drop what belongs to groups of earlier updates, which were not needed."""
         for key in [key for key in self._found if key[0] < before_update]:
             del self._found[key]
-
-    def __iter__(self) -> Iterator[Key]:
-        return iter(self._found)
 
 
 def as_group(request: GroupRequest, version: int, whole: ScoredMembers) -> Group:

@@ -112,7 +112,7 @@ def test_members_make_a_group_in_their_own_order_whatever_came_first():
     whole = members.take(request, scored(2, 3, [False]))
     assert whole.members == (0, 4) and whole.success.tolist() == [True, False, False, True]
     assert [stored.trajectories.path for stored in whole.stored] == ["/spool/0", "/spool/2", "/spool/3"]
-    assert not list(members), "what is whole is not kept"
+    assert not members.holds(Piece(request, (3, 4), (0, 1))), "what is whole is not kept"
 
 
 def test_facts_in_the_ledger_lead_back_to_the_members(tmp_path):

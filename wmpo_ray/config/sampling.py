@@ -17,7 +17,7 @@ class RolloutConfig(Section):
     # Trajectories that one actor imagines in one call; 0: those of groups_per_request groups. Members of a group may be
     # imagined on several actors.
     trajectories_per_request: Annotated[int, Field(ge=0, le=10**6)] = 0
-    # Trajectories that a world model computes at once, with copies in slots that are left over; 0: those of a request.
+    # Trajectories that policy and world model compute at once, with copies in slots that are left over; 0: those of a request.
     slots: Annotated[int, Field(ge=0, le=10**5)] = 0
     temperature: Positive = 1.0
     world: Literal["imagination", "environment"] = (

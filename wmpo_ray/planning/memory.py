@@ -33,13 +33,13 @@ class RoleMemory:
 
 
 def imagination_memory(config: Config, policy: PolicyCost, world: WorldModelCost | None) -> RoleMemory:
-    """A replica of the policy and a world model, with the trajectories of one request under way."""
-    batch = config.rollout.request_size
+    """A replica of the policy and a world model, with the trajectories that are under way at once."""
+    batch = config.rollout.slots or config.rollout.request_size
     parts = [
         MemoryPart("policy weights", policy.num_parameters * replica_bytes(config)),
         MemoryPart("acting", batch * policy.acting_bytes),
     ]
-    return _role("imagination", [*parts, *_world_parts(config, world, config.rollout.slots or batch)])
+    return _role("imagination", [*parts, *_world_parts(config, world, batch)])
 
 
 def reward_memory(config: Config, reward: RewardModelCost, verifier: WorldModelCost | None) -> RoleMemory:
