@@ -25,6 +25,7 @@ from rich.console import Console
 from actors.recording_actor import EpisodeBatch, RecordingActor
 from benchmarks.results_file import write_results
 from cluster.events.progress import Reporter
+from cluster.host.connection import start_here
 from cluster.recording import recorder
 from cluster.recording.recorder import EpisodeRecorder
 from cluster.runtimes.ray_runtime import RayRuntime
@@ -168,7 +169,7 @@ def main() -> None:
     check_kinds(config)
     configure_process(config.cluster.threads_per_process)
     recorder.RecordingActor = TimedRecorder  # type: ignore[misc]
-    ray.init("local", num_cpus=4, include_dashboard=False, logging_level="warning", log_to_driver=False)
+    start_here(num_cpus=4)
     try:
         runtime = RayRuntime()
         one, two = (measure(config, runtime, num) for num in (1, 2))

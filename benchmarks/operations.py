@@ -28,6 +28,7 @@ from benchmarks.prepared_run import ROOT, check_run, copy_run, make_run
 from benchmarks.results_file import write_results
 from cluster.events.ray_metrics import RayMeter
 from cluster.events.run_log import FolderLog
+from cluster.host.connection import start_here
 from cluster.host.local_cluster import LocalCluster
 from cluster.host.ports import free_port
 from cluster.host.security import read_token
@@ -185,7 +186,7 @@ def measure_cost(prepared: Path, folder: Path, num_updates: int) -> Figures:
         models / "reward-model",
         out / "checkpoints",
     )
-    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    start_here(num_cpus=1)
     try:
         telemetry = SwitchedTelemetry(out / "traces")
         ledger, log = Ledger(out / LEDGER), FolderLog(out, Trackers(JsonlTracker(out)), lambda update, values: None)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import grpc
 import ray
 from ray.exceptions import AuthenticationError
 
-from cluster.host.ray_private import address_from_environment, grpc_channel
+from cluster.host.ray_private import LateNodeError, address_from_environment, all_nodes_or_none, grpc_channel
 from wmpo_ray.core.errors import UserError
 
 PROBE_TIMEOUT_S = 5.0
+STARTS = 3
 KNOBS = "set --address, cluster.address or RAY_ADDRESS"
 
 
@@ -40,6 +43,31 @@ def require_cluster(address: str) -> str:
     finally:
         channel.close()
     return found
+
+
+def start_here(**options: Any) -> None:
+    """`ray.init` for a Ray on this machine alone, which ends with this process. Raises UserError as `start_nodes` does."""
+    settings = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.WARNING} | options
+    start_nodes(lambda: ray.init("local", **settings))
+
+
+def start_nodes(start: Callable[[], Any]) -> None:
+    """Call what starts nodes of Ray on this machine; again where one was late, and nothing of a failed try runs on.
+
+    Ray waits 30 s for a node, which has to import its agents first, and a busy machine may take longer; by the second
+    time they are in memory. Raises UserError after the third.
+    """
+    for _ in range(STARTS):
+        try:
+            with all_nodes_or_none():
+                start()
+        except LateNodeError:
+            continue
+        return
+    raise UserError(
+        f"Ray did not start on this machine: {STARTS} times a node was not there within 30 s; look at what else runs "
+        "here and at Ray's logs in /tmp/ray, or do without Ray (--serial)"
+    )
 
 
 def connect(address: str, **options: Any) -> None:

@@ -16,6 +16,7 @@ from unittest import mock
 import ray
 from ray.cluster_utils import Cluster
 
+from cluster.host.connection import start_nodes
 from cluster.host.ports import LOCALHOST, free_port, require_free
 from cluster.host.preflight import check_temporary_folder, require, temporary_folder
 
@@ -44,6 +45,16 @@ class LocalCluster:
         base.mkdir(parents=True, exist_ok=True)
         self._folder = tempfile.TemporaryDirectory(prefix=PREFIX, dir=base, ignore_cleanup_errors=True)
         self.temp_dir = Path(self._folder.name) / "ray"
+        cpus = cpus_per_worker or max(1, len(os.sched_getaffinity(0)) // num_workers)
+        try:
+            start_nodes(lambda: self._start(port, num_workers, cpus))
+        except BaseException:
+            self._folder.cleanup()
+            raise
+        self.address: str = self._cluster.address  # for drivers
+        self.dashboard = f"http://{LOCALHOST}:{port}"  # for jobs and people
+
+    def _start(self, port: int, num_workers: int, cpus: float) -> None:
         head = {
             "temp_dir": str(self.temp_dir),
             "num_cpus": 0,
@@ -57,8 +68,6 @@ class LocalCluster:
         # default one, which need not exist, it would take the place of another cluster's.
         with mock.patch.dict(os.environ, RAY_TMPDIR=self._folder.name):
             self._cluster = Cluster(initialize_head=True, head_node_args=head | _SMALL)
-        self.address: str = self._cluster.address  # for drivers
-        cpus = cpus_per_worker or max(1, len(os.sched_getaffinity(0)) // num_workers)
         for number in range(num_workers):
             node: dict[str, Any] = {"num_cpus": cpus, "dashboard_agent_listen_port": free_port()}
             # Ray unpacks a job's working directory anew for every node. In one folder for all nodes, as is its default
@@ -66,7 +75,6 @@ class LocalCluster:
             node["runtime_env_dir_name"] = f"runtime_resources_{number}"
             self._cluster.add_node(wait=False, **node, **_SMALL)
         self._cluster.wait_for_nodes()
-        self.dashboard = f"http://{LOCALHOST}:{port}"  # for jobs and people
 
     def __enter__(self) -> Self:
         return self

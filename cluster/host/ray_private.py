@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -29,10 +29,12 @@ FAKE_NODE_PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.Fake
 
 __all__ = [
     "FAKE_NODE_PROVIDER",
+    "LateNodeError",
     "Node",
     "NodeManager",
     "RpcError",
     "address_from_environment",
+    "all_nodes_or_none",
     "autoscaler_config",
     "block_sizes",
     "check_cluster_config",
@@ -58,6 +60,39 @@ def address_from_environment(address: str) -> str:
     Raises ConnectionError where there is no cluster.
     """
     return _services.get_ray_address_from_environment(address, None)
+
+
+# What is said of a node itself, and of one that the others have not seen.
+_LATE = ("timed out during startup", "Timed out while waiting for nodes")
+
+
+class LateNodeError(Exception):
+    """A node was not there within the 30 s that Ray gives it."""
+
+
+@contextmanager
+def all_nodes_or_none() -> Iterator[None]:
+    """Ends the processes of every node that is started within it where one of them cannot be.
+
+    Raises LateNodeError where that is because it took too long, for which Ray has neither a setting nor an error.
+    """
+    nodes: list[Node] = []
+
+    def start_processes(self: Node) -> None:
+        nodes.append(self)
+        start(self)
+
+    start = Node.start_ray_processes
+    try:
+        with mock.patch.object(Node, "start_ray_processes", start_processes):
+            yield
+    except BaseException as error:
+        _worker.shutdown()
+        for node in reversed(nodes):
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
+        if any(sign in str(error) for sign in _LATE):
+            raise LateNodeError(str(error)) from error
+        raise
 
 
 def grpc_channel(address: str) -> Any:

@@ -30,7 +30,7 @@ from ray.exceptions import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.host.connection import connect
+from cluster.host.connection import connect, start_here
 from cluster.host.ray_private import autoscaler_config, dashboard_url, draining_nodes
 from cluster.host.security import prepare_ray
 from cluster.runtimes.resources import Resources, ray_options
@@ -121,7 +121,7 @@ class RayRuntime:
             if address:
                 connect(address, logging_level=logging.WARNING)
             else:
-                ray.init("local", logging_level=logging.WARNING, log_to_driver=False, include_dashboard=False)
+                start_here()
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, before)  # Ray's own handler would exit with another code
         self._node = ray.get_runtime_context().get_node_id()

@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 import socket
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+import ray
 
 from cluster.host import connection
-from cluster.host.connection import require_cluster
+from cluster.host.connection import require_cluster, start_here
 from cluster.host.local_cluster import LocalCluster
-from cluster.host.ray_private import hide_local_clusters
+from cluster.host.ray_private import Node, hide_local_clusters
 from wmpo_ray.core.errors import UserError
 
 
@@ -63,3 +65,33 @@ def test_a_cluster_of_this_machine_needs_room_for_its_sockets(monkeypatch, tmp_p
     with pytest.raises(UserError, match="107 at most; set RAY_TMPDIR"):
         LocalCluster()
     assert not folder.exists()
+
+
+def too_slow(times: int) -> Callable[[Node], None]:
+    """Starts a node's processes, and then takes it for late as often as is said."""
+    late, start = iter([True] * times), Node.start_ray_processes
+
+    def start_processes(node: Node) -> None:
+        start(node)
+        if next(late, False):
+            raise TimeoutError("The current node timed out during startup.")
+
+    return start_processes
+
+
+def test_a_node_that_comes_up_too_slowly_is_started_again(monkeypatch, leftovers):
+    monkeypatch.setattr(Node, "start_ray_processes", too_slow(1))
+    start_here(num_cpus=1)
+    try:
+        assert ray.is_initialized()
+        assert len(leftovers.remaining(command="gcs_server")) == 1, "nothing of the first one runs on"
+    finally:
+        ray.shutdown()
+
+
+def test_a_node_that_never_comes_up_is_one_line(monkeypatch, leftovers):
+    monkeypatch.setattr(connection, "STARTS", 1)
+    monkeypatch.setattr(Node, "start_ray_processes", too_slow(1))
+    with pytest.raises(UserError, match="1 times a node was not there within 30 s.*--serial"):
+        start_here(num_cpus=1)
+    assert not ray.is_initialized() and not leftovers.remaining(5, command="gcs_server")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import ray
 
+from cluster.host.connection import start_here
 from cluster.runtimes.ray_runtime import RayRuntime
 from cluster.runtimes.serial_runtime import SerialRuntime
 from tests.support.small_run import SETTINGS, make_loop, run, save_models, small_config
@@ -48,7 +49,7 @@ def test_trajectories_that_end_early_lead_to_the_same_weights(models, tmp_path, 
 
 
 def test_on_ray_too(models, tmp_path, whole):
-    ray.init("local", num_cpus=4, include_dashboard=False, logging_level="warning", log_to_driver=False)
+    start_here(num_cpus=4)
     try:
         loop, _ = make_loop(placed("with_imagination"), RayRuntime(), models, tmp_path / "looked at")
         assert set(loop.crew.pools) == {"imagination", "learner", "environment"}

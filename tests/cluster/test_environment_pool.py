@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import ray
 
+from cluster.host.connection import start_here
 from cluster.loop import reality
 from cluster.recipes.context import RunContext, Services
 from cluster.recording import recorder
@@ -204,7 +205,7 @@ def test_a_worker_killed_while_it_collects_costs_its_batch(recorded_run, tmp_pat
     config = recording_config(environment_actors=2)
     monkeypatch.setattr(recorder, "RecordingActor", faulty_recorder(plan))
     monkeypatch.setattr(Services, "meter", meter)
-    ray.init("local", num_cpus=2, include_dashboard=False, logging_level="warning", log_to_driver=False)
+    start_here(num_cpus=2)
     try:
         listener = Listener()
         metrics = do(path, "collect", config, listener, RayRuntime())
@@ -227,7 +228,7 @@ def test_three_processes_with_an_environment_of_their_own(recorded_run, tmp_path
         environment_actors=3, environment_runtime_env={"py_executable": str(python), "env_vars": ["SIMULATOR=old"]}
     )
     path = begin(tmp_path / "run")
-    ray.init("local", num_cpus=4, include_dashboard=False, logging_level="warning", log_to_driver=False)
+    start_here(num_cpus=4)
     try:
         for stage in STAGES:
             do(path, stage, config, Listener(), RayRuntime())

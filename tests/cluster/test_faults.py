@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import ray
 
+from cluster.host.connection import start_here
 from cluster.runtimes.ray_runtime import RayRuntime
 from cluster.runtimes.serial_runtime import SerialRuntime
 from tests.support.faulty_config import faulty_config
@@ -34,7 +35,7 @@ def undisturbed(models, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ray_runtime():
-    ray.init("local", num_cpus=4, include_dashboard=False, logging_level="warning", log_to_driver=False)
+    start_here(num_cpus=4)
     yield RayRuntime()
     ray.shutdown()
 

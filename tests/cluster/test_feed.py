@@ -11,6 +11,7 @@ from typing import ClassVar
 import pytest
 import ray
 
+from cluster.host.connection import start_here
 from cluster.loop.feed import PartTrained, streams_updates
 from cluster.runtimes.ray_runtime import RayRuntime
 from cluster.runtimes.serial_runtime import SerialRuntime
@@ -157,7 +158,7 @@ def test_a_run_killed_between_parts_and_resumed_ends_with_the_same_weights(whole
 
 
 def test_on_ray_with_a_learner_that_dies_at_a_part(whole, models, tmp_path, monkeypatch):
-    ray.init("local", num_cpus=4, include_dashboard=False, logging_level="warning", log_to_driver=False)
+    start_here(num_cpus=4)
     try:
         plan = Plan(tmp_path / "plan")
         plan.add("after-part-1")

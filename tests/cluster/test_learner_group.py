@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import ray
 
+from cluster.host.connection import start_here
 from cluster.recipes.pipeline import run_pipeline
 from cluster.runtimes.ray_runtime import RayRuntime
 from cluster.runtimes.resources import Resources
@@ -36,7 +37,7 @@ def models(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def runtime():
-    ray.init("local", num_cpus=4, include_dashboard=False, logging_level="warning", log_to_driver=False)
+    start_here(num_cpus=4)
     yield RayRuntime()
     ray.shutdown()
 

@@ -11,6 +11,7 @@ import pytest
 import ray
 
 from actors.rollout_actor import RolloutActor
+from cluster.host.connection import start_here
 from cluster.loop.ledger import Ledger, LedgerError, State
 from cluster.loop.members import Handle, Members, ScoredMembers
 from cluster.runtimes.ray_runtime import RayRuntime
@@ -54,7 +55,7 @@ def test_the_cut_of_the_requests_changes_no_weight(models, tmp_path, whole, size
 
 
 def test_on_one_two_and_three_actors_the_weights_are_those_of_one_process(models, tmp_path, whole):
-    ray.init("local", num_cpus=4, include_dashboard=False, logging_level="warning", log_to_driver=False)
+    start_here(num_cpus=4)
     try:
         for actors, placement in ((1, "with_imagination"), (2, "own"), (3, "with_imagination")):
             config = cut(2, 0.9, actors, placement)
@@ -65,7 +66,7 @@ def test_on_one_two_and_three_actors_the_weights_are_those_of_one_process(models
 
 def test_an_actor_drops_what_it_is_told_to_while_it_works(models):
     """The call is under way: it ends at its next chunk, and only it."""
-    ray.init("local", num_cpus=2, include_dashboard=False, logging_level="warning", log_to_driver=False)
+    start_here(num_cpus=2)
     try:
         runtime, config = RayRuntime(), cut(0)
         folders = [str(models / name) for name in ("policy", "world-model", "reward-model")]

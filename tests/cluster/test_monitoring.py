@@ -18,6 +18,7 @@ import pytest
 import ray
 
 from cluster.events.ray_metrics import RayMeter
+from cluster.host.connection import start_here
 from cluster.host.ports import free_port
 from cluster.loop.ledger import Ledger
 from cluster.loop.rollouts import Rollouts
@@ -82,14 +83,7 @@ def watched(tmp_path_factory) -> Iterator[Watched]:
     folder = tmp_path_factory.mktemp("watched")
     plan = Plan(folder / "plan")
     plan.add("score-1-0")  # of the only reward worker: the run waits for its successor
-    ray.init(
-        "local",
-        num_cpus=4,
-        include_dashboard=False,
-        logging_level="warning",
-        log_to_driver=False,
-        _system_config={"metrics_report_interval_ms": 1000},
-    )
+    start_here(num_cpus=4, _system_config={"metrics_report_interval_ms": 1000})
     node = ray.nodes()[0]
     session = Path(node["ObjectStoreSocketName"]).parents[1]
     address = f"127.0.0.1:{node['MetricsExportPort']}"

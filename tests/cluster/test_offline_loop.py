@@ -9,6 +9,7 @@ import ray
 from safetensors.torch import load_file
 
 import learners.policy_learner
+from cluster.host.connection import start_here
 from cluster.loop.offline import Trained, train_offline
 from cluster.loop.team import ModelPaths
 from cluster.runtimes.ray_runtime import RayRuntime
@@ -120,7 +121,7 @@ def test_mistakes_end_the_run_with_their_own_message(folder, tmp_path):
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_on_ray_only_the_learner_has_a_place(serial, folder, tmp_path, ranks):
     """Models of other roles are nowhere, and there is no room for their actors."""
-    ray.init("local", num_cpus=1, include_dashboard=False, logging_level="warning", log_to_driver=False)
+    start_here(num_cpus=1)
     try:
         config = offline_config("dpo")
         config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"learner_ranks": ranks})})

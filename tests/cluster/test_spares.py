@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import ray
 
+from cluster.host.connection import start_here
 from cluster.host.ray_private import NodeManager
 from cluster.runtimes import spares as spares_module
 from cluster.runtimes.preload import MODULES, preload
@@ -48,7 +49,7 @@ class Actors:
 
 @pytest.fixture(scope="module")
 def actors() -> Iterator[Actors]:
-    ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, logging_level="warning", log_to_driver=False)
+    start_here(num_cpus=2, num_gpus=1)
     yield Actors(RayRuntime())
     ray.shutdown()
 

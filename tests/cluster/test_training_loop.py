@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import ray
 
+from cluster.host.connection import start_here
 from cluster.runtimes.ray_runtime import RayRuntime
 from cluster.runtimes.serial_runtime import SerialRuntime
 from tests.support.small_run import SETTINGS, finish, make_loop, run, save_models, small_config
@@ -34,7 +35,7 @@ def serial(models, tmp_path_factory) -> tuple[str, list[dict]]:
 
 @pytest.fixture(scope="module")
 def ray_runtime():
-    ray.init("local", num_cpus=4, include_dashboard=False, logging_level="warning", log_to_driver=False)
+    start_here(num_cpus=4)
     yield RayRuntime()
     ray.shutdown()
 

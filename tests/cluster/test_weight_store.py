@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from actors.replica import Replica
+from cluster.host.connection import start_here
 from cluster.runtimes.ray_runtime import RayRuntime
 from cluster.runtimes.resources import Resources
 from cluster.runtimes.runtime import ActorLostError
@@ -119,7 +120,7 @@ class Learner:
 
 @pytest.fixture(scope="module")
 def crew():
-    ray.init("local", num_cpus=4, include_dashboard=False, logging_level="warning", log_to_driver=False)
+    start_here(num_cpus=4)
     yield Crew(RayRuntime())
     ray.shutdown()
 
