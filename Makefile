@@ -8,6 +8,8 @@ EXTRAS ?=
 OUT ?= runs/demo
 SEED ?= 0
 FAULTS ?= 100
+# Processes that share the tests, a file at a time
+JOBS ?= 2
 MODE ?= relentless
 FIXTURES ?= tests/golden
 
@@ -53,7 +55,7 @@ cluster-demo: setup  ## the same as a job on a Ray cluster of a head and two wor
 		--set name=$(notdir $(OUT))
 
 test: setup  ## the tests, and an episode in each simulator where `make setup-simulators` was run
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 	@if test -e .venv-sim/.installed-sim-pusht; then $(MAKE) --no-print-directory test-simulators-in-short; \
 		else echo "simulators: not tested, there is no .venv-sim (make setup-simulators)"; fi
 

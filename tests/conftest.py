@@ -12,7 +12,9 @@ from tests.support.leftovers import Leftovers
 from wmpo_client.token_file import TOKEN
 
 # Before anything imports ray, which reads it then.
-os.environ[TOKEN_PATH] = str(Path(tempfile.mkdtemp(prefix="wmpo-tests-")) / "token")
+FOLDER = Path(tempfile.mkdtemp(prefix="wt-"))  # a short name: Ray's sockets below it have 107 characters
+os.environ[TOKEN_PATH] = str(FOLDER / "token")
+os.environ["RAY_TMPDIR"] = str(FOLDER)  # the processes that share the tests would find each other's clusters
 prepare_ray("")
 os.environ[TOKEN] = "a-token-of-the-tests-0123456789"  # of robots and simulators
 os.environ.setdefault("RAY_worker_niceness", "0")  # workers are what is tested: not after whatever else runs

@@ -31,6 +31,8 @@ class Leftovers:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        if hasattr(session.config, "workerinput"):
+            return  # a worker of pytest-xdist: what it leaves belongs to the session that started it, which looks
         self._found = self.remaining(self.grace_s)
         for pid in self._found:
             end(pid, self._session)
