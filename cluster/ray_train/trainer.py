@@ -178,6 +178,7 @@ def _fit(trainer: TorchTrainer, training: Training, board: Any, shown: ProgressV
         while thread.is_alive():
             thread.join(REPORT_EVERY_S)
             _show(training, board, shown)
+        _show(training, board, shown)  # it may have ended between the last look and the question whether it has
     finally:
         end_controller(board, thread.is_alive())
         ray.kill(board)
