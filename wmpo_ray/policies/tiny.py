@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.frame_sizes import FrameSize, height_and_width
-from wmpo_ray.core.interfaces import Decision
+from wmpo_ray.core.interfaces import Decision, Seeds
 from wmpo_ray.core.observations import Observation
 from wmpo_ray.core.rounding import rounded
 from wmpo_ray.core.section import Count, Positive
@@ -210,7 +210,7 @@ class TinyPolicy(PreTrainedModel):
     def executed(self, num_actions: Tensor) -> Tensor:
         return executed_tokens(num_actions, self.chunk_length, self.action_dim)
 
-    def cloning_loss(self, observation: Observation, actions: Tensor) -> Tensor:
+    def cloning_loss(self, observation: Observation, actions: Tensor, seeds: Seeds = None) -> Tensor:
         target = encode_actions(actions.to(self.device), self.config.num_bins)
         return F.cross_entropy(self._logits(observation).flatten(0, 1), target.flatten())
 
@@ -232,9 +232,6 @@ def bump_basis(num_bins: int, num_bases: int) -> Tensor:
     basis = 2 * np.concatenate([rounded(math.exp, -0.5 * distance * distance), ends])
     with torch.inference_mode(False):  # it is cached and may serve a later backward pass
         return torch.from_numpy(basis)
-
-    def encode(self, actions: Tensor) -> dict[str, Tensor]:
-        return {"tokens": encode_actions(actions, self.config.num_bins).flatten(1).cpu()}
 
 
 def vocabulary_of(instructions: Sequence[str]) -> list[str]:
