@@ -24,7 +24,7 @@ STAMP := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 	test-simulators-in-short lint bench-demo bench-cache soak \
 	bench-coordinator bench-optimize bench-autoscaling bench-weights bench-actor-start bench-operations bench-samplers \
 	bench-simulators bench-experts \
-	bench-fidelity bench-memory bench-metaworld bench-environment-pool bench-house evidence bench-models bench-gpu \
+	bench-learners bench-fidelity bench-memory bench-metaworld bench-environment-pool bench-house evidence bench-models bench-gpu \
 	bench-data check-exchange exchange-env fuzz-readers pretrain-embedded protocol bench-robots clean
 .DEFAULT_GOAL := help
 
@@ -130,6 +130,9 @@ bench-house: setup  ## sizes of rooms and files, loops, files per change (WEIGHT
 
 evidence: setup  ## the paper's comparisons, cell by cell, for hours; goes on with what is missing (EVIDENCE="--methods wmpo dpo --seeds 0")
 	$(BIN)/python -m benchmarks.evidence $(EVIDENCE)
+
+bench-learners: setup  ## other policies on the embedded task, three seeds each: Flow-GRPO (PART=flow SEEDS="0 1 2")
+	$(BIN)/python -m benchmarks.learners $(or $(PART),flow) $(if $(SEEDS),--seeds $(SEEDS))
 
 bench-models: setup  ## parity with published fixtures, memory of loading (FIXTURES=tests/golden)
 	$(BIN)/python -m benchmarks.models --fixtures $(FIXTURES)

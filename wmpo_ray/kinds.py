@@ -30,6 +30,7 @@ POLICIES = Kinds(
     {
         "tiny": "wmpo_ray.policies.tiny_kind:TinyKind",
         "openvla_oft": "wmpo_ray.policies.openvla.openvla_kind:OpenVLAKind",
+        "flow": "wmpo_ray.policies.flow.flow_kind:FlowKind",
     },
     members=("section", "create", "load", "pretrained", "blueprint"),
 )

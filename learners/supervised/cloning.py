@@ -14,15 +14,16 @@ from learners.supervised.training_state import NO_CHECKPOINTS, Parts, TrainingCh
 from wmpo_ray.config.run import CloningConfig
 from wmpo_ray.core.interfaces import Policy
 from wmpo_ray.core.observations import Observation
-from wmpo_ray.core.seeding import generator_for
+from wmpo_ray.core.seeding import generator_for, seed_for
 from wmpo_ray.core.types import Episodes
 
 
 class PolicyCloner(SupervisedTraining):
-    """Cross-entropy of the expert's next K actions at every step of every demonstration.
+    """The policy's cloning loss of the expert's next K actions at every step of every demonstration.
 
     After the end of a demonstration its last action repeats. A batch is the numbers of decisions [B]. A step with a
-    loss that is not finite is skipped and counted.
+    loss that is not finite is skipped and counted. Noise that the loss draws is keyed by the step and the place in its
+    batch, so that it depends neither on the ranks nor on where a training was taken up again.
     """
 
     def __init__(self, policy: Policy, demos: Episodes, config: CloningConfig, seed: int, share: WorkerShare = WHOLE):
@@ -33,11 +34,11 @@ class PolicyCloner(SupervisedTraining):
         )
         generator = generator_for(seed, "cloning")
 
-        def loss(frames: np.ndarray, texts: list[str], actions: Tensor) -> Tensor:
-            return policy.cloning_loss(Observation.of(frames, texts), actions)
+        def loss(frames: np.ndarray, texts: list[str], actions: Tensor, seeds: list[int]) -> Tensor:
+            return policy.cloning_loss(Observation.of(frames, texts), actions, seeds)
 
         super().__init__(network, loss, optimizer, generator, config, "policy.cloning", share)
-        self.config, self.chunk_length = config, policy.chunk_length
+        self.config, self.chunk_length, self.seed = config, policy.chunk_length, seed
         self.rows, self.steps = _decisions(demos)
         self.actions = torch.from_numpy(_padded_actions(demos, policy.chunk_length))
         self.frames, self.instructions = demos.frames, demos.instructions
@@ -54,12 +55,15 @@ class PolicyCloner(SupervisedTraining):
         return torch.randint(len(self.rows), (self.config.batch_size,), generator=self.generator)
 
     def inputs(self, batch: Tensor) -> tuple[tuple, int]:
-        """Frames [n, H, W, 3], instructions and actions [n, K, D]."""
-        chosen = batch[self.share.of(len(batch))]
+        """Frames [n, H, W, 3], instructions, actions [n, K, D] and seeds."""
+        own = self.share.of(len(batch))
+        chosen = batch[own]
         row, t = self.rows[chosen], self.steps[chosen]
         actions = self.actions[row[:, None], t[:, None] + torch.arange(self.chunk_length)]
         texts = [self.instructions[i] for i in row.tolist()]
-        return (self.frames[row.numpy(), t.numpy()], texts, actions), len(batch)
+        places = range(len(batch))[own]
+        seeds = [seed_for(self.seed, "cloning-noise", self.num_steps, place) for place in places]
+        return (self.frames[row.numpy(), t.numpy()], texts, actions, seeds), len(batch)
 
     def update(self, loss: float) -> dict[str, float]:
         if math.isfinite(loss):

@@ -105,6 +105,40 @@ def test_token_loss_and_its_gradient_are_the_published_ones(golden):
     torch.testing.assert_close(new.grad, golden["official_grad_new_log_probs"], atol=1e-5, rtol=0)
 
 
+def test_a_ratio_for_each_step_multiplies_to_that_of_the_chunk_and_of_one_step_is_it():
+    generator = torch.Generator().manual_seed(0)
+    new, old = torch.randn(2, 3, 4, 12, generator=generator, dtype=torch.float64) * 0.1
+    mask = torch.zeros(3, 4, 12, dtype=torch.bool)
+    mask[:, :2] = True
+    steps = grpo.log_ratios(new, old, "step", 3)
+    assert steps.shape == (3, 12)
+    torch.testing.assert_close(steps.view(3, 4, 3).sum(-1), grpo.log_ratios(new, old, "chunk"))
+    torch.testing.assert_close(steps[0, 1], (new - old)[0, 0, 4:8].sum())
+    advantage = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    single, chunk = (grpo.loss(new, old, advantage, mask, 0.2, 0.28, ratio)[0] for ratio in ("step", "chunk"))
+    assert torch.equal(single, chunk)
+
+
+def test_the_loss_over_steps_is_the_mean_over_trajectories_chunks_and_steps():
+    """Flow-GRPO's objective (arXiv 2505.05470, Eq. 5 without its penalty), summed up by hand in float64."""
+    generator = np.random.default_rng(0)
+    new, old = generator.normal(0, 0.2, (2, 2, 2, 6))
+    advantage, num_chunks = np.array([1.0, -1.0]), (2, 1)
+    expected = 0.0
+    for row in range(2):
+        gains = []
+        for chunk in range(num_chunks[row]):
+            for step in range(3):
+                ratio = np.exp(sum(new[row, chunk, 2 * step + i] - old[row, chunk, 2 * step + i] for i in range(2)))
+                gains.append(min(ratio * advantage[row], np.clip(ratio, 0.8, 1.28) * advantage[row]))
+        expected -= np.mean(gains) / 2
+    mask = torch.ones(2, 2, 6, dtype=torch.bool)
+    mask[1, 1] = False
+    tensors = (torch.from_numpy(values) for values in (new, old, advantage))
+    loss, _ = grpo.loss(*tensors, mask, 0.2, 0.28, "step", 3)
+    assert float(loss) == pytest.approx(expected, abs=1e-12)
+
+
 def test_equal_rewards_give_no_advantage_and_no_gradient():
     assert torch.equal(grpo.advantages(torch.ones(2, 4)), torch.zeros(2, 4))
     new = torch.randn(4, 2, 6, requires_grad=True)

@@ -30,5 +30,7 @@ def test_everything_registered_is_under_contract(table, instances):
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(ConfigError, match=r"policy.kind='huge' is unknown; known are \['openvla_oft', 'tiny'\]"):
+    with pytest.raises(
+        ConfigError, match=r"policy.kind='huge' is unknown; known are \['flow', 'openvla_oft', 'tiny'\]"
+    ):
         POLICIES.find("huge")

@@ -22,6 +22,7 @@ from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.observations import Observation
 from wmpo_ray.core.runtime_settings import process_device
 from wmpo_ray.environments.pocket.env import INSTRUCTIONS
+from wmpo_ray.policies.flow.flow_policy import FlowPolicy, FlowPolicyHFConfig
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
 from wmpo_ray.reward_models.preprocessing import FramePreprocessing
 from wmpo_ray.reward_models.published_videomae import PublishedRewardModel
@@ -51,11 +52,15 @@ def tiny_policy() -> TinyPolicy:
     return TinyPolicy(TinyPolicyHFConfig(width=32, patch_size=8, vocabulary=vocabulary_of(INSTRUCTIONS))).eval()
 
 
+def flow_policy() -> FlowPolicy:
+    return FlowPolicy(FlowPolicyHFConfig(width=32, patch_size=8, vocabulary=vocabulary_of(INSTRUCTIONS))).eval()
+
+
 def openvla_policy() -> Any:
     return small_policy(image_steps="rollout")
 
 
-@pytest.mark.parametrize("make", [tiny_policy, openvla_policy])
+@pytest.mark.parametrize("make", [tiny_policy, flow_policy, openvla_policy])
 def test_a_policy_acts_and_learns_on_its_device(make):
     policy = make().to(OTHER)
     frames = np.zeros((2, 16, 16, 3), np.uint8)

@@ -14,6 +14,7 @@ from wmpo_ray.parity import fixtures as run
 from wmpo_ray.parity import grpo_fixtures as grpo
 from wmpo_ray.parity import manifests
 from wmpo_ray.parity import reward_fixtures as reward
+from wmpo_ray.parity import smolvla_fixtures as smolvla
 from wmpo_ray.parity import vae_fixtures as vae
 from wmpo_ray.parity import world_model_fixtures as world_model
 from wmpo_ray.parity.case import ParityCase
@@ -21,7 +22,14 @@ from wmpo_ray.parity.fixture_files import compared, differing
 from wmpo_ray.world_models.stdit import STDiT
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-CHECKS = {"world_model": world_model, "vae": vae, "reward": reward, "grpo": grpo, "manifests": manifests}
+CHECKS = {
+    "world_model": world_model,
+    "vae": vae,
+    "reward": reward,
+    "grpo": grpo,
+    "smolvla": smolvla,
+    "manifests": manifests,
+}
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -36,6 +44,8 @@ def test_all_published_numbers_are_ours(name):
         ("vae", "encode_decode.safetensors", "latent_mean", 1e-3),
         ("vae", "encode_decode.safetensors", "decoded_uint8_BTHWC", 1),
         ("reward", "scores.safetensors", "score_sigmoid_logit1", 1e-4),
+        ("smolvla", "forward.safetensors", "losses", 1e-3),
+        ("smolvla", "forward.safetensors", "chunk", 1e-3),
         ("grpo", "grpo.safetensors", "paper_advantages", 1e-8),
         ("grpo", "grpo.safetensors", "official_loss_minibatch", 1e-4),
     ],
@@ -60,6 +70,21 @@ def test_a_weight_that_is_not_published_fails_the_forward_pass(tmp_path):
     save_file(weights, folder / "model.safetensors")
     failed = {case.tensor for case in world_model.check(folder) if not case.passed}
     assert failed == {"output", "output, from the conditioning cache"}
+
+
+@pytest.mark.parametrize("change", ["missing", "foreign", "shape"])
+def test_a_name_or_shape_of_smolvla_that_is_not_published_is_counted(tmp_path, change):
+    folder = shutil.copytree(GOLDEN / "smolvla", tmp_path / "smolvla")
+    weights = load_file(folder / "model.safetensors")
+    first = weights.pop("model.state_proj.weight")
+    if change != "missing":
+        weights["model.state_proj.weight" if change == "shape" else "model.state_project.weight"] = first.T.contiguous()
+    save_file(weights, folder / "model.safetensors")
+    (case,) = smolvla.check(folder)
+    assert case.max_error == (2 if change == "foreign" else 1) and not case.passed
+    (folder / "config.json").write_text('{"policy": {"chunk_size": 0}, "vlm": {}}')
+    with pytest.raises(UserError, match="no config of a SmolVLA fixture"):
+        smolvla.check(folder)
 
 
 def test_the_world_model_is_compared_with_the_plain_attention(monkeypatch):

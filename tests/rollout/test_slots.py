@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.implementations import make_tiny
+from tests.support.implementations import make_flow, make_tiny
 from tests.support.small_world import EMBEDDED, scene_starts, small_world_model
 from wmpo_ray.core.observations import Observation
 from wmpo_ray.core.types import GroupRequest, RolloutRequest, Trajectories
@@ -50,13 +50,14 @@ def make_request(count: int = 3, size: int = 4) -> RolloutRequest:
 
 
 def bits(trajectories: Trajectories, row: int) -> bytes:
-    parts = (trajectories.frames, trajectories.record["tokens"], trajectories.behavior_logprobs, trajectories.actions)
+    record = [trajectories.record[name] for name in sorted(trajectories.record)]
+    parts = (trajectories.frames, *record, trajectories.behavior_logprobs, trajectories.actions)
     return b"".join(np.ascontiguousarray(part[row]).tobytes() for part in parts)
 
 
-def slotted(world, **options) -> SlottedRequests:
+def slotted(world, make_policy=make_tiny, **options) -> SlottedRequests:
     judges = isinstance(world, JudgedWorld)
-    return SlottedRequests(make_tiny(), world, CHUNKS, SLOTS, world_judges=judges, **options)
+    return SlottedRequests(make_policy(), world, CHUNKS, SLOTS, world_judges=judges, **options)
 
 
 def by_member(request: RolloutRequest, made: RequestedRollouts) -> dict[tuple[int, int], bytes]:
@@ -83,12 +84,13 @@ def test_the_cut_of_the_requests_changes_no_bit(judged, size):
     assert apart == together and len(together) == 12
 
 
-def test_the_slot_and_the_company_change_no_bit(world):
+@pytest.mark.parametrize("make_policy", [make_tiny, make_flow])
+def test_the_slot_and_the_company_change_no_bit(world, make_policy):
     whole = make_request()
-    together = rolled(world, whole)
+    together = rolled(world, whole, make_policy=make_policy)
     backwards = replace(whole, groups=whole.groups[::-1])
-    assert rolled(world, backwards) == together
-    alone = rolled(world, replace(whole, groups=whole.groups[1:2]))
+    assert rolled(world, backwards, make_policy=make_policy) == together
+    alone = rolled(world, replace(whole, groups=whole.groups[1:2]), make_policy=make_policy)
     assert all(together[key] == value for key, value in alone.items()) and len(alone) == 4
 
 

@@ -26,6 +26,7 @@ from wmpo_ray.core.observations import StartState
 from wmpo_ray.environments.environment_world import EnvironmentWorld
 from wmpo_ray.environments.pocket.env import INSTRUCTIONS, PocketEnvironment
 from wmpo_ray.environments.simulators.opengl import choose_backend
+from wmpo_ray.policies.flow.flow_policy import FlowPolicy, FlowPolicyHFConfig
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
 from wmpo_ray.registry import make_environment
 from wmpo_ray.reward_models.videomae import VideoMAERewardModel
@@ -54,6 +55,12 @@ def make_tiny() -> TinyPolicy:
     return TinyPolicy(
         TinyPolicyHFConfig(width=16, num_layers=1, num_heads=2, patch_size=8, vocabulary=vocabulary_of(INSTRUCTIONS))
     ).eval()
+
+
+def make_flow() -> FlowPolicy:
+    torch.manual_seed(0)
+    sizes = {"width": 16, "num_layers": 1, "num_heads": 2, "patch_size": 8}
+    return FlowPolicy(FlowPolicyHFConfig(**sizes, vocabulary=vocabulary_of(INSTRUCTIONS))).eval()
 
 
 def make_reward_model() -> VideoMAERewardModel:
@@ -115,6 +122,6 @@ def require_simulator(kind: str) -> None:
 
 
 ENVIRONMENTS = {kind: functools.partial(small_environment, kind) for kind in ENVIRONMENT_SETTINGS}
-POLICIES = {"tiny": make_tiny, "openvla_oft": small_policy}
+POLICIES = {"tiny": make_tiny, "openvla_oft": small_policy, "flow": make_flow}
 WORLDS = {"diffusion": make_diffusion, "simulator": make_environment_world}
 REWARD_MODELS = {"videomae": make_reward_model, "videomae_published": small_reward_model}

@@ -60,7 +60,7 @@ class LinearPolicy(nn.Module):
     def executed(self, num_actions):
         return executed_tokens(num_actions, self.chunk_length, self.action_dim)
 
-    def cloning_loss(self, observation, actions):
+    def cloning_loss(self, observation, actions, seeds=None):
         logits = self.logits(observation.frames)
         return F.cross_entropy(logits.flatten(0, 1), encode_actions(actions, self.num_bins).flatten())
 

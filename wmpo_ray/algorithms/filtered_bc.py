@@ -1,6 +1,6 @@
 """Filtered behaviour cloning: imitate the episodes that succeeded, and ignore the others.
 
-    loss = E over decisions (o, a) of successful episodes [ cross-entropy of the policy at o, for the next K actions a ]
+    loss = E over decisions (o, a) of successful episodes [ the policy's cloning loss at o, for the next K actions a ]
 
 The simplest way to learn from a policy's own real episodes: one round of expert iteration, or of reward-weighted
 regression with weights of 0 and 1 (Oh et al. 2018, Self-Imitation Learning; Chen et al. 2020, BAIL).
@@ -21,6 +21,7 @@ from wmpo_ray.config.run import Config, FilteredBcConfig
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.interfaces import Policy
 from wmpo_ray.core.observations import MAIN_CAMERA
+from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.core.types import Episodes
 
 
@@ -28,6 +29,7 @@ from wmpo_ray.core.types import Episodes
 class CloningBatch(Batch):
     actions: Tensor  # [B, N, K, D]: the episode's next actions
     decided: Tensor  # [B, N] bool: before the end of the episode
+    key: int  # of the noise that a policy's loss may draw; every epoch draws the same
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,13 @@ class Successes:
         frames, actions, executed = decisions(self.episodes, rows, stride, self.chunk_length)
         texts = tuple(self.episodes.instructions[i] for i in rows)
         return CloningBatch(
-            {MAIN_CAMERA: frames}, None, texts, {"cloning/episodes": float(len(rows))}, actions, executed > 0
+            {MAIN_CAMERA: frames},
+            None,
+            texts,
+            {"cloning/episodes": float(len(rows))},
+            actions,
+            executed > 0,
+            seed_for(self.seed, "cloning-noise", update),
         )
 
 
@@ -56,7 +64,7 @@ class FilteredBc(OfflineAlgorithm):
     With `decisions = "chunks"` only steps where the policy decided are: the actions between were planned from an earlier
     frame, and cloned at their own step they teach a policy to act on what it does not see.
 
-    `policy/loss` is the mean cross-entropy of the action tokens; `cloning/episodes` the episodes of an update.
+    `policy/loss` is the mean cloning loss (cross-entropy of action tokens); `cloning/episodes` the episodes of an update.
     """
 
     def __init__(self, config: Config):
@@ -81,11 +89,13 @@ class FilteredBc(OfflineAlgorithm):
 def cloning_losses(
     policy: Policy, batch: CloningBatch, rows: slice, shares: Shares, chunks_per_pass: int
 ) -> Iterator[PartLoss]:
-    """The mean cross-entropy of the decisions of a mini-batch, in parts."""
+    """The mean cloning loss of the decisions of a mini-batch, in parts."""
     decided = batch.decided[rows]
     for part in parts_of(decided, shares, chunks_per_pass):
         places, weight = places_of(part, decided), float(part.sum())
         first, second = places.unbind(1)
-        loss = policy.cloning_loss(batch.observed(rows, places), batch.actions[rows][first, second])
+        begin = rows.indices(len(batch))[0]
+        seeds = [seed_for(batch.key, begin + row, place) for row, place in places.tolist()]
+        loss = policy.cloning_loss(batch.observed(rows, places), batch.actions[rows][first, second], seeds)
         # A mean over the decisions of the part, which is this share of the mini-batch.
         yield PartLoss(loss.cpu() * (weight / float(decided.sum())), {}, weight)

@@ -23,11 +23,11 @@ from wmpo_ray.algorithms.batching import (
     slices_of,
 )
 from wmpo_ray.config.run import Config, GrpoConfig
-from wmpo_ray.core.interfaces import Policy
+from wmpo_ray.core.interfaces import Policy, SampledInSteps
 from wmpo_ray.core.types import Group, Trajectories, Verdict
 
 Deviation = Literal["population", "unbiased"]
-Ratio = Literal["chunk", "token"]
+Ratio = Literal["chunk", "step", "token"]
 UNBIASED_EPS = 1e-6
 
 
@@ -36,12 +36,13 @@ class GrpoBatch(ActionBatch):
     behavior_logprobs: Tensor  # [B, N, L] of sampling time
     advantage: Tensor  # [B]
     known: Tensor  # [B] bool: the others, whose outcome is unknown, have advantage 0 and no weight
+    num_steps: int = 1  # S: in which the policy samples a chunk
 
 
 class Grpo(OnlineAlgorithm):
     """Metrics besides those of `loss`: `policy/advantage_std` of the batch, and `policy/logprob_distance`.
 
-    The latter is the mean distance per token between log-probabilities of sampling time and those that the learner
+    The latter is the mean distance between log-probabilities of sampling time and those that the learner
     computes before its first step. With the same weights it is rounding; more means that the two differ in what they
     compute, and with `filter.max_staleness` it grows with the age of the rollouts.
     """
@@ -86,6 +87,7 @@ class Grpo(OnlineAlgorithm):
             behavior_logprobs=torch.from_numpy(np.concatenate([part.behavior_logprobs for part in parts])),
             advantage=advantage,
             known=known,
+            num_steps=policy.num_sampling_steps if isinstance(policy, SampledInSteps) else 1,
         )
 
     def summary(self, groups: Sequence[GroupSlice]) -> dict[str, float]:
@@ -114,7 +116,9 @@ class Grpo(OnlineAlgorithm):
         for part in self._parts(batch, rows, shares):
             mask = batch.mask[rows] & part[..., None]
             # The loss is a mean over each trajectory: a part of one weighs as much as its share of it.
-            share = weight * self._num_ratios(mask) / self._num_ratios(batch.mask[rows]).clamp_min(1)
+            num_ratios = valid_ratios(mask, settings.ratio, batch.num_steps).sum(1)
+            of_all = valid_ratios(batch.mask[rows], settings.ratio, batch.num_steps).sum(1)
+            share = weight * num_ratios / of_all.clamp_min(1)
             value, metrics = loss(
                 self._logprobs(policy, batch, rows, part),
                 batch.behavior_logprobs[rows],
@@ -123,16 +127,13 @@ class Grpo(OnlineAlgorithm):
                 settings.clip_low,
                 settings.clip_high,
                 settings.ratio,
+                batch.num_steps,
             )
-            yield PartLoss(value, metrics, float(self._num_ratios(mask).sum()))
+            yield PartLoss(value, metrics, float(num_ratios.sum()))
 
     def _parts(self, batch: GrpoBatch, rows: slice, shares: Shares) -> list[Tensor]:
         """Only decisions before the finish step are computed."""
         return parts_of(batch.mask[rows].any(-1), shares, self.settings.chunks_per_pass)
-
-    def _num_ratios(self, mask: Tensor) -> Tensor:
-        """Number of ratios of each trajectory [b], for the tokens [b, N, L] of a mask."""
-        return mask.any(-1).sum(1) if self.settings.ratio == "chunk" else mask.sum((1, 2))
 
     def _logprobs(self, policy: Policy, batch: GrpoBatch, rows: slice, part: Tensor) -> Tensor:
         """Log-probabilities [b, N, L] of the chunks of a part [b, N], the behaviour's elsewhere."""
@@ -180,10 +181,22 @@ def _advantages_of_known(rewards: Tensor, deviation: Deviation, known: Tensor) -
     return found
 
 
-def log_ratios(logprobs: Tensor, behavior_logprobs: Tensor, ratio: Ratio) -> Tensor:
-    """Logarithm of pi / pi_behavior of each chunk, [B, N, L] -> [B, N], or of each token, -> [B, N*L]."""
+def log_ratios(logprobs: Tensor, behavior_logprobs: Tensor, ratio: Ratio, num_steps: int = 1) -> Tensor:
+    """Logarithm of pi / pi_behavior of each chunk, [B, N, L] -> [B, N].
+
+    Or of each of the S steps in which a chunk was sampled, -> [B, N*S]; or of each log-probability, -> [B, N*L].
+    """
     difference = logprobs - behavior_logprobs
+    if ratio == "step":
+        return difference.unflatten(-1, (num_steps, -1)).sum(-1).flatten(1)
     return difference.sum(-1) if ratio == "chunk" else difference.flatten(1)
+
+
+def valid_ratios(mask: Tensor, ratio: Ratio, num_steps: int = 1) -> Tensor:
+    """Which of these ratios hold a log-probability of the mask [B, N, L] bool."""
+    if ratio == "step":
+        return mask.unflatten(-1, (num_steps, -1)).any(-1).flatten(1)
+    return mask.any(-1) if ratio == "chunk" else mask.flatten(1)
 
 
 def loss(
@@ -194,19 +207,21 @@ def loss(
     clip_low: float,
     clip_high: float,
     ratio: Ratio = "chunk",
+    num_steps: int = 1,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The negative of Eq. 4 over B trajectories, and its components.
 
-    logprobs, behavior_logprobs [B, N, L] of the sampled tokens (temperature applied), advantage [B], mask [B, N, L]
-    True where a token was executed before the finish step. `chunk` takes one ratio for each chunk (log-probabilities
-    summed over its tokens, chunk valid if any of its tokens is); `token` one for each token, as the reference does.
+    logprobs, behavior_logprobs [B, N, L] of the sampled chunks (temperature applied), advantage [B], mask [B, N, L]
+    True where it is of an action executed before the finish step. `chunk` takes one ratio for each chunk
+    (log-probabilities summed over it, chunk valid if any of them is); `token` one for each token, as the reference does;
+    `step` one for each of the `num_steps` steps of a denoising path, as Flow-GRPO does (arXiv 2505.05470, Eq. 5).
     Mean over the valid ratios of a trajectory, then over trajectories.
 
     `policy/clip_fraction` is the share of ratios outside the bounds, `policy/clip_active` of those for which that takes
     the gradient away; `policy/kl` is the mean of log(pi_behavior / pi), an estimate of the divergence (k1).
     """
-    difference = log_ratios(logprobs, behavior_logprobs, ratio)
-    valid = (mask.any(-1) if ratio == "chunk" else mask.flatten(1)).to(difference.dtype)
+    difference = log_ratios(logprobs, behavior_logprobs, ratio, num_steps)
+    valid = valid_ratios(mask, ratio, num_steps).to(difference.dtype)
     ratios = difference.exp()
     clipped = ratios.clamp(1 - clip_low, 1 + clip_high)
     gain = torch.minimum(ratios * advantage[:, None], clipped * advantage[:, None])

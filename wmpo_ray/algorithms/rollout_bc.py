@@ -1,6 +1,6 @@
 """Behaviour cloning of rollouts that succeeded, in imagination or in an environment.
 
-    loss = E over decisions (o, a) of successful rollouts [ cross-entropy of the policy at o, for the chunk a ]
+    loss = E over decisions (o, a) of successful rollouts [ the policy's cloning loss at o, for the chunk a ]
 
 With rollouts of the newest weights this is expert iteration, also called rejection-sampling fine-tuning (Anthony et al.
 2017; Yuan et al. 2023, RFT). With rollouts of the base policy alone (`filter.max_staleness` of all updates, as the
@@ -9,6 +9,7 @@ recipe `bc-imagined` sets it) it separates what imagined data brings from what r
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -19,6 +20,7 @@ from wmpo_ray.algorithms.batching import Batch, GroupSlice, Shares, slices_of
 from wmpo_ray.algorithms.filtered_bc import CloningBatch, cloning_losses
 from wmpo_ray.config.run import Config, RolloutBcConfig
 from wmpo_ray.core.interfaces import Policy
+from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.core.types import Group, Trajectories, Verdict
 
 
@@ -46,6 +48,7 @@ class RolloutBc(OnlineAlgorithm):
         chosen = list(zip(parts, rows, strict=True))
         begins = np.arange(parts[0].actions.shape[1]) * policy.chunk_length
         states = [part.state[index] for part, index in chosen if part.state is not None]
+        actions = torch.from_numpy(np.concatenate([part.actions[index] for part, index in chosen]))
         return CloningBatch(
             images={
                 camera: np.concatenate([part.images[camera][index] for part, index in chosen])
@@ -54,8 +57,10 @@ class RolloutBc(OnlineAlgorithm):
             state=np.concatenate(states) if states else None,
             instructions=tuple(part.instructions[i] for part, index in chosen for i in index),
             metrics={"cloning/episodes": float(len(finish))},
-            actions=torch.from_numpy(np.concatenate([part.actions[index] for part, index in chosen])),
+            actions=actions,
             decided=torch.from_numpy(begins[None] < finish[:, None]),
+            # Newest weights act anew, so their actions tell one update from another.
+            key=seed_for(self.config.seed, "cloning-noise", hashlib.sha256(actions.numpy().tobytes()).hexdigest()),
         )
 
     def losses(self, policy: Policy, batch: Batch, rows: slice, shares: Shares) -> Iterator[PartLoss]:

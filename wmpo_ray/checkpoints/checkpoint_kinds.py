@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from wmpo_ray.core.untrusted import MAX_SETTINGS_BYTES, read_json
 from wmpo_ray.model_files.weight_files import WeightFiles, published_as_is
 from wmpo_ray.model_files.weight_names import ADAPTER_PREFIX
+from wmpo_ray.policies.flow.flow_policy import FlowPolicy
 from wmpo_ray.policies.openvla.contents import companion_facts
 from wmpo_ray.policies.openvla.published_files import is_stored_frequency
 from wmpo_ray.policies.openvla.settings import read_config
-from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig
+from wmpo_ray.policies.small_policy import SmallPolicy
+from wmpo_ray.policies.tiny import TinyPolicy
 from wmpo_ray.reward_models.published_videomae import published_config, published_names, published_preprocessing
 from wmpo_ray.world_models.autoencoder import autoencoder_build
 from wmpo_ray.world_models.published_stdit import published_sizes
@@ -77,16 +80,23 @@ def policy_network(files: WeightFiles) -> tuple[Build, Names]:
     return lambda: OpenVLAOFTPolicy(config), published_as_is
 
 
-def _tiny_policy(files: WeightFiles) -> tuple[Build, Names]:
-    return TinyPolicy.build_of(files.parts[0].parent, len(files.specs)), published_as_is
+def _small_policy(name: str, key: str, policy: type[SmallPolicy]) -> CheckpointKind:
+    """One of those that `wmpo run` makes itself."""
 
+    def network(files: WeightFiles) -> tuple[Build, Names]:
+        return policy.build_of(files.parts[0].parent, len(files.specs)), published_as_is
 
-def _beside_tiny_policy(files: WeightFiles) -> tuple[dict[str, str], list[str]]:
-    config = TinyPolicyHFConfig.from_dict(read_json(files.parts[0].parent / "config.json", MAX_SETTINGS_BYTES))
-    return {
-        "actions": f"chunks of {config.chunk_length} x {config.action_dim}, {config.num_bins} bins",
-        "words": str(len(config.vocabulary)),
-    }, []
+    def beside(files: WeightFiles) -> tuple[dict[str, str], list[str]]:
+        config: Any = policy.config_class.from_dict(
+            read_json(files.parts[0].parent / "config.json", MAX_SETTINGS_BYTES)
+        )
+        values = f"{config.num_bins} bins" if hasattr(config, "num_bins") else "denoised"
+        return {
+            "actions": f"chunks of {config.chunk_length} x {config.action_dim}, {values}",
+            "words": str(len(config.vocabulary)),
+        }, []
+
+    return CheckpointKind(name, key, network, beside=beside)
 
 
 def _beside_policy(files: WeightFiles) -> tuple[dict[str, str], list[str]]:
@@ -115,9 +125,10 @@ POLICY = CheckpointKind(
     problems=_unloadable_parts,
     beside=_beside_policy,
 )
-TINY_POLICY = CheckpointKind("policy of wmpo (tiny)", "patch_position", _tiny_policy, beside=_beside_tiny_policy)
+FLOW_POLICY = _small_policy("policy of wmpo (flow)", "action_position", FlowPolicy)
+TINY_POLICY = _small_policy("policy of wmpo (tiny)", "queries", TinyPolicy)
 TINY_AUTOENCODER = CheckpointKind("tiny autoencoder (AutoencoderTiny)", "decoder.layers.0.weight")
-KINDS = (WORLD_MODEL, AUTOENCODER, REWARD_MODEL, POLICY, TINY_POLICY, TINY_AUTOENCODER)
+KINDS = (WORLD_MODEL, AUTOENCODER, REWARD_MODEL, POLICY, FLOW_POLICY, TINY_POLICY, TINY_AUTOENCODER)
 ADAPTER = CheckpointKind("adapter (merge it into its model first)")
 UNKNOWN = CheckpointKind("unknown")
 

@@ -62,7 +62,7 @@ class GrpoConfig(TrainingSection):
 
     clip_low: Share = 0.20
     clip_high: Positive = 0.28
-    ratio: Literal["chunk", "token"] = "chunk"
+    ratio: Literal["chunk", "step", "token"] = "chunk"  # "step": of a policy that denoises, see algorithms/grpo.py
     advantage_std: Literal["population", "unbiased"] = "population"  # Algorithm 1, or the reference's with its 1e-6
 
 

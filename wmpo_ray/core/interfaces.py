@@ -17,16 +17,21 @@ from wmpo_ray.core.observations import Observation, StartState, Transition
 from wmpo_ray.core.types import Scores, Videos
 
 FramesMode = Literal["all", "last", "none"]
+Seeds = Sequence[int] | None
 AGENT = "agent"  # in the positions of an environment: what the actions move; every other name is an object
 OF_ENVIRONMENTS = frozenset({"positions", "locate", "failures", "chunks"})  # abilities that no world has
 
 
 class Decision(NamedTuple):
-    """A chunk of actions for each row, and what `Policy.log_prob` needs to judge it again."""
+    """A sampled chunk of actions for each row, and what `Policy.log_prob` needs to judge the sample again.
+
+    The record is the sample as the policy drew it, in names, shapes and dtypes (int64 or float32) that are its own: its
+    tokens {"tokens": [B, L] int64}, or its denoising path {"path": [B, S+1, K, D] float32}. Everyone else carries it.
+    """
 
     actions: Tensor  # [B, K, D] float32 in [-1, 1]
-    record: dict[str, Tensor]  # [B, ...] each; {"tokens": [B, L] int64} for a policy of tokens
-    logprobs: Tensor  # [B, L] float32, temperature applied
+    record: dict[str, Tensor]  # [B, ...] each
+    logprobs: Tensor  # [B, L] float32, temperature applied; S*K*D of a path, one step after the other
 
 
 @runtime_checkable
@@ -45,8 +50,11 @@ class Policy(Protocol):
     def executed(self, num_actions: Tensor) -> Tensor:
         """Which log-probabilities [B, L] bool belong to the first `num_actions` [B] int64 actions of each chunk."""
 
-    def cloning_loss(self, observation: Observation, actions: Tensor) -> Tensor:
-        """Differentiable mean loss of imitating actions [B, K, D] in [-1, 1]."""
+    def cloning_loss(self, observation: Observation, actions: Tensor, seeds: Seeds = None) -> Tensor:
+        """Differentiable mean loss of imitating actions [B, K, D] in [-1, 1].
+
+        seeds: one for each row, for the noise of a loss that draws some, and for nothing else; None: 0 to B - 1.
+        """
 
     def save_pretrained(self, path: str | Path) -> None: ...
 
@@ -59,6 +67,15 @@ class Policy(Protocol):
     def load_state_dict(self, state: dict[str, Tensor]) -> Any: ...
 
     def eval(self) -> Any: ...
+
+
+@runtime_checkable
+class SampledInSteps(Protocol):
+    """A policy that samples a chunk in several steps, each with a density of its own, such as those of a denoising path."""
+
+    @property
+    def num_sampling_steps(self) -> int:
+        """S: log-probabilities [B, L] are S equal parts, one for each step."""
 
 
 @runtime_checkable

@@ -1,7 +1,7 @@
 """What is seen of a world, step by step: starts, observations, transitions, and whole rollouts.
 
 M trajectories, B rows in a batch, N chunks per trajectory, K actions and frames per chunk, T = N*K, D action dimensions,
-L log-probabilities per chunk (K*D for a policy of tokens).
+L log-probabilities per chunk (K*D for a policy of tokens, S*K*D for a denoising path of S steps).
 """
 
 from __future__ import annotations

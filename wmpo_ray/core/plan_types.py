@@ -25,6 +25,8 @@ class Blueprint(NamedTuple):
     depths: tuple[int, ...]
     build: Callable[[Depths], nn.Module]
     inputs: Callable[[int], dict[str, Tensor]]  # keyword arguments of `forward` for a batch of so many
+    # Of a policy: bytes of a decision's record and log-probabilities; 0: of tokens, one for each dimension of an action.
+    sample_bytes: int = 0
 
 
 @dataclass(frozen=True)

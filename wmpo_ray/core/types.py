@@ -1,7 +1,7 @@
 """Every record that crosses a process.
 
 M trajectories, G of them in a group, B rows in a batch, N chunks per trajectory, K actions and frames per chunk, T = N*K,
-D action dimensions, L log-probabilities per chunk (K*D for a policy of tokens).
+D action dimensions, L log-probabilities per chunk (K*D for a policy of tokens, S*K*D for a denoising path of S steps).
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ FIXTURES = {
     "world_model": "world_model_fixtures",
     "vae": "vae_fixtures",
     "policy": "policy_fixtures",
+    "smolvla": "smolvla_fixtures",
     "image_preproc": "image_fixtures",
     "reward": "reward_fixtures",
     "grpo": "grpo_fixtures",

@@ -37,6 +37,7 @@ class PolicyCost:
     acting_bytes: float
     held_bytes: float  # from a forward pass to its backward pass
     block_bytes: float  # of them, or beside them under gradient checkpointing: one of the largest layers
+    sample_bytes: int = 0  # see Blueprint
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,7 @@ def cost_of_policy(
         acting_bytes=acting_bytes,
         held_bytes=held,
         block_bytes=plain_held / sum(blueprint.depths),
+        sample_bytes=blueprint.sample_bytes,
     )
 
 

@@ -129,8 +129,9 @@ def make_plan(config: Config) -> Plan:
     reward = reward_model_cost(config, facts)
     rollout = config.rollout
     frame_bytes = int(np.prod(facts.frame_shape))
-    num_tokens = rollout.chunk_length * facts.action_dim
-    decision_bytes = frame_bytes + num_tokens * (8 + 4 + 4)  # tokens int64, log-probabilities and actions float32
+    num_values = rollout.chunk_length * facts.action_dim
+    sample_bytes = policy.sample_bytes or num_values * (8 + 4)  # tokens int64, log-probabilities float32
+    decision_bytes = frame_bytes + num_values * 4 + sample_bytes  # actions float32
     num_trajectories = config.trajectories_per_update
     request = rollout.request_size
     return Plan(

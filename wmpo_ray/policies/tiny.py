@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from collections.abc import Sequence
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -14,29 +13,19 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from wmpo_ray.core.errors import UserError
-from wmpo_ray.core.frame_sizes import FrameSize, height_and_width
-from wmpo_ray.core.interfaces import Decision
+from wmpo_ray.core.frame_sizes import FrameSize
+from wmpo_ray.core.interfaces import Decision, Seeds
 from wmpo_ray.core.observations import Observation
 from wmpo_ray.core.rounding import rounded
-from wmpo_ray.core.section import Count, Positive
 from wmpo_ray.core.seeding import keyed_noise
-from wmpo_ray.core.untrusted import (
-    MAX_SETTINGS_BYTES,
-    NetworkSettings,
-    check_finite,
-    check_network,
-    read_json,
-    read_settings,
-)
 from wmpo_ray.model_files.lean_imports import lean
 from wmpo_ray.policies.action_tokens import decode_tokens, encode_actions, executed_tokens, sample_tokens
-from wmpo_ray.world_models.attention import attend
+from wmpo_ray.policies.small_policy import SmallFileSettings, SmallPolicy, vocabulary_of
 
 with lean():
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig
 
-UNKNOWN_WORD = 0
+__all__ = ["TinyPolicy", "TinyPolicyHFConfig", "bump_basis", "vocabulary_of"]
 
 
 class TinyPolicyHFConfig(PretrainedConfig):
@@ -77,44 +66,12 @@ class TinyPolicyHFConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
 
-class _FileSettings(NetworkSettings):
-    """What a config.json may say; the bounds are for what no weight has the size of."""
-
-    num_layers: Count
-    patch_size: Count
-    frame_size: Count | tuple[Count, Count] = 16
+class _FileSettings(SmallFileSettings):
     num_bins: Annotated[int, Field(ge=2, le=2**16)]
     num_bases: Annotated[int, Field(ge=0, le=2**16)]
-    max_words: Annotated[int, Field(ge=1, le=2**12)]
-    vocabulary: list[str]
-    image_mean: tuple[float, float, float]
-    image_std: Positive
-
-    @property
-    def num_layers_in_all(self) -> int:
-        return self.num_layers
 
 
-class _Layer(nn.Module):
-    def __init__(self, width: int, num_heads: int, mlp_ratio: float):
-        super().__init__()
-        self.num_heads = num_heads
-        self.norm_attention = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.output = nn.Linear(width, width)
-        self.norm_mlp = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, int(width * mlp_ratio)), nn.SiLU(), nn.Linear(int(width * mlp_ratio), width)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(self.norm_attention(x)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = attend(*qkv.unbind(0)).transpose(1, 2).flatten(2)
-        x = x + self.output(attended)
-        return x + self.mlp(self.norm_mlp(x))
-
-
-class TinyPolicy(PreTrainedModel):
+class TinyPolicy(SmallPolicy):
     """Implements `wmpo_ray.core.interfaces.Policy`; saved and loaded in the transformers style.
 
     The bin logits of a dimension are sums of smooth bumps plus one free logit at each end: neighbouring bins mean
@@ -122,76 +79,31 @@ class TinyPolicy(PreTrainedModel):
     """
 
     config_class = TinyPolicyHFConfig
-    base_model_prefix = "policy"
-    _no_split_modules: ClassVar[list[str]] = ["_Layer"]
+    file_settings: ClassVar[type[SmallFileSettings]] = _FileSettings
 
     def __init__(self, config: TinyPolicyHFConfig):
         super().__init__(config)
-        width, patch_values = config.width, 3 * config.patch_size**2
-        self.chunk_length, self.action_dim = config.chunk_length, config.action_dim
-        height, width_in_pixels = height_and_width(config.frame_size)
-        num_patches = (height // config.patch_size) * (width_in_pixels // config.patch_size)
-        self.patch = nn.Sequential(nn.Linear(patch_values, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
-        self.patch_position = nn.Parameter(torch.randn(num_patches, width) * 0.3)
-        self.words = nn.Embedding(len(config.vocabulary) + 1, width)
+        width = config.width
         self.queries = nn.Parameter(torch.randn(config.chunk_length * config.action_dim, width) * 0.5)
-        self.layers = nn.ModuleList(_Layer(width, config.num_heads, config.mlp_ratio) for _ in range(config.num_layers))
+        self.layers = self.make_layers()
         self.norm = nn.LayerNorm(width)
         num_outputs = config.num_bases + 2 if config.num_bases else config.num_bins
         self.heads = nn.Parameter(torch.randn(config.action_dim, width, num_outputs) * width**-0.5)
-        self._word_index = {word: i + 1 for i, word in enumerate(config.vocabulary)}
         self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """PyTorch's own initialisation is kept."""
-
-    @classmethod
-    def build_of(cls, folder: Path, num_tensors: int) -> Callable[[], Self]:
-        """What makes the network of a folder's config.json. Raises UserError for more layers than there are tensors."""
-        path = folder / "config.json"
-        if (settings := read_settings(path, _FileSettings)).num_layers > num_tensors:
-            raise UserError(f"{path} declares {settings.num_layers} layers; the weights are {num_tensors} tensors")
-        return lambda: cls(TinyPolicyHFConfig.from_dict(read_json(path, MAX_SETTINGS_BYTES)))
-
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """A folder that `save_pretrained` wrote. Raises UserError where it is none, or is damaged."""
-        folder = Path(path)
-        check_network(folder, "model", _FileSettings, lambda settings: cls(TinyPolicyHFConfig.from_dict(settings)))
-        network = cls.from_pretrained(folder, use_safetensors=True, local_files_only=True)
-        check_finite(network, folder)
-        return network
 
     # -- the network ---------------------------------------------------------------------------------------------
 
     def forward(self, frames: Tensor, word_ids: Tensor) -> Tensor:
         """frames [B, H, W, 3] uint8, word_ids [B, max_words] int64 -> bin logits [B, K*D, bins]."""
-        mean = torch.tensor(self.config.image_mean, device=frames.device)
-        pixels = (frames.float() - mean) / self.config.image_std
-        size = self.config.patch_size
-        patches = pixels.unflatten(1, (-1, size)).unflatten(3, (-1, size)).permute(0, 1, 3, 2, 4, 5)
-        patches = patches.flatten(3).flatten(1, 2)
-        tokens = torch.cat(
-            [self.patch(patches) + self.patch_position, self.words(word_ids), self.queries.expand(len(frames), -1, -1)],
-            1,
-        )
+        tokens = torch.cat([*self.embed(frames, word_ids), self.queries.expand(len(frames), -1, -1)], 1)
         for layer in self.layers:
-            tokens = layer(tokens)
+            tokens, _ = layer(tokens)
         answers = self.norm(tokens[:, -len(self.queries) :])
         answers = answers.unflatten(1, (self.chunk_length, self.action_dim))
         outputs = torch.einsum("bkdw,dwo->bkdo", answers, self.heads).flatten(1, 2)
         if not self.config.num_bases:
             return outputs
         return outputs @ bump_basis(self.config.num_bins, self.config.num_bases).to(outputs.device)
-
-    def word_ids(self, instructions: Sequence[str]) -> Tensor:
-        """Words of each instruction [B, max_words]; padding and unknown words share one embedding."""
-        limit = self.config.max_words
-        ids = torch.full((len(instructions), limit), UNKNOWN_WORD)
-        for i, instruction in enumerate(instructions):
-            words = instruction.lower().split()[:limit]
-            ids[i, : len(words)] = torch.tensor([self._word_index.get(word, UNKNOWN_WORD) for word in words])
-        return ids.to(self.device)
 
     # -- the policy protocol -------------------------------------------------------------------------------------
 
@@ -210,7 +122,7 @@ class TinyPolicy(PreTrainedModel):
     def executed(self, num_actions: Tensor) -> Tensor:
         return executed_tokens(num_actions, self.chunk_length, self.action_dim)
 
-    def cloning_loss(self, observation: Observation, actions: Tensor) -> Tensor:
+    def cloning_loss(self, observation: Observation, actions: Tensor, seeds: Seeds = None) -> Tensor:
         target = encode_actions(actions.to(self.device), self.config.num_bins)
         return F.cross_entropy(self._logits(observation).flatten(0, 1), target.flatten())
 
@@ -232,11 +144,3 @@ def bump_basis(num_bins: int, num_bases: int) -> Tensor:
     basis = 2 * np.concatenate([rounded(math.exp, -0.5 * distance * distance), ends])
     with torch.inference_mode(False):  # it is cached and may serve a later backward pass
         return torch.from_numpy(basis)
-
-    def encode(self, actions: Tensor) -> dict[str, Tensor]:
-        return {"tokens": encode_actions(actions, self.config.num_bins).flatten(1).cpu()}
-
-
-def vocabulary_of(instructions: Sequence[str]) -> list[str]:
-    """Every word that occurs, sorted."""
-    return sorted({word for instruction in instructions for word in instruction.lower().split()})

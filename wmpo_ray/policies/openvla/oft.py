@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmpo_ray.core.errors import UserError
-from wmpo_ray.core.interfaces import Decision
+from wmpo_ray.core.interfaces import Decision, Seeds
 from wmpo_ray.core.observations import Observation
 from wmpo_ray.core.seeding import keyed_noise
 from wmpo_ray.core.untrusted import check_folder, parse_json
@@ -216,7 +216,7 @@ class OpenVLAOFTPolicy(PreTrainedModel):
     def executed(self, num_actions: Tensor) -> Tensor:
         return executed_tokens(num_actions, self.chunk_length, self.action_dim)
 
-    def cloning_loss(self, observation: Observation, actions: Tensor) -> Tensor:
+    def cloning_loss(self, observation: Observation, actions: Tensor, seeds: Seeds = None) -> Tensor:
         """Mean cross-entropy of the L tokens of actions [B, K, D] in [-1, 1] and of the stop token, over all V."""
         logits = self(**self.inputs(observation), full_vocabulary=True, with_stop=True)
         return token_loss(logits, self.action_tokenizer.encode(actions.to(self.device)).flatten(1))

@@ -1,0 +1,103 @@
+"""Other policies and learners on the embedded task: benchmarks/results/learners.json.
+
+    python -m benchmarks.learners PART [--seeds 0 1 2] [--out runs/learners]
+
+A part runs what is not there yet in `--out` and writes its own figures; those of the others stay.
+
+    flow    Flow-GRPO: the preset flow-demo for each seed, its gain over the cloned base policy
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.results_file import update_results
+from wmpo_ray.runs.folder import RunFolder
+from wmpo_ray.runs.outcomes import read_outcomes, run_outcomes_file
+from wmpo_ray.statistics.paired import bootstrap_difference
+
+ROOT = Path(__file__).parents[1]
+Figures = dict[str, dict[str, Any]]
+
+
+class Part(NamedTuple):
+    """`prefixes`: how the names of its figures begin; `measure` runs what is missing and returns them."""
+
+    prefixes: tuple[str, ...]
+    measure: Callable[[Path, Sequence[int]], Figures]
+
+
+def finished_run(preset: str, out: Path, settings: Sequence[str]) -> RunFolder:
+    """A run of a preset in one process, begun, gone on with, or found finished. Raises SystemExit where it fails."""
+    if not ((out / "summary.json").is_file() and RunFolder(out).is_done("evaluate")):
+        words = [word for setting in settings for word in ("--set", setting)]
+        command = [sys.executable, "-m", "wmpo_ray", "run", preset, "--serial", "--force", "--resume", "--quiet"]
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with open(out.with_suffix(".log"), "a") as log:
+            done = subprocess.run(
+                [*command, "--out", str(out), *words], cwd=ROOT, stdout=log, stderr=log, check=False, env=os.environ
+            )
+        if done.returncode:
+            raise SystemExit(f"{out.name} ended with {done.returncode}; see {out.with_suffix('.log')}")
+    return RunFolder(out)
+
+
+def gain(runs: Sequence[Path]) -> tuple[float, float, float]:
+    """Points of success that the final policies have over their bases, with the interval over seeds and starts."""
+    base, final = (
+        np.array([read_outcomes(run_outcomes_file(run, policy)).success for run in runs])
+        for policy in ("base", "final")
+    )
+    value, low, high = bootstrap_difference(base, final)
+    return 100 * value, 100 * low, 100 * high
+
+
+def flow(out: Path, seeds: Sequence[int]) -> Figures:
+    runs = [finished_run("flow-demo", out / f"flow-s{seed}", [f"seed={seed}"]).path for seed in seeds]
+    value, low, high = gain(runs)
+    rates = {
+        policy: [100 * read_outcomes(run_outcomes_file(run, policy)).rate["value"] for run in runs]
+        for policy in ("base", "final")
+    }
+    each = ", ".join(
+        f"{before:.1f} -> {after:.1f}" for before, after in zip(rates["base"], rates["final"], strict=True)
+    )
+    num = len(read_outcomes(run_outcomes_file(runs[0], "final")).success)
+    common = {"seeds": list(seeds)}
+    return {
+        "flow_gain_points": {
+            "value": round(value, 1),
+            "unit": f"points of success on {num} held-out starts, by the ODE; each seed: {each}",
+            "interval": [round(low, 1), round(high, 1)],
+            **common,
+        },
+        "flow_base_success": {"value": round(float(np.mean(rates["base"])), 1), "unit": "percent, cloned", **common},
+        "flow_success": {"value": round(float(np.mean(rates["final"])), 1), "unit": "percent", **common},
+    }
+
+
+PARTS = {"flow": Part(("flow_gain", "flow_base", "flow_success"), flow)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "learners")
+    options = parser.parse_args()
+    part = PARTS[options.part]
+    figures = part.measure(options.out.absolute(), options.seeds)
+    command = f"python -m benchmarks.learners {options.part} --seeds {' '.join(map(str, options.seeds))}"
+    print(update_results("learners", part.prefixes, figures, command))
+
+
+if __name__ == "__main__":
+    main()
