@@ -158,7 +158,7 @@ class Grpo(GroupRelative):
                 settings.clip_high,
                 settings.ratio,
             )
-            yield PartLoss(value, metrics, float(num_ratios(mask, settings.ratio).sum()))
+            yield PartLoss(value, metrics, float(valid_ratios(mask, settings.ratio).sum()))
 
     def _weights(self, part: Tensor, mask: Tensor, known: Tensor) -> Tensor:
         """What makes of `loss`, a mean over each trajectory of a part, the parts of the wanted mean: [b].
@@ -167,14 +167,15 @@ class Grpo(GroupRelative):
         trajectory weighs as much as its share of it. `ratio`: as its share of all ratios of known outcome (DAPO Eq. 8).
         `horizon`: as its share of the longest trajectory there can be (Dr. GRPO, section 3.2).
         """
-        here, ratio = num_ratios(part, self.settings.ratio), self.settings.ratio
+        ratio = self.settings.ratio
+        here, of_all = (valid_ratios(each, ratio).sum(1) for each in (part, mask))
         if self.settings.loss_mean == "ratio":
-            return len(known) * here / num_ratios(mask, ratio)[known].sum().clamp_min(1)
+            return len(known) * here / of_all[known].sum().clamp_min(1)
         # A mean over the trajectories whose outcome is known, and 1 where all are.
         weight = len(known) / known.sum().clamp_min(1)
         if self.settings.loss_mean == "horizon":
-            return weight * here / (mask.shape[1] * (mask.shape[2] if ratio == "token" else 1))
-        return weight * here / num_ratios(mask, ratio).clamp_min(1)
+            return weight * here / valid_ratios(torch.ones_like(mask), ratio).sum(1)
+        return weight * here / of_all.clamp_min(1)
 
 
 def _spread(advantage: Tensor, known: Tensor) -> dict[str, float]:
@@ -224,15 +225,15 @@ def _advantages_of_known(rewards: Tensor, deviation: Deviation, known: Tensor) -
     return found
 
 
-def num_ratios(mask: Tensor, ratio: Ratio) -> Tensor:
-    """Number of ratios of each trajectory [b], for the tokens [b, N, L] of a mask."""
-    return mask.any(-1).sum(1) if ratio == "chunk" else mask.sum((1, 2))
-
-
 def log_ratios(logprobs: Tensor, behavior_logprobs: Tensor, ratio: Ratio) -> Tensor:
     """Logarithm of pi / pi_behavior of each chunk, [B, N, L] -> [B, N], or of each token, -> [B, N*L]."""
     difference = logprobs - behavior_logprobs
     return difference.sum(-1) if ratio == "chunk" else difference.flatten(1)
+
+
+def valid_ratios(mask: Tensor, ratio: Ratio) -> Tensor:
+    """Which of these ratios hold a log-probability of the mask [B, N, L] bool."""
+    return mask.any(-1) if ratio == "chunk" else mask.flatten(1)
 
 
 def loss(
@@ -255,7 +256,7 @@ def loss(
     the gradient away; `policy/kl` is the mean of log(pi_behavior / pi), an estimate of the divergence (k1).
     """
     difference = log_ratios(logprobs, behavior_logprobs, ratio)
-    valid = (mask.any(-1) if ratio == "chunk" else mask.flatten(1)).to(difference.dtype)
+    valid = valid_ratios(mask, ratio).to(difference.dtype)
     ratios = difference.exp()
     clipped = ratios.clamp(1 - clip_low, 1 + clip_high)
     gain = torch.minimum(ratios * advantage[:, None], clipped * advantage[:, None])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from wmpo_ray.algorithms.base import PartLoss
 from wmpo_ray.algorithms.batching import Batch, Shares
-from wmpo_ray.algorithms.grpo import GroupRelative, GrpoBatch, advantages, loss, num_ratios
+from wmpo_ray.algorithms.grpo import GroupRelative, GrpoBatch, advantages, loss, valid_ratios
 from wmpo_ray.config.algorithms import ReinforcePpConfig
 from wmpo_ray.core.interfaces import Policy
 
@@ -36,8 +36,8 @@ class ReinforcePp(GroupRelative):
         weight = len(known) / known.sum().clamp_min(1)  # a mean over the trajectories of known outcome
         for part in self._parts(batch, rows, shares):
             here = mask & part[..., None]
-            num = num_ratios(here, settings.ratio)
-            share = weight * num / num_ratios(mask, settings.ratio).clamp_min(1)
+            num = valid_ratios(here, settings.ratio).sum(1)
+            share = weight * num / valid_ratios(mask, settings.ratio).sum(1).clamp_min(1)
             value, metrics = loss(
                 self._logprobs(policy, batch, rows, part),
                 batch.behavior_logprobs[rows],
