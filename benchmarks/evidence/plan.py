@@ -88,6 +88,10 @@ def _ablation(title: str, *settings: str) -> Method:
     return Method(title, _grpo(*settings, updates=SHORT))
 
 
+def _learner(title: str, kind: str, *settings: str) -> Method:
+    return Method(title, (f"algorithm.kind={kind}", f"{kind}.num_updates={SHORT}", *settings))
+
+
 REFERENCE = "short"
 ABLATIONS = {
     REFERENCE: _ablation("nothing changed"),
@@ -109,6 +113,15 @@ ABLATIONS = {
     "ten-steps": _ablation("ten sampling steps", "world_model.sampler.num_steps=10"),
     "staleness-1": _ablation("rollouts one update old", "filter.max_staleness=1"),
     "two-epochs": _ablation("two epochs an update", "grpo.num_epochs=2"),
+    "ratio-mean": _ablation("a mean over all ratios (DAPO)", "grpo.loss_mean=ratio"),
+    "overlong": _ablation("rewards fall over the last 8 steps (DAPO)", "grpo.overlong_steps=8"),
+    "no-deviation": _ablation("advantages not divided (Dr. GRPO)", "grpo.advantage_std=none"),
+    "dr-grpo": _ablation("the whole of Dr. GRPO", "grpo.advantage_std=none", "grpo.loss_mean=horizon"),
+    "rloo": _learner("RLOO", "rloo"),
+    "reinforce-pp": _learner("REINFORCE++", "reinforce_pp"),
+    "reinforce-pp-baseline": _learner("REINFORCE++ with baseline", "reinforce_pp", "reinforce_pp.baseline=group"),
+    "gspo": _learner("GSPO, bounds of its paper", "gspo"),
+    "gspo-wide": _learner("GSPO, bounds 0.03 and 0.04", "gspo", "gspo.clip_low=0.03", "gspo.clip_high=0.04"),
     "perfect-world": _ablation("the simulator as world model", "world_model.kind=simulator"),
     **{
         f"{short}-{percent}": _ablation(f"{percent}% {title}", f"reward.label_noise.{key}={percent / 100}")

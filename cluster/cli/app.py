@@ -23,6 +23,7 @@ from cluster.cli.fidelity_commands import add_fidelity
 from cluster.cli.fork_command import add_fork
 from cluster.cli.inspect_commands import add_inspection
 from cluster.cli.job_commands import add_jobs
+from cluster.cli.learner_commands import add_learners
 from cluster.cli.model_commands import add_models
 from cluster.cli.monitor_commands import add_monitoring
 from cluster.cli.options import Folder, Out, Overrides, Rounds, Source, user_path, with_rounds
@@ -264,6 +265,7 @@ def _level(quiet: bool, verbose: bool) -> int:
 
 add_jobs(app)
 add_fork(app)
+add_learners(app)
 add_watching(app)
 add_inspection(app)
 add_fidelity(app)

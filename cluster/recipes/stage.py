@@ -79,6 +79,8 @@ LATER: Mapping[str, Any] = {
     "world_model.alignment.action_level": None,
     "world_model.denoiser.action_level": "frame",
     "filtered_bc.decisions": "every_step",
+    "grpo.overlong_steps": 0,
+    "grpo.loss_mean": "trajectory",
     "demos.source": "",
     "collect.source": "",
     "gate.source": "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from types import SimpleNamespace
@@ -38,19 +39,19 @@ def grpo_config(**settings: Any) -> Config:
     return Config.model_validate({**SETTINGS, "grpo": {**SETTINGS["grpo"], **settings}})
 
 
-def rollout_bc_config(**settings: Any) -> Config:
+def online_config(kind: str, **settings: Any) -> Config:
     own = {key: value for key, value in SETTINGS.items() if key != "grpo"}
-    return Config.model_validate(
-        {**own, "algorithm": {"kind": "rollout_bc"}, "rollout_bc": {**SETTINGS["grpo"], **settings}}
-    )
+    return Config.model_validate({**own, "algorithm": {"kind": kind}, kind: {**SETTINGS["grpo"], **settings}})
 
 
 CONFIGS: dict[str, Callable[..., Config]] = {
     "grpo": grpo_config,
-    "rollout_bc": rollout_bc_config,
+    **{kind: functools.partial(online_config, kind) for kind in ("rollout_bc", "rloo", "reinforce_pp", "gspo")},
     "filtered_bc": lambda **settings: offline_config("filtered_bc", **settings),
     "dpo": lambda **settings: offline_config("dpo", **settings),
 }
+
+MEANS = ("ratio", "horizon")
 
 
 def batch_of(algorithm: Algorithm, policy: Any) -> Batch:
@@ -70,12 +71,14 @@ def test_everything_in_the_table_is_under_contract_and_has_a_section():
             other(CONFIGS[kind]())
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
-def test_the_parts_of_a_mini_batch_add_up_to_it(kind):
+@pytest.mark.parametrize(
+    ("kind", "settings"), [*((kind, {}) for kind in CONFIGS), *(("grpo", {"loss_mean": mean}) for mean in MEANS)]
+)
+def test_the_parts_of_a_mini_batch_add_up_to_it(kind, settings):
     """Loss, gradient and metrics are the same in one pass and in passes of two decisions."""
     found = []
     for chunks_per_pass in (0, 2):
-        config = CONFIGS[kind](chunks_per_pass=chunks_per_pass)
+        config = CONFIGS[kind](chunks_per_pass=chunks_per_pass, **settings)
         algorithm, policy = make_algorithm(config), tiny_policy(config)
         batch, value, num_parts = batch_of(algorithm, policy), 0.0, 0
         assert len(batch) == len(batch.instructions) and batch.metrics

@@ -1,4 +1,9 @@
-"""GRPO: group-relative advantages and the clipped objective (paper Eq. 3-5, Algorithm 1)."""
+"""GRPO: group-relative advantages and the clipped objective (paper Eq. 3-5, Algorithm 1).
+
+Switches of others: advantages without the division by the deviation (Dr. GRPO, arXiv 2503.20783), the mean over all
+ratios of a mini-batch, and rewards that fall towards the horizon (both DAPO, arXiv 2503.14476). `GroupRelative` is what
+the algorithms that learn from groups share; docs/algorithms.md compares them.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +27,12 @@ from wmpo_ray.algorithms.batching import (
     places_of,
     slices_of,
 )
-from wmpo_ray.config.run import Config, GrpoConfig
+from wmpo_ray.config.algorithms import GroupSection, GrpoConfig
+from wmpo_ray.config.run import Config
 from wmpo_ray.core.interfaces import Policy, SampledInSteps
 from wmpo_ray.core.types import Group, Trajectories, Verdict
 
-Deviation = Literal["population", "unbiased"]
+Deviation = Literal["population", "unbiased", "none"]
 Ratio = Literal["chunk", "step", "token"]
 UNBIASED_EPS = 1e-6
 
@@ -39,20 +45,21 @@ class GrpoBatch(ActionBatch):
     num_steps: int = 1  # S: in which the policy samples a chunk
 
 
-class Grpo(OnlineAlgorithm):
-    """Metrics besides those of `loss`: `policy/advantage_std` of the batch, and `policy/logprob_distance`.
+class GroupRelative(OnlineAlgorithm):
+    """Compares the members of a group with each other. A subclass brings the loss, and may bring the advantages.
 
-    The latter is the mean distance between log-probabilities of sampling time and those that the learner
-    computes before its first step. With the same weights it is rounding; more means that the two differ in what they
-    compute, and with `filter.max_staleness` it grows with the age of the rollouts.
+    Metrics besides those of the loss: `policy/advantage_std` of the batch, and `policy/logprob_distance`. The latter is
+    the mean distance between log-probabilities of sampling time and those that the learner computes before its
+    first step. With the same weights it is rounding; more means that the two differ in what they compute, and with
+    `filter.max_staleness` it grows with the age of the rollouts.
     """
 
-    in_parts: ClassVar[bool] = True  # advantages are those of a group, the loss is a mean over a mini-batch
+    settings: GroupSection
 
     def __init__(self, config: Config):
         super().__init__(config)
-        assert isinstance(config.training, GrpoConfig)
-        self.settings: GrpoConfig = config.training
+        assert isinstance(config.training, GroupSection)
+        self.settings = config.training
 
     def admit(self, group: Group) -> Verdict:
         """Dynamic sampling (paper section 3.3).
@@ -96,10 +103,17 @@ class Grpo(OnlineAlgorithm):
     def _advantages(self, groups: Sequence[GroupSlice]) -> tuple[Tensor, Tensor]:
         """Advantage [B], and whether the outcome is known [B]."""
         rewards = torch.from_numpy(np.stack([group.success for group in groups])).float()
+        if self.settings.overlong_steps:
+            finish = torch.from_numpy(np.stack([group.finish_step for group in groups]))
+            rewards = rewards + overlong_penalty(finish, self.config.rollout_horizon, self.settings.overlong_steps)
         known = torch.from_numpy(
             np.stack([np.ones_like(group.success) if group.known is None else group.known for group in groups])
         )
-        return advantages(rewards, self.settings.advantage_std, known).flatten(), known.flatten()
+        return self.advantages(rewards, known).flatten(), known.flatten()
+
+    def advantages(self, rewards: Tensor, known: Tensor) -> Tensor:
+        """Advantage [groups, G] of rewards [groups, G], of which only those `known` [groups, G] bool count."""
+        return advantages(rewards, "population", known)
 
     def measures(self, policy: Policy, batch: Batch, rows: slice, shares: Shares) -> Iterator[Measure]:
         assert isinstance(batch, GrpoBatch)
@@ -107,29 +121,6 @@ class Grpo(OnlineAlgorithm):
             executed = batch.mask[rows] & part[..., None]
             distance = (self._logprobs(policy, batch, rows, part) - batch.behavior_logprobs[rows]).abs()[executed]
             yield Measure({"policy/logprob_distance": distance.mean()}, float(executed.sum()))
-
-    def losses(self, policy: Policy, batch: Batch, rows: slice, shares: Shares) -> Iterator[PartLoss]:
-        assert isinstance(batch, GrpoBatch)
-        settings, known = self.settings, batch.known[rows]
-        # A mean over the trajectories whose outcome is known, and 1 where all are.
-        weight = len(known) / known.sum().clamp_min(1)
-        for part in self._parts(batch, rows, shares):
-            mask = batch.mask[rows] & part[..., None]
-            # The loss is a mean over each trajectory: a part of one weighs as much as its share of it.
-            num_ratios = valid_ratios(mask, settings.ratio, batch.num_steps).sum(1)
-            of_all = valid_ratios(batch.mask[rows], settings.ratio, batch.num_steps).sum(1)
-            share = weight * num_ratios / of_all.clamp_min(1)
-            value, metrics = loss(
-                self._logprobs(policy, batch, rows, part),
-                batch.behavior_logprobs[rows],
-                batch.advantage[rows] * share,
-                mask,
-                settings.clip_low,
-                settings.clip_high,
-                settings.ratio,
-                batch.num_steps,
-            )
-            yield PartLoss(value, metrics, float(num_ratios.sum()))
 
     def _parts(self, batch: GrpoBatch, rows: slice, shares: Shares) -> list[Tensor]:
         """Only decisions before the finish step are computed."""
@@ -146,6 +137,50 @@ class Grpo(OnlineAlgorithm):
         return behavior.masked_scatter(part[..., None].expand(behavior.shape), chosen)
 
 
+class Grpo(GroupRelative):
+    """Ratios of each chunk or token, clipped."""
+
+    in_parts: ClassVar[bool] = True  # advantages are those of a group, the loss is a mean over a mini-batch
+    settings: GrpoConfig
+
+    def advantages(self, rewards: Tensor, known: Tensor) -> Tensor:
+        return advantages(rewards, self.settings.advantage_std, known)
+
+    def losses(self, policy: Policy, batch: Batch, rows: slice, shares: Shares) -> Iterator[PartLoss]:
+        assert isinstance(batch, GrpoBatch)
+        settings = self.settings
+        for part in self._parts(batch, rows, shares):
+            mask = batch.mask[rows] & part[..., None]
+            value, metrics = loss(
+                self._logprobs(policy, batch, rows, part),
+                batch.behavior_logprobs[rows],
+                batch.advantage[rows] * self._weights(mask, batch.mask[rows], batch.known[rows], batch.num_steps),
+                mask,
+                settings.clip_low,
+                settings.clip_high,
+                settings.ratio,
+                batch.num_steps,
+            )
+            yield PartLoss(value, metrics, float(valid_ratios(mask, settings.ratio, batch.num_steps).sum()))
+
+    def _weights(self, part: Tensor, mask: Tensor, known: Tensor, num_steps: int) -> Tensor:
+        """What makes of `loss`, a mean over each trajectory of a part, the parts of the wanted mean: [b].
+
+        part, mask [b, N, L] bool: tokens of the part and of the mini-batch; known [b] bool. `trajectory`: a part of a
+        trajectory weighs as much as its share of it. `ratio`: as its share of all ratios of known outcome (DAPO Eq. 8).
+        `horizon`: as its share of the longest trajectory there can be (Dr. GRPO, section 3.2).
+        """
+        ratio = self.settings.ratio
+        here, of_all = (valid_ratios(each, ratio, num_steps).sum(1) for each in (part, mask))
+        if self.settings.loss_mean == "ratio":
+            return len(known) * here / of_all[known].sum().clamp_min(1)
+        # A mean over the trajectories whose outcome is known, and 1 where all are.
+        weight = len(known) / known.sum().clamp_min(1)
+        if self.settings.loss_mean == "horizon":
+            return weight * here / valid_ratios(torch.ones_like(mask), ratio, num_steps).sum(1)
+        return weight * here / of_all.clamp_min(1)
+
+
 def _spread(advantage: Tensor, known: Tensor) -> dict[str, float]:
     return {"policy/advantage_std": float(advantage[known].std())}
 
@@ -159,7 +194,8 @@ def advantages(rewards: Tensor, deviation: Deviation = "population", known: Tens
     known [num_groups, G] bool: the members that make up a group's mean and spread; the others have advantage 0.
 
     `population`: the standard deviation of Algorithm 1. `unbiased`: that of the published code, sqrt(sum / (G - 1)) plus
-    1e-6, which takes the reward itself in a group of one. A group of equal rewards has advantage 0.
+    1e-6, which takes the reward itself in a group of one. `none`: not divided (Dr. GRPO, section 3.2). A group of equal
+    rewards has advantage 0.
     """
     if deviation == "unbiased" and rewards.shape[1] == 1:
         return rewards / (1 + UNBIASED_EPS)
@@ -167,9 +203,20 @@ def advantages(rewards: Tensor, deviation: Deviation = "population", known: Tens
         return _advantages_of_known(rewards, deviation, known)
     exact = rewards.double()  # rounded once at the end: the order of sums in float32 depends on the processor
     centred = exact - exact.mean(1, keepdim=True)
+    if deviation == "none":
+        return centred.to(rewards.dtype)
     std = exact.std(1, keepdim=True, unbiased=deviation == "unbiased")
     divisor = std + UNBIASED_EPS if deviation == "unbiased" else std.clamp_min(torch.finfo(exact.dtype).tiny)
     return torch.where(std > 0, centred / divisor, torch.zeros_like(centred)).to(rewards.dtype)
+
+
+def overlong_penalty(finish_step: Tensor, horizon: int, num_steps: int) -> Tensor:
+    """What is taken from the reward of a trajectory that ends at `finish_step` [...]: [...] float32 in [-1, 0].
+
+    DAPO Eq. 13, in steps of the robot for tokens of a text: nothing until `num_steps` before the horizon, then a straight
+    line to -1 there. Every failure ends at the horizon, so among successes the early ones are preferred.
+    """
+    return ((horizon - num_steps - finish_step.double()) / num_steps).clamp(-1, 0).float()
 
 
 def _advantages_of_known(rewards: Tensor, deviation: Deviation, known: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ Beta = Annotated[float, Field(ge=0, lt=1)]  # of a running mean
 
 
 class AlgorithmConfig(Section):
-    kind: str = "grpo"  # or "rollout_bc", "filtered_bc", "dpo", or an algorithm that an installed package brings
+    # Or "rloo", "reinforce_pp", "gspo", "rollout_bc", "filtered_bc", "dpo", or one that an installed package brings.
+    kind: str = "grpo"
     settings: str = ""  # the section that an algorithm from a package reads, such as "grpo"; "": the one named `kind`
 
     @property
@@ -54,16 +55,53 @@ class TrainingSection(Section):
         return False
 
 
-class GrpoConfig(TrainingSection):
-    """Group-relative policy optimization on rollouts of the newest weights."""
+class GroupSection(TrainingSection):
+    """An algorithm that compares the rollouts of a group, made by the newest weights."""
+
+    source: ClassVar[Source] = "online"
+
+    # The reward falls by up to 1 over so many steps before the horizon (DAPO's overlong shaping); 0: it does not.
+    overlong_steps: Annotated[int, Field(ge=0)] = 0
+
+
+class GrpoConfig(GroupSection):
+    """Group-relative policy optimization."""
 
     implementation: ClassVar[str] = "wmpo_ray.algorithms.grpo:Grpo"
-    source: ClassVar[Source] = "online"
 
     clip_low: Share = 0.20
     clip_high: Positive = 0.28
     ratio: Literal["chunk", "step", "token"] = "chunk"  # "step": of a policy that denoises, see algorithms/grpo.py
-    advantage_std: Literal["population", "unbiased"] = "population"  # Algorithm 1, or the reference's with its 1e-6
+    # Algorithm 1, the reference's with its 1e-6, or no division (Dr. GRPO).
+    advantage_std: Literal["population", "unbiased", "none"] = "population"
+    # Over each trajectory, then over these; over all ratios alike (DAPO); sums over the horizon's length (Dr. GRPO).
+    loss_mean: Literal["trajectory", "ratio", "horizon"] = "trajectory"
+
+
+class RlooConfig(GroupSection):
+    """REINFORCE with the mean of the others as the baseline: no ratio, no clipping."""
+
+    implementation: ClassVar[str] = "wmpo_ray.algorithms.rloo:Rloo"
+
+
+class ReinforcePpConfig(GroupSection):
+    """REINFORCE++: GRPO's clipped objective, with advantages normalized over the whole batch."""
+
+    implementation: ClassVar[str] = "wmpo_ray.algorithms.reinforce_pp:ReinforcePp"
+
+    baseline: Literal["none", "group"] = "none"  # taken from rewards first: nothing, or their group's mean
+    clip_low: Share = 0.20
+    clip_high: Positive = 0.20
+    ratio: Literal["chunk", "step", "token"] = "chunk"
+
+
+class GspoConfig(GroupSection):
+    """Group sequence policy optimization: one ratio for each trajectory, the geometric mean of its tokens'."""
+
+    implementation: ClassVar[str] = "wmpo_ray.algorithms.gspo:Gspo"
+
+    clip_low: Share = 3e-4
+    clip_high: Positive = 4e-4
 
 
 class RolloutBcConfig(TrainingSection):
@@ -125,6 +163,9 @@ class AlgorithmSections(Section):
     rollout_bc: RolloutBcConfig = RolloutBcConfig()
     filtered_bc: FilteredBcConfig = FilteredBcConfig()
     dpo: DpoConfig = DpoConfig()
+    rloo: RlooConfig = RlooConfig()
+    reinforce_pp: ReinforcePpConfig = ReinforcePpConfig()
+    gspo: GspoConfig = GspoConfig()
 
 
 SECTIONS: dict[str, type[TrainingSection]] = {

@@ -23,7 +23,7 @@ from wmpo_ray.report.result_sections import header, provenance_section, result_s
 from wmpo_ray.report.run_data import RunData, read_run
 from wmpo_ray.report.timeline_section import timeline_section
 from wmpo_ray.report.trace_data import Trace, newest_trace
-from wmpo_ray.report.training_section import training_section
+from wmpo_ray.report.training_section import others_section, training_section
 from wmpo_ray.report.trust_section import trust_section
 from wmpo_ray.report.video_sections import (
     VideoBudget,
@@ -87,9 +87,12 @@ def _round(run: RunData, trace: Trace | None, budget: VideoBudget, is_only: bool
     beside_time, beside_queue = ([], update_time) if queue else (update_time, [])  # cards in pairs leave no gap
     base = [policy_section(run.base, "Base policy", "base.npz", "base", budget)] if run.round == 1 else []
     times = [time_section(run)] if is_only else []
-    disrupted = disruption_section(run, budget)
+    disrupted, others = disruption_section(run, budget), others_section(run)
     groups = [
-        ("", [result_section(run), *featured, success_section(run), *times, *beside_time]),
+        (
+            "",
+            [result_section(run), *featured, success_section(run), *times, *beside_time, *([others] if others else [])],
+        ),
         (
             "Can imagination be trusted?" if imagines else "What the policy learned",
             [*_model_sections(run), failures_section(run), training_section(run)],

@@ -14,6 +14,7 @@ from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.npz_files import load_npz
 from wmpo_ray.core.untrusted import parse_json, read_json, read_lines
 from wmpo_ray.fidelity.metrics import FIDELITY
+from wmpo_ray.runs.other_learners import other_learners
 from wmpo_ray.runs.round_folders import round_folder
 from wmpo_ray.runs.summary_file import SUMMARY, read_summary
 
@@ -68,6 +69,7 @@ class RunData:
     base: PolicyVideos | None = None
     final: PolicyVideos | None = None
     disrupted: DisruptedStarts | None = None
+    others: dict[str, dict[str, Any]] = field(default_factory=dict)  # results of learners from outside, by label
     round: int = 1
     later: list[RunData] = field(default_factory=list)  # rounds 2, 3 and so on, with the summary of the run
     notes: list[str] = field(default_factory=list)  # one sentence for each file that is damaged
@@ -149,7 +151,7 @@ def read_run_metrics(folder: Path) -> RunData:
     notes: list[str] = []
     summary = _read_object(folder / SUMMARY, notes, read_summary)
     run = _read_round(folder, 1, summary, notes)
-    run.notes = notes
+    run.notes, run.others = notes, other_learners(folder, notes)
     for round in range(2, MAX_ROUNDS + 1):
         if not round_folder(folder, round).is_dir():
             break

@@ -1,0 +1,80 @@
+"""The command `rllib`: other learners in the imagined world of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cluster.cli.options import Out, Overrides, user_path
+from cluster.cli.tables import success_text
+from cluster.host.job import cluster_address, run_folder
+from cluster.host.security import prepare_ray
+from wmpo_ray.config.loading import load_config, overridden, read_config_json
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.console import make_console
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.runs.folder import CONFIG
+
+
+def add_learners(app: typer.Typer) -> None:
+    app.command()(rllib)
+
+
+def rllib(
+    source: Annotated[
+        str, typer.Argument(metavar="RUN|PRESET|FILE", help="Folder of a run, or its configuration with --out.")
+    ],
+    out: Out = None,
+    algorithm: Annotated[str, typer.Option(help="PPO, APPO or IMPALA.")] = "PPO",
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="To imagine in all; as many as the run's own `optimize` if absent.")
+    ] = None,
+    envs: Annotated[int, typer.Option(min=1, max=10**4, help="Episodes side by side, of each runner.")] = 64,
+    runners: Annotated[int, typer.Option(min=0, max=10**3, help="Processes that imagine; 0: this one.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, max=10**7, help="Chunks of one update.")] = 1024,
+    perfect: Annotated[bool, typer.Option("--perfect", help="In the simulator instead: the control.")] = False,
+    training: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--training", metavar="KEY=VALUE", help="Setting of the algorithm by RLlib's name, such as lr=3e-4."
+        ),
+    ] = None,
+    num_starts: Annotated[int | None, typer.Option(min=1, help="Held-out start states.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Train the base policy of a run by an algorithm of RLlib in the run's imagined world.
+
+    The run needs its stages up to reward-model. The policy is evaluated in reality on the same held-out starts as the
+    run's own, stands in RUN/rllib/NAME with its result, and in the run's report beside it.
+    """
+    folder, config = _run_of(source, out, overrides or [])
+    prepare_ray(cluster_address(config))
+    from cluster.rllib.imagined_training import Plan, parsed, spent_chunks
+    from cluster.rllib.run_rllib import train_in_imagination
+
+    chunks = -(-frames // config.rollout.chunk_length) if frames else spent_chunks(folder, config)
+    plan = Plan(folder, config, algorithm.upper(), chunks, envs, runners, batch, perfect, parsed(training or []))
+    result = train_in_imagination(plan, num_starts, make_console(stderr=True))
+    rate = result["success"]
+    make_console().print(
+        f"{plan.label}: {success_text(rate)} of {rate['num']} held-out starts after {result['frames']:,} frames, in "
+        f"{result['folder']}\nreport: {folder / 'report' / 'index.html'}",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def _run_of(source: str, out: Path | None, overrides: list[str]) -> tuple[Path, Config]:
+    """The folder of a run and its configuration, where the run is named or its configuration is."""
+    named = user_path(source)
+    if (named / CONFIG).is_file():
+        if out is not None and out.resolve() != named.resolve():
+            raise UserError(f"--out {out}: {source} is a run already; leave --out out")
+        return named, overridden(read_config_json(named / CONFIG), overrides)
+    config = load_config(source, overrides)
+    folder = run_folder(out, config)
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{folder} holds no run: there is no {CONFIG} in it; run the stages up to reward-model first")
+    return folder, config
