@@ -52,6 +52,9 @@ Episodes = Annotated[
 Temperature = Annotated[float | None, typer.Option(help="Of the actions; else evaluation.temperature.")]
 MaxBatch = Annotated[int, typer.Option(min=1, help="Robots that are decided on together.")]
 MaxWait = Annotated[float, typer.Option(min=0, help="For which a robot may wait for others.")]
+Openpi = Annotated[
+    str, typer.Option(metavar="HOST:PORT", help="Answer openpi's WebSocket protocol there too; empty: not.")
+]
 MetricsPort = Annotated[int, typer.Option(min=-1, help="Prometheus' port on 127.0.0.1; 0: free, -1: none.")]
 
 
@@ -78,6 +81,7 @@ def serve(
     max_batch: MaxBatch = 64,
     max_wait_ms: MaxWait = 5.0,
     metrics_port: MetricsPort = -1,
+    openpi: Openpi = "",
     tls_certificate: Certificate = None,
     tls_key: Key = None,
     client_ca: ClientCA = None,
@@ -93,7 +97,9 @@ def serve(
         from cluster.serving.policy_server import PolicyServer, ServingOptions, serve_until_signal
 
         lock = make_lock(tls_certificate, tls_key, client_ca)
-        options = ServingOptions(listen, lock, wanted, replicas, max_batch=max_batch, max_wait_s=max_wait_ms / 1000)
+        options = ServingOptions(
+            listen, lock, wanted, replicas, max_batch=max_batch, max_wait_s=max_wait_ms / 1000, openpi=openpi
+        )
         serve_until_signal(PolicyServer(settings, find, options), kept, watch, metrics_port, typer.echo)
 
 
