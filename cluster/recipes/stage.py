@@ -79,6 +79,7 @@ LATER: Mapping[str, Any] = {
     "world_model.alignment.action_level": None,
     "world_model.denoiser.action_level": "frame",
     "filtered_bc.decisions": "every_step",
+    "policy.cloning.correction_weight": 1.0,
     "demos.source": "",
     "collect.source": "",
     "gate.source": "",
