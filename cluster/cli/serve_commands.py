@@ -158,8 +158,30 @@ def label(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", parser=user_path, help="Where the episodes of robots are: RUN/robot.")
     ],
+    page: Annotated[bool, typer.Option("--page", help="In the browser instead of the terminal.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the page, on 127.0.0.1; 0: a free one.")] = 0,
+    reward_model: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", parser=user_path, help="Show what the reward model of this run says of each."),
+    ] = None,
+    sure: Annotated[
+        float, typer.Option(min=0.5, help="Keep its verdict without asking from this probability on; above 1: never.")
+    ] = 2.0,
 ) -> None:
     """Watch episodes without a verdict, and give one: y, n, r to see it again, u to undo, s to skip, q to end."""
     from cluster.cli.labelling import label_episodes
+    from cluster.serving.label_page import serve_page
+    from cluster.serving.label_session import EpisodeJudge, Labelling
 
-    label_episodes(folder, make_console())
+    if reward_model is None and sure <= 1:
+        raise UserError(f"--sure {sure:g} needs --reward-model RUN, whose verdicts it keeps")
+    labelling = Labelling(folder, typer.echo, None if reward_model is None else EpisodeJudge(reward_model))
+    if sure <= 1:
+        typer.echo(f"{labelling.label_what_is_sure(sure)} labelled by the reward model")
+    if page:
+        try:
+            serve_page(labelling, port, typer.echo)
+        except KeyboardInterrupt:
+            return
+    else:
+        label_episodes(labelling, make_console())
