@@ -26,7 +26,6 @@ from cluster.loop.train import TrainingLoop
 from cluster.monitoring.board import BOARD_FILE, SERVING_BOARD_FILE, board_text, make_board, make_serving_board
 from cluster.monitoring.check import query_alerts, query_board
 from cluster.monitoring.discovery import Clusters, session_addresses
-from cluster.monitoring.panels_serving import SERVER
 from cluster.monitoring.prometheus_api import call
 from cluster.monitoring.queries import gauge, names_in, rate
 from cluster.monitoring.server import PrometheusServer, find_prometheus, monitor
@@ -37,7 +36,6 @@ from tests.support.sabotage import Plan, sabotage
 from tests.support.small_run import ListLog, finish, save_models, small_config, small_starts
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
-from wmpo_ray.remote.serving_metrics import SERVING, ServingMetrics
 from wmpo_ray.runs.live_metrics import METRICS, PrometheusMeter
 from wmpo_ray.runs.trackers.prometheus import PrometheusTracker
 from wmpo_ray.runs.trackers.tracker import OPTIMIZE
@@ -178,32 +176,6 @@ def test_the_board_in_the_repository_is_what_is_built():
 def test_every_metric_of_the_catalogue_is_on_the_board():
     shown = {name for panel in panels() for target in panel["targets"] for name in names_in(target["expr"])}
     assert shown == set(METRICS)
-
-
-def test_every_metric_of_a_policy_server_is_exported_and_on_its_board():
-    exported = {
-        f"{each.name}_total" if each.type == "counter" else each.name for each in ServingMetrics().registry.collect()
-    }
-    assert exported == set(SERVING)
-    queries = [target["expr"] for panel in make_serving_board()["panels"] for target in panel.get("targets", ())]
-    assert {name for expr in queries for name in SERVER.names_in(expr)} == set(SERVING)
-    with pytest.raises(ValueError, match="no counter of that name"):
-        SERVER.rate("wmpo_groups_total")
-
-
-@needs_prometheus
-def test_every_query_of_the_board_of_policy_servers_returns_data(tmp_path):
-    metrics = ServingMetrics()
-    with PrometheusServer(find_prometheus(), tmp_path, free_port(), [f"127.0.0.1:{metrics.listen(0)}"], 1) as server:
-        for number in range(4):
-            metrics.refused("token")
-            metrics.chunks.labels("3", "abc").inc()
-            metrics.uploads.labels("success").inc()
-            for each in (metrics.act_seconds, metrics.policy_seconds, metrics.batch_size):
-                each.observe(0.01)
-            time.sleep(1.1 if number else 2.2)  # a scrape before the first one too
-        results = query_board(server.url, "", 10, rate_interval_s=4, board=make_serving_board())
-    assert [each for each in results if each.error or not each.has_data] == []
 
 
 @pytest.mark.parametrize("board", [make_board(), make_serving_board()], ids=["run", "serving"])
