@@ -25,7 +25,7 @@ STAMP := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 	bench-coordinator bench-optimize bench-autoscaling bench-weights bench-actor-start bench-operations bench-samplers \
 	bench-simulators bench-experts \
 	bench-learners bench-fidelity bench-memory bench-metaworld bench-environment-pool bench-house evidence bench-models bench-gpu \
-	bench-data check-exchange exchange-env fuzz-readers pretrain-embedded protocol bench-robots clean
+	bench-data check-exchange check-lerobot exchange-env fuzz-readers pretrain-embedded protocol bench-robots clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -41,6 +41,8 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@# torch is the one version that users choose: the constraints must not put another in its place.
 	awk -F== '!($$1 in named) && $$1 != "torch"; { named[$$1] }' $(CONSTRAINTS) > $(VENV)/constraints.txt
 	$(BIN)/python -m pip install -c $(VENV)/constraints.txt -e ".[dev$(if $(EXTRAS),$(comma)$(EXTRAS))]"
+	@# openpi's client asks for numpy < 2 and runs with 2: the tests ask our server with it.
+	$(BIN)/python -m pip install --no-deps openpi-client==0.1.2
 	@touch $@
 
 demo: setup  ## the whole of WMPO on the embedded task: table and report (OUT=runs/demo SEED=0)
@@ -148,6 +150,9 @@ bench-data: setup exchange-env  ## windows and episodes a second, beside robomim
 
 check-exchange: setup exchange-env  ## whether lerobot and robomimic read what we export, and we what lerobot writes -> benchmarks/results/exchange.json
 	$(BIN)/python -m benchmarks.exchange --python $(EXCHANGE)
+
+check-lerobot: setup exchange-env  ## lerobot's robot client through the bridge to a policy server of ours -> benchmarks/results/robots.json
+	$(BIN)/python -m benchmarks.robots --parts lerobot --python $(EXCHANGE)
 
 exchange-env: $(EXCHANGE)  ## lerobot and robomimic, in an environment of their own
 

@@ -7,7 +7,9 @@ numpy, grpcio, protobuf and pillow are all that it needs; everything in it is Py
     broker                 the next chunk before the present one is used up
     safety                 bounds, watchdog and stop, which nothing remote can change
     episode_recorder, episode_spool       episodes on the robot's disk, uploaded in the background
+    operator_keys          success, failure and stop by a person's key
     drive                  all of these in one control loop
+    lerobot_bridge         LeRobot's robot client, answered on the robot's own machine
     scenes                 a simulator somewhere else, as the server of it shows it
     serving                that server, and the locks that every server of ours has
 """

@@ -1,7 +1,8 @@
 """An action for every tick of the robot's clock: the next chunk is asked for before the present one is used up.
 
-A chunk that was asked for at tick t speaks of the ticks t, t + 1, ...: what it says of those that went by while it was on
-its way is dropped. What the running chunk and the new one both say of the ticks to come can be blended (real-time
+A chunk that was asked for at tick t speaks of the ticks t, t + 1, ...: what it says of those that were acted while it was on
+its way is dropped. A tick in which the robot was held is none of them: it is where it was, and what the chunk says first is
+still to be done. What the running chunk and the new one both say of the ticks to come can be blended (real-time
 chunking), so that a hand that was on its way is not torn to another one:
 
     wait    act a chunk to its end, then hold still until the next one is there
@@ -42,6 +43,52 @@ def blended(running: np.ndarray, new: np.ndarray) -> np.ndarray:
     return result
 
 
+class ChunkPlan:
+    """What to do in each tick of an episode, without a clock of its own. `ask_ahead`: as of `ChunkBroker`."""
+
+    def __init__(self, mode: str = "wait", ask_ahead: int = 2):
+        if mode not in MODES:
+            raise ValueError(f"mode={mode!r}: known are {', '.join(MODES)}")
+        if ask_ahead < 1:
+            raise ValueError(f"ask_ahead={ask_ahead}: it must be 1 or more")
+        self.mode, self.ask_ahead = mode, 0 if mode == "wait" else ask_ahead
+        self.begin()
+
+    def begin(self) -> None:
+        """A new episode."""
+        self._tick, self.is_asked = 0, False
+        self._plan: np.ndarray = np.zeros((0, 0), np.float32)  # actions of the ticks from the present one on
+        self._chunk: Chunk | None = None
+
+    @property
+    def asks(self) -> bool:
+        """Whether the next chunk is to be asked for in this tick."""
+        return len(self._plan) <= self.ask_ahead and not self.is_asked
+
+    def ask(self) -> int:
+        """Returns the tick, which `take` wants to know."""
+        self.is_asked = True
+        return self._tick
+
+    def take(self, asked_at: int, chunk: Chunk) -> None:
+        """A chunk that was asked for has come."""
+        self.is_asked = False
+        new = chunk.actions[self._tick - asked_at :]
+        if not len(new):
+            return  # it came when all of its ticks were over: another one is asked for
+        self._plan = blended(self._plan, new) if self.mode == "blend" else new
+        self._chunk = chunk
+
+    def next(self) -> Due | None:
+        """The action of this tick, after which it is over; None: hold still."""
+        if not len(self._plan) or self._chunk is None:
+            return None
+        due = Due(self._plan[0], self._chunk)
+        self._plan = self._plan[1:]
+        self._tick += 1
+        return due
+
+
 class ChunkBroker:
     """Asks in a thread of its own. `ask_ahead`: ticks before the end of a chunk at which the next one is asked for.
 
@@ -49,11 +96,7 @@ class ChunkBroker:
     """
 
     def __init__(self, act: Callable[[Seen], Chunk], mode: str = "wait", ask_ahead: int = 2):
-        if mode not in MODES:
-            raise ValueError(f"mode={mode!r}: known are {', '.join(MODES)}")
-        if ask_ahead < 1:
-            raise ValueError(f"ask_ahead={ask_ahead}: it must be 1 or more")
-        self._act, self.mode, self.ask_ahead = act, mode, 0 if mode == "wait" else ask_ahead
+        self._act, self._plan = act, ChunkPlan(mode, ask_ahead)
         self._lock = threading.Condition()
         self._question: tuple[int, int, Seen] | None = None  # (episode, tick, what was seen)
         self._arrived: tuple[int, int, Chunk] | None = None
@@ -68,9 +111,7 @@ class ChunkBroker:
         """A new episode: chunks that are still on their way are of no use any more."""
         with self._lock:
             self._episode += 1
-            self._tick, self._is_asked = 0, False
-            self._plan: np.ndarray = np.zeros((0, 0), np.float32)  # actions of the ticks from the present one on
-            self._chunk: Chunk | None = None
+            self._plan.begin()
             self._question = self._arrived = self._error = None
 
     def next(self, see: Callable[[], Seen]) -> Due | None:
@@ -80,18 +121,14 @@ class ChunkBroker:
         """
         with self._lock:
             self._take_arrived()
-            asks = len(self._plan) <= self.ask_ahead and not self._is_asked
+            asks = self._plan.asks
         if asks:
             seen = see()
             with self._lock:
-                self._question, self._is_asked = (self._episode, self._tick, seen), True
+                self._question = (self._episode, self._plan.ask(), seen)
                 self._lock.notify_all()
         with self._lock:
-            due = Due(self._plan[0], self._chunk) if len(self._plan) and self._chunk is not None else None
-            self._plan = self._plan[1:]
-            if due is not None or self.mode != "wait":
-                self._tick += 1
-            return due
+            return self._plan.next()
 
     def wait(self, seconds: float) -> bool:
         """Wait for a chunk that was asked for; whether it, or an error, is there."""
@@ -105,17 +142,12 @@ class ChunkBroker:
 
     def _take_arrived(self) -> None:
         if self._error is not None:
-            error, self._error, self._is_asked = self._error, None, False
+            error, self._error, self._plan.is_asked = self._error, None, False
             raise error
-        if self._arrived is None:
-            return
-        _, asked_at, chunk = self._arrived
-        self._arrived, self._is_asked = None, False
-        new = chunk.actions[self._tick - asked_at :]
-        if not len(new):
-            return  # it came when all of its ticks were over: another one is asked for
-        self._plan = blended(self._plan, new) if self.mode == "blend" else new
-        self._chunk = chunk
+        if self._arrived is not None:
+            _, asked_at, chunk = self._arrived
+            self._arrived = None
+            self._plan.take(asked_at, chunk)
 
     def _work(self) -> None:
         while True:

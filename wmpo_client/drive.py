@@ -11,6 +11,7 @@ import numpy as np
 
 from wmpo_client.broker import ChunkBroker
 from wmpo_client.episode_recorder import EpisodeRecorder
+from wmpo_client.operator_keys import OperatorKeys
 from wmpo_client.refusals import ClientError
 from wmpo_client.safety import SafeRobot, SafetyLimits, Stopped
 from wmpo_client.served_policy import Chunk, Seen
@@ -57,6 +58,7 @@ class DriveOptions:
     mode: str = "wait"  # of the chunk broker
     ask_ahead: int = 2
     patience_s: float = 60.0  # for a first chunk, or with "wait" for any
+    verdict_s: float = 0.0  # after the last step, for a person's key
     purpose: str = "collect"
 
 
@@ -67,9 +69,17 @@ class Driven:
     num_steps: int = 0
     num_held: int = 0  # ticks without an action
     success: bool | None = None
+    is_persons: bool = False  # the verdict
     was_stopped: bool = False
     id: str = ""
     versions: set = field(default_factory=set)  # updates of the policies that acted
+
+    def hear(self, keys: OperatorKeys, seconds: float) -> bool:
+        """Whether a person has said how it ended, or says so within this time."""
+        said = keys.verdict(seconds)
+        if said is not None:
+            self.success, self.is_persons = said, True
+        return said is not None
 
 
 def drive(
@@ -79,28 +89,37 @@ def drive(
     options: DriveOptions,
     recorder: EpisodeRecorder | None = None,
     watch: Callable[[SafeRobot], None] = lambda safe: None,
+    keys: OperatorKeys | None = None,
 ) -> Driven:
-    """One episode, until the robot knows its verdict, `max_steps` are made, or it is stopped.
+    """One episode, until the robot or a person's key says how it ended, `max_steps` are made, or it is stopped.
 
-    watch: is given the robot behind its limits, for a stop key. Raises ClientError where no chunk comes in time; the robot
-    is held before.
+    watch: is given the robot behind its limits, for a stop key. keys: a person's; theirs goes before the robot's own
+    verdict. Raises ClientError where no chunk comes in time; the robot is held before.
     """
     made, safe = Driven(), SafeRobot(robot.apply, robot.hold, limits)
     watch(safe)
+    if keys is not None:
+        keys.begin(safe)
     broker = ChunkBroker(act, options.mode, options.ask_ahead)
     try:
         if recorder is not None:
             recorder.begin(robot.see(), options.purpose, robot.seed)
-        _run(robot, safe, broker, options, recorder, made)
+        _run(robot, safe, broker, options, recorder, made, keys)
+        if keys is not None and made.success is None:
+            safe.hold()
+            made.hear(keys, options.verdict_s)
     except Stopped:
         made.was_stopped = True
     finally:
+        if keys is not None:
+            keys.end()
         safe.close()
         broker.close()
     if recorder is not None and recorder.is_recording:
         if made.num_steps:
             success = None if made.was_stopped else made.success
-            made.id = recorder.end(success, robot.decided_by, 0.0, robot.failure_names)
+            by = "operator" if made.is_persons else robot.decided_by
+            made.id = recorder.end(success, by, 0.0, robot.failure_names)
         else:
             recorder.drop()
     return made
@@ -113,10 +132,13 @@ def _run(
     options: DriveOptions,
     recorder: EpisodeRecorder | None,
     made: Driven,
+    keys: OperatorKeys | None,
 ) -> None:
     period = 1 / options.rate_hz if options.rate_hz else 0.0
     due_at, waited_since = time.monotonic(), time.monotonic()
     while made.num_steps < options.max_steps and made.success is None:
+        if keys is not None and made.hear(keys, 0.0):
+            return
         correction = robot.correction()
         due = broker.next(robot.see)
         action: Any = correction if correction is not None else None if due is None else due.action

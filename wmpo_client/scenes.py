@@ -15,7 +15,9 @@ from wmpo_client.arrays import from_array, from_named, to_array
 from wmpo_client.protocol import wmpo_pb2 as pb
 from wmpo_client.protocol import wmpo_pb2_grpc as rpc
 from wmpo_client.refusals import ClientError
-from wmpo_client.server_connection import Connection, details_of
+from wmpo_client.server_connection import Connection, code_of, details_of
+
+MAX_LOSSES = 3  # of a question: a simulator that is lost more often than it answers is broken
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,17 @@ class SceneStep:
 class Scenes:
     """N scenes under a name of their own. Raises ClientError where the simulator refuses, or does not answer in time.
 
-    What was cut off on its way is asked again, for `patience_s`.
+    What was cut off on its way is asked again, for `patience_s`. A simulator that has begun anew has lost its scenes: they
+    are placed there again and what was done in them since is done again, `MAX_LOSSES` times for a single question.
     """
 
     def __init__(self, connection: Connection, call_s: float = 120.0, patience_s: float = 30.0):
         self.connection, self.call_s, self.patience_s = connection, call_s, patience_s
         self._stub = rpc.EnvironmentsStub(connection.channel)
         self._name, self._generation, self._sequence = uuid.uuid4().hex, 0, 0
+        self._placed: Any = None  # the request that placed the scenes
+        self._done: list[tuple[Any, Any]] = []  # (method, request) of all that changed them since
+        self.num_losses = 0
         self.terminated = self.success = np.zeros(0, bool)  # [N]
         self.failures: dict[str, np.ndarray] = {}  # name -> [N] bool
 
@@ -61,6 +67,7 @@ class Scenes:
             scene=self._name, generation=self._generation, starts=[_start(start) for start in starts]
         )
         self._take(self._ask(self._stub.Reset, request))
+        self._placed, self._done = request, []
 
     def step(self, actions: np.ndarray, frames: int = pb.NONE) -> SceneStep:
         """actions [N, K, D] in [-1, 1]."""
@@ -80,20 +87,21 @@ class Scenes:
     def choose_as_expert(self, rng: np.random.Generator, noise: float) -> np.ndarray:
         """The script's next actions [N, D], which are not made."""
         request = pb.SceneStepRequest(expert=_expert(rng, noise))
-        request.scene, request.generation, request.sequence = self._name, self._generation, self._sequence
-        reply = self._ask(self._stub.Choose, request)
+        reply = self._change(self._stub.Choose, request)
         rng.bit_generator.state = json.loads(reply.random)
         return from_array(reply.actions, "<f4", 3, "actions")[:, 0].copy()
 
     def observe(self) -> SceneView:
-        return _view(self._ask(self._stub.Observe, self._present()).seen)
+        return _view(self._look(self._stub.Observe, self._present()).seen)
 
     def save(self) -> list[bytes]:
-        return list(self._ask(self._stub.Save, self._present()).saved)
+        return list(self._look(self._stub.Save, self._present()).saved)
 
     def read(self, ability: str, **more: Any) -> dict[str, np.ndarray]:
         """What `ability` reads, by name; more: fields of the ReadRequest."""
-        reply = self._ask(self._stub.Read, pb.ReadRequest(scene=self._present(), ability=ability, **more))
+        present = self._present()
+        request = pb.ReadRequest(scene=present, ability=ability, **more)
+        reply = self._look(self._stub.Read, request, request.scene)
         return {name: values.copy() for name, values in from_named(reply.values, None, None).items()}
 
     def _present(self) -> Any:
@@ -103,8 +111,7 @@ class Scenes:
         return self._stepped_by(request)[0]
 
     def _stepped_by(self, request: Any) -> tuple[SceneStep, str]:
-        request.scene, request.generation, request.sequence = self._name, self._generation, self._sequence
-        reply = self._ask(self._stub.Step, request)
+        reply = self._change(self._stub.Step, request)
         self._take(reply)
         made = SceneStep(
             from_array(reply.num_steps, "<i8", 1, "num_steps"),
@@ -120,11 +127,52 @@ class Scenes:
         self.success = from_array(reply.success, "|b1", 1, "success").copy()
         self.failures = {name: flags.copy() for name, flags in from_named(reply.failures, "|b1", 1).items()}
 
+    def _change(self, method: Any, request: Any) -> Any:
+        """Ask for what changes the scenes, and remember it."""
+        request.scene, request.generation, request.sequence = self._name, self._generation, self._sequence
+        reply = self._look(method, request)
+        self._done.append((method, request))
+        return reply
+
+    def _look(self, method: Any, request: Any, scene: Any = None) -> Any:
+        """Ask about the scenes, which are placed again where they were lost. scene: the part of the request that names them."""
+        scene = request if scene is None else scene
+        for _ in range(MAX_LOSSES):
+            try:
+                return self._call(method, request)
+            except grpc.RpcError as error:
+                if code_of(error) != "NOT_FOUND" or self._placed is None:
+                    raise self._explained(error) from error
+            self.num_losses += 1
+            self._place_again()
+            scene.generation = self._generation
+        return self._ask(method, request)
+
+    def _place_again(self) -> None:
+        """Raises ClientError where that does not lead to where the scenes were."""
+        before = (self.terminated, self.success)
+        self._generation += 1
+        for method, request in [(self._stub.Reset, self._placed), *self._done]:
+            request.generation = self._generation
+            reply = self._ask(method, request)
+            self._take(reply)
+        if not all(np.array_equal(one, other) for one, other in zip(before, (self.terminated, self.success))):
+            raise ClientError(
+                f"the simulator at {self.connection.address.target} has lost its scenes, and what was done in them leads "
+                "elsewhere now: it does not repeat itself, or is another one"
+            )
+
     def _ask(self, method: Any, request: Any) -> Any:
         try:
-            return self.connection.call_again(method, request, self.call_s, self.patience_s)
+            return self._call(method, request)
         except grpc.RpcError as error:
-            raise ClientError(f"the simulator at {self.connection.address.target}: {details_of(error)}") from error
+            raise self._explained(error) from error
+
+    def _call(self, method: Any, request: Any) -> Any:
+        return self.connection.call_again(method, request, self.call_s, self.patience_s)
+
+    def _explained(self, error: grpc.RpcError) -> ClientError:
+        return ClientError(f"the simulator at {self.connection.address.target}: {details_of(error)}")
 
 
 def _expert(rng: np.random.Generator, noise: float) -> Any:

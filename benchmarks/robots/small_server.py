@@ -1,6 +1,6 @@
 """A policy server of a small policy in a process of its own, with settings that need no run.
 
-python -m benchmarks.robots.small_server FOLDER SIDE WIDTH      the address is printed; it ends with its standard input
+python -m benchmarks.robots.small_server FOLDER SIDE WIDTH [LISTEN]      prints its address; ends with its standard input
 """
 
 from __future__ import annotations
@@ -57,15 +57,20 @@ def policy_of(side: int, width: int) -> TinyPolicy:
     ).eval()
 
 
-async def serve(folder: Path, side: int, width: int) -> None:
+async def serve(folder: Path, side: int, width: int, listen: str = "127.0.0.1:0") -> None:
     place = folder / "policy"
-    policy_of(side, width).save_pretrained(place)
-    options = ServingOptions("127.0.0.1:0", Lock(read_token()), 1.0)
+    if not place.exists():
+        policy_of(side, width).save_pretrained(place)
+    options = ServingOptions(listen, Lock(read_token()), 1.0)
     server = PolicyServer(config_of(side, width), lambda: Weights(place, 0), options)
     await server.start(add_episodes(EpisodeFolder(folder / "robot"), server.metrics))
     print(f"127.0.0.1:{server.port}", flush=True)
     await asyncio.to_thread(sys.stdin.read)
     await server.stop()
+
+
+def server_command(folder: Path, side: int = 16, width: int = 32, listen: str = "127.0.0.1:0") -> list[str]:
+    return [sys.executable, "-m", "benchmarks.robots.small_server", str(folder), str(side), str(width), listen]
 
 
 @contextmanager
@@ -84,7 +89,7 @@ def processor_seconds(pid: int) -> float:
 @contextmanager
 def server_process(folder: Path, side: int, width: int) -> Iterator[tuple[str, int]]:
     """(address, number of the process) of a server."""
-    command = [sys.executable, "-m", "benchmarks.robots.small_server", str(folder), str(side), str(width)]
+    command = server_command(folder, side, width)
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as process:
         assert process.stdout is not None and process.stdin is not None
@@ -96,4 +101,4 @@ def server_process(folder: Path, side: int, width: int) -> Iterator[tuple[str, i
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))
+    asyncio.run(serve(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:]))

@@ -1,4 +1,4 @@
-"""`wmpo label`: episodes played in the terminal, and the verdicts of a person."""
+"""`wmpo label` in the terminal: episodes played, and the keys of a person."""
 
 from __future__ import annotations
 
@@ -14,52 +14,29 @@ from rich.live import Live
 from rich.style import Style
 from rich.text import Text
 
-from wmpo_client.refusals import Refusal
-from wmpo_ray.core.errors import UserError
-from wmpo_ray.remote.robot_episodes import RECEIVED, EpisodeFolder, Label, frames_of, read_episode
+from cluster.serving.label_page import guess_text
+from cluster.serving.label_session import Labelling
+from wmpo_ray.remote.robot_episodes import frames_of
 
-VERDICTS: dict[str, Label] = {"y": "success", "n": "failure"}
 MAX_ROWS, MAX_COLUMNS = 32, 64  # characters of a picture
 KEYS = "y success, n failure, r again, u undo, s skip, q end"
 
 
-def label_episodes(folder: Path, console: Console, ask: Callable[[], str] | None = None, frame_s: float = 0.1) -> int:
-    """Show every episode without a verdict and keep what the keys of `ask` say; returns how many were labelled.
-
-    Raises UserError for a folder without episodes of robots.
-    """
-    if not (folder / RECEIVED).is_dir():
-        raise UserError(
-            f"{folder} holds no episodes of robots: there is no {RECEIVED} in it; name the RUN/robot of a server"
-        )
-    episodes, done, key = EpisodeFolder(folder), list[str](), ask or read_key
-    waiting = episodes.unlabelled()
-    console.print(f"{len(waiting)} of {len(episodes.ids())} episodes have no verdict; {KEYS}")
-    place = 0
-    while place < len(waiting):
-        id = waiting[place]
-        try:
-            about = read_episode(episodes.path(id)).recording
-        except Refusal as refusal:
-            console.print(f"{id} cannot be shown: {refusal}")
-            place += 1
-            continue
-        play(episodes.path(id), console, frame_s)
-        console.print(f"{id}: {about.instruction} ({about.length} steps) [{place + 1}/{len(waiting)}]", markup=False)
-        pressed = key()
-        if pressed == "q":
-            break
-        if pressed == "u" and done:
-            place = waiting.index(last := done.pop())
-            episodes.set_label(last, None)
-        elif pressed in VERDICTS:
-            episodes.set_label(id, VERDICTS[pressed])
-            done.append(id)
-            place += 1
-        elif pressed == "s":
-            place += 1
-    console.print(f"{len(done)} labelled, {len(episodes.unlabelled())} without a verdict")
-    return len(done)
+def label_episodes(
+    labelling: Labelling, console: Console, ask: Callable[[], str] | None = None, frame_s: float = 0.1
+) -> int:
+    """Show every episode without a verdict and keep what the keys of `ask` say; returns how many were labelled."""
+    episodes, key = labelling.episodes, ask or read_key
+    console.print(f"{len(labelling.waiting)} of {len(episodes.ids())} episodes have no verdict; {KEYS}")
+    while not labelling.has_ended and (shown := labelling.current()) is not None:
+        play(shown.path, console, frame_s)
+        place = f"[{labelling.place + 1}/{len(labelling.waiting)}]"
+        console.print(f"{shown.id}: {shown.instruction} ({shown.num_steps} steps) {place}", markup=False)
+        if shown.guess is not None:
+            console.print(guess_text(shown.guess))
+        labelling.press(key())
+    console.print(f"{len(labelling.done)} labelled, {len(episodes.unlabelled())} without a verdict")
+    return len(labelling.done)
 
 
 def play(path: Path, console: Console, frame_s: float) -> None:

@@ -52,6 +52,9 @@ Episodes = Annotated[
 Temperature = Annotated[float | None, typer.Option(help="Of the actions; else evaluation.temperature.")]
 MaxBatch = Annotated[int, typer.Option(min=1, help="Robots that are decided on together.")]
 MaxWait = Annotated[float, typer.Option(min=0, help="For which a robot may wait for others.")]
+Openpi = Annotated[
+    str, typer.Option(metavar="HOST:PORT", help="Answer openpi's WebSocket protocol there too; empty: not.")
+]
 MetricsPort = Annotated[int, typer.Option(min=-1, help="Prometheus' port on 127.0.0.1; 0: free, -1: none.")]
 
 
@@ -78,6 +81,7 @@ def serve(
     max_batch: MaxBatch = 64,
     max_wait_ms: MaxWait = 5.0,
     metrics_port: MetricsPort = -1,
+    openpi: Openpi = "",
     tls_certificate: Certificate = None,
     tls_key: Key = None,
     client_ca: ClientCA = None,
@@ -93,7 +97,9 @@ def serve(
         from cluster.serving.policy_server import PolicyServer, ServingOptions, serve_until_signal
 
         lock = make_lock(tls_certificate, tls_key, client_ca)
-        options = ServingOptions(listen, lock, wanted, replicas, max_batch=max_batch, max_wait_s=max_wait_ms / 1000)
+        options = ServingOptions(
+            listen, lock, wanted, replicas, max_batch=max_batch, max_wait_s=max_wait_ms / 1000, openpi=openpi
+        )
         serve_until_signal(PolicyServer(settings, find, options), kept, watch, metrics_port, typer.echo)
 
 
@@ -152,8 +158,30 @@ def label(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", parser=user_path, help="Where the episodes of robots are: RUN/robot.")
     ],
+    page: Annotated[bool, typer.Option("--page", help="In the browser instead of the terminal.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the page, on 127.0.0.1; 0: a free one.")] = 0,
+    reward_model: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", parser=user_path, help="Show what the reward model of this run says of each."),
+    ] = None,
+    sure: Annotated[
+        float, typer.Option(min=0.5, help="Keep its verdict without asking from this probability on; above 1: never.")
+    ] = 2.0,
 ) -> None:
     """Watch episodes without a verdict, and give one: y, n, r to see it again, u to undo, s to skip, q to end."""
     from cluster.cli.labelling import label_episodes
+    from cluster.serving.label_page import serve_page
+    from cluster.serving.label_session import EpisodeJudge, Labelling
 
-    label_episodes(folder, make_console())
+    if reward_model is None and sure <= 1:
+        raise UserError(f"--sure {sure:g} needs --reward-model RUN, whose verdicts it keeps")
+    labelling = Labelling(folder, typer.echo, None if reward_model is None else EpisodeJudge(reward_model))
+    if sure <= 1:
+        typer.echo(f"{labelling.label_what_is_sure(sure)} labelled by the reward model")
+    if page:
+        try:
+            serve_page(labelling, port, typer.echo)
+        except KeyboardInterrupt:
+            return
+    else:
+        label_episodes(labelling, make_console())

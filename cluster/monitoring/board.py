@@ -1,4 +1,4 @@
-"""The Grafana board as JSON, from the rows in `panels.py`: `python -m cluster.monitoring.board` writes it again."""
+"""The Grafana boards as JSON, from the rows of panels: `python -m cluster.monitoring.board` writes them again."""
 
 from __future__ import annotations
 
@@ -8,24 +8,48 @@ from typing import Any
 
 from cluster.monitoring.panels import Panel, Row
 from cluster.monitoring.panels_learning import ROWS
+from cluster.monitoring.panels_serving import SERVING_ROWS
 from cluster.monitoring.queries import PREFIX, Query
+from wmpo_ray.remote.serving_metrics import SERVING
 from wmpo_ray.runs.live_metrics import METRICS
 
 FOLDER = Path(__file__).parent
 BOARD_FILE = FOLDER / "grafana" / "wmpo.json"
+SERVING_BOARD_FILE = FOLDER / "grafana" / "wmpo-serve.json"
 PAGE_WIDTH = 24
 SCHEMA_VERSION = 41
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 # A run is known by its stage from its first second on, and by its updates once it optimizes.
 RUNS = f'label_values({{__name__=~"{PREFIX}wmpo_stage|{PREFIX}wmpo_update"}}, run)'
 WORKERS = f'label_values({PREFIX}wmpo_phase_seconds_total{{run="$run"}}, worker)'
+SERVERS = "label_values(wmpo_serve_sessions, instance)"
+ANY_OF_THEM = {
+    "multi": True,
+    "includeAll": True,
+    "allValue": ".*",
+    "current": {"text": ["All"], "value": ["$__all"]},
+}
+HELP = {name: metric.help for name, metric in {**METRICS, **SERVING}.items()}
 
 
 def make_board() -> dict[str, Any]:
+    """Of a run."""
+    about = "What a run does, where its time goes, whether it learns, and what failed."
+    return _board("wmpo-ray", "wmpo-ray: a run", about, _variables(), ROWS)
+
+
+def make_serving_board() -> dict[str, Any]:
+    """Of policy servers, which are no part of a run: each is an address that Prometheus reads."""
+    about = "What robots ask of policy servers, how fast they are answered, by which policy, and what was refused."
+    server = _variable("server", "Server", SERVERS, sort=1) | ANY_OF_THEM
+    return _board("wmpo-serve", "wmpo-ray: policy servers", about, [_source(), server], SERVING_ROWS)
+
+
+def _board(uid: str, title: str, about: str, variables: list[dict[str, Any]], rows: tuple[Row, ...]) -> dict[str, Any]:
     return {
-        "uid": "wmpo-ray",
-        "title": "wmpo-ray: a run",
-        "description": "What a run does, where its time goes, whether it learns, and what failed.",
+        "uid": uid,
+        "title": title,
+        "description": about,
         "tags": ["wmpo", "ray"],
         "schemaVersion": SCHEMA_VERSION,
         "version": 1,
@@ -36,26 +60,23 @@ def make_board() -> dict[str, Any]:
         "timezone": "browser",
         "annotations": {"list": []},
         "links": [],
-        "templating": {"list": _variables()},
-        "panels": _lay_out(ROWS),
+        "templating": {"list": variables},
+        "panels": _lay_out(rows),
     }
 
 
-def board_text() -> str:
-    return json.dumps(make_board(), indent=1, ensure_ascii=False) + "\n"
+def board_text(board: dict[str, Any]) -> str:
+    return json.dumps(board, indent=1, ensure_ascii=False) + "\n"
 
 
 def _variables() -> list[dict[str, Any]]:
-    source = {"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus", "refresh": 1}
     run = _variable("run", "Run", RUNS, sort=2)
     worker = _variable("worker", "Worker", WORKERS, sort=3)
-    worker |= {
-        "multi": True,
-        "includeAll": True,
-        "allValue": ".*",
-        "current": {"text": ["All"], "value": ["$__all"]},
-    }
-    return [source, run, worker]
+    return [_source(), run, worker | ANY_OF_THEM]
+
+
+def _source() -> dict[str, Any]:
+    return {"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus", "refresh": 1}
 
 
 def _variable(name: str, label: str, definition: str, sort: int) -> dict[str, Any]:
@@ -100,7 +121,7 @@ def _lay_out(rows: tuple[Row, ...]) -> list[dict[str, Any]]:
 
 def _panel(panel: Panel) -> dict[str, Any]:
     names = sorted({name for each in panel.queries for name in each.names})
-    helps = "\n".join(f"- `{name}`: {METRICS[name].help}." for name in names)
+    helps = "\n".join(f"- `{name}`: {HELP[name]}." for name in names)
     return {
         "type": panel.kind,
         "title": panel.title,
@@ -178,4 +199,5 @@ def _options(panel: Panel) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    BOARD_FILE.write_text(board_text())
+    BOARD_FILE.write_text(board_text(make_board()))
+    SERVING_BOARD_FILE.write_text(board_text(make_serving_board()))

@@ -31,16 +31,21 @@ class QueryResult(NamedTuple):
 
 
 def query_board(
-    prometheus_url: str, run: str, window_s: float = 600.0, rate_interval_s: float = 20.0
+    prometheus_url: str,
+    run: str,
+    window_s: float = 600.0,
+    rate_interval_s: float = 20.0,
+    board: dict[str, Any] | None = None,
 ) -> list[QueryResult]:
     """Every query of every panel and of every variable, over the last `window_s` seconds of `run`.
 
-    Raises URLError where no Prometheus answers.
+    board: None: that of a run. Raises URLError where no Prometheus answers.
     """
-    board = make_board()
+    board = make_board() if board is None else board
     values = {
         "run": run,
         "worker": ".*",
+        "server": ".*",
         "__rate_interval": f"{math.ceil(rate_interval_s)}s",
         "__range": f"{math.ceil(window_s)}s",
     }

@@ -15,7 +15,7 @@ from urllib.request import urlopen
 import yaml
 
 from cluster.host.ports import LOCALHOST, require_free
-from cluster.monitoring.board import BOARD_FILE, FOLDER
+from cluster.monitoring.board import BOARD_FILE, FOLDER, SERVING_BOARD_FILE
 from cluster.monitoring.check import ALERTS_FILE
 from cluster.monitoring.discovery import Clusters, is_address, ray_folder
 from cluster.monitoring.prometheus_api import call
@@ -214,6 +214,7 @@ def viewing_instructions(url: str) -> list[str]:
         f"  -e WMPO_PROMETHEUS={url} grafana/grafana-oss",
         f"in a Grafana that runs already: a Prometheus data source with the address {url}, then",
         f"  Dashboards > New > Import > {BOARD_FILE}",
+        f"  and for policy servers {SERVING_BOARD_FILE}",
         "",
         f"Ray's own dashboard shows its graphs too if its head was started with RAY_PROMETHEUS_HOST={url}.",
         "Ctrl-C ends this Prometheus; what it has recorded stays.",

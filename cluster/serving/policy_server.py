@@ -83,6 +83,7 @@ class ServingOptions:
     watch_s: float = 2.0
     max_batch: int = 64
     max_wait_s: float = 0.005
+    openpi: str = ""  # HOST:PORT for openpi's protocol; empty: it is not spoken
 
 
 class PolicyServer:
@@ -93,7 +94,8 @@ class PolicyServer:
 
     def __init__(self, config: Config, find: Callable[[], Weights], options: ServingOptions):
         self.config, self.find, self.options = config, find, options
-        self.metrics, self.port = ServingMetrics(), 0
+        self.metrics, self.port, self.openpi_port = ServingMetrics(), 0, 0
+        self.openpi: Any = None
         self._weights = find()
         self._state = self._weights.state
         # One replica is this process: it has no second copy to keep, and asks no scheduler.
@@ -130,6 +132,9 @@ class PolicyServer:
         self.port = open_door(self.server, options.listen, options.lock)
         await self.server.start()
         self.batcher.start()
+        if options.openpi:
+            self.openpi = make_openpi_server(self.service, options, self.metrics)
+            self.openpi_port = await self.openpi.start(options.openpi)
 
     def watch(self, report: Callable[[str], None]) -> None:
         """From now on take new weights as they come."""
@@ -152,8 +157,9 @@ class PolicyServer:
         if found.state == self._state or (self._weights.is_final and not found.is_final):
             return False
         state = found.state
-        for replica in self.replicas:
-            self.service.version = await replica.load(found)
+        for number, replica in enumerate(self.replicas):
+            async with self.batcher.resting(number):
+                self.service.version = await replica.load(found)
         self._weights, self._state = found, state
         self.metrics.swaps.inc()
         self.metrics.updates.set(found.num_updates)
@@ -163,8 +169,19 @@ class PolicyServer:
     async def stop(self) -> None:
         for task in self._tasks:
             task.cancel()
+        if self.openpi is not None:
+            await self.openpi.stop()
         await self.server.stop(1.0)
         await self.batcher.stop()
+
+
+def make_openpi_server(service: PolicyService, options: ServingOptions, metrics: ServingMetrics) -> Any:
+    """Raises UserError where its library is not installed."""
+    try:
+        from wmpo_ray.remote.openpi_server import OpenpiServer
+    except ImportError as error:
+        raise UserError(f"--openpi needs {error.name}: pip install 'wmpo-ray[robot]'") from error
+    return OpenpiServer(service, options.lock, options.bounds, metrics.refused)
 
 
 def serve_until_signal(
@@ -185,6 +202,8 @@ def serve_until_signal(
         if episodes is not None:
             report(f"episodes of robots go to {episodes}")
         version, host = server.service.version, server.options.listen.rpartition(":")[0]
+        if server.openpi_port:
+            report(f"openpi's clients are answered on {server.options.openpi.rpartition(':')[0]}:{server.openpi_port}")
         report(f"the policy (update {version.num_updates}, {version.digest}) listens on {host}:{server.port}")
         await ended.wait()
         await server.stop()

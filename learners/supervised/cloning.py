@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from learners.supervised.loop import WHOLE, Progress, SupervisedTraining, WorkerShare, train_network, trained_parameters
 from learners.supervised.training_state import NO_CHECKPOINTS, Parts, TrainingCheckpoints
 from wmpo_ray.config.run import CloningConfig
+from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.interfaces import Policy
 from wmpo_ray.core.observations import Observation
 from wmpo_ray.core.seeding import generator_for, seed_for
@@ -21,9 +22,10 @@ from wmpo_ray.core.types import Episodes
 class PolicyCloner(SupervisedTraining):
     """The policy's cloning loss of the expert's next K actions at every step of every demonstration.
 
-    After the end of a demonstration its last action repeats. A batch is the numbers of decisions [B]. A step with a
-    loss that is not finite is skipped and counted. Noise that the loss draws is keyed by the step and the place in its
-    batch, so that it depends neither on the ranks nor on where a training was taken up again.
+    After the end of a demonstration its last action repeats. A batch is the numbers of decisions [B], those at which an
+    operator took over drawn `config.correction_weight` times as often as others. A step with a loss that is not finite is
+    skipped and counted. Noise that the loss draws is keyed by the step and the place in its batch, so that it depends
+    neither on the ranks nor on where a training was taken up again.
     """
 
     def __init__(self, policy: Policy, demos: Episodes, config: CloningConfig, seed: int, share: WorkerShare = WHOLE):
@@ -42,6 +44,7 @@ class PolicyCloner(SupervisedTraining):
         self.rows, self.steps = _decisions(demos)
         self.actions = torch.from_numpy(_padded_actions(demos, policy.chunk_length))
         self.frames, self.instructions = demos.frames, demos.instructions
+        self.weights = _weights(demos, self.rows, self.steps, config.correction_weight)
         self.numbers["skipped_steps"] = 0
 
     @property
@@ -52,6 +55,8 @@ class PolicyCloner(SupervisedTraining):
         return _schedule(self.num_steps, self.config.steps)
 
     def draw(self) -> Tensor:
+        if self.weights is not None:
+            return torch.multinomial(self.weights, self.config.batch_size, replacement=True, generator=self.generator)
         return torch.randint(len(self.rows), (self.config.batch_size,), generator=self.generator)
 
     def inputs(self, batch: Tensor) -> tuple[tuple, int]:
@@ -102,6 +107,18 @@ def _decisions(demos: Episodes) -> tuple[Tensor, Tensor]:
     before_end = np.arange(demos.actions.shape[1])[None] < demos.lengths[:, None]
     rows, steps = np.nonzero(before_end)
     return torch.from_numpy(rows), torch.from_numpy(steps)
+
+
+def _weights(demos: Episodes, rows: Tensor, steps: Tensor, weight: float) -> Tensor | None:
+    """Of each decision; None where all are alike, which are drawn as they were before there were corrections."""
+    if demos.corrections is None or weight == 1:
+        return None
+    is_correction = torch.from_numpy(demos.corrections)[rows, steps]
+    if weight == 0 and bool(is_correction.all()):
+        raise UserError(
+            "policy.cloning.correction_weight = 0: every step is an operator's, and none would be left; raise it"
+        )
+    return torch.where(is_correction, float(weight), 1.0)
 
 
 def _padded_actions(demos: Episodes, extra: int) -> np.ndarray:

@@ -24,7 +24,7 @@ from cluster.loop.ledger import Ledger
 from cluster.loop.rollouts import Rollouts
 from cluster.loop.team import ModelPaths, Team
 from cluster.loop.train import TrainingLoop
-from cluster.monitoring.board import BOARD_FILE, board_text, make_board
+from cluster.monitoring.board import BOARD_FILE, SERVING_BOARD_FILE, board_text, make_board, make_serving_board
 from cluster.monitoring.check import query_alerts, query_board
 from cluster.monitoring.discovery import Clusters, session_addresses
 from cluster.monitoring.prometheus_api import call
@@ -158,12 +158,13 @@ def test_a_session_whose_cluster_is_gone_or_is_another_one_is_not_found(tmp_path
 # -- the board ---------------------------------------------------------------------------------------------------
 
 
-def panels(kind: str = "") -> list[dict]:
-    return [panel for panel in make_board()["panels"] if panel["type"] != "row" and kind in ("", panel["type"])]
+def panels(board: dict | None = None) -> list[dict]:
+    return [panel for panel in (board or make_board())["panels"] if panel["type"] != "row"]
 
 
 def test_the_board_in_the_repository_is_what_is_built():
-    assert BOARD_FILE.read_text() == board_text(), "run: python -m cluster.monitoring.board"
+    for file, board in ((BOARD_FILE, make_board()), (SERVING_BOARD_FILE, make_serving_board())):
+        assert file.read_text() == board_text(board), "run: python -m cluster.monitoring.board"
 
 
 def test_every_metric_of_the_catalogue_is_on_the_board():
@@ -171,9 +172,10 @@ def test_every_metric_of_the_catalogue_is_on_the_board():
     assert shown == set(METRICS)
 
 
-def test_no_panel_lies_on_another_or_leaves_the_page():
+@pytest.mark.parametrize("board", [make_board(), make_serving_board()], ids=["run", "serving"])
+def test_no_panel_lies_on_another_or_leaves_the_page(board):
     taken: set[tuple[int, int]] = set()
-    for panel in make_board()["panels"]:
+    for panel in board["panels"]:
         place = panel["gridPos"]
         assert 0 <= place["x"] and place["x"] + place["w"] <= 24, panel["title"]
         cells = {
@@ -186,9 +188,10 @@ def test_no_panel_lies_on_another_or_leaves_the_page():
 
 
 def test_every_panel_can_be_read_by_somebody_who_did_not_make_it():
-    ids = [panel["id"] for panel in make_board()["panels"]]
-    assert len(set(ids)) == len(ids)
-    for panel in panels():
+    for board in (make_board(), make_serving_board()):
+        ids = [panel["id"] for panel in board["panels"]]
+        assert len(set(ids)) == len(ids)
+    for panel in (*panels(), *panels(make_serving_board())):
         defaults = panel["fieldConfig"]["defaults"]
         assert len(panel["description"].split()) > 5 and defaults["unit"] and defaults["thresholds"]["steps"]
         assert all(target["legendFormat"] for target in panel["targets"]), panel["title"]

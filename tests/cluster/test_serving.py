@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import threading
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from safetensors.torch import save_file
 
 from cluster.cli.labelling import label_episodes, picture
+from cluster.serving.label_page import LabelPage
+from cluster.serving.label_session import Guess, Labelling
 from cluster.serving.robot_wait import wait_for_robot
 from cluster.serving.served_folder import choose_weights
 from tests.support.implementations import make_tiny
 from tests.support.robot_recordings import record
-from tests.support.served_policies import CONFIG, ServedTiny
+from tests.support.served_policies import CONFIG, ServedTiny, seen
 from wmpo_client.episode_spool import Spool
 from wmpo_client.refusals import Refusal
+from wmpo_client.served_policy import ServedPolicy
 from wmpo_ray.config.loading import load_config
 from wmpo_ray.core.errors import UserError
-from wmpo_ray.data.data_set import load_data
-from wmpo_ray.remote.robot_episodes import EpisodeFolder
+from wmpo_ray.data.data_set import load_data, provenance_of
+from wmpo_ray.remote.robot_episodes import EpisodeFolder, frames_of
 from wmpo_ray.remote.served_weights import Weights, find_weights, load_weights
 from wmpo_ray.runs.checkpoint import new_checkpoint, save_checkpoint
 from wmpo_ray.runs.folder import RunFolder
@@ -139,11 +146,11 @@ def quiet() -> Console:
 
 def test_a_person_gives_verdicts_takes_them_back_and_ends(episodes):
     folder, spool = episodes
-    ids = [send(folder, spool, value=value, success=None) for value in range(4)]
+    ids = sorted(send(folder, spool, value=value, success=None) for value in range(4))
     send(folder, spool, value=9)
     assert folder.count("collect") == 1 and folder.unlabelled() == sorted(ids)
     keys = iter("ynuyrsyq")
-    assert label_episodes(folder.root, quiet(), lambda: next(keys), 0) == 3
+    assert label_episodes(Labelling(folder.root, print), quiet(), lambda: next(keys), 0) == 3
     assert list(folder.labels().values()) == ["success", "success", "success"] and len(folder.unlabelled()) == 1
     stored = load_data(folder.store / "collect")
     assert len(stored) == 4 and stored.success.all()
@@ -151,6 +158,63 @@ def test_a_person_gives_verdicts_takes_them_back_and_ends(episodes):
     assert load_data(folder.store / "collect").success.sum() == 3
     folder.set_label(ids[0], None)
     assert folder.count("collect") == 3 and ids[0] in folder.unlabelled()
+
+
+def test_a_page_plays_episodes_and_takes_verdicts_of_who_knows_its_address(episodes):
+    folder, spool = episodes
+    ids = sorted(send(folder, spool, value=value, success=None) for value in range(3))
+
+    def judge(found) -> Guess:
+        return Guess(True, 0.75)
+
+    with LabelPage(Labelling(folder.root, print, judge), 0) as page:
+
+        def ask(what: str, sent: dict | None = None, url: str = page.url) -> bytes:
+            return urlopen(url + what, None if sent is None else json.dumps(sent).encode(), timeout=10).read()
+
+        def press(key: str, id: str) -> dict:
+            return json.loads(ask("press", {"key": key, "id": id}))
+
+        assert b"<script>" in ask("")
+        state = json.loads(ask("state"))
+        assert (state["id"], state["left"], state["guess"]) == (
+            ids[0],
+            3,
+            "the reward model: success (probability 0.75)",
+        )
+        with Image.open(io.BytesIO(ask(f"frames/{ids[0]}"))) as film:
+            assert film.n_frames == 5 and film.size == (16, 16)
+            assert np.array_equal(np.asarray(film.convert("RGB")), next(frames_of(folder.path(ids[0]))))
+        assert press("y", ids[0])["id"] == ids[1]
+        assert press("y", ids[0])["id"] == ids[1], "the same key twice labels one"
+        assert press("s", ids[1])["id"] == press("n", ids[2])["id"] + ids[2]
+        assert folder.labels() == {ids[0]: "success", ids[2]: "failure"}
+        assert press("u", "")["id"] == ids[2] and folder.labels() == {ids[0]: "success"}
+        for what, sent, url in (
+            ("", None, page.url.replace(page.secret, "wrong")),
+            ("state", None, page.url.replace(page.secret + "/", "")),
+            ("press", {"key": "y", "id": ids[2]}, page.url.replace(page.secret, "wrong")),
+            ("frames/../../labels.json", None, page.url),
+            ("press", {"key": "y", "id": "a" * 2000}, page.url),
+            ("press", {"id": ids[2]}, page.url),
+        ):
+            with pytest.raises(HTTPError):
+                ask(what, sent, url)
+        assert folder.labels() == {ids[0]: "success"}
+
+
+def test_a_reward_model_labels_what_it_is_sure_of_and_its_probability_is_kept(episodes):
+    folder, spool = episodes
+    ids = sorted(send(folder, spool, value=value, success=None) for value in range(4))
+    guesses = dict(zip(ids, (Guess(True, 0.99), Guess(False, 0.02), Guess(True, 0.7), None), strict=True))
+    by_frame = {next(frames_of(folder.path(id))).tobytes(): guess for id, guess in guesses.items()}
+    labelling = Labelling(folder.root, print, lambda found: by_frame[found.frames[0].tobytes()])
+    assert labelling.label_what_is_sure(0.95) == 2 and labelling.waiting == ids[2:]
+    assert folder.labels() == {ids[0]: "success", ids[1]: "failure"}
+    notes = provenance_of(folder.landed(ids[0])).notes
+    assert notes[0] == "decided by the reward model (probability of success 0.990)"
+    folder.set_label(ids[0], "failure")
+    assert provenance_of(folder.landed(ids[0])).notes[0] == "decided by a person"
 
 
 def test_landing_again_changes_nothing(episodes):
@@ -164,7 +228,7 @@ def test_landing_again_changes_nothing(episodes):
 
 def test_a_folder_without_episodes_is_named(tmp_path):
     with pytest.raises(UserError, match="no episodes of robots"):
-        label_episodes(tmp_path, quiet())
+        Labelling(tmp_path, print)
 
 
 def test_a_picture_has_the_colours_of_its_frame():
@@ -190,3 +254,21 @@ def test_a_run_waits_until_the_robots_have_sent_enough(episodes):
     assert (
         json.loads((folder.root / "labels.json").read_text() if (folder.root / "labels.json").exists() else "{}") == {}
     )
+
+
+@pytest.mark.slow
+def test_replicas_that_ray_places_answer_and_take_new_weights_in_turn(tmp_path):
+    import ray
+
+    ray.init("local", num_cpus=2, include_dashboard=False, logging_level="warning", log_to_driver=False)
+    try:
+        with ServedTiny(tmp_path, num_replicas=2) as server:
+            robots = [ServedPolicy(server.connection(), f"r{n}", patience_s=20.0) for n in range(4)]
+            network(5).save_pretrained(tmp_path / "other")
+            server.weights = Weights(tmp_path / "other", 8)
+            loading = asyncio.run_coroutine_threadsafe(server.inside.look_for_weights(lambda text: None), server._loop)
+            found = [robot.act(seen(0)).num_updates for _ in range(20) for robot in robots]
+            assert loading.result(60) and set(found) <= {7, 8}
+            assert {robot.act(seen(1)).num_updates for robot in robots} == {8}
+    finally:
+        ray.shutdown()

@@ -35,6 +35,9 @@ def test_episodes_come_back_bit_for_bit(tmp_path_factory, data):
         seed=data.draw(st.integers(0, 99)),
     )
     path = tmp_path_factory.mktemp("store") / "episodes.parquet"
+    if data.draw(st.booleans()):
+        shape = episodes.actions.shape[:2]
+        episodes = replace(episodes, corrections=np.random.default_rng(0).random(shape) < 0.5)
     save_episodes(path, episodes)
     assert_same(load_episodes(path), episodes)
 
@@ -87,6 +90,8 @@ def test_any_parquet_reader_finds_one_row_per_episode_compressed_with_zstd(tmp_p
         ("seeds", np.zeros(3, np.float64), "seeds"),
         ("instructions", ("a",), "1 instructions for 3"),
         ("failures", {"jam": np.zeros(2, bool)}, "jam"),
+        ("corrections", np.zeros((3, 5), bool), "corrections"),
+        ("corrections", np.zeros((3, 4), np.uint8), "corrections"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused_and_nothing_is_written(tmp_path, field, value, message):

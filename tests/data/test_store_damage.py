@@ -120,6 +120,7 @@ def rewritten(path: Path, header: dict | None = None, columns: dict | None = Non
         {"failures": ["jam"]},
         {"failures": None},
         {"surprise": 1},
+        {"has_corrections": True},
     ],
 )
 def test_a_header_that_does_not_tell_of_the_rows_is_refused(tmp_path, header):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import torch
 
-from learners.supervised.cloning import clone_policy
+from learners.supervised.cloning import PolicyCloner, clone_policy
 from wmpo_ray.config.run import CloningConfig
+from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.observations import Observation
 from wmpo_ray.environments.pocket.env import PocketEnvironment
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
@@ -40,3 +44,24 @@ def test_the_same_seed_gives_the_same_policy():
         clone_policy(policy, demos, CloningConfig(steps=3, batch_size=8), seed=5)
     pairs = zip(*(p.parameters() for p in policies), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_corrections_are_drawn_as_often_as_their_weight_says():
+    demos = rollout_expert(PocketEnvironment(16), np.arange(4), 0.1, (0, "demos"))
+    flags = np.zeros(demos.actions.shape[:2], bool)
+    flags[1, :5] = True
+    corrected = replace(demos, corrections=flags)
+
+    def drawn(episodes, weight: float) -> np.ndarray:
+        config = CloningConfig(steps=1, batch_size=20_000, correction_weight=weight)
+        return PolicyCloner(make_policy(), episodes, config, seed=3).draw().numpy()
+
+    assert np.array_equal(drawn(corrected, 1), drawn(demos, 1)), "neutral: as without corrections, bit for bit"
+    assert np.array_equal(drawn(demos, 8), drawn(demos, 1)), "nothing was corrected"
+    is_correction = np.repeat(np.arange(4) == 1, demos.lengths)
+    is_correction &= np.concatenate([np.arange(length) < 5 for length in demos.lengths])
+    for weight in (0, 4):
+        wanted = 5 * weight / (5 * weight + int(demos.lengths.sum()) - 5)
+        assert is_correction[drawn(corrected, weight)].mean() == pytest.approx(wanted, abs=0.02)
+    with pytest.raises(UserError, match="correction_weight = 0: every step is an operator's"):
+        drawn(replace(demos, corrections=np.ones_like(flags)), 0)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import subprocess
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import grpc
 import numpy as np
@@ -15,7 +13,7 @@ import pytest
 
 from benchmarks.robots.doors import open_doors
 from benchmarks.robots.fuzzed_messages import crashes, seeds_of_messages, send_all
-from tests.support.documents import ROOT
+from tests.support.certificates import certificates
 from tests.support.remote_servers import TOKEN, serve_environment
 from tests.support.served_policies import ServedTiny, seen
 from wmpo_client import token_file
@@ -94,15 +92,6 @@ def test_a_client_sends_its_token_to_nobody_in_clear_text():
 
 
 # -- TLS -----------------------------------------------------------------------------------------------------------------
-
-
-def certificates(folder: Path, days: str = "2") -> Path:
-    script = ROOT / "cluster" / "deploy" / "make_certificates.sh"
-    environment = {"DAYS": days, "PATH": "/usr/bin:/bin"}
-    # It ends with an error where what it made does not hold, which is wanted of one that has expired.
-    done = subprocess.run([script, folder], check=False, capture_output=True, text=True, env=environment)
-    assert (folder / "tls.crt").exists(), done.stderr
-    return folder
 
 
 def test_tls_keeps_out_who_trusts_another_authority_and_who_speaks_none(tmp_path):

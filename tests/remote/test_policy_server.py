@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.support.implementations import make_tiny
-from tests.support.served_policies import CONFIG, ServedTiny, seen
+from tests.support.served_policies import CONFIG, ServedTiny, expected, seen
 from wmpo_client.protocol import wmpo_pb2 as pb
 from wmpo_client.protocol import wmpo_pb2_grpc as rpc
 from wmpo_client.refusals import ClientError
@@ -31,14 +31,6 @@ def served(tmp_path_factory):
 
 def policy(server, robot="r", **options) -> ServedPolicy:
     return ServedPolicy(server.connection(), robot, patience_s=5.0, **options)
-
-
-def expected(view, robot: str, episode: int, chunk: int) -> np.ndarray:
-    """What the policy itself decides."""
-    seed = seed_for(CONFIG.seed, "serve", robot, episode, chunk)
-    with torch.no_grad():
-        decision = make_tiny().act(Observation.of(view.images["main"][None], [view.instruction]), 1.0, [seed])
-    return decision.actions[0].numpy()
 
 
 @pytest.mark.parametrize("image_format", [pb.RAW, pb.PNG])

@@ -17,6 +17,7 @@ from wmpo_client.protocol import wmpo_pb2 as pb
 from wmpo_client.protocol import wmpo_pb2_grpc as rpc
 from wmpo_client.refusals import ClientError
 from wmpo_client.scenes import Scenes
+from wmpo_client.serving import scene_table
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.starts import seeded_starts, start_seeds
 from wmpo_ray.environments.environment_world import EnvironmentWorld
@@ -96,6 +97,58 @@ def test_a_step_that_is_asked_twice_is_made_once():
             connection.call(stub.Reset, reset, 10)  # late: the scene has gone on since
         again = pb.SceneResetRequest(scene="a", generation=2, starts=starts)
         assert connection.call(stub.Reset, again, 10) == first
+
+
+def test_a_simulator_that_begins_anew_is_brought_to_where_it_was():
+    """In the middle of episodes of an expert, who remembers what it was about, and of single actions."""
+    served, rngs = serve_environment(lambda: PocketEnvironment(16)), [np.random.default_rng(5) for _ in range(2)]
+    scenes, here = Scenes(served.connection()), PocketEnvironment(16)
+    scenes.reset(seeded_starts([1, 2, 3]))
+    here.reset([1, 2, 3])
+    for turn in range(4):
+        scenes.step_expert(rngs[0], 0.1, 2, 3)
+        for _ in range(2):
+            here.advance(here.expert_action(rngs[1], 0.1))
+        chosen = scenes.choose_as_expert(rngs[0], 0.1)
+        assert np.array_equal(chosen, here.expert_action(rngs[1], 0.1))
+        listen = served.target
+        served.stop()
+        served = serve_environment(lambda: PocketEnvironment(16), listen=listen)
+        if turn % 2:
+            assert np.array_equal(scenes.observe().images["main"], here.render())
+        scenes.step(chosen[:, None])
+        here.advance(chosen)
+        assert np.array_equal(scenes.terminated, here.terminated)
+    assert np.array_equal(scenes.observe().images["main"], here.render()) and scenes.num_losses == 4
+    assert np.array_equal(scenes.read("positions")["block"], here.positions()["block"])
+    served.stop()
+
+
+def test_a_simulator_that_loses_its_scenes_every_time_or_does_not_repeat_itself_is_given_up(monkeypatch):
+    class Forgetful(PocketEnvironment):
+        num = 0
+
+        def restore(self, starts):
+            super().restore(starts)
+            Forgetful.num += 1
+            self.success |= Forgetful.num > 1
+
+    with serve_environment(lambda: Forgetful(8)) as served:
+        scenes = Scenes(served.connection(), patience_s=0.1)
+        scenes.reset(seeded_starts([1]))
+        lost = scene_table.SceneTable.find
+
+        def forget(table, name):
+            if name in table._scenes:
+                table.close()
+            return lost(table, name)
+
+        monkeypatch.setattr(scene_table.SceneTable, "find", forget)
+        with pytest.raises(ClientError, match="NOT_FOUND"):
+            scenes.observe()
+        monkeypatch.undo()
+        with pytest.raises(ClientError, match="it does not repeat itself, or is another one"):
+            scenes.observe()
 
 
 def test_scenes_of_a_simulator_that_began_anew_are_not_taken_for_others():

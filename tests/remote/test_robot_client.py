@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from tests.support.motors import WIDE, Motors
@@ -15,13 +18,16 @@ from wmpo_client.broker import ChunkBroker, blended
 from wmpo_client.drive import DriveOptions, Robot, drive
 from wmpo_client.episode_recorder import EpisodeRecorder
 from wmpo_client.episode_spool import Spool
+from wmpo_client.operator_keys import OperatorKeys
 from wmpo_client.refusals import ClientError
 from wmpo_client.safety import SafeRobot
 from wmpo_client.scenes import Scenes
 from wmpo_client.served_policy import Chunk
 from wmpo_client.simulated_robot import SimulatedRobot, free_limits
+from wmpo_ray.data.exchange.recorded_source import SourceNeeds, take_source
+from wmpo_ray.data.store import load_episodes
 from wmpo_ray.environments.pocket.env import PocketEnvironment
-from wmpo_ray.remote.robot_episodes import read_episode
+from wmpo_ray.remote.robot_episodes import EpisodeFolder, read_episode
 
 
 class Asked:
@@ -60,21 +66,17 @@ def test_without_asking_ahead_every_chunk_is_acted_to_its_end():
     broker.close()
 
 
-@pytest.mark.parametrize(("mode", "later"), [("switch", [2.3, 2.4]), ("blend", [2.3, 2.4])])
+@pytest.mark.parametrize(("mode", "later"), [("switch", [2.2, 2.3]), ("blend", [1.8, 2.3])])
 def test_a_chunk_is_asked_for_before_the_present_one_ends_and_what_is_past_of_it_is_dropped(mode, later):
     policy = Asked()
     broker = ChunkBroker(policy, mode, ask_ahead=2)
-    assert next_value(broker) is None  # tick 0: asked
+    assert next_value(broker) is None  # asked; nothing of the chunk is past when it comes, since nothing was done
     policy.release()
     assert broker.wait(10)
-    assert [next_value(broker) for _ in range(3)] == [
-        1.2,
-        1.3,
-        1.4,
-    ]  # ticks 1 to 3; asked again at tick 2 (two are left)
+    assert [next_value(broker) for _ in range(3)] == [1.1, 1.2, 1.3]  # asked again where two are left
     policy.release()
     assert broker.wait(10)
-    assert [next_value(broker) for _ in range(2)] == later  # ticks 4 and 5 of the chunk of tick 2
+    assert [next_value(broker) for _ in range(2)] == later  # 2.1 is past; 1.4 and 2.2 are of the same tick
     broker.close()
 
 
@@ -154,6 +156,58 @@ def test_an_episode_is_driven_and_recorded_with_the_operators_corrections(tmp_pa
     assert episode.id == made.id and episode.num_human == 2 and episode.has_verdict
     assert episode.recording.actions[:, 0].tolist() == [0.25, 0.25, -0.5, -0.5, 0.25, 0.25]
     assert robot.motors.num_holds == 1, "it is held at the end"
+
+
+def test_corrections_reach_what_a_run_clones_and_other_episodes_have_none(tmp_path):
+    """From the recorder through the store to the episodes that a run takes, where one of them has corrections."""
+    spool, folder = Spool(tmp_path / "spool"), EpisodeFolder(tmp_path / "robot")
+    ids = [
+        drive(Bench(length, corrected), constant, WIDE, replace(FAST, purpose="demos"), EpisodeRecorder(spool)).id
+        for length, corrected in ((6, (2, 3)), (8, ()))
+    ]
+    for path in spool.waiting():
+        path.rename(folder.path(path.stem))
+    folder.land_all()
+    demos = folder.store / "demos"
+    columns = [pq.read_schema(demos / f"{id}.parquet").names for id in ids]
+    assert [("corrections" in names) for names in columns] == [True, False]
+    needs = SourceNeeds(
+        "demos.source", str(demos), "demos.num_trajectories", 2, (16, 16, 3), 1, (), 12, 2, 10**6, False, "", False
+    )
+    take_source(needs, tmp_path / "demos.parquet")
+    taken = load_episodes(tmp_path / "demos.parquet")
+    where = {int(length): np.flatnonzero(flags).tolist() for length, flags in zip(taken.lengths, taken.corrections)}
+    assert where == {6: [2, 3], 8: []} and taken.corrections.shape == (2, 12)
+
+
+def test_a_persons_keys_say_how_an_episode_ended_and_stop_the_robot(tmp_path):
+    """Keys come from a queue in place of a keyboard; "" is its end."""
+    pressed, spool = queue.Queue(), Spool(tmp_path)
+    keys = OperatorKeys(pressed.get)
+    keys.start()
+
+    def episode(at_step: int, key: str, **options):
+        robot = Bench(99)
+
+        def act(seen):
+            if len(robot.motors.moves) >= at_step:
+                pressed.put(key)
+            return constant(seen)
+
+        return robot, drive(robot, act, WIDE, replace(FAST, **options), EpisodeRecorder(spool), keys=keys)
+
+    keys.press("n")  # between episodes: forgotten
+    for key, success in (("y", True), ("N", False)):
+        _, made = episode(4, key, max_steps=10**6)
+        recorded = read_episode(spool.ready / f"{made.id}.episode")
+        assert made.success is success and made.num_steps >= 4
+        assert (recorded.recording.success, recorded.has_verdict, recorded.decided_by) == (success, True, "operator")
+    robot, made = episode(4, " ", max_steps=10**6)
+    assert made.was_stopped and made.success is None and robot.motors.num_holds
+    threading.Timer(0.05, keys.press, "y").start()
+    assert episode(99, "", max_steps=3, verdict_s=20.0)[1].success, "after the last step it is waited for"
+    assert episode(99, "", max_steps=3)[1].success is None
+    pressed.put("")
 
 
 def test_a_stop_ends_the_episode_and_leaves_its_verdict_to_a_person(tmp_path):

@@ -49,13 +49,17 @@ class Served:
 
 
 def serve_environment(
-    make: Callable[[], Any], refusals: Refusals | None = None, lock: Lock | None = None, **options: Any
+    make: Callable[[], Any],
+    refusals: Refusals | None = None,
+    lock: Lock | None = None,
+    listen: str = "127.0.0.1:0",
+    **options: Any,
 ) -> Served:
     service: list[EnvironmentService] = []
 
     async def start() -> tuple[Any, int]:
         service.append(EnvironmentService(make, **options))
-        return await start_server(service[0], "127.0.0.1:0", lock or Lock(TOKEN), refusals)
+        return await start_server(service[0], listen, lock or Lock(TOKEN), refusals)
 
     return Served(start)
 

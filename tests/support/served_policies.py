@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from cluster.serving.policy_server import PolicyServer, ServingOptions
 from tests.support.implementations import make_tiny
@@ -13,6 +14,8 @@ from tests.support.remote_servers import TOKEN, Served
 from wmpo_client.served_policy import Seen
 from wmpo_client.serving.locked_server import Lock
 from wmpo_ray.config.loading import load_config
+from wmpo_ray.core.observations import Observation
+from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.environments.pocket.env import INSTRUCTIONS
 from wmpo_ray.remote.episode_service import add_episodes
 from wmpo_ray.remote.robot_episodes import EpisodeFolder
@@ -25,6 +28,14 @@ def seen(value: int = 0, instruction: str = INSTRUCTIONS[0]) -> Seen:
     """A frame that is different for each value."""
     frame = np.random.default_rng(value).integers(0, 255, (16, 16, 3)).astype(np.uint8)
     return Seen({"main": frame}, instruction)
+
+
+def expected(view: Seen, robot: str, episode: int, chunk: int) -> np.ndarray:
+    """What the policy itself decides [K, D]."""
+    seed = seed_for(CONFIG.seed, "serve", robot, episode, chunk)
+    with torch.no_grad():
+        decision = make_tiny().act(Observation.of(view.images["main"][None], [view.instruction]), 1.0, [seed])
+    return decision.actions[0].numpy()
 
 
 class ServedTiny(Served):
@@ -46,6 +57,11 @@ class ServedTiny(Served):
             return inside.server, inside.port
 
         super().__init__(start)
+
+    def stop(self) -> None:
+        if self.inside.openpi is not None:
+            self.run(self.inside.openpi.stop())
+        super().stop()
 
     @property
     def metrics(self) -> Any:

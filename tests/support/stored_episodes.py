@@ -38,5 +38,8 @@ def assert_same(a: Episodes, b: Episodes) -> None:
     assert a.instructions == b.instructions and list(a.failures) == list(b.failures)
     arrays = ("frames", "actions", "lengths", "success", "seeds")
     pairs = [(np.asarray(getattr(a, name)), np.asarray(getattr(b, name))) for name in arrays]
+    assert (a.corrections is None) == (b.corrections is None)
+    if a.corrections is not None:
+        pairs.append((a.corrections, b.corrections))
     for x, y in pairs + [(a.failures[name], b.failures[name]) for name in a.failures]:
         assert x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()

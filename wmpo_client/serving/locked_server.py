@@ -168,21 +168,27 @@ def make_server(lock: Lock, bounds: Bounds, count: Count) -> grpc.aio.Server:
     )
 
 
-def open_door(server: grpc.aio.Server, listen: str, lock: Lock) -> int:
-    """Bind HOST:PORT, port 0: a free one; returns the port. Beyond loopback only with TLS. Raises ClientError."""
-    host, port = split_target(listen, "--listen")
+def check_door(listen: str, lock: Lock, knob: str = "--listen") -> tuple[str, int]:
+    """(host, port) to bind. Raises ClientError without a token, and beyond loopback without TLS."""
+    host, port = split_target(listen, knob)
     if not lock.token:
         raise ClientError("a server listens only with a token")
+    if lock.certificate is None and not is_loopback(host):
+        raise ClientError(
+            f"{knob} {listen} can be reached from other machines, and without TLS the token would be read on the way; "
+            "give --tls-certificate and --tls-key, or listen on 127.0.0.1"
+        )
+    return host, port
+
+
+def open_door(server: grpc.aio.Server, listen: str, lock: Lock) -> int:
+    """Bind HOST:PORT, port 0: a free one; returns the port. Beyond loopback only with TLS. Raises ClientError."""
+    host, port = check_door(listen, lock)
     try:
         if lock.certificate is not None:
             bound = server.add_secure_port(f"{host}:{port}", _credentials(lock))
-        elif is_loopback(host):
-            bound = server.add_insecure_port(f"{host}:{port}")
         else:
-            raise ClientError(
-                f"--listen {listen} can be reached from other machines, and without TLS the token would be read on the way; "
-                "give --tls-certificate and --tls-key, or listen on 127.0.0.1"
-            )
+            bound = server.add_insecure_port(f"{host}:{port}")
     except RuntimeError:
         bound = 0
     if not bound:

@@ -22,6 +22,8 @@ class CloningConfig(Section):
     learning_rate: Positive = 5e-4
     weight_decay: NonNegative = 0.01
     max_grad_norm: Positive = 1.0
+    # How often a step that an operator made in place of the policy is drawn, for each time that another one is.
+    correction_weight: Annotated[float, Field(ge=0, le=1000)] = 1.0
 
 
 class PolicyConfig(Section):

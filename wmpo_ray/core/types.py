@@ -260,6 +260,9 @@ class Episodes:
     instructions: tuple[str, ...]  # [M]
     seeds: np.ndarray  # [M] int64: the environment's start states
     failures: dict[str, np.ndarray] = field(default_factory=dict)  # name -> [M] bool, if the environment reports them
+    corrections: np.ndarray | None = (
+        None  # [M, T] bool: steps that an operator made in place of the policy; None: no step
+    )
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -275,4 +278,5 @@ class Episodes:
             tuple(self.instructions[i] for i in chosen),
             self.seeds[chosen],
             {name: flags[chosen] for name, flags in self.failures.items()},
+            None if self.corrections is None else self.corrections[chosen],
         )

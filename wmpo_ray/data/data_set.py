@@ -66,8 +66,10 @@ def _check_fit(first_file: Path, first: Episodes, file: Path, part: Episodes) ->
 
 
 def _with_horizon(part: Episodes, horizon: int) -> Episodes:
-    room = ((0, 0), (0, horizon - part.actions.shape[1]), (0, 0))
-    return replace(part, frames=as_lazy(part).with_horizon(horizon), actions=np.pad(part.actions, room))
+    room = ((0, 0), (0, horizon - part.actions.shape[1]))
+    corrections = None if part.corrections is None else np.pad(part.corrections, room)
+    actions = np.pad(part.actions, (*room, (0, 0)))
+    return replace(part, frames=as_lazy(part).with_horizon(horizon), actions=actions, corrections=corrections)
 
 
 def provenance_of(path: Path) -> Provenance | None:

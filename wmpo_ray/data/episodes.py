@@ -176,7 +176,16 @@ def concatenate_episodes(parts: Sequence[Episodes]) -> Episodes:
             for name in parts[0].failures
             if all(name in p.failures for p in parts)
         },
+        _joined_corrections(parts),
     )
+
+
+def _joined_corrections(parts: Sequence[Episodes]) -> np.ndarray | None:
+    """[M, T] bool, where any of the parts knows of some."""
+    if all(part.corrections is None for part in parts):
+        return None
+    none = (np.zeros(part.actions.shape[:2], bool) for part in parts)
+    return np.concatenate([n if part.corrections is None else part.corrections for n, part in zip(none, parts)])
 
 
 def batch_within(frames_shape: Sequence[int], max_bytes: int | None = None, max_size: int = 64) -> int:

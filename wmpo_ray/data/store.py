@@ -21,6 +21,7 @@ from wmpo_ray.data.about import ABOUT_KEY, About, Provenance, statistics_of
 from wmpo_ray.data.episodes import as_lazy
 from wmpo_ray.data.frame_blocks import encode
 from wmpo_ray.data.store_format import (
+    CORRECTIONS,
     FRAMES,
     METADATA_KEY,
     Header,
@@ -97,6 +98,7 @@ class EpisodeWriter:
                     episodes.instructions[i],
                     episodes.seeds[i],
                     *(flags[i] for flags in episodes.failures.values()),
+                    *([] if episodes.corrections is None else [episodes.corrections[i].astype(np.uint8)]),
                 )
             )
 
@@ -113,7 +115,9 @@ class EpisodeWriter:
 
     def _begin(self, header: Header) -> None:
         self._header = header
-        schema = header.arrow_schema().with_metadata({METADATA_KEY: header.model_dump_json().encode()})
+        # A file without corrections is what it was before there were any.
+        text = header.model_dump_json(exclude=None if header.has_corrections else {"has_corrections"})
+        schema = header.arrow_schema().with_metadata({METADATA_KEY: text.encode()})
         options = {"use_dictionary": ["instruction"], "write_statistics": False, "data_page_size": PAGE_BYTES}
         options["compression"] = {name: "none" if name == FRAMES else "zstd" for name in schema.names}
         self._file = pq.ParquetWriter(self._path, schema, write_page_checksum=True, **options)
@@ -184,15 +188,20 @@ def _read_facts(path: Path, file: pq.ParquetFile, header: Header) -> dict[str, A
     kinds |= {f"failure.{name}": np.bool_ for name in header.failures}
     flat = {name: np.empty(num, kind) for name, kind in kinds.items()}
     instructions: list[str] = []
-    columns = ["actions", "instruction", *flat]
+    corrections = np.empty((num, header.horizon), np.uint8) if header.has_corrections else None
+    columns = ["actions", "instruction", *flat, *([CORRECTIONS] if header.has_corrections else [])]
     for table in row_groups(path, file, range(file.metadata.num_row_groups), columns):
         start = len(instructions)
         for row, value in enumerate(values_of(table["actions"]), start):
             actions[row] = array_of(path, value, "<f4", header.actions_shape)
+        for row, value in enumerate(values_of(table[CORRECTIONS]) if corrections is not None else [], start):
+            corrections[row] = array_of(path, value, "u1", (header.horizon,))
         for name, column in flat.items():
             column[start : start + len(table)] = table[name].to_numpy()
         instructions += table["instruction"].to_pylist()
     check_lengths(path, header, flat["length"])
+    if corrections is not None and (corrections > 1).any():
+        raise UserError(f"{path} is damaged: {CORRECTIONS} of an episode are neither true nor false")
     return {
         "actions": actions,
         "lengths": flat["length"],
@@ -200,4 +209,5 @@ def _read_facts(path: Path, file: pq.ParquetFile, header: Header) -> dict[str, A
         "instructions": tuple(instructions),
         "seeds": flat["seed"],
         "failures": {name: flat[f"failure.{name}"] for name in header.failures},
+        "corrections": None if corrections is None else corrections.view(bool),
     }

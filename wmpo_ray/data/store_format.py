@@ -4,8 +4,8 @@ Parquet, one row per episode. `frames` are the episode's real frames [length+1, 
 blocks of `block_frames` frames end at `frame_blocks` (bytes of int64, little-endian); `first_frame` are the bytes of
 [H, W, 3], `actions` those of [T, D] little-endian float32 (also the actions that a batch went on with after the episode's
 end: a world model imagines whole chunks), then `length`, `success`, `instruction`, `seed` and `failure.<name>` for each
-failure that the environment reports. The shapes are in the schema's metadata under `wmpo_ray`, as JSON. Any Parquet reader
-opens it; nothing is pickled.
+failure that the environment reports, and `corrections`, the bytes of [T] bool, where an operator made steps. The shapes are in
+the schema's metadata under `wmpo_ray`, as JSON. Any Parquet reader opens it; nothing is pickled.
 
 `frames` is not compressed once more, and a page of it holds all of a row group: blocks are read from where they stand.
 
@@ -37,7 +37,7 @@ FORMAT = 3
 METADATA_KEY = b"wmpo_ray"
 MAX_INSTRUCTION_BYTES = 4096
 MAX_DICTIONARY_BYTES = 4 * 2**30
-FRAMES, FIRST_FRAME, FRAME_BLOCKS = "frames", "first_frame", "frame_blocks"
+FRAMES, FIRST_FRAME, FRAME_BLOCKS, CORRECTIONS = "frames", "first_frame", "frame_blocks", "corrections"
 
 _Size = Annotated[int, Field(ge=1)]
 
@@ -55,6 +55,7 @@ class Header(BaseModel):
     frames_dtype: Literal["uint8"]
     actions_dtype: Literal["float32"]
     failures: list[str]
+    has_corrections: bool = False
     block_frames: Annotated[int, Field(ge=0, le=2**20)] = 0  # frames in a block; 0: of format 1 or 2, without blocks
 
     @model_validator(mode="after")
@@ -98,6 +99,7 @@ class Header(BaseModel):
             ("instruction", pa.string()),
             ("seed", pa.int64()),
             *((f"failure.{name}", pa.bool_()) for name in self.failures),
+            *([(CORRECTIONS, pa.large_binary())] if self.has_corrections else []),
         ]
         return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns])
 
@@ -120,6 +122,8 @@ def header_of(episodes: Episodes) -> Header:
         raise ValueError(
             f"lengths are {episodes.lengths.min()}..{episodes.lengths.max()}, outside [0, T={expected[1]}]"
         )
+    if (own := episodes.corrections) is not None and (own.shape != expected or own.dtype != np.bool_):
+        raise ValueError(f"corrections are {own.dtype} {own.shape}, expected bool {expected}")
     if len(episodes.instructions) != num:
         raise ValueError(f"{len(episodes.instructions)} instructions for {num} episodes")
     return Header(
@@ -132,6 +136,7 @@ def header_of(episodes: Episodes) -> Header:
         frames_dtype="uint8",
         actions_dtype="float32",
         failures=list(episodes.failures),
+        has_corrections=own is not None,
         block_frames=BLOCK_FRAMES,
     )
 
@@ -201,6 +206,7 @@ def _check_sizes(path: Path, file: pq.ParquetFile, header: Header) -> None:
         FRAME_BLOCKS: 8 * blocks,
         "actions": header.actions_bytes,
         "instruction": MAX_INSTRUCTION_BYTES,
+        CORRECTIONS: header.horizon,
     }
     for group in groups:
         for column in (group.column(i) for i in range(group.num_columns)):

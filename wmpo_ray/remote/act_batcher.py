@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -67,11 +68,13 @@ class ActBatcher:
         self._waiting: deque[Question] = deque()
         self._recent: dict[str, float] = {}  # robot -> when it asked last
         self._changed = asyncio.Event()
+        self._resting = set[int]()  # numbers of the replicas that are given no batch
+        self._turns = [asyncio.Lock() for _ in replicas]  # of each: a batch, or something else
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Needs a running event loop."""
-        self._tasks = [asyncio.create_task(self._serve(replica)) for replica in self.replicas]
+        self._tasks = [asyncio.create_task(self._serve(number)) for number in range(len(self.replicas))]
 
     async def stop(self) -> None:
         for task in self._tasks:
@@ -88,12 +91,25 @@ class ActBatcher:
         self._changed.set()
         return await question.answer
 
-    async def _serve(self, replica: Replica) -> None:
+    @asynccontextmanager
+    async def resting(self, number: int) -> AsyncIterator[None]:
+        """A block in which this replica, once it has answered its present batch, is given none: others take them."""
+        self._resting.add(number)
+        try:
+            async with self._turns[number]:
+                yield
+        finally:
+            self._resting.discard(number)
+            self._changed.set()
+
+    async def _serve(self, number: int) -> None:
+        replica = self.replicas[number]
         while True:
-            batch = await self._next_batch()
+            batch = await self._next_batch(number)
             taken = time.monotonic()
             try:
-                acted = await replica.act(_observation(batch), [question.seed for question in batch])
+                async with self._turns[number]:
+                    acted = await replica.act(_observation(batch), [question.seed for question in batch])
             except Exception as error:  # noqa: BLE001  the robots hear of it, and the next batch may be another
                 for question in batch:
                     if not question.answer.done():
@@ -105,14 +121,15 @@ class ActBatcher:
                     answer = Answer(acted.actions[row], acted.version, queued, acted.seconds, len(batch))
                     question.answer.set_result(answer)
 
-    async def _next_batch(self) -> list[Question]:
+    async def _next_batch(self, number: int) -> list[Question]:
         while True:
             self._drop_late()
-            if self._waiting and (left := self._wait_for_others()) <= 0:
+            left = None
+            if self._waiting and number not in self._resting and (left := self._wait_for_others()) <= 0:
                 return self._take()
             self._changed.clear()
             try:
-                await asyncio.wait_for(self._changed.wait(), left if self._waiting else None)
+                await asyncio.wait_for(self._changed.wait(), left)
             except TimeoutError:
                 continue
 

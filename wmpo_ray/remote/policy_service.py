@@ -102,13 +102,9 @@ class PolicyService(rpc.PolicyServicer):
             raise
 
     async def _answer(self, request: Any, session: Session, context: Any) -> Any:
-        began = time.monotonic()
-        seed = seed_for(self.facts.seed, "serve", session.robot, session.episode, int(request.sequence) - session.first)
-        left = context.time_remaining()
-        until = began + min(MAX_ANSWER_S, MAX_ANSWER_S if left is None else left)
-        question = await self._question(request, seed, until)
-        answer = await self.batcher.ask(question)
-        self._note(answer, time.monotonic() - began)
+        index, left = int(request.sequence) - session.first, context.time_remaining()
+        seconds = MAX_ANSWER_S if left is None else left
+        answer = await self.decide(request.session, session, index, request.observation, seconds)
         return pb.ActReply(
             sequence=request.sequence,
             actions=to_actions(answer.actions),
@@ -118,9 +114,21 @@ class PolicyService(rpc.PolicyServicer):
             batch_size=answer.batch_size,
         )
 
-    async def _question(self, request: Any, seed: int, until: float) -> Question:
-        """Raises Refusal for an observation that the policy cannot be asked about."""
-        seen, facts = request.observation, self.facts
+    async def decide(self, name: str, session: Session, index: int, seen: Any, seconds: float) -> Answer:
+        """What the policy decides for an Observation of a session within so many seconds.
+
+        name: of the session. index: of the chunk in its episode, from 1 on; with the episode it decides the random numbers.
+        Raises Refusal for an observation that the policy cannot be asked about, and where the time is over.
+        """
+        began = time.monotonic()
+        seed = seed_for(self.facts.seed, "serve", session.robot, session.episode, index)
+        question = await self._question(name, seen, seed, began + min(MAX_ANSWER_S, seconds))
+        answer = await self.batcher.ask(question)
+        self._note(answer, time.monotonic() - began)
+        return answer
+
+    async def _question(self, name: str, seen: Any, seed: int, until: float) -> Question:
+        facts = self.facts
         image_bytes(seen.images)
         main = seen.images[0]
         if (main.height, main.width) != facts.frame_shape[:2]:
@@ -140,7 +148,7 @@ class PolicyService(rpc.PolicyServicer):
         state = np.array(seen.state, np.float32) if seen.state else None
         if state is not None and not np.isfinite(state).all():
             raise bad("a state that is not finite")
-        return Question(request.session, images, seen.instruction, state, seed, until)
+        return Question(name, images, seen.instruction, state, seed, until)
 
     def _note(self, answer: Answer, seconds: float) -> None:
         metrics, version = self.metrics, answer.version

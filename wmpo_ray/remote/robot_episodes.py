@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -51,10 +52,11 @@ Label = Literal["success", "failure"]
 
 
 class Labels(BaseModel):
-    """Verdicts of people, by the episode's id."""
+    """Verdicts that came later, by the episode's id: of people, or of a reward model with its probability of success."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     verdicts: dict[str, Label] = {}
+    probabilities: dict[str, float] = {}
 
 
 class RobotEpisode(NamedTuple):
@@ -95,22 +97,28 @@ class EpisodeFolder:
         return sum(1 for _ in (self.store / purpose).glob("*.parquet"))
 
     def labels(self) -> dict[str, Label]:
+        return self._labels().verdicts
+
+    def _labels(self) -> Labels:
         path = self.root / LABELS
-        return dict(read_settings(path, Labels).verdicts) if path.exists() else {}
+        return read_settings(path, Labels) if path.exists() else Labels()
 
     def unlabelled(self) -> list[str]:
         """Episodes without any verdict."""
         known = self.labels()
         return [id for id in self.ids() if id not in known and self.landed(id) is None]
 
-    def set_label(self, id: str, label: Label | None) -> None:
-        """A person's verdict, or None to take it back; the store follows."""
-        known = self.labels()
-        if label is None:
-            known.pop(id, None)
-        else:
-            known[id] = label
-        atomic_write(self.root / LABELS, Labels(verdicts=known).model_dump_json(indent=1))
+    def set_label(self, id: str, label: Label | None, probability: float | None = None) -> None:
+        """A verdict, or None to take it back; the store follows. probability: of success, where a reward model decided."""
+        known = self._labels()
+        verdicts, probabilities = dict(known.verdicts), dict(known.probabilities)
+        for where, value in ((verdicts, label), (probabilities, probability)):
+            where.pop(id, None)
+            if value is not None:
+                where[id] = value
+        atomic_write(
+            self.root / LABELS, Labels(verdicts=verdicts, probabilities=probabilities).model_dump_json(indent=1)
+        )
         self.land(id)
 
     def land(self, id: str) -> str:
@@ -118,14 +126,16 @@ class EpisodeFolder:
 
         Raises Refusal for a file that is no episode, or one that fits none of those in the store.
         """
-        episode, label = read_episode(self.path(id)), self.labels().get(id)
+        episode, known = read_episode(self.path(id)), self._labels()
+        label, probability = known.verdicts.get(id), known.probabilities.get(id)
         with self._landing:
             if label is None and not episode.has_verdict:
                 if (there := self.landed(id)) is not None:
                     there.unlink()  # its label was taken back
                 return "unknown"
             success = episode.recording.success if label is None else label == "success"
-            self._write(episode, success, "person" if label else episode.decided_by)
+            by = "a person" if probability is None else f"the reward model (probability of success {probability:.3f})"
+            self._write(episode, success, by if label else episode.decided_by)
             return "success" if success else "failure"
 
     def land_all(self) -> None:
@@ -139,9 +149,7 @@ class EpisodeFolder:
 
     def _write(self, episode: RobotEpisode, success: bool, decided_by: str) -> None:
         found = episode.recording
-        found = Recording(
-            found.frames, found.actions, found.length, success, found.instruction, found.seed, found.failures
-        )
+        found = replace(found, success=success)
         updates = episode.versions[0] if len(set(episode.versions)) == 1 else None
         notes = [f"decided by {decided_by}"] if decided_by else []
         if episode.num_human:
@@ -165,7 +173,7 @@ def read_episode(path: Path) -> RobotEpisode:
     text = start.observation.instruction
     if not text.strip() or len(text.encode()) > MAX_INSTRUCTION_BYTES:
         raise bad(f"an instruction of {len(text.encode())} bytes; 1 to {MAX_INSTRUCTION_BYTES} are kept")
-    frames, num_human, failed = [_frame(start.observation)], 0, set[str]()
+    frames, is_human, failed = [_frame(start.observation)], list[bool](), set[str]()
     actions: list[np.ndarray] = []
     versions: list[int] = []
     end, total = pb.EpisodeEnd(), frames[0].nbytes
@@ -179,15 +187,17 @@ def read_episode(path: Path) -> RobotEpisode:
             raise bad(f"an episode of more than {MAX_EPISODE_BYTES} bytes of frames or {MAX_STEPS} steps")
         frames.append(_frame(step.observation, frames[0].shape))
         actions.append(np.array(step.action, np.float32))
-        num_human += step.is_human
+        is_human.append(step.is_human)
         failed = set(step.failures)
         if step.HasField("policy"):
             versions.append(step.policy.num_updates)
     names = _failure_names(end, failed)
     id = path.name.removesuffix(SUFFIX)
     recording = _recording(path, frames, actions, start, end, {name: name in failed for name in names})
+    if any(is_human):  # a file without corrections has no column for them
+        recording = replace(recording, corrections=np.array(is_human))
     return RobotEpisode(
-        id, start.purpose, recording, end.verdict != pb.UNKNOWN, end.decided_by[:64], num_human, tuple(versions)
+        id, start.purpose, recording, end.verdict != pb.UNKNOWN, end.decided_by[:64], sum(is_human), tuple(versions)
     )
 
 

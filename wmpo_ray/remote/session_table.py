@@ -56,6 +56,11 @@ class SessionTable:
         session.used = time.monotonic()
         return session
 
+    def close(self, name: str) -> None:
+        """Forget a robot that has left."""
+        self._quiet.pop(name, None)
+        self._acting.pop(name, None)
+
     def _make_room(self) -> None:
         if self._quiet:
             self._quiet.popitem(last=False)

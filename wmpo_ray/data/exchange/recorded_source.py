@@ -163,7 +163,12 @@ def _with_horizon(episode: Episodes, horizon: int) -> Episodes:
     video, length = np.asarray(episode.frames[0, : int(episode.lengths[0]) + 1]), min(horizon, episode.actions.shape[1])
     actions = np.zeros((1, horizon, episode.actions.shape[2]), np.float32)
     actions[:, :length] = episode.actions[:, :length]
-    return replace(episode, frames=RaggedFrames([video], horizon, video.shape[1:]), actions=actions)
+    corrections = None
+    if episode.corrections is not None:
+        corrections = np.zeros((1, horizon), bool)
+        corrections[:, :length] = episode.corrections[:, :length]
+    frames = RaggedFrames([video], horizon, video.shape[1:])
+    return replace(episode, frames=frames, actions=actions, corrections=corrections)
 
 
 @contextmanager

@@ -53,6 +53,7 @@ class Recording:
     instruction: str
     seed: int = UNKNOWN_START
     failures: dict[str, bool] = field(default_factory=dict)
+    corrections: np.ndarray | None = None  # [length] bool: an operator's steps; None: none
 
 
 @dataclass(frozen=True)
@@ -193,6 +194,10 @@ def as_episodes(found: Recording, horizon: int, failures: Sequence[str], where: 
         )
     actions = np.zeros((1, horizon, found.actions.shape[1]), np.float32)
     actions[0, : len(found.actions)] = found.actions
+    corrections = None
+    if found.corrections is not None:
+        corrections = np.zeros((1, horizon), bool)
+        corrections[0, : found.length] = found.corrections
     return Episodes(
         RaggedFrames([found.frames], horizon, found.frames.shape[1:]),
         actions,
@@ -201,4 +206,5 @@ def as_episodes(found: Recording, horizon: int, failures: Sequence[str], where: 
         (found.instruction,),
         np.array([found.seed], np.int64),
         {name: np.array([found.failures[name]], bool) for name in failures},
+        corrections,
     )

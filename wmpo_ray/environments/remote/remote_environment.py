@@ -29,7 +29,8 @@ MAX_CHUNK_BYTES = 64 * 2**20  # of frames that are asked for at once; more are a
 class RemoteEnvironment:
     """N scenes of a remote simulator (implements `wmpo_ray.core.interfaces.Environment`, and its ability "chunks").
 
-    A lost connection is asked again, without a step made twice; a simulator that is lost with its scenes is a UserError.
+    A lost connection is asked again, without a step made twice, and a simulator that has begun anew is brought to where it
+    was; one that stays away for longer than `patience_s` is a UserError.
     """
 
     def __init__(self, config: RemoteConfig):
