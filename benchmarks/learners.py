@@ -5,6 +5,7 @@
 A part runs what is not there yet in `--out` and writes its own figures; those of the others stay.
 
     flow    Flow-GRPO: the preset flow-demo for each seed, its gain over the cloned base policy
+    parity  published flow-matching policies against lerobot's own classes: comparisons that fail
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.results_file import update_results
+from wmpo_ray.parity import smolvla_fixtures
 from wmpo_ray.runs.folder import RunFolder
 from wmpo_ray.runs.outcomes import read_outcomes, run_outcomes_file
 from wmpo_ray.statistics.paired import bootstrap_difference
 
 ROOT = Path(__file__).parents[1]
+FIXTURES = ROOT / "tests" / "golden"
 Figures = dict[str, dict[str, Any]]
 
 
@@ -84,7 +87,16 @@ def flow(out: Path, seeds: Sequence[int]) -> Figures:
     }
 
 
-PARTS = {"flow": Part(("flow_gain", "flow_base", "flow_success"), flow)}
+def parity(out: Path, seeds: Sequence[int]) -> Figures:
+    cases = smolvla_fixtures.check(FIXTURES / "smolvla")
+    failed = sum(not case.passed for case in cases)
+    return {"flow_parity_failed": {"value": failed, "unit": f"of {len(cases)} comparisons with lerobot's SmolVLA"}}
+
+
+PARTS = {
+    "flow": Part(("flow_gain", "flow_base", "flow_success"), flow),
+    "parity": Part(("flow_parity",), parity),
+}
 
 
 def main() -> None:
