@@ -48,6 +48,7 @@ FREE = (
     "cluster.address",
     "weights.transport",
     "weights.payload",  # all of them give the same bits
+    "weights.per_step",
     "weights.timeout_s",
     "rollout.max_attempts",
     "rollout.speculation",
@@ -67,6 +68,7 @@ FREE = (
 LATER: Mapping[str, Any] = {
     "gate.max_false_positives": 1.0,
     "gate.min_safe_horizon": 0,
+    "weights.per_step": False,
     "rollout.slots": 0,
     "rollout.trajectories_per_request": 0,
     "rollout.start_order": "shuffled",
