@@ -39,6 +39,11 @@ class ModelPaths:
     reward_model: Path
     checkpoints: Path
 
+    @property
+    def by_name(self) -> dict[str, str]:
+        """The folders of models that there are, by their names in `Role.models`."""
+        return {name: str(path) for name, path in vars(self).items() if path is not None}
+
     def of(self, role: Role) -> tuple[str | None, ...]:
         """The folders that a role's actors are constructed with."""
         return tuple(str(path) if (path := getattr(self, name)) else None for name in role.models)
@@ -73,7 +78,7 @@ class Team:
         self._nodes_checked_at = -math.inf
         self.spares: Spares | None = None
         if isinstance(runtime, RayRuntime):
-            self.spares = make_spares(config)
+            self.spares = make_spares(config, paths.by_name)
             runtime.keep_spares(self.spares)
         self.crew = Crew(runtime, config.faults, self.telemetry)
         self.book = PlacementBook(config, Reservation if isinstance(runtime, RayRuntime) else None)

@@ -45,6 +45,7 @@ FREE = (
     "cluster.training_workers",
     "cluster.device",
     "cluster.spares",
+    "cluster.spares_load_models",
     "cluster.address",
     "weights.transport",
     "weights.payload",  # all of them give the same bits
@@ -69,6 +70,7 @@ LATER: Mapping[str, Any] = {
     "gate.max_false_positives": 1.0,
     "gate.min_safe_horizon": 0,
     "weights.per_step": False,
+    "cluster.spares_load_models": False,
     "rollout.slots": 0,
     "rollout.trajectories_per_request": 0,
     "rollout.start_order": "shuffled",

@@ -46,6 +46,7 @@ from cluster.runtimes.runtime import (
     unwrapped,
 )
 from cluster.runtimes.spares import Spares
+from wmpo_ray.model_files import held_models
 
 LOST = (
     RayActorError,
@@ -80,6 +81,7 @@ class Host:
         except Exception as error:
             self._problem = error
             raise
+        held_models.let_go()  # what this process loaded as a spare and the actor has no use for
         return time.monotonic() - started
 
     def beat(self) -> Beat:

@@ -140,6 +140,8 @@ class ClusterConfig(Section):
     threads_per_process: Annotated[int, Field(ge=1, le=4096)] = 1
     # Processes on every node that have imported everything and wait for the next actor: 0.5 GB of memory each.
     spares: Annotated[int, Field(ge=0, le=64)] = 1
+    # Spares have also read the models of actors that make rollouts, and, where these have no GPU, hold them loaded.
+    spares_load_models: bool = False
     address: str = ""  # a running cluster; "" starts one on this machine
 
     @field_validator("address")
