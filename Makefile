@@ -22,7 +22,7 @@ STAMP := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 
 .PHONY: help setup demo lift-demo cluster-demo test test-slow setup-simulators test-simulators \
 	test-simulators-in-short lint bench-demo bench-cache soak \
-	bench-coordinator bench-optimize bench-autoscaling bench-weights bench-actor-start bench-operations bench-samplers \
+	bench-coordinator bench-optimize bench-early-ends bench-autoscaling bench-weights bench-actor-start bench-operations bench-samplers \
 	bench-simulators bench-experts \
 	bench-learners bench-fidelity bench-memory bench-metaworld bench-environment-pool bench-house evidence bench-models bench-gpu \
 	bench-data check-exchange check-lerobot exchange-env fuzz-readers pretrain-embedded protocol bench-robots clean
@@ -92,6 +92,9 @@ bench-coordinator: setup  ## the main loop with up to 256 simulated actors, auto
 
 bench-optimize: setup  ## the demo's GRPO stage with and without early ends, slots and streaming -> benchmarks/results/optimize.json
 	$(BIN)/python -m benchmarks.optimize
+
+bench-early-ends: setup  ## chunks that early ends save at base success .2, .4, .5 and .7, in the slots of a run
+	$(BIN)/python -m benchmarks.early_ends
 
 bench-autoscaling: setup  ## nodes that come and go with the work, on Ray's fake provider
 	$(BIN)/python -m benchmarks.autoscaling

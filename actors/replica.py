@@ -9,7 +9,7 @@ from actors.broadcast_group import BroadcastGroup, GroupSpec
 from wmpo_ray.core.interfaces import Policy
 from wmpo_ray.core.timeline import count, span
 from wmpo_ray.core.types import WeightVersion
-from wmpo_ray.policies.weight_exchange import UNKNOWN_VERSION, WeightReceiver
+from wmpo_ray.policies.weight_exchange import WeightReceiver
 from wmpo_ray.policies.weight_payload import WeightMismatchError, WeightPayload
 
 
@@ -46,15 +46,16 @@ class Replica:
 
         A worker that makes rollouts also evaluates, and must not lose the weights that its next request asks for.
         """
-        held = self.version
-        kept = None if held == UNKNOWN_VERSION else {k: v.clone() for k, v in self.policy.state_dict().items()}
-        self._load(payload)
-        try:
+        with self._receiver.borrowed():
+            self._load(payload)
             yield
-        finally:
-            if kept is not None:
-                self.policy.load_state_dict(kept)
-                self._receiver.version = held
+
+    def stage_weights(self, step: WeightPayload) -> str:
+        """Put the weights of an optimizer step aside, while the policy acts with its own; for another thread.
+
+        Returns the name of the step that is staged. Raises WeightMismatchError where it does not fit the policy.
+        """
+        return self._receiver.stage(step)
 
     def receive_broadcast(self, group: GroupSpec, rank: int) -> WeightVersion:
         """Load the payload that rank 0 broadcasts to the group; joins the group first if it is new.

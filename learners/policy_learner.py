@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import re
 import time
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from learners.divergence import check_num_skipped, check_update, was_skipped
 from learners.learner_checkpoint import LearnerCheckpoints
 from learners.minibatches import Minibatch, minibatches_of
 from learners.policy_files import save_policy
-from learners.sharding import ALONE, Bystander, MetricMeans, Ranks, WholeWeights, whole
+from learners.published_weights import PublishedWeights
+from learners.sharding import ALONE, MetricMeans, Ranks, whole
 from learners.update_in_progress import OnlineUpdate, UpdateInProgress
 from wmpo_ray.algorithms.base import OfflineAlgorithm, OnlineAlgorithm, Recorded, make_algorithm
 from wmpo_ray.algorithms.batching import GroupSlice
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.files import json_clean
-from wmpo_ray.core.learner_types import LearnerState, UpdateFacts, UpdateResult
+from wmpo_ray.core.learner_types import LearnerState, StepFacts, UpdateFacts, UpdateResult
 from wmpo_ray.core.observations import Observation
 from wmpo_ray.core.runtime_settings import configure_process
 from wmpo_ray.core.timeline import span
@@ -31,7 +30,6 @@ from wmpo_ray.core.types import Trajectories, WeightVersion
 from wmpo_ray.data.episodes import concatenate_episodes
 from wmpo_ray.data.spool import load_trajectories
 from wmpo_ray.data.store import load_episodes
-from wmpo_ray.policies.weight_exchange import WeightEncoder
 from wmpo_ray.policies.weight_payload import WeightPayload
 from wmpo_ray.registry import load_policy
 from wmpo_ray.runs.best_policy import candidate_path, is_candidate
@@ -70,18 +68,12 @@ class PolicyLearner:
         )
         root = Path(checkpoint_dir)
         self.checkpoints = LearnerCheckpoints(root, config.checkpoint, self.policy, self.optimizer, ranks)
-        self.encoder = self._make_encoder()
+        self.published = PublishedWeights(config, self.policy, self._trained, ranks)
         self.num_updates = 0
         self.num_skipped = 0
         self.num_beats = 0
         self._history: list[dict] = []  # metrics of every update, saved with the checkpoint
-        self._digests: dict[int, str] = {}
         self._last_keys: list[tuple[int, int]] = []
-        self._payloads: dict[int, tuple[WeightVersion, WeightPayload | None]] = {}
-        num_earlier = (
-            config.max_staleness if self.settings.source == "online" else 0
-        )  # versions that replicas may still need
-        self._earlier: deque[tuple[int, dict[str, Tensor]]] = deque(maxlen=num_earlier)
         self._recorded: Recorded | None = None
         self._update: OnlineUpdate | None = None  # in progress
 
@@ -118,32 +110,23 @@ class PolicyLearner:
             meta, earlier = checkpoint
             self.num_updates, self.num_skipped = meta["num_updates"], meta["num_skipped"]
             self._history = meta["metrics"]
-            self._digests = {int(version): digest for version, digest in meta["digests"].items()}
+            self.published.digests |= {int(version): digest for version, digest in meta["digests"].items()}
             self._last_keys = [(update, attempt) for update, attempt in meta["groups"]]
-            self._earlier.extend(earlier.items())
-        version, full, _ = self.encoder.encode(self.num_updates)
-        self._publish(version, full)
-        return LearnerState(version, dict(self._digests), self._history, self._last_keys, problems)
+            self.published.earlier.extend(earlier.items())
+        version, _, _ = self.published.publish(self.num_updates)
+        return LearnerState(version, dict(self.published.digests), self._history, self._last_keys, problems)
 
     def weights(self, num_updates: int) -> tuple[WeightVersion, WeightPayload | None]:
         """The weights of a version: the present one, or one of the `filter.max_staleness` before it."""
-        if num_updates not in self._payloads:
-            version, full, _ = self._make_encoder(dict(self._earlier)[num_updates]).encode(num_updates)
-            self._payloads[num_updates] = version, full
-        return self._payloads[num_updates]
+        return self.published.of(num_updates)
 
-    def _make_encoder(self, state: dict[str, Tensor] | None = None) -> WeightEncoder | Bystander:
-        """An encoder of the current weights, or of those in `state`."""
-        weights: Any = WholeWeights(self.policy, state)
-        if not self.ranks.is_first:
-            return Bystander(weights)
-        return WeightEncoder(weights, self.config.weights, self._trained)
+    def step_weights(self) -> tuple[StepFacts, WeightPayload | None]:
+        """Inside an update: what changed since the step before, or since the version, for replicas to put aside."""
+        return self.published.step()
 
-    def _publish(self, version: WeightVersion, full: WeightPayload | None) -> None:
-        self._digests[version.num_updates] = version.digest
-        self._payloads[version.num_updates] = version, full
-        for old in [v for v in self._payloads if v < version.num_updates - self.config.max_staleness]:
-            del self._payloads[old]
+    def last_step(self) -> WeightPayload | None:
+        """What changed in the last step of the latest update."""
+        return self.published.take_last_step()
 
     # -- training ------------------------------------------------------------------------------------------------
 
@@ -180,7 +163,7 @@ class PolicyLearner:
         started = time.monotonic()
         with span("batch"):
             batch = self._recorded.batch(self.num_updates)
-        self._keep_weights()
+        self.published.keep(self.num_updates)
         update = UpdateInProgress(self)
         minibatches = minibatches_of(batch, self.settings.minibatch_trajectories, update.is_signed)
         update.train(minibatches, len(minibatches))
@@ -191,15 +174,9 @@ class PolicyLearner:
         """The update in progress, or a new one."""
         if self._update is None:
             assert isinstance(self.algorithm, OnlineAlgorithm)
-            self._keep_weights()
+            self.published.keep(self.num_updates)
             self._update = OnlineUpdate(self, self.algorithm)
         return self._update
-
-    def _keep_weights(self) -> None:
-        """Before the first step of an update: replicas may still need the weights."""
-        if self._earlier.maxlen:
-            before = {name: tensor.detach().clone() for name, tensor in self.policy.state_dict().items()}
-            self._earlier.append((self.num_updates, before))
 
     def _conclude(
         self, update: UpdateInProgress, metrics: dict[str, float], facts: UpdateFacts
@@ -216,8 +193,7 @@ class PolicyLearner:
         metrics["time/update_s"] = update.seconds + time.monotonic() - started
         self._history = [*self._history, json_clean({"update": self.num_updates, **metrics})]
         with span("encode"):
-            version, full, compact = self.encoder.encode(self.num_updates)
-        self._publish(version, full)
+            version, full, compact = self.published.publish(self.num_updates)
         if is_candidate(self.config, self.num_updates):  # before the checkpoint: a resumed run has both or neither
             with span("checkpoint"):
                 self.save_policy(str(candidate_path(self.checkpoints.root, self.num_updates)))
@@ -225,19 +201,20 @@ class PolicyLearner:
         if self.num_updates % self.config.checkpoint.every_updates == 0 or last:
             with span("checkpoint"):
                 self._save(facts.ledger_offset)
-        return UpdateResult(version, metrics, self.checkpoints.oldest), full, compact
+        result = UpdateResult(version, metrics, self.checkpoints.oldest, self.published.last_step)
+        return result, full, compact
 
     def _save(self, ledger_offset: int) -> None:
         facts = {
             "num_updates": self.num_updates,
             "num_skipped": self.num_skipped,
             "metrics": self._history,
-            "digests": {str(version): digest for version, digest in self._digests.items()},
+            "digests": {str(version): digest for version, digest in self.published.digests.items()},
             "groups": [list(key) for key in self._last_keys],
             "ledger_offset": ledger_offset,
-            "earlier": [version for version, _ in self._earlier],
+            "earlier": [version for version, _ in self.published.earlier],
         }
-        self.checkpoints.save(self.num_updates, facts, dict(self._earlier))
+        self.checkpoints.save(self.num_updates, facts, dict(self.published.earlier))
 
     @torch.no_grad()
     def measure(self, minibatch: Minibatch) -> dict[str, float]:

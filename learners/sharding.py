@@ -180,12 +180,17 @@ class WholeWeights:
 class Bystander:
     """Replaces `WeightEncoder` on ranks other than 0."""
 
+    last = None
+
     def __init__(self, weights: WholeWeights):
         self._weights = weights
 
     def encode(self, num_updates: int) -> tuple[WeightVersion, None, None]:
         self._weights.pass_on()
         return WeightVersion(num_updates, ""), None, None
+
+    def encode_step(self) -> None:
+        self._weights.pass_on()
 
 
 class MetricMeans:

@@ -5,7 +5,8 @@ Models come back on the device of this process (`cluster.device`), unless anothe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,11 +16,12 @@ from wmpo_ray.config.run import Config, EnvironmentConfig
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.frame_sizes import FrameSize
 from wmpo_ray.core.interfaces import Environment, Play, Policy, RewardModel, World
-from wmpo_ray.core.runtime_settings import process_device
+from wmpo_ray.core.runtime_settings import configure_process, process_device
 from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.core.types import Episodes
 from wmpo_ray.environments.facts import environment_facts
 from wmpo_ray.kinds import ENVIRONMENTS, POLICIES, REWARD_MODELS, WORLD_MODELS
+from wmpo_ray.model_files import held_models
 
 
 def check_kinds(config: Config) -> None:
@@ -80,8 +82,11 @@ def load_policy(
     `training`: to be trained, so with float32 weights, and activations checkpointed where the config says so. Raises
     ConfigError for a policy of another environment or another chunk.
     """
+    target = _device(config, device)
+    if not training and (held := held_models.take("policy", config, path, target)) is not None:
+        return held
     kind = POLICIES.find(config.policy.kind)
-    return _checked(config, kind.load(config, path, training=training, device=_device(config, device)), path)
+    return _checked(config, kind.load(config, path, training=training, device=target), path)
 
 
 def pretrained_policy(config: Config) -> Policy:
@@ -110,7 +115,10 @@ def begin_world_model(config: Config, pretrained: str, seed: int) -> Any:
 
 def load_world_model(config: Config, path: str, *, device: torch.device | str | None = None) -> World:
     """The world model that a run saved in `path`; a simulator needs no files."""
-    return WORLD_MODELS.find(config.world_model.kind).load(config, path, _device(config, device))
+    target = _device(config, device)
+    if (held := held_models.take("world_model", config, path, target)) is not None:
+        return held
+    return WORLD_MODELS.find(config.world_model.kind).load(config, path, target)
 
 
 def create_reward_model(config: Config, frame_size: FrameSize, instructions: Sequence[str]) -> RewardModel:
@@ -120,8 +128,11 @@ def create_reward_model(config: Config, frame_size: FrameSize, instructions: Seq
 
 def load_reward_model(config: Config, path: str, *, device: torch.device | str | None = None) -> RewardModel:
     """The reward model that a run saved in `path`, with its threshold."""
+    target = _device(config, device)
+    if (held := held_models.take("reward_model", config, path, target)) is not None:
+        return held
     model = REWARD_MODELS.find(config.reward.kind).load(config, path)
-    model.network.to(_device(config, device))
+    model.network.to(target)
     return model
 
 
@@ -134,6 +145,26 @@ def pretrained_reward_model(config: Config) -> RewardModel:
             f"of {model.clip_length} frames; set reward.clip_length={model.clip_length}"
         )
     return model
+
+
+def hold_models(config: Config, folders: Mapping[str, str], build: bool) -> None:
+    """Read the files of models ahead of need, by their names in `Role.models`; `build`: and load them, on the CPU.
+
+    Whoever loads one of them in this process later is given it. Raises what loading raises.
+    """
+    loaders: dict[str, tuple[str, Any]] = {
+        "policy": ("policy", load_policy),
+        "world_model": ("world_model", load_world_model),
+        "verifier": ("world_model", load_world_model),
+        "reward_model": ("reward_model", load_reward_model),
+    }
+    configure_process(config.cluster.threads_per_process)
+    for name, folder in folders.items():
+        if build:
+            kind, load = loaders[name]
+            held_models.hold(kind, config, folder, partial(load, config, folder, device="cpu"))
+        else:
+            held_models.read_files(folder)
 
 
 def _device(config: Config, device: torch.device | str | None) -> torch.device:

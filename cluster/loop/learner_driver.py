@@ -14,6 +14,7 @@ from cluster.events.event_log import emit
 from cluster.events.run_log import RunLog
 from cluster.loop.team import Team
 from cluster.runtimes.runtime import ActorLostError, Ref
+from cluster.weights.delivery import Offer
 from cluster.workers.actor_pool import Worker
 from cluster.workers.crew import Joined, Task
 from wmpo_ray.config.run import Config
@@ -82,7 +83,7 @@ class LearnerDriver(ABC):
         """Fetch the weights of a version from the learner; None in a loop that does not publish weights."""
         return None
 
-    def keep_weights(self, version: WeightVersion, full: Ref | None, compact: Ref | None) -> None:
+    def keep_weights(self, offer: Offer) -> None:
         """Store the learner's current weights."""
 
     # -- learner lifecycle ---------------------------------------------------------------------------------------
@@ -126,7 +127,7 @@ class LearnerDriver(ABC):
             result = UpdateResult(state.version, {k: v for k, v in state.history[-1].items() if k != "update"})
             self.advance(Updated(result, self.fetch_weights(worker, number)))
         else:
-            self.keep_weights(state.version, self.fetch_weights(worker, number), None)
+            self.keep_weights(Offer(state.version, self.fetch_weights(worker, number)))
             self.repeat_update()
 
     def learner_holds(self, version: WeightVersion) -> None:

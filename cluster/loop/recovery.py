@@ -16,6 +16,7 @@ from cluster.loop.reality import EVALUATE, Reality
 from cluster.loop.rollouts import Rollouts
 from cluster.loop.team import Team
 from cluster.runtimes.runtime import Ref
+from cluster.weights.delivery import Offer
 from cluster.workers.actor_pool import Worker
 from cluster.workers.crew import Crew
 from wmpo_ray.algorithms.group_queue import ReadyBatch
@@ -44,7 +45,7 @@ class Restartable(Protocol):
     training: ReadyBatch | None
     next_update: int
     offered: int
-    weights: dict[int, tuple[WeightVersion, Ref, Ref | None]]
+    weights: dict[int, Offer]
 
     def weights_for(self, update: int) -> int: ...
 
@@ -80,10 +81,10 @@ def restart(loop: Restartable, worker: Worker, state: LearnerState) -> None:
     loop.weights = {}
     for needed in range(loop.weights_for(version), version + 1):
         full = ask_for_weights(loop, worker, needed)
-        loop.weights[needed] = (WeightVersion(needed, state.digests[needed]), full, None)
+        loop.weights[needed] = Offer(WeightVersion(needed, state.digests[needed]), full)
     reinstate(loop, taken)
     if version not in loop.log.restore(state.history):
-        loop.reality.evaluate(version, loop.weights[version][1])
+        loop.reality.evaluate(version, loop.weights[version].full)
     measure_candidates(loop, version)
 
 

@@ -13,7 +13,7 @@ from cluster.events.event_log import emit
 from cluster.runtimes.ray_runtime import RayRuntime
 from cluster.runtimes.runtime import ActorLostError, InputLostError, Ref, Runtime
 from cluster.runtimes.spares import Spares, make_spares
-from cluster.weights.delivery import make_publisher
+from cluster.weights.delivery import Offer, make_publisher
 from cluster.workers.actor_pool import ActorPool, Worker
 from cluster.workers.crew import Crew
 from cluster.workers.elasticity import Autoscaler, WorkerTargets
@@ -38,6 +38,11 @@ class ModelPaths:
     verifier: Path | None
     reward_model: Path
     checkpoints: Path
+
+    @property
+    def by_name(self) -> dict[str, str]:
+        """The folders of models that there are, by their names in `Role.models`."""
+        return {name: str(path) for name, path in vars(self).items() if path is not None}
 
     def of(self, role: Role) -> tuple[str | None, ...]:
         """The folders that a role's actors are constructed with."""
@@ -73,7 +78,7 @@ class Team:
         self._nodes_checked_at = -math.inf
         self.spares: Spares | None = None
         if isinstance(runtime, RayRuntime):
-            self.spares = make_spares(config)
+            self.spares = make_spares(config, paths.by_name)
             runtime.keep_spares(self.spares)
         self.crew = Crew(runtime, config.faults, self.telemetry)
         self.book = PlacementBook(config, Reservation if isinstance(runtime, RayRuntime) else None)
@@ -126,12 +131,16 @@ class Team:
 
     # -- weights -------------------------------------------------------------------------------------------------
 
-    def offer(self, version: WeightVersion, full: Ref, compact: Ref | None) -> None:
+    def offer(self, offer: Offer) -> None:
         """Publish weights: rollouts use them from now on."""
-        self.publisher.offer(version, full, compact)
+        version, last = offer.version, offer.last
+        self.publisher.offer(offer)
         self._is_new, self.are_weights_lost = True, False
         self.telemetry.offered(version)
-        facts = {"version": version.num_updates, "weights": version.digest}
+        facts: dict[str, Any] = {"version": version.num_updates, "weights": version.digest}
+        if last is not None:
+            sizes = {"last": last.facts.num_bytes, "steps": last.facts.total_bytes, "update": last.facts.update_bytes}
+            facts |= {f"{name}_bytes": size for name, size in sizes.items()}
         emit("weights.offered", f"weights of update {version.num_updates}", logging.DEBUG, **facts)
 
     def deliver(self) -> None:
@@ -162,7 +171,7 @@ class Team:
         """A replica reports its weights; it goes into service once they are the offered ones."""
         worker, offered = event.worker, self.publisher.version
         assert offered is not None
-        worker.digest = event.version.digest
+        worker.digest, worker.staged = event.version.digest, ""
         if worker.digest == offered.digest:
             worker.loading, worker.num_mismatches, worker.version = "", 0, offered.num_updates
             self.crew.serves(worker)

@@ -24,8 +24,10 @@ from cluster.loop.reality import Evaluated, Reality
 from cluster.loop.recovery import ask_for_weights, restart
 from cluster.loop.rollouts import Imagined, Rollouts, Scored
 from cluster.loop.start_order import StartOrder
+from cluster.loop.step_weights import Staged, StepEncoded, StepWeights
 from cluster.loop.team import Team, WeightsLoaded
 from cluster.runtimes.runtime import Ref
+from cluster.weights.delivery import Offer
 from cluster.workers.actor_pool import Worker
 from wmpo_ray.algorithms.group_queue import GroupQueue, ReadyBatch, metric_prefix
 from wmpo_ray.config.run import Config
@@ -50,7 +52,8 @@ class TrainingLoop(LearnerDriver):
         self.feed = Feed(self)
         self.next_update = 0  # the first update whose batch has not been taken
         self.offered = -1  # version of the weights that groups are imagined under
-        self.weights: dict[int, tuple[WeightVersion, Ref, Ref | None]] = {}
+        self.weights: dict[int, Offer] = {}
+        self.steps = StepWeights(self)
         self.num_requests = 0
         self.orders = StartOrder(config, ledger, len(starts))
         self.busy_s = 0.0  # time spent in the loop itself, waits excluded
@@ -101,6 +104,11 @@ class TrainingLoop(LearnerDriver):
                 self.settle(event)
             case PartTrained():
                 self.feed.trained()
+                self.steps.ask()
+            case StepEncoded():
+                self.steps.send(event)
+            case Staged():
+                self.steps.staged(event)
             case WeightsLoaded():
                 self.team.loaded(event)
             case Evaluated():
@@ -137,7 +145,7 @@ class TrainingLoop(LearnerDriver):
             groups.append(
                 GroupRequest(update, attempt, index, self.starts[index], rollout.group_size, self.config.seed)
             )
-        version = self.weights[self.weights_for(update)][0]
+        version = self.weights[self.weights_for(update)].version
         self.queue.issue(groups)
         for group in groups:
             self.ledger.append(State.ISSUED, group.key, start=group.start_index, weights=version.digest)
@@ -188,7 +196,7 @@ class TrainingLoop(LearnerDriver):
         version = event.result.version
         for group in batch.groups:
             self.ledger.append(State.TRAINED, group.request.key, version=version.num_updates)
-        self.keep_weights(version, event.full, event.compact)
+        self.keep_weights(Offer(version, event.full, event.compact, self.steps.last(event)))
         self.rollouts.forget(event.result.oldest_checkpoint)
         self.telemetry.updated()
         self.log_metrics(version.num_updates, event.result.metrics)
@@ -214,9 +222,10 @@ class TrainingLoop(LearnerDriver):
     def fetch_weights(self, worker: Worker, version: int) -> Ref:
         return ask_for_weights(self, worker, version)
 
-    def keep_weights(self, version: WeightVersion, full: Ref | None, compact: Ref | None) -> None:
-        self.weights[version.num_updates] = (version, full, compact)
-        for old in [v for v in self.weights if v < min(self.offered, version.num_updates)]:
+    def keep_weights(self, offer: Offer) -> None:
+        newest = offer.version.num_updates
+        self.weights[newest] = offer
+        for old in [v for v in self.weights if v < min(self.offered, newest)]:
             del self.weights[old]
 
     def offer_weights(self) -> None:
@@ -232,10 +241,10 @@ class TrainingLoop(LearnerDriver):
             is_kept = self.training is None or version + self.config.max_staleness > self.version.num_updates
             if not learner or learner[0].digest != self.version.digest or not is_kept:
                 return  # ask the replacement learner for them; after this update they are not needed
-            self.weights[version] = (self.weights[version][0], ask_for_weights(self, learner[0], version), None)
+            self.weights[version] = Offer(self.weights[version].version, ask_for_weights(self, learner[0], version))
         if version in self.weights and (version != self.offered or self.team.are_weights_lost):
             self.offered = version
-            self.team.offer(*self.weights[version])
+            self.team.offer(self.weights[version])
         self.team.deliver()
 
     def finish(self, path: str) -> None:

@@ -46,6 +46,7 @@ from cluster.runtimes.runtime import (
     unwrapped,
 )
 from cluster.runtimes.spares import Spares
+from wmpo_ray.model_files import held_models
 
 LOST = (
     RayActorError,
@@ -55,7 +56,8 @@ LOST = (
     ActorUnschedulableError,
     ActorPlacementGroupRemoved,
 )
-HEARTBEAT = "heartbeat"  # runs in its own thread: it answers while the actor works
+# Each has a thread of its own: heartbeats are answered, and calls beside others run, while the actor works.
+HEARTBEAT, BESIDE = "heartbeat", "beside"
 
 
 class Host:
@@ -79,6 +81,7 @@ class Host:
         except Exception as error:
             self._problem = error
             raise
+        held_models.let_go()  # what this process loaded as a spare and the actor has no use for
         return time.monotonic() - started
 
     def beat(self) -> Beat:
@@ -87,6 +90,11 @@ class Host:
     def tell(self, method: str, *args: Any) -> None:
         if self._actor is not None:
             getattr(self._actor, method)(*args)
+
+    def beside(self, method: str, args: list[Any]) -> Any:
+        """`args` come in a list, so that the wait for those that are on their way holds up no other call."""
+        values = [ray.get(arg) if isinstance(arg, ray.ObjectRef) else arg for arg in args]
+        return getattr(self._actor, method)(*map(unwrapped, values))
 
     def runtime_env(self) -> str:
         return ray.get_runtime_context().get_runtime_env_string()
@@ -149,7 +157,7 @@ class RayRuntime:
 
     def spawn(self, cls: type, *args: Any, resources: Resources, name: str) -> RayActor:
         # The dashboard shows the name of the class.
-        host = ray.remote(concurrency_groups={HEARTBEAT: 1})(type(cls.__name__, (Host,), {}))
+        host = ray.remote(concurrency_groups={HEARTBEAT: 1, BESIDE: 1})(type(cls.__name__, (Host,), {}))
         spares = None if resources.runtime_env else self._spares
         if spares is not None:
             resources = resources._replace(runtime_env=spares.runtime_env)
@@ -185,6 +193,10 @@ class RayRuntime:
 
     def tell(self, actor: RayActor, method: str, *args: Any) -> None:
         actor.handle.tell.options(concurrency_group=HEARTBEAT).remote(method, *args)
+
+    def beside(self, actor: RayActor, method: str, *args: Any) -> Ref:
+        call = actor.handle.beside.options(concurrency_group=BESIDE, name=actor.task(method))
+        return call.remote(method, list(args))
 
     def wait(self, refs: list[Ref], timeout_s: float | None = None) -> list[Ref]:
         if not refs:  # ray.wait rejects an empty list: all workers are in a backoff before the next start

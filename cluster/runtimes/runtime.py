@@ -107,6 +107,12 @@ class Runtime(Protocol):
         The method must be safe in another thread. Nothing happens where the actor is gone or not constructed yet.
         """
 
+    def beside(self, actor: Any, method: str, *args: Any) -> Ref:
+        """Start a call that runs even while the actor works, after others like it; its reference.
+
+        For what takes longer than `tell` may. The method must be safe in another thread.
+        """
+
     def wait(self, refs: list[Ref], timeout_s: float | None = None) -> list[Ref]:
         """Block until one of the references is ready or the timeout ends; returns all that are ready."""
 

@@ -78,6 +78,11 @@ class SerialRuntime:
         if actor.instance is not None:
             getattr(actor.instance, method)(*args)
 
+    def beside(self, actor: LocalActor, method: str, *args: Any) -> Ref:
+        ref = self.call(actor, method, *args)
+        self._calls.pop()()  # at once: there is no other thread
+        return ref
+
     def _later(self, run: Callable[[], tuple[Any, ...]], num_returns: int) -> list[LocalRef]:
         refs = [LocalRef() for _ in range(num_returns)]
 

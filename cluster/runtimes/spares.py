@@ -7,24 +7,28 @@ actor until then, and ends with the job.
 
 from __future__ import annotations
 
+import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
 from cluster.host.ray_private import NodeManager, RpcError, export_setup_hook, has_setup_hook
-from cluster.runtimes.preload import MODULES, preload
-from wmpo_ray.config.roles import roles_of
+from cluster.runtimes.preload import MODELS, MODULES, preload
+from wmpo_ray.config.roles import ROLES, roles_of, rollout_role
 from wmpo_ray.config.run import Config
+from wmpo_ray.core.files import atomic_write
 from wmpo_ray.kinds import POLICIES, REWARD_MODELS, WORLD_MODELS
 
 PERIOD_S = 1.0  # between two looks at every node
 ANSWER_S = 5.0  # an actor that does not answer for so long is not the one to ask
 START_S = 120.0  # a spare that was asked for and has not registered after so long is asked for again
 KEEP_S = 7 * 24 * 3600  # Ray ends workers that are idle for longer
+MODELS_FILE = "spare-models.json"
 
 
 def libraries_of(config: Config) -> list[str]:
@@ -36,20 +40,47 @@ def libraries_of(config: Config) -> list[str]:
     return [*actors, *(name for kind in kinds for name in getattr(kind, "libraries", ()))]
 
 
-def make_spares(config: Config) -> Spares | None:
-    """The spares of a run; None where it has none, or where its job says itself what a worker does first."""
+def models_of(config: Config, folders: Mapping[str, str]) -> str:
+    """What `preload` loads, if `cluster.spares_load_models` asks for it: the models of actors that make rollouts.
+
+    folders: by the names of models. A spare does not know its GPU, so for actors that have one it only reads the files.
+    """
+    role = ROLES[rollout_role(config)]
+    needless = () if config.judges_while_imagining else ("reward_model", "verifier")
+    wanted = {name: folders[name] for name in role.models if name in folders and name not in needless}
+    if not config.cluster.spares_load_models or not wanted:
+        return ""
+    build = config.cluster.device != "cuda" and role.placement(config).gpus == 0
+    return json.dumps({"config": config.model_dump(mode="json"), "folders": wanted, "build": build})
+
+
+def make_spares(config: Config, folders: Mapping[str, str] | None = None) -> Spares | None:
+    """The spares of a run; None where it has none, or where its job says itself what a worker does first.
+
+    folders: of its models, by their names in `Role.models`.
+    """
     if not config.cluster.spares or has_setup_hook():
         return None
-    return Spares(config.cluster.spares, libraries_of(config))
+    if not folders or not (models := models_of(config, folders)):
+        return Spares(config.cluster.spares, libraries_of(config))
+    # Beside the checkpoints: nodes that can read the models can read that too.
+    return Spares(
+        config.cluster.spares, libraries_of(config), models, Path(folders["checkpoints"]).parent / MODELS_FILE
+    )
 
 
 class Spares:
-    """Keeps `per_node` spares on every node, from a thread of its own: no answer of a node may hold up the run."""
+    """Keeps `per_node` spares on every node, from a thread of its own: no answer of a node may hold up the run.
+
+    models: what `models_of` gives; `path`: where spares find it, while there are any.
+    """
 
     THREAD = "spares"
 
-    def __init__(self, per_node: int, libraries: Sequence[str]):
-        self.runtime_env = {"env_vars": {**export_setup_hook(preload), MODULES: ",".join(libraries)}}
+    def __init__(self, per_node: int, libraries: Sequence[str], models: str = "", path: Path | None = None):
+        variables = {**export_setup_hook(preload), MODULES: ",".join(libraries)}
+        self.runtime_env = {"env_vars": variables | ({MODELS: str(path.absolute())} if path is not None else {})}
+        self._models, self._path = models, path
         self._per_node = per_node
         self._job = bytes.fromhex(ray.get_runtime_context().get_job_id())
         self._ask: Callable[[], Any] | None = None
@@ -64,12 +95,16 @@ class Spares:
     def begin(self) -> None:
         """Start spares. Called once actors serve: until then the processors have better things to do."""
         if self._thread is None and not self._is_over.is_set():
+            if self._path is not None:
+                atomic_write(self._path, self._models)
             self._thread = threading.Thread(target=self._tend, name=self.THREAD, daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
         """Start no more; those that wait end with the job."""
         self._is_over.set()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
         if self._thread is not None:
             self._thread.join(ANSWER_S)  # it may be waiting for a head that is away
 

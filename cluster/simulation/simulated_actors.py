@@ -19,11 +19,11 @@ import numpy as np
 from actors.environment_actor import EnvironmentActor
 from actors.reward_actor import RewardActor
 from actors.rollout_actor import DroppedGroups, Imagination, RolloutActor
-from cluster.simulation.simulated_steps import Key, SimulatedSteps, digest_of
+from cluster.simulation.simulated_steps import Key, Payload, SavedLearner, SimulatedSteps, digest_of
 from learners.policy_learner import PolicyLearner, Spooled
 from wmpo_ray.algorithms.batching import GroupSlice
 from wmpo_ray.config.run import Config
-from wmpo_ray.core.learner_types import LearnerState, UpdateFacts, UpdateResult
+from wmpo_ray.core.learner_types import LearnerState, StepFacts, UpdateFacts, UpdateResult
 from wmpo_ray.core.types import GroupRequest, RolloutRequest, Scores, WeightVersion
 from wmpo_ray.data.spool import SpoolError
 from wmpo_ray.policies.weight_payload import WeightMismatchError
@@ -59,23 +59,6 @@ def scores_of(rollouts: Sequence[Rollout], group_size: int, keep_rate: float) ->
     return Scores(success, np.where(success, 4, 8), success.astype(np.float32))
 
 
-@dataclass(frozen=True)
-class Payload:
-    """Weights on their way; `base`: digest of those that a delta starts from."""
-
-    version: WeightVersion
-    base: str = ""
-
-
-@dataclass(frozen=True)
-class SavedLearner:
-    """What a checkpoint of the learner holds."""
-
-    digests: tuple[str, ...]  # of all versions so far; the last one is its own
-    trained: tuple[tuple[Key, ...], ...] = ()  # keys of the groups of every update so far
-    history: tuple[dict[str, float], ...] = ()
-
-
 @dataclass
 class SimulatedWorld:
     """What outlives the actors, and which faults they inject.
@@ -99,6 +82,7 @@ class SimulatedWorld:
     spooled: dict[str, list[Rollout]] = field(default_factory=dict)
     num_trajectories: int = 0  # imagined so far
     num_parts: int = 0  # calls for a part of an update so far
+    num_last_steps: int = 0  # times that a replica loaded an update's last step so far
 
     def stand_ins(self) -> dict[type, Callable[..., Any]]:
         return {
@@ -119,6 +103,7 @@ class SimulatedRollouts:
         self.num_beats = 0
         self.version = WeightVersion(-1, "")
         self.dropped = DroppedGroups()
+        self.staged = ("", "")  # version that the steps start from, and the latest of them
 
     def drop(self, request_id: int, keys: Sequence[Key]) -> None:
         self.dropped.add(request_id, keys)
@@ -130,12 +115,25 @@ class SimulatedRollouts:
         return method == "rollout" and not any(self.dropped.is_wanted(args[0], group) for group in args[0].kept_groups)
 
     def load_weights(self, payload: Payload | None) -> WeightVersion:
-        if payload is None or payload.base not in ("", self.version.digest):
+        (origin, name), self.staged = self.staged, ("", "")
+        bases = {"", self.version.digest} | ({name} if origin == self.version.digest else set())
+        if payload is None or payload.base not in bases:
             raise WeightMismatchError(f"these weights do not follow those of {self.version}")
+        if payload.base not in ("", self.version.digest):
+            self.world.num_last_steps += 1
         self.version = payload.version
         if self.world.damages_weights():
             self.version = payload.version._replace(digest="damaged")
         return self.version
+
+    def stage_weights(self, step: Payload) -> str:
+        """What `WeightReceiver.stage` does with names."""
+        if step.base == self.version.digest:
+            self.staged = (step.base, step.base)
+        origin, name = self.staged
+        if origin == self.version.digest and name == step.base:
+            self.staged = (origin, step.version.digest)
+        return self.staged[1]
 
     def rollout(self, request: RolloutRequest, spool: str) -> tuple[Imagination, list[Rollout] | None, list[Rollout]]:
         assert self.version.digest == request.weights, f"request for {request.weights} at a replica of {self.version}"
@@ -181,6 +179,8 @@ class SimulatedLearner:
         self.num_beats = 0
         self.saved = SavedLearner((digest_of("untrained", config.seed),))
         self.steps: SimulatedSteps | None = None  # of the update in progress
+        self.sent = ""  # name of the latest step of it that went out
+        self.last: Payload | None = None
 
     @property
     def version(self) -> WeightVersion:
@@ -210,6 +210,7 @@ class SimulatedLearner:
         steps = self._take(facts.num_given, groups, sources)
         assert steps.keys == facts.keys, f"trained on {steps.keys} and not on {facts.keys}"
         digest, self.steps = steps.finish(), None
+        sent, self.sent = self.sent, ""
         metrics = {**facts.metrics, "time/update_s": 1.0}
         self.saved = SavedLearner(
             (*self.saved.digests, digest),
@@ -219,7 +220,19 @@ class SimulatedLearner:
         self._save()
         self.num_beats += 1
         oldest = min(self.world.checkpoints) if len(self.world.checkpoints) >= self.config.checkpoint.keep else 0
-        return UpdateResult(self.version, metrics, oldest), Payload(self.version), Payload(self.version, base.digest)
+        self.last = Payload(self.version, sent) if sent else None
+        last = StepFacts(sent, digest, 1, 2, 2) if sent else None
+        compact = Payload(self.version, base.digest)
+        return UpdateResult(self.version, metrics, oldest, last), Payload(self.version), compact
+
+    def step_weights(self) -> tuple[StepFacts, Payload]:
+        base = self.sent or self.version.digest
+        assert self.steps is not None, "no part of an update has been trained"
+        self.sent = digest_of("step", base, self.steps.digest)
+        return StepFacts(base, self.sent, 1, 1), Payload(WeightVersion(self.version.num_updates, self.sent), base)
+
+    def last_step(self) -> Payload | None:
+        return self.last
 
     def update_part(
         self, update: int, first: int, groups: Sequence[GroupSlice], *sources: list[Rollout] | Spooled

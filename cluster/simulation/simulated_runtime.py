@@ -106,6 +106,15 @@ class SimulatedRuntime:
         if call is not None and not call.is_over and actor.instance.leaves_early(call.method, *call.args):
             self.after(self._draw(actor, call.method) / self.chunks_per_call, self._finish, call)
 
+    def beside(self, actor: SimulatedActor, method: str, *args: Any) -> SimulatedRef:
+        ref = SimulatedRef(actor.node, actor)
+        if actor.is_alive:
+            actor.owed.append(ref)
+            self.after(self._draw(actor, method), self._finish_beside, Call(actor, method, args, [ref]))
+        else:
+            self.after(LATENCY_S, self._settle, [ref], None, ActorLostError(f"{actor.name} is dead"))
+        return ref
+
     def wait(self, refs: list[SimulatedRef], timeout_s: float | None = None) -> list[SimulatedRef]:
         self._at_wait()
         deadline = float("inf") if timeout_s is None else self._now + timeout_s
@@ -230,6 +239,13 @@ class SimulatedRuntime:
         else:  # lost on its way; the death of the actor is still heard of
             actor.owed += call.refs
         self._start_next(actor)
+
+    def _finish_beside(self, call: Call) -> None:
+        """Answered by the death of its actor, if that came first."""
+        if call.actor.is_alive and call.actor.is_stopped:
+            self.after(self._draw(call.actor, call.method), self._finish_beside, call)
+        elif call.actor.is_alive:
+            self._settle(call.refs, *self._execute(call))
 
     def _execute(self, call: Call) -> tuple[Any, Exception | None]:
         """The values of its references, or what it raised."""

@@ -4,11 +4,31 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from wmpo_ray.core.types import WeightVersion
+
 Key = tuple[int, int]  # update, attempt
+
+
+@dataclass(frozen=True)
+class Payload:
+    """Weights on their way; `base`: digest of those that a delta starts from."""
+
+    version: WeightVersion
+    base: str = ""
+
+
+@dataclass(frozen=True)
+class SavedLearner:
+    """What a checkpoint of the learner holds."""
+
+    digests: tuple[str, ...]  # of all versions so far; the last one is its own
+    trained: tuple[tuple[Key, ...], ...] = ()  # keys of the groups of every update so far
+    history: tuple[dict[str, float], ...] = ()
 
 
 def digest_of(*parts: object) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import count
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from actors.broadcast_group import GroupSpec, open_store
 from actors.publisher_actor import WeightPublisherActor
@@ -20,7 +20,24 @@ from cluster.runtimes.serial_runtime import SerialRuntime
 from cluster.workers.actor_pool import Worker
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.learner_types import StepFacts
 from wmpo_ray.core.types import WeightVersion
+
+
+class LastStep(NamedTuple):
+    """The delta of an update's last step, for workers that hold the steps before it."""
+
+    facts: StepFacts
+    delta: Ref
+
+
+class Offer(NamedTuple):
+    """A version of the weights, and the payloads that there are of it."""
+
+    version: WeightVersion
+    full: Ref
+    compact: Ref | None = None
+    last: LastStep | None = None
 
 
 class WeightPublisher(Protocol):
@@ -34,7 +51,7 @@ class WeightPublisher(Protocol):
     def full(self) -> Ref:
         """Its full payload."""
 
-    def offer(self, version: WeightVersion, full: Ref, compact: Ref | None) -> None:
+    def offer(self, offer: Offer) -> None:
         """Set the newest weights; called in the order of versions."""
 
     def deliver(self, workers: Sequence[Worker]) -> list[tuple[Worker, Ref]]:
@@ -55,31 +72,28 @@ class ObjectStorePublisher:
 
     def __init__(self, runtime: Runtime, payload: str = "full"):
         self._runtime, self._payload = runtime, payload
-        self._version: WeightVersion | None = None
+        self._offer: Offer | None = None
         self._base = ""  # digest of the previous version, the base of a delta
-        self._full: Ref = None
-        self._compact: Ref | None = None
 
     @property
     def version(self) -> WeightVersion | None:
-        return self._version
+        return self._offer.version if self._offer is not None else None
 
     @property
     def full(self) -> Ref:
-        return self._full
+        return self._offer.full if self._offer is not None else None
 
-    def offer(self, version: WeightVersion, full: Ref, compact: Ref | None) -> None:
-        previous, self._version = self._version, version
-        self._full, self._compact = full, compact
+    def offer(self, offer: Offer) -> None:
+        previous, self._offer = self.version, offer
         # A restored learner offers its version again and has no previous one to make a delta from.
-        follows = previous is not None and version.num_updates == previous.num_updates + 1
+        follows = previous is not None and offer.version.num_updates == previous.num_updates + 1
         self._base = previous.digest if previous is not None and follows else ""
 
     def deliver(self, workers: Sequence[Worker]) -> list[tuple[Worker, Ref]]:
         return [(worker, self._load(worker, self._payload_for([worker]))) for worker in workers]
 
     def send_full(self, worker: Worker) -> Ref:
-        return self._load(worker, self._full)
+        return self._load(worker, self.full)
 
     def close(self) -> None:
         """Nothing to close."""
@@ -89,12 +103,17 @@ class ObjectStorePublisher:
 
     def _payload_for(self, workers: Sequence[Worker]) -> Ref:
         """The smallest payload that all of the workers can use."""
-        if self._compact is None or self._payload == "full":
-            return self._full
-        is_usable = self._payload == "adapter" or (
-            self._base != "" and all(worker.digest == self._base for worker in workers)
-        )
-        return self._compact if is_usable else self._full
+        offer = self._offer
+        assert offer is not None
+        if offer.compact is None or self._payload == "full":
+            return offer.full
+        if self._payload == "adapter":
+            return offer.compact
+        if self._base == "" or any(worker.digest != self._base for worker in workers):
+            return offer.full
+        if offer.last is not None and all(worker.staged == offer.last.facts.base for worker in workers):
+            return offer.last.delta
+        return offer.compact
 
 
 class GroupPublisher(ObjectStorePublisher):

@@ -36,6 +36,7 @@ class Worker:
     digest: str = ""  # hash of the weights that it has confirmed
     version: int = -1  # number of updates in those weights
     loading: str = ""  # hash of the weights being sent to it
+    staged: str = ""  # name of the optimizer step whose weights it has put aside
     num_mismatches: int = 0  # consecutive times that weights arrived damaged
     num_failures: int = 0  # consecutive actors lost before finishing any task
     not_before: float = 0.0  # earliest start of the next actor
@@ -138,7 +139,7 @@ class ActorPool:
         worker.epoch += 1
         self.num_restarts += 1
         worker.phase, worker.process, worker.digest, worker.loading = Phase.DOWN, None, "", ""
-        worker.asked_at, worker.beats, worker.num_mismatches = None, -1, 0
+        worker.staged, worker.asked_at, worker.beats, worker.num_mismatches = "", None, -1, 0
         worker.lost_at = worker.lost_at or now
         pause = self._faults.backoff_s * 2 ** (worker.num_failures - 2) if worker.num_failures > 1 else 0.0
         worker.not_before = now + min(pause, self._faults.max_backoff_s)

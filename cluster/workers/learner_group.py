@@ -21,7 +21,7 @@ from cluster.runtimes.runtime import ActorLostError
 from learners.sharding import Ranks, RankSpec
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
-from wmpo_ray.core.learner_types import LearnerState, UpdateResult
+from wmpo_ray.core.learner_types import LearnerState, StepFacts, UpdateResult
 from wmpo_ray.core.runtime_settings import process_device
 from wmpo_ray.core.types import WeightVersion
 from wmpo_ray.policies.weight_payload import WeightPayload
@@ -68,6 +68,12 @@ class LearnerGroup:
 
     def update_part(self, *args: Any) -> int:
         return self._all("update_part", *args)
+
+    def step_weights(self) -> tuple[StepFacts, WeightPayload | None]:
+        return self._all("step_weights")
+
+    def last_step(self) -> WeightPayload | None:
+        return self._learner.last_step()
 
     def update_recorded(self) -> UpdateResult:
         return self._all("update_recorded")

@@ -6,12 +6,16 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 
 from cluster.host.connection import start_here
+from cluster.loop.team import ModelPaths
 from cluster.runtimes.ray_runtime import RayRuntime
 from cluster.runtimes.serial_runtime import SerialRuntime
+from tests.support import small_run
 from tests.support.small_run import SETTINGS, make_loop, run, save_models, small_config
 from wmpo_ray.config.run import Config
+from wmpo_ray.world_models.diffusion import DiffusionWorldModel
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +62,25 @@ def test_on_ray_too(models, tmp_path, whole):
         assert run(placed("with_imagination"), RayRuntime(), models, tmp_path)[0] == whole[0]
     finally:
         ray.shutdown()
+
+
+def test_successes_that_a_second_world_doubts_are_doubted_alike_with_early_ends(models, tmp_path, whole, monkeypatch):
+    config = placed("own", verify={"enabled": True, "until": "finish"})
+    other = DiffusionWorldModel.load(models / "world-model")
+    with torch.no_grad():
+        for parameter in other.denoiser.network.parameters():
+            parameter.mul_(1.02)
+    other.save(models / "verifier")
+    monkeypatch.setattr(small_run, "model_paths", verified_by)
+    one = run(config, SerialRuntime(), models, tmp_path / "own")
+    early = placed("with_imagination", verify={"enabled": True, "until": "finish"})
+    assert run(early, SerialRuntime(), models, tmp_path / "early")[0] == one[0] != whole[0]
+
+
+def verified_by(folder: Path, checkpoints: Path) -> ModelPaths:
+    return ModelPaths(
+        folder / "policy", folder / "world-model", folder / "verifier", folder / "reward-model", checkpoints
+    )
 
 
 def test_wrong_labels_are_drawn_alike_wherever_they_are_judged(models, tmp_path, whole):

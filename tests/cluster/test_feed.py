@@ -21,6 +21,7 @@ from tests.support.sabotage import Plan, sabotage
 from tests.support.small_run import finish, make_loop, save_models, small_config
 from tests.support.streamed_runs import DriverKilled, StreamedRun, small_streamed_config, streamed_config
 from wmpo_ray.config.run import Config
+from wmpo_ray.policies.staged_weights import StagedWeights
 
 SEEDS = range(25)
 
@@ -50,6 +51,28 @@ def test_every_order_of_arrival_leads_to_the_weights_of_whole_batches(undisturbe
 
 def test_the_digest_of_the_simulated_learner_tells_of_mini_batches(undisturbed, tmp_path):
     assert StreamedRun(streamed_config(minibatch_trajectories=2), tmp_path).play() != undisturbed
+
+
+def test_steps_that_go_ahead_change_no_weights_whoever_dies_between_them(undisturbed, tmp_path):
+    num_last, num_killed = 0, 0
+    for seed in range(24):
+        (tmp_path / str(seed)).mkdir()
+        run = StreamedRun(streamed_config(weights={"payload": "delta", "per_step": True}), tmp_path / str(seed))
+        killed: list[str] = []
+
+        def between(runtime, loop, seed=seed, killed=killed) -> None:
+            holders = {worker.name for worker in loop.team.replicas.ready if worker.staged}
+            victims = [actor for actor in runtime.actors if actor.name in (*holders, "learner-0")]
+            if seed % 4 and holders and not killed:
+                victim = victims[seed % len(victims)]
+                killed.append(victim.name)
+                runtime.end(victim)
+
+        assert run.play(seed, between) == undisturbed
+        assert seed % 4 or run.world.num_last_steps >= 3, "nobody was sent the last step alone"
+        num_last += run.world.num_last_steps
+        num_killed += bool(killed)
+    assert num_killed >= 12 and num_last >= 24
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -121,6 +144,25 @@ def test_weights_and_metrics_are_those_of_whole_batches(whole, models, tmp_path,
     assert finish(loop, tmp_path) == whole[0]
     assert of_updates(log.lines) == whole[1]
     assert len(NotedParts.calls) >= 2, "the learner did not begin before its batch was full"
+
+
+def test_steps_that_go_ahead_lead_to_the_same_weights(models, tmp_path, monkeypatch):
+    """At a learning rate that changes some of the weights in a step."""
+    taken, found = [], {}
+
+    def noted(self, payload, state, finish=StagedWeights.finish):
+        taken.append(payload.nbytes)
+        return finish(self, payload, state)
+
+    monkeypatch.setattr(StagedWeights, "finish", noted)
+    for per_step in (False, True):
+        weights, folder = {"payload": "delta", "dtype": "bfloat16", "per_step": per_step}, tmp_path / str(per_step)
+        config = small_streamed_config(stream=True, weights=weights, learning_rate=3e-5)
+        loop, log = make_loop(config, SerialRuntime(), models, folder)
+        found[per_step] = finish(loop, folder), of_updates(log.lines)
+        assert bool(taken) == per_step
+        assert not [event for event in log.events if event["event"] == "weights.damaged"]
+    assert found[True] == found[False]
 
 
 def test_more_epochs_and_cut_groups_too(models, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,10 +19,11 @@ from cluster.runtimes.ray_runtime import RayRuntime
 from cluster.runtimes.resources import Resources
 from cluster.runtimes.runtime import ActorLostError
 from cluster.runtimes.serial_runtime import SerialRuntime
-from cluster.weights.delivery import GroupPublisher, make_publisher
+from cluster.weights.delivery import GroupPublisher, LastStep, Offer, make_publisher
 from cluster.workers.actor_pool import Worker
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.learner_types import StepFacts
 from wmpo_ray.core.types import WeightVersion
 from wmpo_ray.policies.weight_exchange import WeightEncoder
 from wmpo_ray.policies.weight_payload import (
@@ -52,6 +54,13 @@ class TinyReplica(Replica):
         """Kinds of payload since the last look, and the digest of the weights."""
         kinds, self.kinds = self.kinds, []
         return kinds, weights_digest(self.policy.state_dict())
+
+    def work(self, begun: str, go_on: str) -> WeightVersion:
+        """As long as it takes."""
+        Path(begun).touch()
+        while not Path(go_on).exists():
+            time.sleep(0.01)
+        return self.version
 
 
 class Crew:
@@ -96,7 +105,19 @@ class Learner:
             self.policy.weight[num_updates] += 1
         version, full, compact = self.encoder.encode(num_updates)
         put = self.crew.runtime.put
-        self.publisher.offer(version, put(full), put(compact))
+        last = self.encoder.last
+        step = LastStep(StepFacts(last.base), put(last)) if last is not None else None
+        self.publisher.offer(Offer(version, put(full), put(compact), step))
+
+    def send_step(self, workers: list[Worker]) -> None:
+        """What training changed since goes ahead to these workers."""
+        with torch.no_grad():
+            self.policy.weight[:5] += 1
+        step = self.encoder.encode_step()
+        for worker in workers:
+            ref = self.crew.runtime.beside(worker.actor, "stage_weights", self.crew.runtime.put(step))
+            worker.staged = self.crew.get(ref)
+            assert worker.staged == step.version.digest
 
     def deliver(self) -> dict[int, Exception]:
         """Errors by worker; the others have confirmed the newest version."""
@@ -172,6 +193,32 @@ def test_a_version_that_a_restored_learner_offers_again_goes_out_in_full(crew, m
         assert learner.deliver() == {}
         learner.restore()  # it knows no version before: its compact payload is None
     assert [kinds for kinds, _ in crew.looks()] == [["full", "full"]] * 3
+
+
+def test_steps_are_put_aside_while_a_worker_acts_and_the_last_one_is_enough_for_those_that_have_them(
+    crew, make_learner, tmp_path
+):
+    learner, (busy, idle, newcomer) = make_learner(payload="delta"), crew.workers
+    learner.offer(0)
+    assert learner.deliver() == {}
+    before = learner.publisher.version
+    begun, go_on = tmp_path / "begun", tmp_path / "go-on"
+    at_work = crew.runtime.call(busy.actor, "work", str(begun), str(go_on))
+    while not begun.exists():
+        time.sleep(0.01)
+    learner.send_step([busy, idle])
+    learner.send_step([busy])
+    go_on.touch()
+    assert crew.get(at_work) == before, "it acts with the version it had"
+    newcomer.digest = ""
+    learner.offer(1)
+    payloads = [learner.publisher._payload_for([worker]) for worker in crew.workers]
+    sizes = [crew.runtime.get(payload).nbytes for payload in payloads]
+    assert sizes[0] < sizes[1] < sizes[2], "the last step, the update's delta, everything"
+    assert learner.deliver() == {}
+    kinds, digests = zip(*crew.looks(), strict=True)
+    assert kinds == (["full", "delta"], ["full", "delta"], ["full", "full"])
+    assert set(digests) == {learner.publisher.version.digest}
 
 
 def test_a_broadcast_gives_what_the_object_store_gives(crew, make_learner):

@@ -20,6 +20,7 @@ from wmpo_ray.algorithms.base import trains_in_parts
 from wmpo_ray.algorithms.batching import Batch, GroupSlice
 from wmpo_ray.algorithms.grpo import Grpo
 from wmpo_ray.algorithms.rollout_bc import RolloutBc
+from wmpo_ray.config.cluster import WeightsConfig
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.learner_types import UpdateFacts
 from wmpo_ray.environments.pocket.env import INSTRUCTIONS
@@ -168,7 +169,7 @@ def test_nothing_counts_in_the_middle_of_an_update(policy_dir, tmp_path):
     assert learner.weights(0)[0] == before, "replicas still imagine with them"
     assert learner.num_updates == 0 and not list(tmp_path.glob("step-*"))
     fresh = make(configured(minibatch_trajectories=4), policy_dir, tmp_path)
-    assert fresh.encoder.encode(0)[0] == before and fresh.num_updates == 0
+    assert fresh.published.publish(0)[0] == before and fresh.num_updates == 0
     learner.update(groups[3:], UpdateFacts({}, KEYS, 7, num_given=3), data)
     assert [path.name for path in tmp_path.glob("step-*")] == ["step-000001"]
 
@@ -246,6 +247,7 @@ def test_what_an_algorithm_says_of_its_mini_batches_is_not_inherited():
 def test_two_ranks_take_parts_as_they_take_a_whole_batch(tmp_path):
     small_policy(num_actions_chunk=4).save_pretrained(tmp_path / "policy")
     config = config_for(tmp_path / "policy")
+    config = config.model_copy(update={"weights": WeightsConfig(payload="delta", per_step=True)})
     (whole, _), (parts, _) = (
         run_on_ranks(2, train_in_parts, config, tmp_path / "policy", tmp_path / name, cut)
         for name, cut in (("whole", 0), ("parts", 1))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.support.implementations import make_tiny
-from tests.support.small_world import EMBEDDED, scene_starts, small_world_model
+from tests.support.small_world import EMBEDDED, CountedWorld, scene_starts, small_world_model
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.types import GroupRequest, RolloutRequest
 from wmpo_ray.environments.environment_world import EnvironmentWorld
@@ -19,25 +19,6 @@ from wmpo_ray.rollout.judged_world import JudgedWorld
 from wmpo_ray.rollout.requests import RequestedRollouts, SlottedRequests, rollout_request
 
 CHUNKS, HORIZON = 4, 16
-
-
-class CountedWorld:
-    """Counts the rows that the world behind it steps."""
-
-    def __init__(self, world):
-        self.world, self.num_rows = world, 0
-        self.chunk_length, self.context_frames, self.abilities = (
-            world.chunk_length,
-            world.context_frames,
-            world.abilities,
-        )
-
-    def start(self, starts):
-        return self.world.start(starts)
-
-    def step_chunk(self, state, actions, seeds, frames="all"):
-        self.num_rows += len(actions)
-        return self.world.step_chunk(state, actions, seeds, frames)
 
 
 @pytest.fixture(scope="module", params=["fp32", "bf16"])

@@ -18,13 +18,25 @@ from cluster.simulation.simulated_parts import Call, Faults, Node, SimulatedActo
 from cluster.simulation.simulated_runtime import SimulatedRuntime
 from tests.support.random_histories import STARTS, History, expected, make_config
 
-IDEMPOTENT = ("rollout", "score", "load_weights", "evaluate", "compare_labels", "weights", "save_policy", "update_part")
+IDEMPOTENT = (
+    "rollout",
+    "score",
+    "load_weights",
+    "evaluate",
+    "compare_labels",
+    "weights",
+    "save_policy",
+    "update_part",
+    "stage_weights",
+)
 MEAN_S = {
     "locate": 0.05,
     "__init__": 0.1,
     "rollout": 0.8,
     "score": 0.1,
     "load_weights": 0.05,
+    "stage_weights": 0.05,
+    "step_weights": 0.05,
     "update": 0.6,
     "update_part": 0.4,
 }

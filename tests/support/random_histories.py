@@ -136,7 +136,7 @@ def _config(seed: int, *values) -> Config:
             "evaluation": {"every_updates": 2, "num_starts_on_the_way": 2},
             "cluster": {"imagination_actors": h.num_actors, "stream_updates": h.stream},
             "checkpoint": {"every_updates": h.every_updates},
-            "weights": {"payload": h.payload},
+            "weights": {"payload": h.payload, "per_step": h.payload == "delta" and seed % 2 == 0},
             "faults": {**FAULTS, "max_crashes": h.max_crashes},
         }
     )

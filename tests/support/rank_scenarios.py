@@ -188,6 +188,7 @@ def train_in_parts(ranks: Ranks, config: Config, policy_dir: Path, folder: Path,
         data = sample(update)
         if cut:
             learner.update_part(update, 0, groups()[:cut], data)
+            learner.step_weights()
         result, *_ = learner.update(groups()[cut:], FACTS._replace(num_given=cut), data)
         digests.append(result.version.digest)
         metrics.append(result.metrics)

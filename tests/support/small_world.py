@@ -45,3 +45,22 @@ def scene_starts(num: int, first_seed: int = 0) -> list[StartState]:
 def random_chunk(num: int, seed: int = 0) -> torch.Tensor:
     """Actions [num, 4, 3] float32."""
     return torch.from_numpy(np.random.default_rng(seed).uniform(-1, 1, (num, 4, 3)).astype(np.float32))
+
+
+class CountedWorld:
+    """Counts the rows that the world behind it steps."""
+
+    def __init__(self, world):
+        self.world, self.num_rows = world, 0
+        self.chunk_length, self.context_frames, self.abilities = (
+            world.chunk_length,
+            world.context_frames,
+            world.abilities,
+        )
+
+    def start(self, starts):
+        return self.world.start(starts)
+
+    def step_chunk(self, state, actions, seeds, frames="all"):
+        self.num_rows += len(actions)
+        return self.world.step_chunk(state, actions, seeds, frames)

@@ -26,7 +26,7 @@ class DriverKilled(BaseException):
     """Nothing in the loop may catch this."""
 
 
-def streamed_config(stream: bool = True, num_actors: int = 3, **training) -> Config:
+def streamed_config(stream: bool = True, num_actors: int = 3, weights: dict | None = None, **training) -> Config:
     """Eight groups an update, of two trajectories each."""
     return Config.model_validate(
         {
@@ -34,18 +34,20 @@ def streamed_config(stream: bool = True, num_actors: int = 3, **training) -> Con
             "rollout": {"group_size": 2, "groups_per_update": 8, "groups_per_request": 1},
             "grpo": {"num_updates": NUM_UPDATES, "minibatch_trajectories": 4, **training},
             "evaluation": {"every_updates": 0},
+            "weights": weights or {},
             "cluster": {"imagination_actors": num_actors, "stream_updates": stream},
             "faults": {"backoff_s": 0.1, "max_start_failures": 100, "max_crashes": 100},
         }
     )
 
 
-def small_streamed_config(stream: bool, every: int = 1, **training) -> Config:
+def small_streamed_config(stream: bool, every: int = 1, weights: dict | None = None, **training) -> Config:
     """With real models: four mini-batches an update; `every`: steps between two checkpoints inside it."""
     grpo = {**SETTINGS["grpo"], "num_updates": NUM_UPDATES, "minibatch_trajectories": 4, **training}
     cluster = {"imagination_actors": 3, "stream_updates": stream}
     checkpoint = {"every_optimizer_steps": every}
-    return Config.model_validate({**SETTINGS, "grpo": grpo, "cluster": cluster, "checkpoint": checkpoint})
+    others = {"cluster": cluster, "checkpoint": checkpoint, "weights": weights or {}}
+    return Config.model_validate({**SETTINGS, "grpo": grpo, **others})
 
 
 def slow_imagination(spread: float = 0.9) -> ServiceTime:

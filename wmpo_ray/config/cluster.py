@@ -140,6 +140,8 @@ class ClusterConfig(Section):
     threads_per_process: Annotated[int, Field(ge=1, le=4096)] = 1
     # Processes on every node that have imported everything and wait for the next actor: 0.5 GB of memory each.
     spares: Annotated[int, Field(ge=0, le=64)] = 1
+    # Spares have also read the models of actors that make rollouts, and, where these have no GPU, hold them loaded.
+    spares_load_models: bool = False
     address: str = ""  # a running cluster; "" starts one on this machine
 
     @field_validator("address")
@@ -216,7 +218,18 @@ class WeightsConfig(Section):
     transport: Literal["object_store", "gloo", "nccl"] = "object_store"
     payload: Literal["full", "adapter", "delta"] = "full"  # all, the trained parameters only, the changed elements only
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights on their way, and so of the behaviour policy
+    # Each optimizer step's delta goes out while the update is under way, so that only the last one is left at its end.
+    per_step: bool = False
     timeout_s: Positive = 60.0  # of one broadcast in a fixed group
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.per_step and self.payload != "delta":
+            raise ValueError(
+                f'weights.per_step=true sends deltas and weights.payload="{self.payload}"; set weights.payload="delta" '
+                "or weights.per_step=false"
+            )
+        return self
 
 
 class FaultsConfig(Section):

@@ -131,6 +131,9 @@ class VerifyConfig(Section):
     disputed: Disputed = (
         "failure"  # a success that it does not confirm; "unknown": left out of its group and of the loss
     )
+    # How far the second world follows: to the end of the trajectory, or to the success that it is to confirm, by when it
+    # must have seen one too.
+    until: Literal["horizon", "finish"] = "horizon"
     pretrained: str = "embedded-b"
 
     @field_validator("pretrained")

@@ -59,6 +59,10 @@ class RolloutConfig(Section):
             raise ValueError(
                 f"slots={self.slots} is more than the {self.request_size} trajectories of a request; set rollout.slots"
             )
+        if self.slots and self.world == "environment":
+            raise ValueError(
+                f"slots={self.slots}: an environment steps all of its scenes together and exactly; set rollout.slots to 0"
+            )
         if (self.num_chunks or self.keyframes_per_episode) and self.world == "environment":
             raise ValueError(
                 f"num_chunks={self.num_chunks}, keyframes_per_episode={self.keyframes_per_episode}: an environment begins "

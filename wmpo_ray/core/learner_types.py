@@ -8,6 +8,16 @@ from typing import NamedTuple
 from wmpo_ray.core.types import WeightVersion
 
 
+class StepFacts(NamedTuple):
+    """About the delta of an optimizer step."""
+
+    base: str = ""  # digest or name of the weights that it starts from; "": there is no delta
+    name: str = ""  # of those that it leads to
+    num_bytes: int = 0
+    total_bytes: int = 0  # of all steps of the update so far, this one included
+    update_bytes: int = 0  # of the update's own delta, once it is over
+
+
 @dataclass
 class UpdateResult:
     """The learner's report to the driver after an update."""
@@ -15,6 +25,7 @@ class UpdateResult:
     version: WeightVersion
     metrics: dict[str, float] = field(default_factory=dict)
     oldest_checkpoint: int = 0  # the run can still go back to this update
+    last_step: StepFacts | None = None  # which the learner has for those that hold the steps before it
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from wmpo_ray.core.errors import ConfigError
 
-Count = Annotated[int, Field(ge=1)]
 # Bounds far above any run there is: what is beyond is a slip of the keyboard.
+Count = Annotated[int, Field(ge=1, le=10**9)]
 Trajectories = Annotated[int, Field(ge=1, le=10**7)]
 Width = Annotated[int, Field(ge=1, le=2**16)]  # of a layer
 Depth = Annotated[int, Field(ge=1, le=1024)]  # layers of a network

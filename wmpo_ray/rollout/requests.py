@@ -113,7 +113,7 @@ class SlottedRequests:
         members = request.members
 
         def seed_of(purpose: str, row: int, chunk: int) -> int:
-            return _seed(members[row], _KEYS[purpose], chunk)
+            return member_seed(members[row], _KEYS[purpose], chunk)
 
         def is_wanted(row: int) -> bool:
             return self._is_wanted(request, members[row][0])
@@ -147,11 +147,12 @@ def member_seeds(members: Sequence[Member], keys: dict[str, str] | None = None) 
     words = keys or _KEYS
 
     def seeds_of(purpose: str, chunk: int) -> list[int]:
-        return [_seed(member, words[purpose], chunk) for member in members]
+        return [member_seed(member, words[purpose], chunk) for member in members]
 
     return seeds_of
 
 
-def _seed(member: Member, word: str, chunk: int) -> int:
+def member_seed(member: Member, word: str, chunk: int) -> int:
+    """The seed of one chunk of one member; `word`: of the key."""
     group, place = member
     return seed_for(group.run_seed, word, group.update, group.attempt, place, chunk)

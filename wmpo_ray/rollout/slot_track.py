@@ -9,11 +9,12 @@ from wmpo_ray.core.observations import Observation, Rollout, Transition
 
 
 class SlotTrack:
-    """M trajectories of up to N decisions; `first`: what was seen at their start."""
+    """M trajectories of up to N decisions, or `limits` [M]; `first`: what was seen at their start."""
 
-    def __init__(self, first: Observation, num_chunks: int):
+    def __init__(self, first: Observation, num_chunks: int, limits: np.ndarray | None = None):
         self.first, self.num_chunks = first, num_chunks
         count = len(first)
+        self._limits = np.full(count, num_chunks) if limits is None else limits
         self.num_decided, self.lengths = np.zeros(count, np.int64), np.zeros(count, np.int64)
         self._done = np.zeros(count, bool)
         self._success: np.ndarray | None = None
@@ -22,7 +23,7 @@ class SlotTrack:
         self._kept: dict[str, np.ndarray] = {}  # [M, N, ...] each
 
     def is_over(self, row: int) -> bool:
-        return bool(self._done[row]) or self.num_decided[row] == self.num_chunks
+        return bool(self._done[row]) or bool(self.num_decided[row] == self._limits[row])
 
     def add(self, rows: np.ndarray, slots: np.ndarray, seen: Observation, made: Transition, decision: Decision) -> None:
         """A chunk of the trajectories `rows` [m], which stand in the slots [m] of what was seen, decided and made."""

@@ -11,18 +11,25 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from wmpo_ray.core.errors import ConfigError
-from wmpo_ray.core.interfaces import FramesMode, Policy, World
+from wmpo_ray.core.interfaces import Decision, FramesMode, World
 from wmpo_ray.core.observations import Observation, Rollout, StartState
 from wmpo_ray.core.timeline import span
 from wmpo_ray.rollout.slot_track import SlotTrack
 
 SeedOf = Callable[[str, int, int], int]
 """(purpose, trajectory, number of its chunk) -> seed; the purposes are "act" and "step"."""
+
+
+class Acting(Protocol):
+    """As much of a policy as rollouts need."""
+
+    def act(self, observation: Observation, temperature: float, seeds: list[int]) -> Decision:
+        """See `Policy.act`."""
 
 
 class NothingWantedError(Exception):
@@ -39,11 +46,17 @@ class Job:
     """M trajectories that are rolled out together: waiting, in slots, or over.
 
     `is_wanted` is asked about every trajectory after each chunk; one that is not wanted leaves, and what was not rolled
-    out of it is zero.
+    out of it is zero. `limits` [M]: decisions after which each is over; None: N.
     """
 
-    def __init__(self, starts: Sequence[StartState], seed_of: SeedOf, is_wanted: Callable[[int], bool]):
-        self.starts, self.seed_of, self.is_wanted = starts, seed_of, is_wanted
+    def __init__(
+        self,
+        starts: Sequence[StartState],
+        seed_of: SeedOf,
+        is_wanted: Callable[[int], bool],
+        limits: np.ndarray | None = None,
+    ):
+        self.starts, self.seed_of, self.is_wanted, self.limits = starts, seed_of, is_wanted, limits
         self.waiting, self.num_present = deque(range(len(starts))), 0
         self.state: Any = None  # of all of them at their start
         self.track: SlotTrack | None = None
@@ -59,7 +72,7 @@ class Job:
                 self.state = block.rows(np.zeros(len(self.starts), np.int64))
             self.state = self.state.with_rows(first + rows, block.rows(rows))
             seen.append(observation.rows(rows))
-        self.track = SlotTrack(Observation.joined(seen), num_chunks)
+        self.track = SlotTrack(Observation.joined(seen), num_chunks, self.limits)
         return self.track
 
     @property
@@ -94,7 +107,7 @@ class Slots:
 
     def __init__(
         self,
-        policy: Policy,
+        policy: Acting,
         world: World,
         num_chunks: int,
         temperature: float,
