@@ -12,7 +12,7 @@ import io
 import math
 import pickle
 import pickletools
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -62,7 +62,7 @@ class _Array:
         self.value = _values(data, dtype, shape, "F" if is_fortran else "C")
 
 
-def _values(data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
+def _values(data: Any, dtype: Any, shape: Any, order: Literal["C", "F"]) -> np.ndarray:
     is_shape = isinstance(shape, tuple) and len(shape) <= 6 and all(type(n) is int and n >= 0 for n in shape)
     if not isinstance(dtype, _Dtype) or not isinstance(data, (bytes, bytearray)) or not is_shape:
         raise bad("an array that is none")
@@ -134,7 +134,7 @@ def _check_operations(data: bytes) -> None:
     for number, (operation, argument, _) in enumerate(pickletools.genops(data)):
         if operation.name not in OPERATIONS:
             raise bad(f"a pickle with the operation {operation.name}, which no message of LeRobot's client needs")
-        is_far = operation.name.startswith(("LONG_BIN", "BINPUT", "BINGET")) and argument > MAX_OPERATIONS
+        is_far = operation.name.startswith(("LONG_BIN", "BINPUT", "BINGET")) and (argument or 0) > MAX_OPERATIONS
         if number >= MAX_OPERATIONS or is_far:
             raise bad(f"a pickle of more than {MAX_OPERATIONS} operations")
 

@@ -188,19 +188,19 @@ def _read_facts(path: Path, file: pq.ParquetFile, header: Header) -> dict[str, A
     kinds |= {f"failure.{name}": np.bool_ for name in header.failures}
     flat = {name: np.empty(num, kind) for name, kind in kinds.items()}
     instructions: list[str] = []
-    corrections = np.empty((num, header.horizon), np.uint8) if header.has_corrections else None
+    corrections = np.empty((num, header.horizon if header.has_corrections else 0), np.uint8)
     columns = ["actions", "instruction", *flat, *([CORRECTIONS] if header.has_corrections else [])]
     for table in row_groups(path, file, range(file.metadata.num_row_groups), columns):
         start = len(instructions)
         for row, value in enumerate(values_of(table["actions"]), start):
             actions[row] = array_of(path, value, "<f4", header.actions_shape)
-        for row, value in enumerate(values_of(table[CORRECTIONS]) if corrections is not None else [], start):
+        for row, value in enumerate(values_of(table[CORRECTIONS]) if header.has_corrections else [], start):
             corrections[row] = array_of(path, value, "u1", (header.horizon,))
         for name, column in flat.items():
             column[start : start + len(table)] = table[name].to_numpy()
         instructions += table["instruction"].to_pylist()
     check_lengths(path, header, flat["length"])
-    if corrections is not None and (corrections > 1).any():
+    if (corrections > 1).any():
         raise UserError(f"{path} is damaged: {CORRECTIONS} of an episode are neither true nor false")
     return {
         "actions": actions,
@@ -209,5 +209,5 @@ def _read_facts(path: Path, file: pq.ParquetFile, header: Header) -> dict[str, A
         "instructions": tuple(instructions),
         "seeds": flat["seed"],
         "failures": {name: flat[f"failure.{name}"] for name in header.failures},
-        "corrections": None if corrections is None else corrections.view(bool),
+        "corrections": corrections.view(bool) if header.has_corrections else None,
     }

@@ -36,7 +36,8 @@ class OpenpiServer:
 
     def __init__(self, service: PolicyService, lock: Lock, bounds: Bounds, count: Callable[[str], None]):
         self.service, self.lock, self.bounds, self._count = service, lock, bounds, count
-        self._num_connections, self._server = 0, None
+        self._num_connections = 0
+        self._server: Any = None
 
     async def start(self, listen: str) -> int:
         """Listen on HOST:PORT; returns the port. Beyond loopback only with TLS and a token. Raises ClientError."""

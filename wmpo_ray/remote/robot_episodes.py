@@ -112,10 +112,11 @@ class EpisodeFolder:
         """A verdict, or None to take it back; the store follows. probability: of success, where a reward model decided."""
         known = self._labels()
         verdicts, probabilities = dict(known.verdicts), dict(known.probabilities)
-        for where, value in ((verdicts, label), (probabilities, probability)):
-            where.pop(id, None)
-            if value is not None:
-                where[id] = value
+        verdicts.pop(id, None), probabilities.pop(id, None)
+        if label is not None:
+            verdicts[id] = label
+        if probability is not None:
+            probabilities[id] = probability
         atomic_write(
             self.root / LABELS, Labels(verdicts=verdicts, probabilities=probabilities).model_dump_json(indent=1)
         )
