@@ -18,6 +18,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from cluster.cli.labelling import label_episodes, picture
+from cluster.host.connection import start_here
 from cluster.serving.label_page import LabelPage
 from cluster.serving.label_session import Guess, Labelling
 from cluster.serving.robot_wait import wait_for_robot
@@ -260,7 +261,7 @@ def test_a_run_waits_until_the_robots_have_sent_enough(episodes):
 def test_replicas_that_ray_places_answer_and_take_new_weights_in_turn(tmp_path):
     import ray
 
-    ray.init("local", num_cpus=2, include_dashboard=False, logging_level="warning", log_to_driver=False)
+    start_here(num_cpus=2)
     try:
         with ServedTiny(tmp_path, num_replicas=2) as server:
             robots = [ServedPolicy(server.connection(), f"r{n}", patience_s=20.0) for n in range(4)]
