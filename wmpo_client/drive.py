@@ -116,13 +116,18 @@ def drive(
         safe.close()
         broker.close()
     if recorder is not None and recorder.is_recording:
-        if made.num_steps:
-            success = None if made.was_stopped else made.success
-            by = "operator" if made.is_persons else robot.decided_by
-            made.id = recorder.end(success, by, 0.0, robot.failure_names)
-        else:
-            recorder.drop()
+        _keep(robot, recorder, made)
     return made
+
+
+def _keep(robot: Robot, recorder: EpisodeRecorder, made: Driven) -> None:
+    """An episode without a step is dropped."""
+    if not made.num_steps:
+        recorder.drop()
+        return
+    success = None if made.was_stopped else made.success
+    by = "operator" if made.is_persons else robot.decided_by
+    made.id = recorder.end(success, by, 0.0, robot.failure_names)
 
 
 def _run(

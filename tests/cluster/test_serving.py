@@ -164,11 +164,7 @@ def test_a_person_gives_verdicts_takes_them_back_and_ends(episodes):
 def test_a_page_plays_episodes_and_takes_verdicts_of_who_knows_its_address(episodes):
     folder, spool = episodes
     ids = sorted(send(folder, spool, value=value, success=None) for value in range(3))
-
-    def judge(found) -> Guess:
-        return Guess(True, 0.75)
-
-    with LabelPage(Labelling(folder.root, print, judge), 0) as page:
+    with LabelPage(Labelling(folder.root, print, lambda found: Guess(True, 0.75)), 0) as page:
 
         def ask(what: str, sent: dict | None = None, url: str = page.url) -> bytes:
             return urlopen(url + what, None if sent is None else json.dumps(sent).encode(), timeout=10).read()
