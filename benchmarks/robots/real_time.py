@@ -1,6 +1,7 @@
 """Success against latency, with and without real-time chunking, in a simulator that goes on while it waits.
 
 A tick is a step of the scene. A chunk that is asked for in tick t is there in the first tick that begins `latency` later; a
+chunk is asked for as many ticks ahead as an answer takes, so from 50 ms on nothing of the running one is left to blend with. A
 tick without an action holds the gripper where it is, and is a step of the episode like any other. Nothing sleeps: time is
 counted in ticks, so the same seeds give the same episodes on any machine. The broker is the client's own.
 """
@@ -30,7 +31,6 @@ from wmpo_ray.rollout.evaluation import rollout_expert
 LATENCIES_MS = (0, 50, 100, 250)
 RATE_HZ = 20
 CHUNK = 8  # of 0.4 s: longer than every latency
-OVERLAP = 2  # ticks of the running chunk that are left when the next one comes
 HORIZON = 32
 NUM_DEMOS = 60  # as the demo's base policy
 SEEDS = (0, 1)  # of the policies
@@ -61,7 +61,7 @@ def play(policy: TinyPolicy, seeds: np.ndarray, mode: str, delay: int, seed: int
     """One episode for each start; delay: ticks from a question to its answer."""
     env = PocketEnvironment(HORIZON)
     env.reset(seeds, render=False)
-    plans = [ChunkPlan(mode, delay + OVERLAP) for _ in seeds]
+    plans = [ChunkPlan(mode, max(1, delay)) for _ in seeds]
     coming: dict[int, list[tuple[int, int, Chunk]]] = defaultdict(list)
     asked, held = np.zeros(len(seeds), np.int64), np.zeros(len(seeds), np.int64)
     for tick in range(HORIZON):

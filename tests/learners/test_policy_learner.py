@@ -127,7 +127,7 @@ def test_resumed_it_goes_on_bit_for_bit(policy_dir, tmp_path):
                 learner = PolicyLearner(small_config(), policy_dir, str(tmp_path / folder))
                 assert learner.resume().version.num_updates == update
             learner.update(groups(), FACTS, sample(learner, seed=update))
-        return learner.encoder.encode(3)[0].digest
+        return learner.published.publish(3)[0].digest
 
     assert play("straight", None) == play("resumed", 2)
 
