@@ -22,7 +22,7 @@ STAMP := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 	test-simulators-in-short lint bench-demo bench-cache soak \
 	bench-coordinator bench-optimize bench-autoscaling bench-weights bench-actor-start bench-operations bench-samplers \
 	bench-simulators bench-experts \
-	bench-fidelity bench-memory bench-metaworld bench-environment-pool bench-house evidence bench-models bench-gpu \
+	bench-fidelity bench-memory bench-metaworld bench-environment-pool bench-house evidence bench-learners bench-models bench-gpu \
 	bench-data check-exchange exchange-env fuzz-readers pretrain-embedded protocol bench-robots clean
 .DEFAULT_GOAL := help
 
@@ -128,6 +128,10 @@ bench-house: setup  ## sizes of rooms and files, loops, files per change (WEIGHT
 
 evidence: setup  ## the paper's comparisons, cell by cell, for hours; goes on with what is missing (EVIDENCE="--methods wmpo dpo --seeds 0")
 	$(BIN)/python -m benchmarks.evidence $(EVIDENCE)
+
+bench-learners: setup  ## RLlib's PPO beside GRPO in the imagined world, a sweep of eight trials -> benchmarks/results/learners.json
+	$(BIN)/python -m benchmarks.learners_rllib
+	$(BIN)/python -m benchmarks.learners_tune
 
 bench-models: setup  ## parity with published fixtures, memory of loading (FIXTURES=tests/golden)
 	$(BIN)/python -m benchmarks.models --fixtures $(FIXTURES)
