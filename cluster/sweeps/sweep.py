@@ -161,7 +161,7 @@ def domain(each: Range) -> Any:
 def collect(out: Path, config: Config, space: Space, until: str | None) -> dict[str, Any]:
     """What became of every trial, the best first: those that were evaluated, then by success on the way."""
     grid = tune.Tuner.restore(str(out.resolve() / STATE), SweepTrial).get_results()
-    trials = []
+    trials: list[dict[str, Any]] = []
     for each in grid:
         metrics, name = each.metrics or {}, str((each.metrics or {}).get("trial_id", Path(each.path).name))
         result = result_of(out / TRIALS / name)
