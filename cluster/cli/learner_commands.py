@@ -1,13 +1,15 @@
-"""The command `rllib`: other learners in the imagined world of a run."""
+"""The commands `rllib` and `tune`: other learners in the imagined world of a run, and sweeps over settings."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
+from rich.table import Table
 
-from cluster.cli.options import Out, Overrides, user_path
+from cluster.cli.options import Out, Overrides, Source, user_path
 from cluster.cli.tables import success_text
 from cluster.host.job import cluster_address, run_folder
 from cluster.host.security import prepare_ray
@@ -20,6 +22,7 @@ from wmpo_ray.runs.folder import CONFIG
 
 def add_learners(app: typer.Typer) -> None:
     app.command()(rllib)
+    app.command()(tune)
 
 
 def rllib(
@@ -57,13 +60,56 @@ def rllib(
     chunks = -(-frames // config.rollout.chunk_length) if frames else spent_chunks(folder, config)
     plan = Plan(folder, config, algorithm.upper(), chunks, envs, runners, batch, perfect, parsed(training or []))
     result = train_in_imagination(plan, num_starts, make_console(stderr=True))
+    _print_result(plan.label, result, folder)
+
+
+def _print_result(label: str, result: dict[str, Any], folder: Path) -> None:
     rate = result["success"]
     make_console().print(
-        f"{plan.label}: {success_text(rate)} of {rate['num']} held-out starts after {result['frames']:,} frames, in "
+        f"{label}: {success_text(rate)} of {rate['num']} held-out starts after {result['frames']:,} frames, in "
         f"{result['folder']}\nreport: {folder / 'report' / 'index.html'}",
         soft_wrap=True,
         highlight=False,
     )
+
+
+def tune(
+    source: Source,
+    space: Annotated[
+        Path,
+        typer.Option(metavar="FILE", parser=user_path, help="TOML: ranges of settings in [space], [search] says how."),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", parser=user_path, help="Folder of the sweep.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a sweep that was interrupted.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Go on even where the imagined world fails the gate.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Search settings on Ray Tune: many runs, the worse ones stopped early.
+
+    Stages that no searched setting changes are run once and shared. Trials are compared by real success on the way (or by
+    imagined success without it), placed by [placement], and those that come to the end are evaluated. Ends with a table
+    and a page.
+    """
+    from cluster.sweeps.space import read_space
+
+    config, wanted = load_config(source, overrides or ()), read_space(space)
+    prepare_ray(cluster_address(config))
+    from cluster.sweeps.sweep import sweep
+
+    found = sweep(config, wanted, out, resume=resume, force=force, console=make_console(stderr=True))
+    console, table = make_console(), Table("trial", *wanted.ranges, "updates", "on the way", "real success", "")
+    for one in found["trials"]:
+        rate = one["final"]
+        table.add_row(
+            one["name"],
+            *(escape(str(one["settings"].get(key, ""))) for key in wanted.ranges),
+            str(one["updates"]),
+            "" if one["success"] is None else f"{one['success']:.1%}",
+            success_text(rate) if rate else "",
+            one["state"],
+        )
+    console.print(table)
+    console.print(f"report: {out / 'report' / 'index.html'}", soft_wrap=True, highlight=False)
 
 
 def _run_of(source: str, out: Path | None, overrides: list[str]) -> tuple[Path, Config]:

@@ -116,8 +116,7 @@ def configured(plan: Plan) -> AlgorithmConfig:
     if "minibatch_size" in chosen:
         chosen["minibatch_size"] = min(chosen["minibatch_size"], chosen["train_batch_size_per_learner"])
     try:
-        made = made.training(**chosen)
-        made.validate()
+        made.training(**chosen).validate()
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"--training for {plan.algorithm}: {' '.join(str(error).split())[:300]}") from error
     return made

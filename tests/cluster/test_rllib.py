@@ -84,7 +84,9 @@ def test_gymnasium_makes_the_world_of_a_run(run):
     assert several.step(several.action_space.sample())[1].shape == (2,)
 
 
-@pytest.mark.parametrize("algorithm", ["PPO", "APPO", "IMPALA"])
+@pytest.mark.parametrize(
+    "algorithm", ["PPO", *(pytest.param(name, marks=pytest.mark.slow) for name in ("APPO", "IMPALA"))]
+)
 def test_a_run_has_another_learner_beside_its_own(run, on_ray, algorithm):
     plan = plan_of(run, algorithm, perfect=algorithm == "APPO")
     result = train_in_imagination(plan, num_starts=4)

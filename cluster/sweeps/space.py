@@ -1,0 +1,150 @@
+"""The file of a sweep: which settings are searched in which ranges, and how.
+
+[space.grpo]
+learning_rate = { loguniform = [2e-5, 4e-4] }
+clip_high = { uniform = [0.2, 0.4] }
+
+[search]
+trials = 8
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import Field, model_validator
+
+from cluster.recipes.recipe_table import steps_of
+from cluster.recipes.stage import made_from
+from wmpo_ray.config.loading import overridden
+from wmpo_ray.config.run import Config
+from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.core.section import Count, Section, shown
+from wmpo_ray.core.untrusted import read_bytes
+
+MAX_BYTES = 2**20
+RANGES = ("uniform", "loguniform", "integers", "choice")
+Pair = tuple[float, float]
+
+
+class Range(Section):
+    """One of them: between two numbers, evenly or in their logarithms, whole numbers with both ends, or given values."""
+
+    uniform: Pair | None = None
+    loguniform: Pair | None = None
+    integers: tuple[int, int] | None = None
+    choice: tuple[Any, ...] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        given = [name for name in RANGES if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"a range is one of {', '.join(RANGES)}")
+        values = getattr(self, given[0])
+        if not values or (self.choice is None and not values[0] < values[1]):
+            raise ValueError(f"{given[0]} = {shown(values)}: the first number must be below the second")
+        if self.loguniform is not None and not values[0] > 0:
+            raise ValueError(f"loguniform = {shown(values)}: both ends must be above 0")
+        return self
+
+    @property
+    def examples(self) -> tuple[Any, ...]:
+        """Its ends, or all its values."""
+        return next(values for name in RANGES if (values := getattr(self, name)) is not None)
+
+
+class SearchSection(Section):
+    trials: Annotated[int, Field(ge=1, le=10**4)] = 8
+    metric: Literal["auto", "real", "imagined"] = "auto"  # real success where the run measures it on the way
+    min_updates: Count = 3  # that every trial gets before it may be stopped
+    reduction: Annotated[int, Field(ge=2, le=100)] = 3  # of the trials at a rung, one in so many goes on
+    at_once: Annotated[int, Field(ge=0, le=10**4)] = 0  # trials; 0: as many as there is room for
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+
+class Space(NamedTuple):
+    ranges: dict[str, Range]  # by dotted key of the setting
+    search: SearchSection
+
+    def as_json(self) -> str:
+        ranges = {key: each.model_dump(mode="json", exclude_none=True) for key, each in self.ranges.items()}
+        return json.dumps({"space": ranges, "search": self.search.model_dump(mode="json")}, indent=1) + "\n"
+
+
+def read_space(path: Path) -> Space:
+    """Raises ConfigError for a file that cannot be read, or is no space."""
+    try:
+        data = tomllib.loads(read_bytes(path, MAX_BYTES).decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--space {path}: {error}") from error
+    unknown = data.keys() - {"space", "search"}
+    if unknown or not isinstance(data.get("space"), dict):
+        raise ConfigError(
+            f"--space {path}: expected the tables [space] and [search], found {', '.join(data) or 'nothing'}"
+        )
+    try:
+        ranges = {key: Range.model_validate(value) for key, value in _ranges(data["space"])}
+        search = SearchSection.model_validate(data.get("search", {}))
+    except ValueError as error:  # also of pydantic
+        lines = [each["msg"] for each in error.errors()] if hasattr(error, "errors") else [str(error)]
+        raise ConfigError(f"--space {path}: {'; '.join(lines)}") from error
+    if not ranges:
+        raise ConfigError(f"--space {path}: no setting is searched; name one in [space]")
+    return Space(ranges, search)
+
+
+def _ranges(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in table.items():
+        key = f"{prefix}{name}"
+        if not isinstance(value, dict):
+            raise ValueError(f"{key} = {shown(value)}: expected a range, such as {{ uniform = [0.2, 0.4] }}")  # noqa: TRY004
+        if value.keys() & set(RANGES):
+            yield key, value
+        else:
+            yield from _ranges(value, f"{key}.")
+
+
+def setting(key: str, value: Any) -> str:
+    """As the command line takes it after --set."""
+    return f"{key}={json.dumps(value)}"
+
+
+def last_shared(config: Config, space: Space) -> str | None:
+    """The last stage before the first that depends on a searched setting; None where even the first does.
+
+    What a stage's result is made from decides, as for a fork. Raises ConfigError for a value that a run would refuse, and
+    for a setting that changes no result.
+    """
+    plain, dependent = _results(config), set[str]()
+    for key, each in space.ranges.items():
+        changed: set[str] = set()
+        for value in each.examples:
+            other = _results(overridden(config, [setting(key, value)]))
+            changed |= {label for label in plain if other.get(label) != plain[label]}
+        if not changed:
+            raise ConfigError(f"{key}: no stage's result depends on it; leave it out of [space]")
+        dependent |= changed
+    shared = []
+    for label in plain:
+        if label in dependent:
+            break
+        shared.append(label)
+    return shared[-1] if shared else None
+
+
+def _results(config: Config) -> dict[str, str]:
+    """What the result of every stage would be made from, by label."""
+    results: dict[str, str] = {}
+    for step in steps_of(config):
+        results[step.label] = made_from(step, config, results).result
+    return results
+
+
+def rounded(value: Any) -> Any:
+    """Four digits of a drawn number: enough to search by, and to read."""
+    return float(f"{value:.4g}") if isinstance(value, float) and math.isfinite(value) else value

@@ -1,0 +1,104 @@
+"""One trial of a sweep: a run of its own, forked from what all trials share, that reports its success on the way."""
+
+from __future__ import annotations
+
+import fcntl
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from cluster.recipes.reuse.fork import SETTINGS, fork_run
+from cluster.sweeps.space import rounded, setting
+from wmpo_ray.config.dumping import config_to_toml
+from wmpo_ray.config.loading import load_config, overridden
+from wmpo_ray.core.files import atomic_write
+from wmpo_ray.runs.folder import RunFolder
+from wmpo_ray.runs.trackers.jsonl import JsonlTracker
+
+TRIALS, SHARED, FORKING, BASE = "trials", "shared", "forking.lock", "settings.toml"
+POLL_S, LEAVE_S = 0.5, 20.0
+LOG_BYTES = 2000  # of a failed run's log that its error shows
+UPDATE, SUCCESS = "update", "success"  # of what is reported
+
+
+class SweepTrial(tune.Trainable):
+    """Settings: `root` of the sweep, `settings` by dotted key, `metric` that is searched by, `options` of `wmpo run`.
+
+    The run is a process of its own, and its folder its state: a trial that is begun again goes on with it, and reports
+    what it had reported.
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self.root, self.metric = Path(config["root"]), config["metric"]
+        self.overrides = [setting(key, rounded(value)) for key, value in sorted(config["settings"].items())]
+        self.folder = self.root / TRIALS / self.trial_id
+        self.reported = 0  # the last update
+        self.success = 0.0
+        make_folder(self.root, self.folder, self.overrides)
+        command = [sys.executable, "-m", "wmpo_ray", "run", str(self.folder / SETTINGS), "--out", str(self.folder)]
+        self.log = self.folder.with_suffix(".log")
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                [*command, "--serial", "--resume", "--quiet", *config["options"]], stdout=log, stderr=subprocess.STDOUT
+            )
+
+    def step(self) -> dict[str, Any]:
+        """The next update whose success was measured; at the end the result of the run."""
+        while True:
+            ended = self.process.poll() is not None  # before the file is read: nothing comes after
+            for line in JsonlTracker.read(self.folder):
+                update, value = line.get("update", 0), line.get(self.metric)
+                if update > self.reported and isinstance(value, int | float):
+                    self.reported, self.success = int(update), float(value)
+                    return {UPDATE: self.reported, SUCCESS: self.success, "done": False}
+            if ended:
+                return self._result()
+            time.sleep(POLL_S)
+
+    def _result(self) -> dict[str, Any]:
+        if self.process.returncode:
+            tail = self.log.read_bytes()[-LOG_BYTES:].decode(errors="replace").strip()
+            raise RuntimeError(f"{self.folder.name} ended with {self.process.returncode}: {tail}")
+        return {UPDATE: self.reported, SUCCESS: self.success, "done": True}
+
+    def cleanup(self) -> None:
+        """A run that is stopped leaves its checkpoint."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(LEAVE_S)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+        return {}  # the run's folder is the state
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        pass
+
+
+def make_folder(root: Path, folder: Path, overrides: list[str]) -> None:
+    """Fork the shared stages, if there are any; one trial at a time, since a run that is copied is locked meanwhile."""
+    if (folder / SETTINGS).is_file():
+        return
+    folder.parent.mkdir(exist_ok=True)
+    with open(root / FORKING, "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (root / SHARED).is_dir():
+            fork_run(root / SHARED, folder, overrides)
+            return
+    folder.mkdir(exist_ok=True)
+    config = overridden(load_config(str(root / BASE)), overrides)
+    atomic_write(folder / SETTINGS, config_to_toml(config))
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    """The real success before and after, of a run that was evaluated; empty of any other."""
+    if not (folder / "summary.json").is_file():
+        return {}
+    return RunFolder(folder).summary.get("result") or {}

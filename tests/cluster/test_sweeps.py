@@ -1,0 +1,126 @@
+"""Sweeps: what a space may say, what its trials share, and a small one from beginning to end."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from cluster.sweeps.space import Range, SearchSection, Space, last_shared, read_space, setting
+from wmpo_ray.config.dumping import config_to_toml
+from wmpo_ray.config.loading import load_config, overridden
+from wmpo_ray.core.errors import ConfigError, UserError
+from wmpo_ray.watch.sweep_page import render_sweep
+
+SPACE = """
+[space.grpo]
+learning_rate = { loguniform = [2e-5, 4e-4] }
+clip_high = { choice = [0.2, 0.28] }
+[space.rollout]
+group_size = { integers = [4, 8] }
+[search]
+trials = 3
+"""
+
+
+def space_of(tmp_path, text: str):
+    (tmp_path / "space.toml").write_text(text)
+    return read_space(tmp_path / "space.toml")
+
+
+def test_a_space_is_read_and_written(tmp_path):
+    space = space_of(tmp_path, SPACE)
+    assert list(space.ranges) == ["grpo.learning_rate", "grpo.clip_high", "rollout.group_size"]
+    assert space.ranges["rollout.group_size"].examples == (4, 8) and space.search.trials == 3
+    assert json.loads(space.as_json())["space"]["grpo.clip_high"] == {"choice": [0.2, 0.28]}
+    quoted = space_of(tmp_path, '[space]\n"grpo.clip_low" = { uniform = [0.1, 0.2] }\n')
+    assert list(quoted.ranges) == ["grpo.clip_low"] and setting("a.b", "x") == 'a.b="x"'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[space", "Expected"),
+        ("[spaces]\n", "expected the tables"),
+        ("[space]\n", "no setting is searched"),
+        ("[space]\ngrpo.clip_low = 0.1\n", "grpo.clip_low = 0.1: expected a range"),
+        ("[space]\ngrpo.clip_low = { uniform = [0.2, 0.1] }\n", "the first number must be below the second"),
+        ("[space]\ngrpo.clip_low = { loguniform = [0.0, 0.1] }\n", "both ends must be above 0"),
+        ("[space]\ngrpo.clip_low = { uniform = [0.1, 0.2], choice = [1] }\n", "a range is one of"),
+        ("[space]\ngrpo.clip_low = { uniform = [0.1, 0.2] }\n[search]\ntrials = 0\n", "greater than or equal to 1"),
+    ],
+)
+def test_a_mistake_in_a_space_is_one_line(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        space_of(tmp_path, text)
+    assert "space.toml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "until"),
+    [
+        ("grpo.learning_rate", [1e-5, 1e-4], "gate"),
+        ("grpo.overlong_steps", [0, 8], "gate"),  # the default is no part of what a result is made from
+        ("reward.learning_rate", [1e-4, 1e-3], "world-model"),
+        ("world_model.alignment.steps", [4, 8], "collect"),
+        ("evaluation.num_starts", [16, 32], "optimize"),
+        ("demos.num_trajectories", [60, 80], None),
+    ],
+)
+def test_trials_share_the_stages_that_no_setting_changes(key, values, until):
+    config = load_config("smoke")
+    ranges = {key: Range.model_validate({"choice": values})}
+    assert last_shared(config, _space(ranges)) == until
+
+
+def _space(ranges):
+    return Space(ranges, SearchSection())
+
+
+def test_settings_that_change_nothing_or_are_refused_are_named():
+    config = load_config("smoke")
+    with pytest.raises(ConfigError, match="rollout.max_attempts: no stage's result depends on it"):
+        last_shared(config, _space({"rollout.max_attempts": Range.model_validate({"integers": [100, 200]})}))
+    with pytest.raises(ConfigError, match="grpo.clip_low = 2"):
+        last_shared(config, _space({"grpo.clip_low": Range.model_validate({"uniform": [0.1, 2.0]})}))
+    with pytest.raises(ConfigError, match="grpo.clip_lo"):
+        last_shared(config, _space({"grpo.clip_lo": Range.model_validate({"uniform": [0.1, 0.2]})}))
+
+
+def test_the_page_shows_every_trial_and_the_best_in_colour():
+    rate = {"value": 0.6, "low": 0.5, "high": 0.7, "num": 64}
+    trials = [
+        {"name": "b", "settings": {"x.rate": 1e-3, "x.kind": "<b>"}, "updates": 4, "success": 0.5, "final": rate},
+        {"name": "a", "settings": {"x.rate": 1e-5, "x.kind": "two"}, "updates": 2, "success": 0.3, "final": None},
+        {"name": "c", "settings": {}, "updates": 0, "success": None, "final": None, "state": "failed"},
+    ]
+    page = render_sweep({"name": "demo", "metric": "m", "ranges": {"x.rate": {}, "x.kind": {}}, "trials": trials})
+    assert page.count("<polyline") == 2 and page.count('class="tone-final"') == 1
+    assert "50.0 – 70.0%" in page and "&lt;b&gt;" in page and "<b>" not in page
+    assert "No trial has reported" in render_sweep({"name": "demo", "ranges": {"x.rate": {}}, "trials": []})
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_shares_and_goes_on(gated_run, tmp_path):
+    """Two trials on real Ray, forked from one base; a second call finds nothing to do, another space is refused."""
+    from cluster.sweeps.sweep import sweep
+
+    out = tmp_path / "sweep"
+    config = load_config("smoke")
+    space = space_of(tmp_path, "[space]\ngrpo.learning_rate = { choice = [1e-4, 1e-3] }\n[search]\ntrials = 2\n")
+    out.mkdir()
+    shutil.copytree(gated_run.folder, out / "shared")
+    (out / "space.json").write_text(space.as_json())
+    (out / "settings.toml").write_text(config_to_toml(config))
+    found = sweep(config, space, out, resume=True, force=True)
+    assert found["shared_until"] == "gate" and [one["state"] for one in found["trials"]] == ["done", "done"]
+    assert all(one["updates"] == 2 and one["final"]["num"] == 16 for one in found["trials"])
+    assert (out / "report" / "index.html").is_file()
+    times = {path: path.stat().st_mtime for path in out.glob("trials/*/models/policy/*")}
+    again = sweep(config, space, out, resume=True, force=True)
+    assert again == found and times == {path: path.stat().st_mtime for path in out.glob("trials/*/models/policy/*")}
+    with pytest.raises(UserError, match="add --resume"):
+        sweep(config, space, out)
+    with pytest.raises(UserError, match="other settings or another space"):
+        sweep(overridden(config, ["grpo.num_updates=3"]), space, out, resume=True)
