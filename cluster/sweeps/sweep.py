@@ -177,7 +177,7 @@ def collect(out: Path, config: Config, space: Space, until: str | None) -> dict[
                 "state": "failed" if each.error else "done" if done else "stopped",
             }
         )
-    trials.sort(key=lambda one: (one["final"] is None, -((one["final"] or {}).get("value") or one["success"] or 0.0)))
+    trials.sort(key=_rank)
     return {
         "name": config.name,
         "metric": metric_of(config, space),
@@ -186,3 +186,8 @@ def collect(out: Path, config: Config, space: Space, until: str | None) -> dict[
         "ranges": {key: each.model_dump(mode="json", exclude_none=True) for key, each in space.ranges.items()},
         "trials": trials,
     }
+
+
+def _rank(trial: dict[str, Any]) -> tuple[bool, float, str]:
+    value = trial["success"] if trial["final"] is None else trial["final"]["value"]
+    return trial["final"] is None, -(value or 0.0), trial["name"]  # Tune's own order is not always the same
