@@ -57,7 +57,7 @@ cluster-demo: setup  ## the same as a job on a Ray cluster of a head and two wor
 		--set name=$(notdir $(OUT))
 
 test: setup  ## the tests, and an episode in each simulator where `make setup-simulators` was run
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 	@if test -e .venv-sim/.installed-sim-pusht; then $(MAKE) --no-print-directory test-simulators-in-short; \
 		else echo "simulators: not tested, there is no .venv-sim (make setup-simulators)"; fi
 
