@@ -4,6 +4,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -19,6 +20,10 @@ prepare_ray("")
 os.environ[TOKEN] = "a-token-of-the-tests-0123456789"  # of robots and simulators
 os.environ.setdefault("RAY_worker_niceness", "0")  # workers are what is tested: not after whatever else runs
 
+
+# How long an example takes says more about the machine than about what is tested.
+hypothesis.settings.register_profile("wmpo", deadline=None)
+hypothesis.settings.load_profile("wmpo")
 
 LEFTOVERS = Leftovers(grace_s=20)  # the daemons of a Ray that was shut down take some seconds
 

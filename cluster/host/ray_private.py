@@ -51,6 +51,7 @@ __all__ = [
     "read_ray_address",
     "reset_ray_address",
     "train_record_name",
+    "trainables_in",
 ]
 
 
@@ -213,6 +214,13 @@ def check_cluster_config(config: dict[str, Any]) -> None:
 def hide_local_clusters() -> AbstractContextManager[Any]:
     """While it is entered, this process finds no cluster of this machine. For tests: others may run one beside them."""
     return mock.patch.object(_services, "find_gcs_addresses", set)
+
+
+def trainables_in(folder: str) -> AbstractContextManager[Any]:
+    """While it is entered, algorithms that are built without Tune make their folders there, not in ~/ray_results."""
+    from ray.tune.trainable import trainable
+
+    return mock.patch.object(trainable, "DEFAULT_STORAGE_PATH", folder)
 
 
 def train_record_name() -> str:

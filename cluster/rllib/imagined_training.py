@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.tune import register_env
 
+from cluster.host.ray_private import trainables_in
 from cluster.rllib.policy_module import PolicyModule
 from learners.policy_files import save_policy
 from learners.sharding import ALONE
@@ -156,7 +158,8 @@ def train(
     register()
     for name in ("ray.rllib", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)  # of its own ways of doing things, users of ours know nothing
-    algorithm: Algorithm = configured(plan).build_algo()
+    with tempfile.TemporaryDirectory(prefix="wmpo-rllib-") as scratch, trainables_in(scratch):
+        algorithm: Algorithm = configured(plan).build_algo()  # its folder stays empty: nothing is saved by it
     curve: list[list[float]] = []
     done, started = 0, time.monotonic()
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from wmpo_ray.report.formats import compact, seconds
@@ -13,14 +13,12 @@ from wmpo_ray.report.svg import Scale, span, spread, ticks
 VALUES = st.floats(-1e9, 1e9, allow_nan=False)
 
 
-@settings(deadline=None)
 @given(st.lists(VALUES, min_size=1, max_size=20), st.sampled_from([None, 0.0]), st.sampled_from([None, 1.0]))
 def test_an_axis_holds_its_values_and_is_never_empty(values: list[float], low: float | None, high: float | None):
     bottom, top = span(values, low, high)
     assert bottom < top and all(bottom <= value <= top for value in values)
 
 
-@settings(deadline=None)
 @given(VALUES, st.floats(1e-3, 1e9), st.integers(2, 8), st.booleans())
 def test_ticks_are_few_even_and_inside(low: float, width: float, count: int, whole: bool):
     assume(width > 1e-6 * abs(low))
@@ -32,7 +30,6 @@ def test_ticks_are_few_even_and_inside(low: float, width: float, count: int, who
     assert not whole or all(value == int(value) for value in found)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 200), min_size=1, max_size=5))
 def test_labels_keep_their_order_and_their_distance(heights: list[float]):
     placed = spread(heights, 30, 0, 200)

@@ -134,8 +134,11 @@ def write_resumed_run(make):
     again.close()
 
 
-def test_tensorboard_shows_each_update_once_after_a_resume(tmp_path):
+def test_tensorboard_shows_each_update_once_after_a_resume(tmp_path, monkeypatch):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    writer = pytest.importorskip("tensorboard.summary.writer.event_file_writer")
+    # Files are read by name, which ends in the second and in a number of this process: the tenth comes before the ninth.
+    monkeypatch.setattr(writer, "_global_uid", writer.AtomicCounter(0))
     write_resumed_run(lambda: trackers(tmp_path, "tensorboard"))
 
     def scalars(folder, name):

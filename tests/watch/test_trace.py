@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -89,7 +89,6 @@ def call(worker: str, start: float, seconds: float, spans: list[list[Any]], **ot
     return {**about, "groups": groups, "start": EPOCH + start, "seconds": seconds, "spans": spans, **others}
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.builds(
