@@ -1,7 +1,7 @@
 """Success against latency, with and without real-time chunking, in a simulator that goes on while it waits.
 
-A tick is a step of the scene. A chunk that is asked for in tick t is there in the first tick that begins `latency` later; a
-chunk is asked for as many ticks ahead as an answer takes, so from 50 ms on nothing of the running one is left to blend with. A
+A tick is a step of the scene. A chunk that is asked for in tick t is there in the first tick that begins `latency` later. It
+is asked for as many ticks ahead as an answer takes, and `overlap` ticks before that, which are what there is to blend. A
 tick without an action holds the gripper where it is, and is a step of the episode like any other. Nothing sleeps: time is
 counted in ticks, so the same seeds give the same episodes on any machine. The broker is the client's own.
 """
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from learners.supervised.cloning import clone_policy
-from wmpo_client.broker import MODES, ChunkPlan
+from wmpo_client.broker import ChunkPlan
 from wmpo_client.served_policy import Chunk
 from wmpo_ray.config.run import CloningConfig
 from wmpo_ray.core.observations import Observation
@@ -34,6 +34,7 @@ CHUNK = 8  # of 0.4 s: longer than every latency
 HORIZON = 32
 NUM_DEMOS = 60  # as the demo's base policy
 SEEDS = (0, 1)  # of the policies
+WAYS = (("wait", 0), ("switch", 0), ("switch", 2), ("blend", 2))  # modes of the broker, and ticks of overlap
 
 
 class Played(NamedTuple):
@@ -57,11 +58,11 @@ def base_policy(seed: int) -> TinyPolicy:
 
 
 @torch.no_grad()
-def play(policy: TinyPolicy, seeds: np.ndarray, mode: str, delay: int, seed: int) -> Played:
+def play(policy: TinyPolicy, seeds: np.ndarray, mode: str, overlap: int, delay: int, seed: int) -> Played:
     """One episode for each start; delay: ticks from a question to its answer."""
     env = PocketEnvironment(HORIZON)
     env.reset(seeds, render=False)
-    plans = [ChunkPlan(mode, max(1, delay)) for _ in seeds]
+    plans = [ChunkPlan(mode, max(1, delay + overlap)) for _ in seeds]
     coming: dict[int, list[tuple[int, int, Chunk]]] = defaultdict(list)
     asked, held = np.zeros(len(seeds), np.int64), np.zeros(len(seeds), np.int64)
     for tick in range(HORIZON):
@@ -102,18 +103,21 @@ def ticks_of(latency_ms: float) -> int:
 
 
 def real_time(num: int) -> dict[str, dict[str, Any]]:
-    """Figures for each mode of the broker and each latency, over `num` starts for each of the policies."""
+    """Figures for each of `WAYS` and each latency, over `num` starts for each of the policies."""
     torch.set_num_threads(1)
-    played = defaultdict[tuple[str, int], list[Played]](list)
+    played = defaultdict[str, list[Played]](list)
+    delays = {}
     for seed in SEEDS:
         policy, starts = base_policy(seed), start_seeds("evaluate", num, seed)
-        for mode in MODES:
+        for mode, overlap in WAYS:
             for latency in LATENCIES_MS:
-                played[mode, latency].append(play(policy, starts, mode, ticks_of(latency), seed))
-    return {f"success_{mode}_{latency}ms": figure(each, latency) for (mode, latency), each in played.items()}
+                name = f"success_{mode}_{latency}ms" + (f"_overlap_{overlap}" if overlap else "")
+                delays[name] = ticks_of(latency)
+                played[name].append(play(policy, starts, mode, overlap, delays[name], seed))
+    return {name: figure(each, delays[name]) for name, each in played.items()}
 
 
-def figure(played: list[Played], latency: int) -> dict[str, Any]:
+def figure(played: list[Played], delay: int) -> dict[str, Any]:
     success = np.concatenate([each.success for each in played])
     ticks, held = (np.concatenate([getattr(each, name) for each in played]) for name in ("num_ticks", "num_held"))
     by_policy = ", ".join(f"{each.success.mean():.3f}" for each in played)
@@ -122,5 +126,5 @@ def figure(played: list[Played], latency: int) -> dict[str, Any]:
         "interval": list(wilson_interval(int(success.sum()), len(success))),
         "seeds": list(SEEDS),
         "unit": f"of {len(success)} episodes within {HORIZON} ticks of {1000 // RATE_HZ} ms, chunks of {CHUNK}, an answer after "
-        f"{ticks_of(latency)} ticks; by policy {by_policy}; {held.mean():.1f} of {ticks.mean():.1f} ticks held",
+        f"{delay} ticks; by policy {by_policy}; {held.mean():.1f} of {ticks.mean():.1f} ticks held",
     }
