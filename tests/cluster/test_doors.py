@@ -6,11 +6,13 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,9 +97,9 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def head() -> Iterator[Running]:
     """A head with a dashboard, on ports of its own."""
-    home = tmp_path_factory.mktemp("h")
+    home = Path(tempfile.mkdtemp(prefix="wh-"))  # a short path: Ray's sockets below it have 107 characters
     token_file = home / "token"
     token_file.touch(0o600)
     token_file.write_text(secrets.token_hex(32))
@@ -118,6 +120,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         for pid in session_processes(str(home / "r")):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(home, ignore_errors=True)
 
 
 def free_ports(count: int) -> list[int]:
