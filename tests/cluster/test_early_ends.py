@@ -52,6 +52,7 @@ def test_trajectories_that_end_early_lead_to_the_same_weights(models, tmp_path, 
     assert len(checked) == 3, "labels are compared with reality as before"
 
 
+@pytest.mark.slow  # with_imagination on Ray: also in test_members.py
 def test_on_ray_too(models, tmp_path, whole):
     start_here(num_cpus=4)
     try:

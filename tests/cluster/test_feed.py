@@ -199,6 +199,7 @@ def test_a_run_killed_between_parts_and_resumed_ends_with_the_same_weights(whole
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_on_ray_with_a_learner_that_dies_at_a_part(whole, models, tmp_path, monkeypatch):
     start_here(num_cpus=4)
     try:

@@ -54,12 +54,18 @@ def test_the_cut_of_the_requests_changes_no_weight(models, tmp_path, whole, size
     assert any(line["event"] == "part" for line in lines) == (size < 4)
 
 
-def test_on_one_two_and_three_actors_the_weights_are_those_of_one_process(models, tmp_path, whole):
+@pytest.mark.parametrize(
+    "actors, placement",
+    [
+        pytest.param(1, "with_imagination", marks=pytest.mark.slow),
+        pytest.param(2, "own", marks=pytest.mark.slow),
+        (3, "with_imagination"),
+    ],
+)
+def test_on_one_two_and_three_actors_the_weights_are_those_of_one_process(models, tmp_path, whole, actors, placement):
     start_here(num_cpus=4)
     try:
-        for actors, placement in ((1, "with_imagination"), (2, "own"), (3, "with_imagination")):
-            config = cut(2, 0.9, actors, placement)
-            assert run(config, RayRuntime(), models, tmp_path / str(actors))[0] == whole, actors
+        assert run(cut(2, 0.9, actors, placement), RayRuntime(), models, tmp_path)[0] == whole
     finally:
         ray.shutdown()
 

@@ -234,6 +234,7 @@ def settled(folder: Path) -> set[tuple[int, int]]:
     return {key for key, record in ledger.records.items() if record.state in (State.ADMITTED, State.TRAINED)}
 
 
+@pytest.mark.slow
 def test_the_driver_may_be_killed_at_any_time(undisturbed, models, tmp_path, cluster):
     chance = random.Random(0)
     done: list[set[tuple[int, int]]] = []  # before each start of the driver

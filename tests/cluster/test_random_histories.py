@@ -19,7 +19,7 @@ import pytest
 from tests.support.random_faults import run_history
 from tests.support.random_histories import History, draw, expected
 
-HISTORIES = 2_000
+HISTORIES = 800
 ALL_HISTORIES = 10_000
 BLOCK = 250
 QUIET = {"num_strikes": 0, "disorder": 0.0, "num_driver_deaths": 0, "is_elastic": False}

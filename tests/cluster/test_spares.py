@@ -87,6 +87,7 @@ def wait_for(condition: Callable[[], Any]) -> Any:
     return value
 
 
+@pytest.mark.slow
 def test_the_next_actor_begins_in_the_spare_and_another_one_comes(actors, spares, tmp_path):
     first, (_, was_preloaded, _) = actors.start()
     assert was_preloaded and not idle() and not (tmp_path / MODELS_FILE).exists()

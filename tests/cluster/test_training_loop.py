@@ -60,6 +60,7 @@ def test_the_same_run_gives_the_same_weights(serial, models, tmp_path):
     assert run(small_config(), SerialRuntime(), models, tmp_path)[0] == serial[0]
 
 
+@pytest.mark.slow  # test_members.py has members of groups on three actors
 @pytest.mark.parametrize("actors", [3])
 def test_ray_gives_the_weights_of_the_serial_run_bit_for_bit(serial, models, tmp_path, ray_runtime, actors):
     digest, lines = run(small_config(imagination_actors=actors, spares=1), ray_runtime, models, tmp_path)

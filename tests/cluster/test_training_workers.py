@@ -185,6 +185,7 @@ class RefusingJob:
         raise UserError("the demonstrations have no actions")
 
 
+@pytest.mark.slow
 def test_a_training_that_fails_says_why_and_ends_its_processes(runtime, recorded, tmp_path, leftovers):
     from cluster.ray_train.trainer import train_on_workers
     from cluster.ray_train.training_data import TrainingData
