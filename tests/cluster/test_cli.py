@@ -154,7 +154,7 @@ def test_the_installed_entry_exits_with_2_and_no_traceback():
     command = [sys.executable, "-m", "wmpo_ray", "plan", "demo", "--set", "grpo.ratio=word"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert done.stderr == "error: grpo.ratio = \"word\": it must be 'chunk' or 'token'\n"
+    assert done.stderr == "error: grpo.ratio = \"word\": it must be 'chunk', 'step' or 'token'\n"
 
 
 def test_help_names_every_stage_and_command():

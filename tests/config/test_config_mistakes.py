@@ -44,7 +44,7 @@ def test_a_key_is_found_again_when_its_last_letter_is_lost():
         ("grpo.learning_rate=0", "grpo.learning_rate = 0: it must be greater than 0"),
         ("grpo.learning_rate=nan", "grpo.learning_rate = NaN: it must be a finite number"),
         ("reward.verify.enabled=yes", 'reward.verify.enabled = "yes": it must be a valid boolean'),
-        ("grpo.ratio=word", "grpo.ratio = \"word\": it must be 'chunk' or 'token'"),
+        ("grpo.ratio=word", "grpo.ratio = \"word\": it must be 'chunk', 'step' or 'token'"),
         ("grpo.betas=[0.9, 1.0]", "grpo.betas.1 = 1.0: it must be less than 1"),
         ("world_model.network.patch_size=[1, 2]", "world_model.network.patch_size = [1, 2]: an item is missing"),
     ],

@@ -14,6 +14,7 @@ from wmpo_ray.core.errors import ConfigError
 
 # Bounds far above any run there is: what is beyond is a slip of the keyboard.
 Count = Annotated[int, Field(ge=1, le=10**9)]
+Bytes = Annotated[int, Field(ge=1, le=2**50)]
 Trajectories = Annotated[int, Field(ge=1, le=10**7)]
 Width = Annotated[int, Field(ge=1, le=2**16)]  # of a layer
 Depth = Annotated[int, Field(ge=1, le=1024)]  # layers of a network

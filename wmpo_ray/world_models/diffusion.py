@@ -16,7 +16,7 @@ from torch import Tensor
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.interfaces import FramesMode
 from wmpo_ray.core.observations import Observation, StartState, Transition
-from wmpo_ray.core.section import Count
+from wmpo_ray.core.section import Bytes, Count
 from wmpo_ray.core.seeding import keyed_noise
 from wmpo_ray.core.timeline import span
 from wmpo_ray.core.untrusted import NetworkSettings, check_finite, check_network, inside, read_settings
@@ -42,7 +42,7 @@ class _CodecOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     posterior_seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    max_decode_bytes: Count | None = None
+    max_decode_bytes: Bytes | None = None
     tiny_decoder: bool = False
 
 

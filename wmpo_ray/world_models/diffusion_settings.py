@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from wmpo_ray.config.models import WorldModelConfig, WorldModelTrainingConfig
-from wmpo_ray.core.section import Count, Depth, Positive, Section, Share, Width, check_heads, check_local
+from wmpo_ray.core.section import Bytes, Count, Depth, Positive, Section, Share, Width, check_heads, check_local
 
 
 class NetworkConfig(Section):
@@ -86,7 +86,7 @@ class DiffusionConfig(WorldModelConfig):
     codec: str = "pixel"  # or the folder of an AutoencoderKL
     tiny_decoder: str = ""  # the folder of an AutoencoderTiny that decodes in its place
     posterior: Literal["mean", "sample"] = "mean"  # of the autoencoder; sample: as the reference, with one fixed noise
-    max_decode_bytes: Count | None = None  # memory that decoding may take beside weights and frames
+    max_decode_bytes: Bytes | None = None  # memory that decoding may take beside weights and frames
     compile: bool = False  # the network's blocks with torch.compile
     attention: Literal["auto", "flash", "sdpa", "plain"] = "auto"
     network: NetworkConfig = NetworkConfig()
