@@ -10,6 +10,7 @@ import numpy as np
 from wmpo_client.episode_file import EpisodeFileWriter
 from wmpo_client.episode_spool import Spool
 from wmpo_client.protocol import wmpo_pb2 as pb
+from wmpo_client.refusals import ClientError
 from wmpo_client.served_policy import Chunk, Seen
 
 PURPOSES = ("collect", "gate", "demos", "evaluate")
@@ -39,7 +40,7 @@ class EpisodeRecorder:
             seed=seed,
             time=time.time(),
         )
-        self._file.append(pb.EpisodeRecord(start=start))
+        self._append(pb.EpisodeRecord(start=start))
 
     def step(
         self,
@@ -63,7 +64,7 @@ class EpisodeRecorder:
             policy=policy,
             failures=failures,
         )
-        self._file.append(pb.EpisodeRecord(step=step))
+        self._append(pb.EpisodeRecord(step=step))
 
     def end(
         self,
@@ -79,11 +80,23 @@ class EpisodeRecorder:
         end = pb.EpisodeEnd(
             verdict=verdict, decided_by=decided_by, probability=probability, failure_names=failure_names
         )
-        self._file.append(pb.EpisodeRecord(end=end))
+        self._append(pb.EpisodeRecord(end=end))
         file, self._file = self._file, None
         file.close()
         self.spool.finish(file.path)
         return file.path.stem
+
+    def _append(self, record: pb.EpisodeRecord) -> None:
+        """Raises ClientError where the disk takes no more; what it took is an episode when the spool is opened again."""
+        assert self._file is not None
+        try:
+            self._file.append(record)
+        except OSError as error:
+            path, self._file = self._file.path, None
+            raise ClientError(
+                f"{path}: {error.strerror}; what was recorded before stays, and is sent once there is room and the spool "
+                "is opened again"
+            ) from error
 
     def drop(self) -> None:
         """Forget the episode that is being recorded, if there is one."""

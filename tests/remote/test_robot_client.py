@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import queue
 import threading
 import time
@@ -16,6 +17,7 @@ from tests.support.remote_servers import serve_environment
 from tests.support.robot_recordings import view
 from wmpo_client.broker import ChunkBroker, blended
 from wmpo_client.drive import DriveOptions, Robot, drive
+from wmpo_client.episode_file import EpisodeFileWriter
 from wmpo_client.episode_recorder import EpisodeRecorder
 from wmpo_client.episode_spool import Spool
 from wmpo_client.operator_keys import OperatorKeys
@@ -236,6 +238,26 @@ def test_a_policy_that_does_not_answer_leaves_the_robot_held_and_no_empty_episod
         drive(robot, lambda seen: never.wait(5), WIDE, options, EpisodeRecorder(spool))
     never.set()
     assert robot.motors.num_holds >= 1 and spool.waiting() == []
+
+
+def test_a_full_disk_holds_the_robot_and_keeps_the_steps_that_were_recorded(tmp_path, monkeypatch):
+    spool, robot, real = Spool(tmp_path), Bench(), EpisodeFileWriter.append
+    room = iter(range(4))  # records: the start and three steps
+
+    def append(writer, record):
+        if next(room, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(writer, record)
+
+    monkeypatch.setattr(EpisodeFileWriter, "append", append)
+    recorder = EpisodeRecorder(spool)
+    with pytest.raises(ClientError, match="No space left on device; what was recorded before stays"):
+        drive(robot, Asked(at_once=True), WIDE, DriveOptions(max_steps=20, rate_hz=0.0), recorder)
+    assert robot.motors.num_holds >= 1 and not recorder.is_recording and spool.waiting() == []
+    spool.close()
+    monkeypatch.undo()
+    (path,) = Spool(tmp_path).waiting()
+    assert read_episode(path).recording.length == 3
 
 
 def test_a_simulated_robot_is_the_scene_that_it_would_be_here():
