@@ -261,7 +261,7 @@ def loss(
     logprobs, behavior_logprobs [B, N, L] of the sampled chunks (temperature applied), advantage [B], mask [B, N, L]
     True where it is of an action executed before the finish step. `chunk` takes one ratio for each chunk
     (log-probabilities summed over it, chunk valid if any of them is); `token` one for each token, as the reference does;
-    `step` one for each of the `num_steps` steps of a denoising path, as Flow-GRPO does (arXiv 2505.05470, Eq. 5).
+    `step` one for each of the `num_steps` steps of a denoising path, as Flow-GRPO does (arXiv 2505.05470).
     Mean over the valid ratios of a trajectory, then over trajectories.
 
     `policy/clip_fraction` is the share of ratios outside the bounds, `policy/clip_active` of those for which that takes

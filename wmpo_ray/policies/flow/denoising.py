@@ -2,16 +2,17 @@
 
 x_0 is a sample of the data, x_1 normal noise; a path goes from time 1 to time 0.
 
-    x_t = (1 - t) x_0 + t x_1,  v = x_1 - x_0                              Liu et al. 2022; Flow-GRPO Eq. 1
-    loss = E || v_theta(x_t, t) - v ||^2                                   Eq. 2
-    ODE  dx = v_theta dt                                                   Eq. 6
-    SDE  dx = [v_theta + s^2 / (2t) (x + (1 - t) v_theta)] dt + s dw       Eq. 8, with s = a sqrt(t / (1 - t))
-    one step of size h < 0 of the SDE (Euler-Maruyama)                     Eq. 9
+    x_t = (1 - t) x_0 + t x_1,  v = x_1 - x_0                              Liu et al. 2022, rectified flow
+    loss = E || v_theta(x_t, t) - v ||^2                                   the same
+    ODE  dx = v_theta dt
+    SDE  dx = [v_theta + s^2 / (2t) (x + (1 - t) v_theta)] dt + s dw       with s = a sqrt(t / (1 - t))
+    one step of size h < 0 of the SDE (Euler-Maruyama)
          x' = x + [v_theta + s^2 / (2t) (x + (1 - t) v_theta)] h + s sqrt(-h) noise
 
-Flow-GRPO: Liu et al. 2025, arXiv 2505.05470. The second term of the drift is -s^2/2 times the score, because the score
-of x_t is -(x + (1 - t) v) / t. A step is Gaussian given x, so a path has a log-probability: the sum of its steps'. Where
-the paper's code takes the mean over the values of a step, the sums here are those of the density itself.
+The SDE and its step: Flow-GRPO, Liu et al. 2025, arXiv 2505.05470, where it goes from ODE to SDE. The second term of the
+drift is -s^2/2 times the score, because the score of x_t is -(x + (1 - t) v) / t. A step is Gaussian given x, so a path
+has a log-probability: the sum of its steps'. Where the paper's code takes the mean over the values of a step, the sums
+here are those of the density itself.
 
 Shapes: B rows, S steps, any sample shape behind; K actions of D dimensions in a chunk.
 """
