@@ -63,8 +63,8 @@ def address_from_environment(address: str) -> str:
     return _services.get_ray_address_from_environment(address, None)
 
 
-# What is said of a node itself, and of one that the others have not seen.
-_LATE = ("timed out during startup", "Timed out while waiting for nodes")
+# What is said of a node itself, of one that the others have not seen, and of a GCS that does not say its port.
+_LATE = ("timed out during startup", "Timed out while waiting for nodes", "Timed out waiting for file")
 
 
 class LateNodeError(Exception):
@@ -79,17 +79,22 @@ def all_nodes_or_none() -> Iterator[None]:
     """
     nodes: list[Node] = []
 
-    def start_processes(self: Node) -> None:
-        nodes.append(self)
-        start(self)
+    def noted(start: Callable[[Node], None]) -> Callable[[Node], None]:
+        def start_and_note(self: Node) -> None:
+            nodes.append(self)
+            start(self)
 
-    start = Node.start_ray_processes
+        return start_and_note
+
     try:
-        with mock.patch.object(Node, "start_ray_processes", start_processes):
+        with (
+            mock.patch.object(Node, "start_head_processes", noted(Node.start_head_processes)),
+            mock.patch.object(Node, "start_ray_processes", noted(Node.start_ray_processes)),
+        ):
             yield
     except BaseException as error:
         _worker.shutdown()
-        for node in reversed(nodes):
+        for node in dict.fromkeys(reversed(nodes)):
             node.kill_all_processes(check_alive=False, allow_graceful=False)
         if any(sign in str(error) for sign in _LATE):
             raise LateNodeError(str(error)) from error

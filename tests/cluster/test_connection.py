@@ -67,20 +67,21 @@ def test_a_cluster_of_this_machine_needs_room_for_its_sockets(monkeypatch, tmp_p
     assert not folder.exists()
 
 
-def too_slow(times: int) -> Callable[[Node], None]:
-    """Starts a node's processes, and then takes it for late as often as is said."""
-    late, start = iter([True] * times), Node.start_ray_processes
+def too_slow(start: Callable[[Node], None], error: Exception) -> Callable[[Node], None]:
+    """Starts a node's processes, and the first time takes them for late, in the words of Ray."""
+    late = iter([True])
 
     def start_processes(node: Node) -> None:
         start(node)
         if next(late, False):
-            raise TimeoutError("The current node timed out during startup.")
+            raise error
 
     return start_processes
 
 
 def test_a_node_that_comes_up_too_slowly_is_started_again(monkeypatch, leftovers):
-    monkeypatch.setattr(Node, "start_ray_processes", too_slow(1))
+    late = TimeoutError("The current node timed out during startup.")
+    monkeypatch.setattr(Node, "start_ray_processes", too_slow(Node.start_ray_processes, late))
     start_here(num_cpus=1)
     try:
         assert ray.is_initialized()
@@ -91,7 +92,8 @@ def test_a_node_that_comes_up_too_slowly_is_started_again(monkeypatch, leftovers
 
 def test_a_node_that_never_comes_up_is_one_line(monkeypatch, leftovers):
     monkeypatch.setattr(connection, "STARTS", 1)
-    monkeypatch.setattr(Node, "start_ray_processes", too_slow(1))
+    late = RuntimeError("Timed out waiting for file /tmp/ray/session/gcs_server_port")
+    monkeypatch.setattr(Node, "start_head_processes", too_slow(Node.start_head_processes, late))
     with pytest.raises(UserError, match="1 times a node was not there within 30 s.*--serial"):
         start_here(num_cpus=1)
     assert not ray.is_initialized() and not leftovers.remaining(5, command="gcs_server")
