@@ -156,6 +156,7 @@ def train(
     `progress` gets the chunks so far and `imagined_success`, the share of the latest episodes.
     """
     register()
+    deterministic = torch.are_deterministic_algorithms_enabled()  # RLlib asks for them where there is a seed, for good
     for name in ("ray.rllib", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)  # of its own ways of doing things, users of ours know nothing
     with tempfile.TemporaryDirectory(prefix="wmpo-rllib-") as scratch, trainables_in(scratch):
@@ -172,6 +173,7 @@ def train(
         weights = algorithm.learner_group.get_weights()[DEFAULT_MODULE_ID]
     finally:
         algorithm.stop()
+        torch.use_deterministic_algorithms(deterministic)
     facts = {
         "algorithm": plan.algorithm,
         "world": "simulator" if plan.perfect else "imagination",

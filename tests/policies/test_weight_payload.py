@@ -56,6 +56,21 @@ def test_full_adapter_and_delta_lead_to_the_same_bits(dtype, only_trained, updat
     assert weights_digest(learner.state_dict(), dtype) == version.digest
 
 
+def test_a_delta_is_written_where_torch_allows_only_deterministic_algorithms():
+    learner, replica = Network(), Network()
+    receiver = WeightReceiver(replica)
+    encode = encoder(learner, "delta", "float32")
+    torch.use_deterministic_algorithms(True)
+    try:
+        receiver.load(encode.encode(0)[1])
+        disturb(learner, 1, 0.3)
+        version, _, compact = encode.encode(1)
+        assert compact is not None and receiver.load(compact) == version
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert_identical(learner, replica)
+
+
 def test_in_bfloat16_a_replica_in_float32_holds_the_rounded_values():
     learner, replica = Network(1), Network()
     _, full, _ = encoder(learner, dtype="bfloat16").encode(0)

@@ -170,7 +170,11 @@ def _write(target: Tensor, tensor: WireTensor, changed: Changed | None) -> None:
         target.copy_(values_of(tensor.bits.copy(), tensor.dtype).to(target.device, target.dtype).view(tensor.shape))
     else:
         places = torch.from_numpy(changed.indices.astype(np.int64)).to(target.device)
-        target.put_(places, values_of(changed.bits, tensor.dtype).to(target.device, target.dtype))
+        flat = target.reshape(-1)  # a view, or a copy where the target does not lie in one piece
+        # The places are distinct. (`put_` raises where torch is asked for deterministic algorithms only.)
+        flat.index_copy_(0, places, values_of(changed.bits, tensor.dtype).to(target.device, target.dtype))
+        if not target.is_contiguous():
+            target.copy_(flat.view(target.shape))
 
 
 def values_of(bits: np.ndarray, dtype: str) -> Tensor:
