@@ -77,7 +77,10 @@ def main() -> None:
         simulator, horizon = environment.simulator(), environment.horizon
         for noise in arguments.noise:
             seeds = range(FIRST_SEED, FIRST_SEED + arguments.num)
-            found = [steps_until_success(simulator, task, seed, noise, horizon) for seed in seeds]
+            found = []
+            for seed in seeds:
+                found.append(steps_until_success(simulator, task, seed, noise, horizon))
+                print(f"{task} noise {noise:g} seed {seed}: {found[-1] or 'no success'}", flush=True)
             command = f"python -m benchmarks.experts --tasks {task} --num {arguments.num} --noise {noise:g}"
             path = merge_results("experts", f"{task}/noise_{noise:g}", figures_of(found, horizon), command)
             print(
