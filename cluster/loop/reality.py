@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +22,7 @@ from wmpo_ray.core.starts import start_seeds
 from wmpo_ray.core.statistics import wilson_interval
 from wmpo_ray.environments.facts import environment_facts
 from wmpo_ray.rollout.evaluation import MOST_TOGETHER, recording_batch
+from wmpo_ray.runs.outcomes import start_tasks
 
 EVALUATE = ("evaluate", "evaluate_saved")
 
@@ -41,6 +42,7 @@ class Reality:
         self._seeds = [
             int(seed) for seed in start_seeds("on_the_way", config.evaluation.num_starts_on_the_way, config.seed)
         ]
+        self._tasks = start_tasks(config, self._seeds)  # of each, where there are several
 
     def evaluate(self, update: int, weights: Ref) -> None:
         """Measure the real success rate of these weights if this update is due for evaluation."""
@@ -63,7 +65,7 @@ class Reality:
             found[index] = success
             if len(found) < len(shares):
                 return None
-            return success_metrics(np.concatenate([found[i] for i in range(len(shares))]))
+            return success_metrics(np.concatenate([found[i] for i in range(len(shares))]), self._tasks)
 
         for index, seeds in enumerate(shares):
             arguments = (policy, seeds, self.config.evaluation.temperature)
@@ -141,9 +143,17 @@ class Reality:
             self._asked.discard(update)
 
 
-def success_metrics(success: np.ndarray) -> dict[str, float]:
+def success_metrics(success: np.ndarray, tasks: Sequence[str] = ()) -> dict[str, float]:
+    """success [M] bool; tasks: of each start, where there are several."""
+    metrics = _success("real/success", success)
+    for name in sorted(set(tasks)):
+        metrics |= _success(f"task/{name}/real_success", success[np.array(tasks) == name])
+    return metrics
+
+
+def _success(key: str, success: np.ndarray) -> dict[str, float]:
     low, high = wilson_interval(int(success.sum()), len(success))
-    return {"real/success_rate": float(success.mean()), "real/success_low": low, "real/success_high": high}
+    return {f"{key}_rate": float(success.mean()), f"{key}_low": low, f"{key}_high": high}
 
 
 def label_metrics(labels: np.ndarray) -> dict[str, float]:

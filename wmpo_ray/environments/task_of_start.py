@@ -6,7 +6,7 @@ need nothing else to be made again. Episodes are told apart by their instruction
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -56,6 +56,10 @@ class Tasks(NamedTuple):
     def of_instructions(self, instructions: Sequence[str]) -> np.ndarray:
         """The task of each episode [M] str; "" for an instruction of none."""
         return np.array([self.by_instruction.get(text, "") for text in instructions], dtype=np.str_)
+
+    def shares_of(self, present: Collection[str]) -> dict[str, float]:
+        """The share of each task that is present."""
+        return {name: share for name, share in zip(self.names, self.shares, strict=True) if name in present}
 
     def of_seeds(self, seeds: Sequence[int] | np.ndarray) -> list[str]:
         return [self.of_seed(int(seed)) for seed in seeds]
