@@ -103,8 +103,8 @@ class PushEnvironment(PocketEnvironment):
     def detect_events(videos: np.ndarray) -> dict[str, np.ndarray]:
         """Those of the pocket task, and `marked` [N]: the block covered a mark for `MARK_DWELL` frames."""
         marks, block = see_marks(videos[:, 0]), see(videos).block
-        covered = _covering(block[:, :, None], marks[:, None]).any(-1)  # [N, T+1]
-        return detect_events(videos) | {"marked": _in_a_row(covered).any(1)}
+        covered = np.asarray(_covering(block[:, :, None], marks[:, None]).any(-1))  # [N, T+1]
+        return detect_events(videos) | {"marked": np.asarray(_in_a_row(covered).any(1))}
 
     @staticmethod
     def detect_failures(
