@@ -13,7 +13,15 @@ from cluster.recipes.context import RunContext
 from cluster.recipes.stage import Stage
 from cluster.recipes.trainings import run_trainings
 from learners.supervised.jobs import EpisodeSource, RewardJob, Training
-from learners.supervised.reward_training import choose_threshold, clips_to_learn
+from learners.supervised.reward_training import clips_to_learn
+from learners.supervised.thresholds import (
+    Curve,
+    Judged,
+    check_failures,
+    choose_bounded_threshold,
+    choose_threshold,
+    false_positive_bound,
+)
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.interfaces import World
 from wmpo_ray.core.types import Episodes
@@ -37,6 +45,8 @@ def reward_model(context: RunContext) -> dict[str, Any]:
     loaded = load_world_model(config, str(context.model("world-model")))
     world = loaded if "imagines" in loaded.abilities else None
     metrics: dict[str, Any] = {"pretrained": config.reward.pretrained}
+    if max_rate := config.reward.max_false_positive_rate:
+        check_failures([Judged(np.zeros(len(validation)), validation.success)], max_rate)
     if config.reward.steps:
         with imagined_episodes(context, world, train) as imagined:
             metrics = train_classifier(context, concatenate_episodes([expert, train, *imagined]))
@@ -51,17 +61,38 @@ def reward_model(context: RunContext) -> dict[str, Any]:
             [best_probabilities(model, np.asarray(p.frames), p.instructions, p.lengths, min_steps) for p in parts]
         )
 
-    judged = [best(parts_of(validation))]
+    judged = [Judged(best(parts_of(validation)), validation.success)]
     if world is not None:
-        judged.append(best(one_chunk_ahead(world, validation, config.seed)))
-    chosen, curve = choose_threshold(np.concatenate(judged), np.concatenate([validation.success] * len(judged)))
+        judged.append(Judged(best(one_chunk_ahead(world, validation, config.seed)), validation.success))
+    chosen, curve = choose(judged, max_rate)
     model.threshold = config.reward.threshold or chosen
     unseen = best(parts_of(held_out))
     report = binary_report(unseen >= model.threshold, held_out.success)
     model.save(context.model("reward-model"))
-    reliability = calibration(unseen, held_out.success)
-    trust = {"calibration_error": reliability.error, "reliability_curve": reliability.curve}
+    trust = trust_in(Judged(unseen, held_out.success), model.threshold)
     return {**metrics, "threshold": model.threshold, "threshold_curve": curve, **report, **trust}
+
+
+def choose(judged: Sequence[Judged], max_rate: float) -> tuple[float, Curve]:
+    """The threshold with the best F1 on all of these episodes, and its curve; of few false positives, where asked for."""
+    if max_rate:
+        return choose_bounded_threshold(judged, max_rate)
+    return choose_threshold(
+        np.concatenate([one.best for one in judged]), np.concatenate([one.success for one in judged])
+    )
+
+
+def trust_in(judged: Judged, threshold: float) -> dict[str, Any]:
+    """Whether probabilities of held-out episodes can be read as such, and how often a failure counts as a success."""
+    reliability = calibration(judged.best, judged.success)
+    failures = judged.best[~judged.success]
+    return {
+        "calibration_error": reliability.error,
+        "reliability_curve": reliability.curve,
+        "false_positive_rate": float((failures >= threshold).mean()) if len(failures) else None,
+        "false_positive_bound": false_positive_bound(judged, threshold),
+        "num_failures": len(failures),
+    }
 
 
 @contextmanager
@@ -109,6 +140,7 @@ REWARD_MODEL = Stage(
         "reward.kind",
         "reward.pretrained",
         "reward.threshold",
+        "reward.max_false_positive_rate",
         "reward.clip_length",
         "reward.min_steps",
         "reward.network",

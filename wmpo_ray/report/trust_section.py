@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from wmpo_ray.core.statistics import wilson_interval
 from wmpo_ray.report.card import card
 from wmpo_ray.report.charts import Series, line_chart
 from wmpo_ray.report.formats import percent
@@ -9,6 +10,7 @@ from wmpo_ray.report.markup import Markup, datum, table
 from wmpo_ray.report.run_data import RunData, mapping, number, numbers
 
 POINTS = "{:+.1f} points".format
+MAX_BINS = 100
 
 
 def trust_section(run: RunData) -> Markup | None:
@@ -18,7 +20,8 @@ def trust_section(run: RunData) -> Markup | None:
     rows = [row for row in (*_of_policies(trust), *_of_labels(trust, gate, reward)) if row is not None]
     agreement, num = numbers(gate, "agreement_by_step"), number(trust, "versions")
     versions = "the versions" if num is None else f"{num:.0f} versions"
-    if not rows and not agreement:
+    reliability = _reliability_chart(reward)
+    if not rows and not agreement and reliability is None:
         return None
     chart = None
     if agreement:
@@ -28,11 +31,49 @@ def trust_section(run: RunData) -> Markup | None:
         "Does imagination tell the truth?",
         table(["", "measured", "ideal"], rows, numeric=(1, 2)),
         chart,
+        reliability,
         how=f"Imagined against real success over {versions} of the policy; a wrong order of two costs the difference of "
         "their real success. Labels against reality: real actions replayed in imagination, imagined rollouts executed for "
         "real, starts with another episode's actions. Curve: the share of replays that has succeeded in both worlds by a "
-        "step, or in neither; the safe horizon ends where that falls under the gate's bound for labels.",
+        "step, or in neither; the safe horizon ends where that falls under the gate's bound for labels. Probabilities against "
+        "outcomes: of the held-out real episodes that the reward model gives a probability, how many succeeded, with the "
+        "share of all episodes as bars; on the diagonal a probability means what it says.",
     )
+
+
+def _reliability_chart(reward: dict) -> Markup | None:
+    """The share of successes among episodes of about the same probability; None where it was not measured."""
+    rows = reward.get("reliability_curve")
+    bins = [_bin(row) for row in rows[:MAX_BINS]] if isinstance(rows, list) else []
+    if not bins or not all(bins):
+        return None
+    points, intervals, counts = [], [], []
+    for mean, rate, num in (found for found in bins if found):
+        points.append((mean, rate))
+        intervals.append(wilson_interval(round(rate * num), num))
+        counts.append((mean, num))
+    total = sum(num for _, num in counts)
+    return line_chart(
+        [
+            Series("ideal", "third", [(0.0, 0.0), (1.0, 1.0)], stroke="dotted"),
+            Series("measured", "real", points, intervals),
+        ],
+        "Outcomes of held-out episodes by the probability that the reward model gave them",
+        "probability of success, as the reward model says",
+        lambda value: percent(value, 0),
+        y_low=0.0,
+        y_high=1.0,
+        x_format=lambda value: percent(value, 0),
+        bars=[(mean, num / total) for mean, num in counts],
+    )
+
+
+def _bin(row: object) -> tuple[float, float, int] | None:
+    """(mean probability, share that succeeded, number of episodes) of a bin, as a run's own file should hold it."""
+    found = numbers({"row": row}, "row")
+    if len(found) != 3 or not all(0 <= share <= 1 for share in found[:2]) or not 1 <= found[2] <= 1e12:
+        return None
+    return found[0], found[1], int(found[2])
 
 
 def _row(label: str, value: float | None, shown: str, ideal: str) -> list[object] | None:
@@ -68,4 +109,6 @@ def _of_labels(trust: dict, gate: dict, reward: dict) -> list[list[object] | Non
         _share("labels right, other actions", number(gate, "counterfactual_agreement"), "100%"),
         _row("safe horizon, steps", horizon, "{:.0f}", str(steps) if steps else ""),
         _row("calibration error", number(reward, "calibration_error"), "{:.3f}", "0"),
+        _share("failures called a success", number(reward, "false_positive_rate"), "0%"),
+        _share("that share, at most (95%)", number(reward, "false_positive_bound"), "0%"),
     ]
