@@ -30,6 +30,8 @@ from wmpo_ray.data.store import episode_writer, load_episodes
 from wmpo_ray.environments.augmentation import augmentation_of
 from wmpo_ray.registry import load_reward_model, load_world_model, pretrained_reward_model
 from wmpo_ray.reward_models.decisions import best_probabilities
+from wmpo_ray.reward_models.frame_settings import FrameRewardConfig
+from wmpo_ray.reward_models.progress import progress_report
 from wmpo_ray.rollout.fidelity import binary_report, one_chunk_ahead
 from wmpo_ray.statistics.agreement import calibration
 
@@ -70,6 +72,9 @@ def reward_model(context: RunContext) -> dict[str, Any]:
     report = binary_report(unseen >= model.threshold, held_out.success)
     model.save(context.model("reward-model"))
     trust = trust_in(Judged(unseen, held_out.success), model.threshold)
+    if isinstance(config.reward, FrameRewardConfig) and config.reward.progress_weight:
+        knows: Any = model
+        trust["progress"] = progress_report(knows, parts_of(held_out))
     return {**metrics, "threshold": model.threshold, "threshold_curve": curve, **report, **trust}
 
 
@@ -144,6 +149,7 @@ REWARD_MODEL = Stage(
         "reward.clip_length",
         "reward.min_steps",
         "reward.network",
+        "reward.progress_weight",
         "reward.steps",
         "reward.batch_size",
         "reward.learning_rate",

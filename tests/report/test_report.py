@@ -82,6 +82,10 @@ def test_the_trust_card_draws_how_reliable_probabilities_are():
     for damaged in ("no list", [[0.1, 0.2]], [[0.1, 1.2, 3]], [[0.1, 0.2, 0]], [["a", 0, 1]], []):
         reward["reliability_curve"] = damaged
         assert not drawn()
+    reward["progress"] = {"order_correlation": 0.83, "success": [0.1, 0.6, 0.9], "failure": [0.1, 0.2, 0.4]}
+    card = Page(str(trust_section(RunData("run", summary))))
+    assert any((svg["aria-label"] or "").startswith("Progress of held-out") for svg in card.all("svg"))
+    assert 0.83 in {float(data["value"] or 0) for data in card.all("data")}
 
 
 def test_every_video_has_one_element_that_plays_as_long_as_its_episode(page: str, run_folder: Path):

@@ -29,6 +29,8 @@ from wmpo_ray.environments.simulators.opengl import choose_backend
 from wmpo_ray.policies.flow.flow_policy import FlowPolicy, FlowPolicyHFConfig
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
 from wmpo_ray.registry import make_environment
+from wmpo_ray.reward_models.frame import FrameRewardModel
+from wmpo_ray.reward_models.frame_settings import FrameRewardConfig
 from wmpo_ray.reward_models.videomae import VideoMAERewardModel
 from wmpo_ray.reward_models.videomae_settings import VideoMAERewardConfig
 from wmpo_ray.world_models.diffusion import DiffusionWorldModel
@@ -66,6 +68,12 @@ def make_flow() -> FlowPolicy:
 def make_reward_model() -> VideoMAERewardModel:
     config = VideoMAERewardConfig.model_validate({"network": {"hidden_size": 16, "num_layers": 1, "num_heads": 2}})
     return VideoMAERewardModel.create(config, 16, INSTRUCTIONS, 0)
+
+
+def make_frame_reward_model(clip_length: int = 1, knows_progress: bool = False) -> FrameRewardModel:
+    settings = {"network": {"hidden_size": 16, "num_layers": 1, "num_heads": 2}, "clip_length": clip_length}
+    config = FrameRewardConfig.model_validate(settings | {"progress_weight": float(knows_progress)})
+    return FrameRewardModel.create(config, 16, INSTRUCTIONS, 0)
 
 
 def make_starts(count: int = 3) -> list[StartState]:
@@ -124,4 +132,8 @@ def require_simulator(kind: str) -> None:
 ENVIRONMENTS = {kind: functools.partial(small_environment, kind) for kind in ENVIRONMENT_SETTINGS}
 POLICIES = {"tiny": make_tiny, "openvla_oft": small_policy, "flow": make_flow}
 WORLDS = {"diffusion": make_diffusion, "simulator": make_environment_world}
-REWARD_MODELS = {"videomae": make_reward_model, "videomae_published": small_reward_model}
+REWARD_MODELS = {
+    "videomae": make_reward_model,
+    "frame": make_frame_reward_model,
+    "videomae_published": small_reward_model,
+}

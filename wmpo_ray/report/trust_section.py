@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from wmpo_ray.core.statistics import wilson_interval
 from wmpo_ray.report.card import card
 from wmpo_ray.report.charts import Series, line_chart
@@ -21,7 +23,8 @@ def trust_section(run: RunData) -> Markup | None:
     agreement, num = numbers(gate, "agreement_by_step"), number(trust, "versions")
     versions = "the versions" if num is None else f"{num:.0f} versions"
     reliability = _reliability_chart(reward)
-    if not rows and not agreement and reliability is None:
+    progress = _progress_chart(reward)
+    if not rows and not agreement and reliability is None and progress is None:
         return None
     chart = None
     if agreement:
@@ -32,6 +35,7 @@ def trust_section(run: RunData) -> Markup | None:
         table(["", "measured", "ideal"], rows, numeric=(1, 2)),
         chart,
         reliability,
+        progress,
         how=f"Imagined against real success over {versions} of the policy; a wrong order of two costs the difference of "
         "their real success. Labels against reality: real actions replayed in imagination, imagined rollouts executed for "
         "real, starts with another episode's actions. Curve: the share of replays that has succeeded in both worlds by a "
@@ -60,12 +64,28 @@ def _reliability_chart(reward: dict) -> Markup | None:
         ],
         "Outcomes of held-out episodes by the probability that the reward model gave them",
         "probability of success, as the reward model says",
-        lambda value: percent(value, 0),
+        partial(percent, digits=0),
         y_low=0.0,
         y_high=1.0,
-        x_format=lambda value: percent(value, 0),
+        x_format=partial(percent, digits=0),
         bars=[(mean, num / total) for mean, num in counts],
     )
+
+
+def _progress_chart(reward: dict) -> Markup | None:
+    """How far episodes have come, by their share; None without a progress head."""
+    progress = mapping(reward, "progress")
+    series = []
+    for outcome, tone, stroke in (("success", "real", "solid"), ("failure", "third", "dashed")):
+        values = numbers(progress, outcome)[:MAX_BINS]
+        if len(values) > 1:
+            points = [(i / (len(values) - 1), value) for i, value in enumerate(values)]
+            series.append(Series(outcome, tone, points, stroke=stroke))
+    if not series:
+        return None
+    show = partial(percent, digits=0)
+    title, x_label = "Progress of held-out episodes, by outcome", "share of the episode: its progress, as the head says"
+    return line_chart(series, title, x_label, show, y_low=0.0, y_high=1.0, x_format=show)
 
 
 def _bin(row: object) -> tuple[float, float, int] | None:
@@ -109,6 +129,7 @@ def _of_labels(trust: dict, gate: dict, reward: dict) -> list[list[object] | Non
         _share("labels right, other actions", number(gate, "counterfactual_agreement"), "100%"),
         _row("safe horizon, steps", horizon, "{:.0f}", str(steps) if steps else ""),
         _row("calibration error", number(reward, "calibration_error"), "{:.3f}", "0"),
+        _row("order of progress", number(reward, "progress", "order_correlation"), "{:.3f}", "1"),
         _share("failures called a success", number(reward, "false_positive_rate"), "0%"),
         _share("that share, at most (95%)", number(reward, "false_positive_bound"), "0%"),
     ]
