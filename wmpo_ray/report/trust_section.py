@@ -22,9 +22,7 @@ def trust_section(run: RunData) -> Markup | None:
     rows = [row for row in (*_of_policies(trust), *_of_labels(trust, gate, reward)) if row is not None]
     agreement, num = numbers(gate, "agreement_by_step"), number(trust, "versions")
     versions = "the versions" if num is None else f"{num:.0f} versions"
-    reliability = _reliability_chart(reward)
-    progress = _progress_chart(reward)
-    if not rows and not agreement and reliability is None and progress is None:
+    if not rows and not agreement:
         return None
     chart = None
     if agreement:
@@ -34,14 +32,29 @@ def trust_section(run: RunData) -> Markup | None:
         "Does imagination tell the truth?",
         table(["", "measured", "ideal"], rows, numeric=(1, 2)),
         chart,
-        reliability,
-        progress,
         how=f"Imagined against real success over {versions} of the policy; a wrong order of two costs the difference of "
         "their real success. Labels against reality: real actions replayed in imagination, imagined rollouts executed for "
         "real, starts with another episode's actions. Curve: the share of replays that has succeeded in both worlds by a "
-        "step, or in neither; the safe horizon ends where that falls under the gate's bound for labels. Probabilities against "
-        "outcomes: of the held-out real episodes that the reward model gives a probability, how many succeeded, with the "
-        "share of all episodes as bars; on the diagonal a probability means what it says.",
+        "step, or in neither; the safe horizon ends where that falls under the gate's bound for labels.",
+    )
+
+
+def reliability_section(run: RunData) -> Markup | None:
+    """Whether probabilities and progress of the reward model mean what they say; None where neither was measured."""
+    reward = run.stage_metrics("reward-model")
+    progress = _progress_chart(reward)
+    charts = [chart for chart in (_reliability_chart(reward), progress) if chart is not None]
+    rows = [row for row in _of_reward_model(reward) if row is not None]
+    if not charts:
+        return None
+    return card(
+        "Do the reward model's numbers mean what they say?",
+        table(["", "measured", "ideal"], rows, numeric=(1, 2)) if rows else None,
+        *charts,
+        how="Held-out real episodes by the highest probability that the reward model gives them: how many of each bin "
+        "succeeded, with the share of all episodes as bars. On the diagonal a probability means what it says; the "
+        "calibration error is the mean distance from it."
+        + ("" if progress is None else " Progress should grow with time, and stay behind in failures."),
     )
 
 
@@ -128,6 +141,11 @@ def _of_labels(trust: dict, gate: dict, reward: dict) -> list[list[object] | Non
         _share("missed, but succeeds", number(trust, "closed_loop_false_negatives"), "0%"),
         _share("labels right, other actions", number(gate, "counterfactual_agreement"), "100%"),
         _row("safe horizon, steps", horizon, "{:.0f}", str(steps) if steps else ""),
+    ]
+
+
+def _of_reward_model(reward: dict) -> list[list[object] | None]:
+    return [
         _row("calibration error", number(reward, "calibration_error"), "{:.3f}", "0"),
         _row("order of progress", number(reward, "progress", "order_correlation"), "{:.3f}", "1"),
         _share("failures called a success", number(reward, "false_positive_rate"), "0%"),
