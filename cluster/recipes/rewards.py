@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -22,8 +22,10 @@ from learners.supervised.thresholds import (
     choose_threshold,
     false_positive_bound,
 )
+from learners.supervised.vlm_calibration import calibrate
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.interfaces import World
+from wmpo_ray.core.runtime_settings import process_device
 from wmpo_ray.core.types import Episodes
 from wmpo_ray.data.episodes import concatenate_episodes, parts_of
 from wmpo_ray.data.store import episode_writer, load_episodes
@@ -32,6 +34,7 @@ from wmpo_ray.registry import load_reward_model, load_world_model, pretrained_re
 from wmpo_ray.reward_models.decisions import best_probabilities
 from wmpo_ray.reward_models.frame_settings import FrameRewardConfig
 from wmpo_ray.reward_models.progress import progress_report
+from wmpo_ray.reward_models.vlm_settings import VlmRewardConfig
 from wmpo_ray.rollout.fidelity import binary_report, one_chunk_ahead
 from wmpo_ray.statistics.agreement import calibration
 
@@ -39,7 +42,7 @@ from wmpo_ray.statistics.agreement import calibration
 def reward_model(context: RunContext) -> dict[str, Any]:
     """Train on demonstrations, real and imagined episodes; choose the threshold on validation; measure held-out F1.
 
-    With `reward.steps` 0, only the threshold of the pretrained model is chosen.
+    With `reward.steps` 0, only the threshold of the pretrained model is chosen, and the scale of answers.
     """
     config = context.config
     train, validation = context.collected()
@@ -49,9 +52,10 @@ def reward_model(context: RunContext) -> dict[str, Any]:
     metrics: dict[str, Any] = {"pretrained": config.reward.pretrained}
     if max_rate := config.reward.max_false_positive_rate:
         check_failures([Judged(np.zeros(len(validation)), validation.success)], max_rate)
-    if config.reward.steps:
+    if config.reward.steps or calibrates(config):
         with imagined_episodes(context, world, train) as imagined:
-            metrics = train_classifier(context, concatenate_episodes([expert, train, *imagined]))
+            episodes = concatenate_episodes([expert, train, *imagined])
+            metrics |= train_classifier(context, episodes) if config.reward.steps else scale_answers(context, episodes)
     else:
         pretrained_reward_model(config).save(context.model("reward-model"))
     model = load_reward_model(config, str(context.model("reward-model")))
@@ -130,6 +134,20 @@ def train_classifier(context: RunContext, episodes: Episodes) -> dict[str, Any]:
     return run_trainings(context, describe)["reward-model"]
 
 
+def calibrates(config: Config) -> bool:
+    return isinstance(config.reward, VlmRewardConfig) and config.reward.calibration_clips > 0
+
+
+def scale_answers(context: RunContext, episodes: Episodes) -> dict[str, Any]:
+    """Calibrate a pretrained vision-language model on the clips that another would be trained on, and save it."""
+    config, model = context.config, cast(Any, pretrained_reward_model(context.config))
+    assert isinstance(config.reward, VlmRewardConfig)
+    model.network.to(process_device(config.cluster.device))
+    metrics = calibrate(model, config.reward, episodes, config.seed)
+    model.save(context.model("reward-model"))
+    return metrics
+
+
 def check(config: Config, serial: bool) -> None:
     check_pretrained("reward.pretrained", config.reward.pretrained)
     augmentation_of(config)
@@ -150,6 +168,7 @@ REWARD_MODEL = Stage(
         "reward.min_steps",
         "reward.network",
         "reward.progress_weight",
+        *(f"reward.{key}" for key in ("num_frames", "prompt", "yes", "no", "compute_dtype", "calibration_clips")),
         "reward.steps",
         "reward.batch_size",
         "reward.learning_rate",

@@ -11,7 +11,8 @@ from wmpo_ray.config.loading import load_config
 from wmpo_ray.core.interfaces import RewardModel
 from wmpo_ray.environments.pocket.env import INSTRUCTIONS
 
-SETTINGS: dict[str, list[str]] = {}  # of kinds that read their own
+# Of kinds that load by their settings.
+SETTINGS = {"vlm": ["reward.kind=vlm", "reward.pretrained=somewhere", "reward.steps=0"]}
 
 
 @pytest.mark.parametrize("kind", REWARD_MODELS)
