@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -24,6 +25,7 @@ from learners.supervised.thresholds import (
 )
 from learners.supervised.vlm_calibration import calibrate
 from wmpo_ray.config.run import Config
+from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.interfaces import World
 from wmpo_ray.core.runtime_settings import process_device
 from wmpo_ray.core.types import Episodes
@@ -144,12 +146,32 @@ def scale_answers(context: RunContext, episodes: Episodes) -> dict[str, Any]:
     assert isinstance(config.reward, VlmRewardConfig)
     model.network.to(process_device(config.cluster.device))
     metrics = calibrate(model, config.reward, episodes, config.seed)
+    if not (model.slope or context.force):
+        odds = (metrics["success_log_odds"], metrics["failure_log_odds"])
+        raise UserError(
+            f"the answers of {config.reward.pretrained} say nothing of the outcome, or the opposite: their log-odds are "
+            f"{odds[0]:.2f} on average for successes and {odds[1]:.2f} for failures, on {metrics['calibration_clips']} "
+            "clips. Change reward.prompt, reward.num_frames or reward.pretrained, or continue anyway with --force"
+        )
     model.save(context.model("reward-model"))
     return metrics
 
 
+def check_vlm(folder: Path) -> None:
+    """Raises UserError for a vision-language model that could not be loaded."""
+    from wmpo_ray.reward_models.vlm_files import check_files  # imports transformers
+
+    try:
+        check_files(folder)
+    except UserError as error:
+        raise UserError(f"reward.pretrained: {error}") from error
+
+
 def check(config: Config, serial: bool) -> None:
-    check_pretrained("reward.pretrained", config.reward.pretrained)
+    if isinstance(config.reward, VlmRewardConfig):
+        check_vlm(Path(config.reward.pretrained))
+    else:
+        check_pretrained("reward.pretrained", config.reward.pretrained)
     augmentation_of(config)
     check_workers(config, "reward", config.reward, serial)
 
