@@ -34,13 +34,13 @@ KINDS: dict[str, list[str]] = {
     "frame_patch_8": ["reward.kind=frame", "reward.network.patch_size=8"],
     "frame_2_in_a_row": ["reward.kind=frame", "reward.clip_length=2"],
     "frame_progress": ["reward.kind=frame", "reward.progress_weight=1"],
+    "frame_patch_8_progress": ["reward.kind=frame", "reward.network.patch_size=8", "reward.progress_weight=1"],
 }
 NUM_TIMED = 64
 # Name of a figure -> stage, path within its metrics, unit.
 FIGURES = {
     "f1": ("reward-model", ("f1",), "F1 on held-out real episodes"),
     "calibration_error": ("reward-model", ("calibration_error",), "expected calibration error there"),
-    "false_positive_rate": ("reward-model", ("false_positive_rate",), "share of the held-out failures"),
     "label_agreement": ("gate", ("label_agreement",), "share of replays in imagination whose label is the real one"),
     "order_of_progress": ("reward-model", ("progress", "order_correlation"), "value-order correlation, real successes"),
 }
@@ -71,7 +71,9 @@ def measured(base: Path, folder: Path, preset: str, settings: Sequence[str]) -> 
             value = value.get(key) if isinstance(value, dict) else None
         if value is not None:
             found[name] = float(value)
-    return found
+    judged = run.metrics("reward-model")
+    failures = round(judged["num"] * (1 - judged["true_rate"]))
+    return found | {"false_positive_rate": judged["false_positives"] / failures}
 
 
 def videos_per_second(run: RunFolder) -> float:
@@ -88,7 +90,8 @@ def videos_per_second(run: RunFolder) -> float:
 
 def figures_of(by_seed: dict[int, dict[str, float]]) -> dict[str, dict[str, Any]]:
     units = {name: unit for name, (_, _, unit) in FIGURES.items()} | {
-        "videos_per_s": "videos judged in a second of one core"
+        "false_positive_rate": "share of the held-out failures that are called a success",
+        "videos_per_s": "videos judged in a second of one core",
     }
     found = {}
     for name, unit in units.items():
