@@ -142,7 +142,7 @@ bench-learners: setup  ## other policies and learners on the embedded task: Flow
 	$(if $(PART),,$(BIN)/python -m benchmarks.learners_tune)
 
 bench-reward-kinds: setup  ## kinds of reward model on the embedded task: F1, calibration, labels in imagination (SEEDS="0 2")
-	$(BIN)/python -m benchmarks.reward_kinds $(if $(SEEDS),--seeds $(SEEDS))
+	$(BIN)/python -m benchmarks.reward_kinds --timed $(if $(SEEDS),--seeds $(SEEDS))
 
 bench-models: setup  ## parity with published fixtures, memory of loading (FIXTURES=tests/golden)
 	$(BIN)/python -m benchmarks.models --fixtures $(FIXTURES)

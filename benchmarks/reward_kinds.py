@@ -1,6 +1,6 @@
 """Kinds of reward model on the embedded task: benchmarks/results/reward_kinds.json.
 
-    python -m benchmarks.reward_kinds [--seeds 0 2] [--kinds frame ...] [--small] [--bases DIR ...] [--out DIR]
+    python -m benchmarks.reward_kinds [--seeds 0 2] [--kinds frame ...] [--small] [--timed] [--bases DIR ...] [--out DIR]
 
 For each seed the demo's stages up to the world model are made once; each kind goes on from a copy of them, up to the gate.
 Told of each kind: F1, calibration error and false positives on held-out real episodes, agreement of its labels in
@@ -26,15 +26,17 @@ from benchmarks.results_file import merge_results
 from wmpo_ray.data.store import load_episodes
 from wmpo_ray.registry import load_reward_model
 from wmpo_ray.runs.folder import RunFolder
+from wmpo_ray.runs.summary_file import SUMMARY
 
 ROOT = Path(__file__).parents[1]
+FRAME = ["reward.kind=frame", "reward.network.patch_size=4"]
+WITHOUT = "reward.progress_weight=0"
 KINDS: dict[str, list[str]] = {
     "videomae": [],
-    "frame": ["reward.kind=frame"],
-    "frame_patch_8": ["reward.kind=frame", "reward.network.patch_size=8"],
-    "frame_2_in_a_row": ["reward.kind=frame", "reward.clip_length=2"],
-    "frame_progress": ["reward.kind=frame", "reward.progress_weight=1"],
-    "frame_patch_8_progress": ["reward.kind=frame", "reward.network.patch_size=8", "reward.progress_weight=1"],
+    "frame": [*FRAME, "reward.progress_weight=1"],
+    "frame_without_progress": [*FRAME, WITHOUT],
+    "frame_without_progress_2_in_a_row": [*FRAME, WITHOUT, "reward.clip_length=2"],
+    "frame_without_progress_patch_8": ["reward.kind=frame", "reward.network.patch_size=8", WITHOUT],
 }
 NUM_TIMED = 64
 # Name of a figure -> stage, path within its metrics, unit.
@@ -48,6 +50,8 @@ FIGURES = {
 
 def made(folder: Path, preset: str, until: str, settings: Sequence[str]) -> RunFolder:
     """A run up to a stage, gone on with in a process of its own where it is not. Raises SystemExit where that fails."""
+    if (folder / SUMMARY).is_file() and RunFolder(folder).is_done(until):
+        return RunFolder(folder)
     words = [word for setting in settings for word in ("--set", setting)]
     command = [sys.executable, "-m", "wmpo_ray", "run", preset, "--serial", "--force", "--resume", "--quiet"]
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -58,13 +62,13 @@ def made(folder: Path, preset: str, until: str, settings: Sequence[str]) -> RunF
     return RunFolder(folder)
 
 
-def measured(base: Path, folder: Path, preset: str, settings: Sequence[str]) -> dict[str, float]:
+def measured(base: Path, folder: Path, preset: str, settings: Sequence[str], timed: bool) -> dict[str, float]:
     """The figures of one kind and seed."""
     if not folder.exists():
         shutil.copytree(base, folder, ignore=shutil.ignore_patterns("report", "videos"))
         (folder / "videos").mkdir()
     run = made(folder, preset, "gate", settings)
-    found: dict[str, float] = {"videos_per_s": videos_per_second(run)}
+    found: dict[str, float] = {"videos_per_s": videos_per_second(run)} if timed else {}
     for name, (stage, path, _) in FIGURES.items():
         value: Any = run.metrics(stage)
         for key in path:
@@ -108,6 +112,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 2])
     parser.add_argument("--kinds", choices=KINDS, nargs="+", default=list(KINDS))
     parser.add_argument("--small", action="store_true")
+    parser.add_argument("--timed", action="store_true")
     parser.add_argument("--bases", type=Path, nargs="+", default=[])
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "reward-kinds")
     options = parser.parse_args()
@@ -120,7 +125,7 @@ def main() -> None:
         made(base, preset, "world-model", [f"seed={seed}"])
         for kind in options.kinds:
             folder = out / f"{kind}-s{seed}"
-            found[kind][seed] = measured(base, folder, preset, [f"seed={seed}", *KINDS[kind]])
+            found[kind][seed] = measured(base, folder, preset, [f"seed={seed}", *KINDS[kind]], options.timed)
             print(kind, seed, found[kind][seed], flush=True)
     words = f"--seeds {' '.join(map(str, options.seeds))}{' --small' if options.small else ''}"
     name = "reward_kinds_small" if options.small else "reward_kinds"

@@ -27,7 +27,7 @@ class FrameRewardConfig(RewardConfig):
     kind: Literal["frame"] = "frame"
     clip_length: Annotated[int, Field(ge=1)] = 1  # frames in a row that must show the success
     # Of the loss of the progress head, beside that of the classifier; 0: no progress head is trained.
-    progress_weight: NonNegative = 0.0
+    progress_weight: NonNegative = 1.0
     shaping: NonNegative = 0.0  # not supported, see below
     network: FrameNetworkConfig = FrameNetworkConfig()
 
