@@ -34,8 +34,7 @@ from wmpo_ray.data.store import episode_writer, load_episodes
 from wmpo_ray.environments.augmentation import augmentation_of
 from wmpo_ray.registry import load_reward_model, load_world_model, pretrained_reward_model
 from wmpo_ray.reward_models.decisions import best_probabilities
-from wmpo_ray.reward_models.frame_settings import FrameRewardConfig
-from wmpo_ray.reward_models.progress import progress_report
+from wmpo_ray.reward_models.progress import KnowsProgress, progress_report
 from wmpo_ray.reward_models.vlm_settings import VlmRewardConfig
 from wmpo_ray.rollout.fidelity import binary_report, one_chunk_ahead
 from wmpo_ray.statistics.agreement import calibration
@@ -78,9 +77,8 @@ def reward_model(context: RunContext) -> dict[str, Any]:
     report = binary_report(unseen >= model.threshold, held_out.success)
     model.save(context.model("reward-model"))
     trust = trust_in(Judged(unseen, held_out.success), model.threshold)
-    if isinstance(config.reward, FrameRewardConfig) and config.reward.progress_weight:
-        knows: Any = model
-        trust["progress"] = progress_report(knows, parts_of(held_out))
+    if isinstance(model, KnowsProgress) and model.knows_progress:
+        trust["progress"] = progress_report(model, parts_of(held_out))
     return {**metrics, "threshold": model.threshold, "threshold_curve": curve, **report, **trust}
 
 

@@ -91,6 +91,8 @@ def test_progress_is_that_of_the_episode_and_not_of_the_frames_after_its_end():
     class Clock:
         """Says the number of the frame, and falls once the episode is over."""
 
+        knows_progress = True
+
         def progress(self, videos, instructions):
             return np.tile(np.array([0.0, 0.25, 0.5, 0.75, 1.0, 0.1, 0.0, 0.0, 0.0]), (len(videos), 1))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -13,8 +13,11 @@ from wmpo_ray.statistics.agreement import rank_correlation
 NUM_POINTS = 11  # of the curves, from the start of an episode to its end
 
 
+@runtime_checkable
 class KnowsProgress(Protocol):
-    """A reward model that says of each frame how far it is."""
+    """A reward model that can say of each frame how far it is; whether it has learned to is in `knows_progress`."""
+
+    knows_progress: bool
 
     def progress(self, videos: np.ndarray, instructions: Sequence[str]) -> np.ndarray:
         """videos [M, T+1, H, W, 3] -> [M, T+1] in 0..1."""
