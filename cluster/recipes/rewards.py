@@ -34,7 +34,7 @@ from wmpo_ray.data.store import episode_writer, load_episodes
 from wmpo_ray.environments.augmentation import augmentation_of
 from wmpo_ray.registry import load_reward_model, load_world_model, pretrained_reward_model
 from wmpo_ray.reward_models.decisions import best_probabilities
-from wmpo_ray.reward_models.progress import KnowsProgress, progress_report
+from wmpo_ray.reward_models.progress_report import KnowsProgress, progress_report
 from wmpo_ray.reward_models.vlm_settings import VlmRewardConfig
 from wmpo_ray.rollout.fidelity import binary_report, one_chunk_ahead
 from wmpo_ray.statistics.agreement import calibration

@@ -18,7 +18,7 @@ from wmpo_ray.core.types import Episodes
 from wmpo_ray.environments.pocket.env import INSTRUCTIONS
 from wmpo_ray.reward_models.frame import FrameRewardModel
 from wmpo_ray.reward_models.frame_settings import FrameRewardConfig
-from wmpo_ray.reward_models.progress import progress_report
+from wmpo_ray.reward_models.progress_report import progress_report
 
 CONFIG = FrameRewardConfig.model_validate(
     {

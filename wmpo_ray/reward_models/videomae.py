@@ -22,8 +22,8 @@ from wmpo_ray.core.section import Count, Positive
 from wmpo_ray.core.types import Scores
 from wmpo_ray.core.untrusted import NetworkSettings, check_finite, check_network, read_settings
 from wmpo_ray.model_files.lean_imports import lean
-from wmpo_ray.reward_models.batching import in_equal_batches, instruction_planes
 from wmpo_ray.reward_models.decisions import decide
+from wmpo_ray.reward_models.equal_batches import in_equal_batches, instruction_planes
 from wmpo_ray.reward_models.videomae_settings import NetworkRewardConfig
 
 with lean():

@@ -20,8 +20,8 @@ from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import atomic_directory
 from wmpo_ray.core.types import Scores
 from wmpo_ray.core.untrusted import read_settings
-from wmpo_ray.reward_models.batching import in_equal_batches
 from wmpo_ray.reward_models.decisions import decide
+from wmpo_ray.reward_models.equal_batches import in_equal_batches
 from wmpo_ray.reward_models.vlm_files import VlmFiles, files_to_keep, load_vlm
 from wmpo_ray.reward_models.vlm_settings import INSTRUCTION, VlmRewardConfig
 
