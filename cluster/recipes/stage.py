@@ -80,6 +80,7 @@ LATER: Mapping[str, Any] = {
     "rollout.num_chunks": 0,
     "rollout.keyframes_per_episode": 0,
     "filter.dynamic_sampling": True,
+    "reward.max_false_positive_rate": 0.0,
     "reward.verify.until": "horizon",
     "reward.label_noise.false_positives": 0.0,
     "reward.label_noise.false_negatives": 0.0,
