@@ -90,6 +90,7 @@ LATER: Mapping[str, Any] = {
     "filtered_bc.decisions": "every_step",
     "grpo.overlong_steps": 0,
     "grpo.loss_mean": "trajectory",
+    **{f"{section}.groups_per_pass": 0 for section in ("grpo", "rloo", "reinforce_pp", "gspo")},
     "policy.cloning.correction_weight": 1.0,
     "demos.source": "",
     "collect.source": "",

@@ -245,9 +245,8 @@ class Config(AlgorithmSections):
                 f"{chosen}.trained_parameters = {shown(settings.trained_parameters)} is not a regular expression: {error}; "
                 f"set {chosen}.trained_parameters"
             ) from None
-        if isinstance(settings, OfflineSection):
-            settings.check(chosen)
-        elif settings.minibatch_trajectories > self.trajectories_per_update:
+        settings.check(chosen, self.rollout.group_size)
+        if settings.minibatch_trajectories > self.trajectories_per_update:
             raise ValueError(
                 f"{chosen}.minibatch_trajectories={settings.minibatch_trajectories} is more than the "
                 f"{self.trajectories_per_update} trajectories of an update; set {chosen}.minibatch_trajectories"
