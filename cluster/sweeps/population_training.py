@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
+from rich.console import Console
 
 from cluster.recipes.reuse.branch import branch_run, updates_taken_over
 from cluster.runtimes.resources import Resources, ray_options
-from cluster.sweeps.population import Population, Settings, Takeover
+from cluster.sweeps.population import Population, Settings, Turn
 from cluster.sweeps.space import Space, setting
 from cluster.sweeps.trial import TRIALS, begin_run, end_of_log, make_folder, stop_run
 from wmpo_ray.config.run import Config
@@ -25,35 +26,58 @@ from wmpo_ray.core.files import remove_leftovers
 from wmpo_ray.runs.trackers.jsonl import JsonlTracker
 
 
-def train_population(
-    config: Config, space: Space, out: Path, metric: str, resources: Resources, options: Sequence[str]
-) -> Population:
+class Search(NamedTuple):
+    """What a population is trained by. `options`: of `wmpo run`, for every trial."""
+
+    config: Config
+    space: Space
+    out: Path
+    metric: str
+    resources: Resources
+    options: Sequence[str] = ()
+    console: Console | None = None
+
+    def folder(self, name: str) -> Path:
+        return self.out / TRIALS / name
+
+
+def train_population(search: Search) -> Population:
     """Go on where the record of the population ends; returns it whole. Raises UserError where every trial fails."""
+    config, space, out = search.config, search.space, search.out
     (out / TRIALS).mkdir(exist_ok=True)
     remove_leftovers(out / TRIALS)
     population = Population.read(out, space)
     population.write(out)
     for name, settings in population.first.items():
-        make_folder(out, out / TRIALS / name, overrides_of(settings))
+        make_folder(out, search.folder(name), overrides_of(settings))
     if population.turns:  # all that follows from those before is there
-        take_over(config, out, population)
+        take_over(search, population)
     for update in turns_of(config, space)[len(population.turns) :]:
         is_last = update == config.training.num_updates
-        failed = run_all(config, population.settings, space, out, update, resources, options, is_last)
+        failed = run_all(search, list(population.first), update, is_last)
         success = {
-            name: None if name in failed else success_at(out / TRIALS / name, metric, update)
+            name: None if name in failed else success_at(search.folder(name), search.metric, update)
             for name in population.first
         }
-        if not any(value is not None for value in success.values()):
-            problem = next(iter(failed.values()), f"{metric} was not measured")
+        if all(value is None for value in success.values()):
+            problem = next(iter(failed.values()), f"{search.metric} was not measured")
             raise UserError(f"no trial came to update {update}: {problem}")
         population = population.with_turn(space, update, success)
         if is_last:  # nobody goes on from here
             turn = population.turns[-1].model_copy(update={"takeovers": ()})
             population = population.model_copy(update={"turns": (*population.turns[:-1], turn)})
         population.write(out)
-        take_over(config, out, population)
+        take_over(search, population)
+        if search.console is not None:
+            search.console.print(described(population.turns[-1]), soft_wrap=True, highlight=False)
     return population
+
+
+def described(turn: Turn) -> str:
+    """In one line."""
+    known = [value for value in turn.success.values() if value is not None]
+    text = f"update {turn.update}: {len(known)} trials of {len(turn.success)}, the best with {max(known):.1%}"
+    return "; ".join([text, *(f"{each.trial} takes over from {each.source}" for each in turn.takeovers)])
 
 
 def turns_of(config: Config, space: Space) -> list[int]:
@@ -68,17 +92,14 @@ def success_at(folder: Path, metric: str, update: int) -> float | None:
     return float(values[-1]) if values and values[-1] is not None else None
 
 
-def take_over(config: Config, out: Path, population: Population) -> None:
+def take_over(search: Search, population: Population) -> None:
     """What the last turn decided, where it is not done yet: a kill may have come between two of them."""
     turn = population.turns[-1]
     for each in turn.takeovers:
-        folder = out / TRIALS / each.trial
+        folder, config = search.folder(each.trial), search.config
         if updates_taken_over(folder) != turn.update:
-            branch_run(out / TRIALS / each.source, folder, branch_overrides(config, each), replace=True)
-
-
-def branch_overrides(config: Config, each: Takeover) -> list[str]:
-    return [*overrides_of(each.settings), setting(length_of(config), config.training.num_updates)]
+            changes = [*overrides_of(each.settings), setting(length_of(config), config.training.num_updates)]
+            branch_run(search.folder(each.source), folder, changes, replace=True)
 
 
 def overrides_of(settings: Settings) -> list[str]:
@@ -89,24 +110,16 @@ def length_of(config: Config) -> str:
     return f"{config.algorithm.section}.num_updates"
 
 
-def run_all(
-    config: Config,
-    settings: dict[str, Settings],
-    space: Space,
-    out: Path,
-    update: int,
-    resources: Resources,
-    options: Sequence[str],
-    is_last: bool,
-) -> dict[str, str]:
+def run_all(search: Search, names: Sequence[str], update: int, is_last: bool) -> dict[str, str]:
     """Every trial to an update, the last time to the end of its recipe; returns what stopped those that failed."""
-    own = [*options, "--set", setting(length_of(config), update), *(() if is_last else ("--until", "optimize"))]
-    remote = ray.remote(run_trial).options(max_retries=0, **ray_options(resources))
-    waiting, running, failed = sorted(settings), dict[Any, str](), dict[str, str]()
+    length = setting(length_of(search.config), update)
+    own = [*search.options, "--set", length, *(() if is_last else ("--until", "optimize"))]
+    remote = ray.remote(run_trial).options(max_retries=0, **ray_options(search.resources))
+    waiting, running, failed = list(names), dict[Any, str](), dict[str, str]()
     while waiting or running:
-        while waiting and len(running) < (space.search.at_once or len(settings)):
+        while waiting and len(running) < (search.space.search.at_once or len(names)):
             name = waiting.pop(0)
-            running[remote.remote(str(out / TRIALS / name), own)] = name
+            running[remote.remote(str(search.folder(name)), own)] = name
         for ref in ray.wait(list(running), num_returns=1)[0]:
             name = running.pop(ref)
             if problem := ray.get(ref):

@@ -25,7 +25,7 @@ from cluster.recipes.pipeline import run_pipeline
 from cluster.runtimes.resources import Resources, node_selector
 from cluster.runtimes.start import start_runtime
 from cluster.sweeps.population import Population
-from cluster.sweeps.population_training import lineage_of, train_population
+from cluster.sweeps.population_training import Search, lineage_of, train_population
 from cluster.sweeps.space import Range, Space, last_shared, rounded
 from cluster.sweeps.trial import BASE, SHARED, SUCCESS, TRIALS, UPDATE, SweepTrial, result_of
 from cluster.workers.placement import ACCELERATOR_SHARE, role_resources
@@ -66,7 +66,7 @@ def sweep(
         run_pipeline(config, out / SHARED, resume=True, serial=True, force=force, until=until, console=console)
     runtime = start_runtime(False, cluster_address(config))
     try:
-        trials = train(config, space, out, ["--force"] if force else [])
+        trials = train(config, space, out, ["--force"] if force else [], console)
     finally:
         runtime.shutdown()
     found = described(config, space, until) | {"trials": trials}
@@ -148,11 +148,13 @@ def check_population(config: Config, space: Space) -> None:
         )
 
 
-def train(config: Config, space: Space, out: Path, options: Sequence[str]) -> list[dict[str, Any]]:
+def train(
+    config: Config, space: Space, out: Path, options: Sequence[str], console: Console | None
+) -> list[dict[str, Any]]:
     """Run what is missing; returns what became of every trial, the best first."""
     if space.search.scheduler == "pbt":
         metric, needed = metric_of(config, space), process_resources(config)
-        population = train_population(config, space, out, metric, needed, options)
+        population = train_population(Search(config, space, out, metric, needed, options, console))
         trials = [trial_of(out, population, name) for name in population.first]
     else:
         fit(config, space, out, options)
