@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from cluster.cli.app import app
 from cluster.recipes.optimize import stretches_ahead
 from cluster.recipes.pipeline import run_pipeline
 from cluster.recipes.recipe_table import steps_of
@@ -42,7 +44,9 @@ def first(gated_run, tmp_path_factory) -> Path:
 
 def test_a_branch_ends_with_the_bits_of_its_schedule_from_the_start(first, gated_run, tmp_path):
     branch, straight = tmp_path / "branch", tmp_path / "straight"
-    assert branch_run(first, branch, ["grpo.num_updates=2", *CHANGES]) == 1 == updates_taken_over(branch)
+    settings = [part for change in ["grpo.num_updates=2", *CHANGES] for part in ("--set", change)]
+    done = CliRunner().invoke(app, ["fork", str(first), "--out", str(branch), "--branch", *settings])
+    assert done.exit_code == 0 and "1 updates taken over" in done.output and updates_taken_over(branch) == 1
     config = load_config(str(branch / SETTINGS))
     assert set(config.schedule.earlier[0]) == set(SCHEDULE[0]) and config == RunFolder(branch).config
     (planned,) = [each for each in plan_run(RunFolder(branch), config, steps_of(config)) if each.label == "optimize"]

@@ -111,7 +111,7 @@ def _courses(keys: Sequence[str], trials: Sequence[dict[str, Any]]) -> list[Mark
             Series(f"trial {one.get('name')}", "final" if i == 0 else "third", points)
             for i, (one, points) in enumerate(zip(shown, drawn, strict=True))
         ]
-        show = (lambda value: compact(10**value)) if is_log else compact
+        show = (lambda value: compact(float(f"{10**value:.2g}"))) if is_log else compact
         how = "Of the best trials, the weights that each ended with were trained so; the best in colour."
         found.append(card(f"{key} on the way", line_chart(series[::-1], key, "update", show), how=how))
     return found
