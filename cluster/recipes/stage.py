@@ -86,6 +86,7 @@ LATER: Mapping[str, Any] = {
     "filtered_bc.decisions": "every_step",
     "grpo.overlong_steps": 0,
     "grpo.loss_mean": "trajectory",
+    "schedule.earlier": (),
     "policy.cloning.correction_weight": 1.0,
     "demos.source": "",
     "collect.source": "",
