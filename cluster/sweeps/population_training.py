@@ -9,20 +9,27 @@ from it. Ray runs the processes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
+from cluster.recipes.optimize import OPTIMIZE
+from cluster.recipes.recipe_table import steps_of
 from cluster.recipes.reuse.branch import branch_run, updates_taken_over
 from cluster.runtimes.resources import Resources, ray_options
 from cluster.sweeps.population import Population, Settings, Takeover
 from cluster.sweeps.space import Space, setting
 from cluster.sweeps.trial import TRIALS, begin_run, end_of_log, make_folder, stop_run
+from wmpo_ray.config.loading import overridden
 from wmpo_ray.config.run import Config
-from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.core.files import remove_leftovers
 from wmpo_ray.runs.trackers.jsonl import JsonlTracker
+
+MOST_RETRIES = 3  # of a trial whose process or node was lost: its run goes on from its checkpoint
 
 
 def train_population(
@@ -31,7 +38,8 @@ def train_population(
     """Go on where the record of the population ends; returns it whole. Raises UserError where every trial fails."""
     (out / TRIALS).mkdir(exist_ok=True)
     remove_leftovers(out / TRIALS)
-    population = Population.read(out, space)
+    allows = partial(can_run, config)
+    population = Population.read(out, space, allows)
     population.write(out)
     for name, settings in population.first.items():
         make_folder(out, out / TRIALS / name, overrides_of(settings))
@@ -47,13 +55,25 @@ def train_population(
         if not any(value is not None for value in success.values()):
             problem = next(iter(failed.values()), f"{metric} was not measured")
             raise UserError(f"no trial came to update {update}: {problem}")
-        population = population.with_turn(space, update, success)
+        population = population.with_turn(space, update, success, allows)
         if is_last:  # nobody goes on from here
             turn = population.turns[-1].model_copy(update={"takeovers": ()})
             population = population.model_copy(update={"turns": (*population.turns[:-1], turn)})
         population.write(out)
         take_over(config, out, population)
     return population
+
+
+def can_run(config: Config, settings: Settings) -> bool:
+    """Whether a run would take these settings together; each of them alone has been tried."""
+    try:
+        changed = overridden(config, overrides_of(settings))
+        for step in steps_of(changed):
+            if step.stage.run is OPTIMIZE.run:
+                step.stage.check(changed, True)
+    except ConfigError:
+        return False
+    return True
 
 
 def turns_of(config: Config, space: Space) -> list[int]:
@@ -101,7 +121,7 @@ def run_all(
 ) -> dict[str, str]:
     """Every trial to an update, the last time to the end of its recipe; returns what stopped those that failed."""
     own = [*options, "--set", setting(length_of(config), update), *(() if is_last else ("--until", "optimize"))]
-    remote = ray.remote(run_trial).options(max_retries=0, **ray_options(resources))
+    remote = ray.remote(run_trial).options(max_retries=MOST_RETRIES, **ray_options(resources))
     waiting, running, failed = sorted(settings), dict[Any, str](), dict[str, str]()
     while waiting or running:
         while waiting and len(running) < (space.search.at_once or len(settings)):
@@ -109,7 +129,11 @@ def run_all(
             running[remote.remote(str(out / TRIALS / name), own)] = name
         for ref in ray.wait(list(running), num_returns=1)[0]:
             name = running.pop(ref)
-            if problem := ray.get(ref):
+            try:
+                problem = ray.get(ref)
+            except RayError as error:  # its process or node was lost more often than it is begun again
+                problem = str(error).partition("\n")[0]
+            if problem:
                 failed[name] = f"{name}: {problem}"
     return failed
 
