@@ -7,7 +7,7 @@ on as if it had not been.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,22 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from cluster.sweeps.space import Range, SearchSection, Space, rounded
+from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.files import atomic_write
 from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.core.untrusted import read_settings
 
 RECORD = "population.json"
+MAX_BYTES = 2**28  # of the record: ten thousand trials of thousands of turns write more than a person could
+MOST_DRAWS = 100  # of settings that a run would refuse together
+
 Settings = dict[str, Any]  # by dotted key
+Allows = Callable[[Settings], bool]  # whether a run could be made with these settings
+
+
+def any_settings(settings: Settings) -> bool:
+    """Every combination can be run."""
+    return True
 
 
 class Takeover(BaseModel):
@@ -49,10 +59,10 @@ class Population(BaseModel):
     turns: tuple[Turn, ...] = ()
 
     @classmethod
-    def read(cls, folder: Path, space: Space) -> Population:
+    def read(cls, folder: Path, space: Space, allows: Allows = any_settings) -> Population:
         """That of a sweep, or a new one. Raises UserError for a damaged record."""
         path = folder / RECORD
-        return read_settings(path, cls) if path.exists() else cls(first=first_settings(space))
+        return read_settings(path, cls, MAX_BYTES) if path.exists() else cls(first=first_settings(space, allows))
 
     def write(self, folder: Path) -> None:
         atomic_write(folder / RECORD, self.model_dump_json(indent=1) + "\n")
@@ -65,12 +75,17 @@ class Population(BaseModel):
             found |= {each.trial: each.settings for each in turn.takeovers}
         return found
 
-    def with_turn(self, space: Space, update: int, success: Mapping[str, float | None]) -> Population:
+    def with_turn(
+        self, space: Space, update: int, success: Mapping[str, float | None], allows: Allows = any_settings
+    ) -> Population:
         """After another turn, at which poor trials take over from good ones."""
-        turn = Turn(update=update, success=dict(success), takeovers=tuple(self._takeovers(space, update, success)))
+        takeovers = tuple(self._takeovers(space, update, success, allows))
+        turn = Turn(update=update, success=dict(success), takeovers=takeovers)
         return self.model_copy(update={"turns": (*self.turns, turn)})
 
-    def _takeovers(self, space: Space, update: int, success: Mapping[str, float | None]) -> list[Takeover]:
+    def _takeovers(
+        self, space: Space, update: int, success: Mapping[str, float | None], allows: Allows
+    ) -> list[Takeover]:
         """Of the worst `quantile` and of those that failed, each from one of the best `quantile` that is better."""
         known = {name: value for name, value in success.items() if value is not None}
         ranked = sorted(known, key=lambda name: (known[name], name))
@@ -83,18 +98,25 @@ class Population(BaseModel):
             if not better:
                 continue
             source = better[int(random.integers(len(better)))]
-            settings = explored(self.settings[source], space, random)
+            settings = explored(self.settings[source], space, random, allows)
             found.append(Takeover(trial=name, source=source, settings=settings))
         return found
 
 
-def first_settings(space: Space) -> dict[str, Settings]:
-    """Drawn for each trial."""
+def first_settings(space: Space, allows: Allows = any_settings) -> dict[str, Settings]:
+    """Drawn for each trial. Raises ConfigError where a run would refuse all that is drawn."""
     width = len(str(space.search.trials - 1))
     found = {}
     for i in range(space.search.trials):
         random = np.random.default_rng(seed_for(space.search.seed, "population", "first", i))
-        found[f"{i:0{width}d}"] = {key: draw(each, random) for key, each in space.ranges.items()}
+        draws = ({key: draw(each, random) for key, each in space.ranges.items()} for _ in range(MOST_DRAWS))
+        settings = next(filter(allows, draws), None)
+        if settings is None:
+            raise ConfigError(
+                f"[space]: {MOST_DRAWS} draws of {', '.join(space.ranges)} together were settings that a run refuses; "
+                "narrow their ranges"
+            )
+        found[f"{i:0{width}d}"] = settings
     return found
 
 
@@ -110,14 +132,21 @@ def draw(each: Range, random: np.random.Generator) -> Any:
     return rounded(float(random.uniform(low, high)))
 
 
-def explored(settings: Settings, space: Space, random: np.random.Generator) -> Settings:
-    """Each setting drawn again with the probability `resample`, or else changed a little, within its range."""
-    return {
-        key: draw(each, random)
-        if random.random() < space.search.resample
-        else perturbed(settings[key], each, space.search, random)
-        for key, each in space.ranges.items()
-    }
+def explored(settings: Settings, space: Space, random: np.random.Generator, allows: Allows = any_settings) -> Settings:
+    """Each setting drawn again with the probability `resample`, or else changed a little, within its range.
+
+    Where a run would refuse all combinations that are tried, the settings stay what they are.
+    """
+    for _ in range(MOST_DRAWS):
+        found = {
+            key: draw(each, random)
+            if random.random() < space.search.resample
+            else perturbed(settings[key], each, space.search, random)
+            for key, each in space.ranges.items()
+        }
+        if allows(found):
+            return found
+    return settings
 
 
 def perturbed(value: Any, each: Range, search: SearchSection, random: np.random.Generator) -> Any:
@@ -127,5 +156,9 @@ def perturbed(value: Any, each: Range, search: SearchSection, random: np.random.
         return each.choice[min(max(place, 0), len(each.choice) - 1)]
     low, high = each.examples
     factor = search.factors[int(random.integers(len(search.factors)))]
-    changed = min(max(value * factor, low), high)
-    return round(changed) if each.integers is not None else rounded(changed)
+    if each.integers is None:
+        return rounded(min(max(value * factor, low), high))
+    changed = round(value * factor)
+    if changed == value:  # 1.2 times 2 is 2: a small number moves too
+        changed += (factor > 1) - (factor < 1)
+    return int(min(max(changed, low), high))

@@ -9,21 +9,28 @@ from it. Ray runs the processes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
+from ray.exceptions import RayError
 from rich.console import Console
 
+from cluster.recipes.optimize import OPTIMIZE
+from cluster.recipes.recipe_table import steps_of
 from cluster.recipes.reuse.branch import branch_run, updates_taken_over
 from cluster.runtimes.resources import Resources, ray_options
 from cluster.sweeps.population import Population, Settings, Turn
 from cluster.sweeps.space import Space, setting
 from cluster.sweeps.trial import TRIALS, begin_run, end_of_log, make_folder, stop_run
+from wmpo_ray.config.loading import overridden
 from wmpo_ray.config.run import Config
-from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.core.files import remove_leftovers
 from wmpo_ray.runs.trackers.jsonl import JsonlTracker
+
+MOST_RETRIES = 3  # of a trial whose process or node was lost: its run goes on from its checkpoint
 
 
 class Search(NamedTuple):
@@ -46,7 +53,8 @@ def train_population(search: Search) -> Population:
     config, space, out = search.config, search.space, search.out
     (out / TRIALS).mkdir(exist_ok=True)
     remove_leftovers(out / TRIALS)
-    population = Population.read(out, space)
+    allows = partial(can_run, config)
+    population = Population.read(out, space, allows)
     population.write(out)
     for name, settings in population.first.items():
         make_folder(out, search.folder(name), overrides_of(settings))
@@ -62,7 +70,7 @@ def train_population(search: Search) -> Population:
         if all(value is None for value in success.values()):
             problem = next(iter(failed.values()), f"{search.metric} was not measured")
             raise UserError(f"no trial came to update {update}: {problem}")
-        population = population.with_turn(space, update, success)
+        population = population.with_turn(space, update, success, allows)
         if is_last:  # nobody goes on from here
             turn = population.turns[-1].model_copy(update={"takeovers": ()})
             population = population.model_copy(update={"turns": (*population.turns[:-1], turn)})
@@ -78,6 +86,18 @@ def described(turn: Turn) -> str:
     known = [value for value in turn.success.values() if value is not None]
     text = f"update {turn.update}: {len(known)} trials of {len(turn.success)}, the best with {max(known):.1%}"
     return "; ".join([text, *(f"{each.trial} takes over from {each.source}" for each in turn.takeovers)])
+
+
+def can_run(config: Config, settings: Settings) -> bool:
+    """Whether a run would take these settings together; each of them alone has been tried."""
+    try:
+        changed = overridden(config, overrides_of(settings))
+        for step in steps_of(changed):
+            if step.stage.run is OPTIMIZE.run:
+                step.stage.check(changed, True)
+    except ConfigError:
+        return False
+    return True
 
 
 def turns_of(config: Config, space: Space) -> list[int]:
@@ -114,7 +134,7 @@ def run_all(search: Search, names: Sequence[str], update: int, is_last: bool) ->
     """Every trial to an update, the last time to the end of its recipe; returns what stopped those that failed."""
     length = setting(length_of(search.config), update)
     own = [*search.options, "--set", length, *(() if is_last else ("--until", "optimize"))]
-    remote = ray.remote(run_trial).options(max_retries=0, **ray_options(search.resources))
+    remote = ray.remote(run_trial).options(max_retries=MOST_RETRIES, **ray_options(search.resources))
     waiting, running, failed = list(names), dict[Any, str](), dict[str, str]()
     while waiting or running:
         while waiting and len(running) < (search.space.search.at_once or len(names)):
@@ -122,7 +142,11 @@ def run_all(search: Search, names: Sequence[str], update: int, is_last: bool) ->
             running[remote.remote(str(search.folder(name)), own)] = name
         for ref in ray.wait(list(running), num_returns=1)[0]:
             name = running.pop(ref)
-            if problem := ray.get(ref):
+            try:
+                problem = ray.get(ref)
+            except RayError as error:  # its process or node was lost more often than it is begun again
+                problem = str(error).partition("\n")[0]
+            if problem:
                 failed[name] = f"{name}: {problem}"
     return failed
 

@@ -22,14 +22,16 @@ from rich.console import Console
 
 from cluster.host.job import cluster_address
 from cluster.recipes.pipeline import run_pipeline
+from cluster.recipes.recipe_table import steps_of
 from cluster.runtimes.resources import Resources, node_selector
 from cluster.runtimes.start import start_runtime
 from cluster.sweeps.population import Population
 from cluster.sweeps.population_training import Search, lineage_of, train_population
-from cluster.sweeps.space import Range, Space, last_shared, rounded
+from cluster.sweeps.space import Range, Space, last_shared, rounded, setting
 from cluster.sweeps.trial import BASE, SHARED, SUCCESS, TRIALS, UPDATE, SweepTrial, result_of
 from cluster.workers.placement import ACCELERATOR_SHARE, role_resources
 from wmpo_ray.config.dumping import config_to_toml
+from wmpo_ray.config.loading import overridden
 from wmpo_ray.config.run import Config
 from wmpo_ray.config.stretches import refuse_fixed
 from wmpo_ray.core.errors import ConfigError, UserError
@@ -146,6 +148,16 @@ def check_population(config: Config, space: Space) -> None:
             f"search.interval = {interval}: real success is measured every {every} updates, and trials are compared at a "
             "turn; make it a multiple, or set evaluation.every_updates"
         )
+    length = f"{config.algorithm.section}.num_updates"
+    if interval >= config.training.num_updates:
+        raise ConfigError(
+            f"search.interval = {interval}: with {length} = {config.training.num_updates} no trial would ever take over from "
+            f"another; lower search.interval, or raise {length}"
+        )
+    try:
+        steps_of(overridden(config, [setting(length, interval)]))
+    except ConfigError as error:
+        raise ConfigError(f"search.interval = {interval}: trials first train for as many updates: {error}") from error
 
 
 def train(

@@ -18,11 +18,12 @@ from cluster.sweeps.space import rounded, setting
 from wmpo_ray.config.dumping import config_to_toml
 from wmpo_ray.config.loading import load_config, overridden
 from wmpo_ray.core.files import atomic_write
-from wmpo_ray.runs.folder import RunFolder
+from wmpo_ray.runs.folder import LOCK, RunFolder
+from wmpo_ray.runs.folder_lock import FolderLock, LockedError
 from wmpo_ray.runs.trackers.jsonl import JsonlTracker
 
 TRIALS, SHARED, FORKING, BASE = "trials", "shared", "forking.lock", "settings.toml"
-POLL_S, LEAVE_S = 0.5, 20.0
+POLL_S, LEAVE_S, FREE_S = 0.5, 20.0, 120.0
 LOG_BYTES = 2000  # of a failed run's log that its error shows
 UPDATE, SUCCESS = "update", "success"  # of what is reported
 
@@ -74,6 +75,7 @@ class SweepTrial(tune.Trainable):
 
 def begin_run(folder: Path, options: Sequence[str]) -> subprocess.Popen:
     """Go on with the run in a folder, in a process of its own; what it prints is in FOLDER.log beside it."""
+    wait_until_free(folder)
     command = [sys.executable, "-m", "cluster.sweeps.bound_process", str(os.getpid()), "run", str(folder / SETTINGS)]
     with open(folder.with_suffix(".log"), "ab") as log:
         return subprocess.Popen(
@@ -81,6 +83,18 @@ def begin_run(folder: Path, options: Sequence[str]) -> subprocess.Popen:
             stdout=log,
             stderr=subprocess.STDOUT,
         )
+
+
+def wait_until_free(folder: Path) -> None:
+    """The run of a sweep that was killed a moment ago may still be leaving its checkpoint; it is no failure of the next."""
+    deadline = time.monotonic() + FREE_S
+    while (folder / LOCK).exists() and time.monotonic() < deadline:
+        try:
+            FolderLock(folder / LOCK).close()
+        except LockedError:
+            time.sleep(POLL_S)
+        else:
+            return
 
 
 def stop_run(process: subprocess.Popen) -> None:

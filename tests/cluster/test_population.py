@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+from functools import partial
 
+import numpy as np
 import pytest
 
-from cluster.sweeps.population import Population, Takeover, Turn, first_settings
+from cluster.sweeps import trial
+from cluster.sweeps.population import Population, Takeover, Turn, first_settings, perturbed
 from cluster.sweeps.space import Range, SearchSection, Space, read_space
 from wmpo_ray.config.dumping import config_to_toml
 from wmpo_ray.config.loading import load_config
 from wmpo_ray.core.errors import ConfigError, UserError
+from wmpo_ray.runs.folder import LOCK
+from wmpo_ray.runs.folder_lock import FolderLock
 from wmpo_ray.watch.sweep_page import render_sweep
 
 RANGES = {
@@ -56,6 +62,49 @@ def test_settings_are_those_of_the_source_changed_by_a_factor_or_drawn_again():
     own = space(resample=1.0)
     fresh = population(own).with_turn(own, 3, RANKED).turns[0].takeovers
     assert len({each.settings["grpo.learning_rate"] for each in fresh} & {1e-5, 1e-3}) == 0
+
+
+def test_small_whole_numbers_move_too():
+    own = Space({"x": Range(integers=(1, 9))}, SearchSection(scheduler="pbt", factors=(1.2,)))
+    assert [perturbed(value, own.ranges["x"], own.search, np.random.default_rng(0)) for value in (1, 2, 5, 9)] == [
+        2,
+        3,
+        6,
+        9,
+    ]
+    back = SearchSection(scheduler="pbt", factors=(0.8,))
+    assert [perturbed(value, own.ranges["x"], back, np.random.default_rng(0)) for value in (1, 2, 5)] == [1, 1, 4]
+
+
+def test_settings_that_a_run_refuses_together_are_drawn_again():
+    """Each end alone would do, but the lower bound of the filter may come to lie above the upper one."""
+    from cluster.sweeps.population_training import can_run
+
+    low, high = "filter.min_mean", "filter.max_mean"
+    allows = partial(can_run, load_config("smoke"))
+    assert [allows({low: value, high: 0.4}) for value in (0.2, 0.6)] == [True, False]
+    ranges = {low: Range(uniform=(0.0, 0.8)), high: Range(uniform=(0.2, 1.0))}
+    own = Space(ranges, SearchSection(scheduler="pbt", trials=8, resample=1.0))
+    assert any(each[low] > each[high] for each in first_settings(own).values()), "it would happen"
+    after = Population(first=first_settings(own, allows)).with_turn(own, 3, RANKED, allows)
+    assert all(each[low] <= each[high] for each in after.settings.values())
+    (kept, *_) = Population(first=after.first).with_turn(own, 3, RANKED, lambda settings: False).turns[0].takeovers
+    assert kept.settings == after.first[kept.source], "nothing else can be run"
+    with pytest.raises(ConfigError, match=f"of {low}, {high} together .* narrow"):
+        first_settings(own, lambda settings: False)
+
+
+def test_a_trial_waits_for_what_is_left_of_a_killed_sweep(tmp_path, monkeypatch):
+    monkeypatch.setattr(trial, "POLL_S", 0.01)
+    trial.wait_until_free(tmp_path)  # never begun
+    lock = FolderLock(tmp_path / LOCK)
+    waits = threading.Thread(target=trial.wait_until_free, args=(tmp_path,))
+    waits.start()
+    waits.join(0.1)
+    assert waits.is_alive()
+    lock.close()
+    waits.join(10)
+    assert not waits.is_alive()
 
 
 def test_decisions_depend_on_nothing_else_and_survive_their_record(tmp_path):
@@ -120,6 +169,13 @@ def test_a_search_is_refused_in_one_line(tmp_path, text, message):
         ("world_model.alignment.steps", [], 1, "world_model.alignment.steps cannot change between two updates"),
         ("grpo.clip_low", ["evaluation.every_updates=2"], 3, "search.interval = 3: real success is measured every 2"),
         ("grpo.clip_low", ["recipe.rounds=2"], 1, "so one round"),
+        ("grpo.clip_low", [], 2, "no trial would ever take over .*; lower search.interval"),
+        (
+            "grpo.clip_low",
+            ['evaluation.final_policy="best"', "evaluation.every_updates=0", "filter.max_staleness=0"],
+            1,
+            "interval = 1: trials first train for as many updates: evaluation.final_policy",
+        ),
     ],
 )
 def test_what_no_population_can_search_is_refused(key, settings, interval, message):
@@ -143,11 +199,11 @@ def test_the_page_shows_who_took_over_and_the_settings_on_the_way():
         {"until": 2, "trial": "1", "settings": {"x.rate": 1e-5}},
         {"until": 4, "trial": "0", "settings": {"x.rate": 1e-3}},
     ]
-    trial = {"name": "0", "settings": {"x.rate": 1e-3}, "updates": 4, "success": 0.5, "final": rate, "lineage": lineage}
-    page = render_sweep({"name": "demo", "metric": "m", "ranges": {"x.rate": {}}, "trials": [trial]})
+    one = {"name": "0", "settings": {"x.rate": 1e-3}, "updates": 4, "success": 0.5, "final": rate, "lineage": lineage}
+    page = render_sweep({"name": "demo", "metric": "m", "ranges": {"x.rate": {}}, "trials": [one]})
     assert "took over from" in page and "1 at 2" in page and "x.rate on the way" in page
-    del trial["lineage"]
-    assert "took over from" not in render_sweep({"name": "demo", "ranges": {"x.rate": {}}, "trials": [trial]})
+    del one["lineage"]
+    assert "took over from" not in render_sweep({"name": "demo", "ranges": {"x.rate": {}}, "trials": [one]})
 
 
 @pytest.mark.slow
