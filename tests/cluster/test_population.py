@@ -64,16 +64,10 @@ def test_settings_are_those_of_the_source_changed_by_a_factor_or_drawn_again():
     assert len({each.settings["grpo.learning_rate"] for each in fresh} & {1e-5, 1e-3}) == 0
 
 
-def test_small_whole_numbers_move_too():
-    own = Space({"x": Range(integers=(1, 9))}, SearchSection(scheduler="pbt", factors=(1.2,)))
-    assert [perturbed(value, own.ranges["x"], own.search, np.random.default_rng(0)) for value in (1, 2, 5, 9)] == [
-        2,
-        3,
-        6,
-        9,
-    ]
-    back = SearchSection(scheduler="pbt", factors=(0.8,))
-    assert [perturbed(value, own.ranges["x"], back, np.random.default_rng(0)) for value in (1, 2, 5)] == [1, 1, 4]
+@pytest.mark.parametrize(("factor", "moved"), [(1.2, [2, 3, 6, 9]), (0.8, [1, 1, 4, 7]), (1.0, [1, 2, 5, 9])])
+def test_small_whole_numbers_move_too(factor, moved):
+    search, whole = SearchSection(scheduler="pbt", factors=(factor,)), Range(integers=(1, 9))
+    assert [perturbed(value, whole, search, np.random.default_rng(0)) for value in (1, 2, 5, 9)] == moved
 
 
 def test_settings_that_a_run_refuses_together_are_drawn_again():
