@@ -40,12 +40,8 @@ def fork(
     from cluster.recipes.reuse.fork import SETTINGS, fork_run
 
     if branch:
-        num_updates = branch_run(folder, out, overrides or ())
-        make_console().print(
-            f"{num_updates} updates taken over\ngo on with: wmpo run {out / SETTINGS} --out {out} --resume",
-            soft_wrap=True,
-            highlight=False,
-        )
+        make_console().print(f"{branch_run(folder, out, overrides or ())} updates taken over")
+        _print_command(out / SETTINGS, out, " --resume")
         return
     steps = fork_run(folder, out, overrides or ())
     console = make_console()
@@ -56,5 +52,8 @@ def fork(
         what = ("goes further" if each.reason else "kept") if each.is_kept else "to be run"
         table.add_row(each.label, what, escape(each.reason))
     console.print(table)
-    resume = " --resume" if goes_on else ""
-    console.print(f"go on with: wmpo run {out / SETTINGS} --out {out}{resume}", soft_wrap=True, highlight=False)
+    _print_command(out / SETTINGS, out, " --resume" if goes_on else "")
+
+
+def _print_command(settings: Path, out: Path, resume: str) -> None:
+    make_console().print(f"go on with: wmpo run {settings} --out {out}{resume}", soft_wrap=True, highlight=False)
