@@ -90,6 +90,7 @@ ENVIRONMENT_SETTINGS: dict[str, dict[str, Any]] = {
     "lift": {},
     "remote": {"instructions": INSTRUCTIONS},
 }
+SEVERAL_TASKS = {"several tasks": {"kind": "pocket", "task_names": ("pocket", "push")}}  # what such an environment is
 # Modules that are not installed everywhere.
 SIMULATORS = {"pusht": "gym_pusht", "metaworld": "metaworld", "robosuite": "robosuite", "lift": "robosuite"}
 
@@ -100,9 +101,8 @@ DRAW_WITH_OPENGL = {"metaworld", "robosuite", "lift"}
 def environment_section(kind: str, **settings: Any) -> EnvironmentConfig:
     if kind == "remote":
         settings["address"] = pocket_address(settings.get("horizon", 32))
-    return section_class(kinds.ENVIRONMENTS, kind).model_validate(
-        {"kind": kind, **ENVIRONMENT_SETTINGS[kind], **settings}
-    )
+    own = {"kind": kind, **(ENVIRONMENT_SETTINGS | SEVERAL_TASKS)[kind], **settings}
+    return section_class(kinds.ENVIRONMENTS, own["kind"]).model_validate(own)
 
 
 def small_environment(kind: str, horizon: int = HORIZON) -> Environment:
