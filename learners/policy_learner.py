@@ -21,7 +21,8 @@ from learners.update_in_progress import OnlineUpdate, UpdateInProgress
 from wmpo_ray.algorithms.base import OfflineAlgorithm, OnlineAlgorithm, Recorded, make_algorithm
 from wmpo_ray.algorithms.batching import GroupSlice, blocks_of
 from wmpo_ray.config.run import Config
-from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.config.stretches import first_update
+from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.core.files import json_clean
 from wmpo_ray.core.learner_types import LearnerState, StepFacts, UpdateFacts, UpdateResult
 from wmpo_ray.core.observations import Observation
@@ -115,6 +116,11 @@ class PolicyLearner:
             self.published.digests |= {int(version): digest for version, digest in meta["digests"].items()}
             self._last_keys = [(update, attempt) for update, attempt in meta["groups"]]
             self.published.earlier.extend(earlier.items())
+        if self.num_updates < (first := first_update(config := self.config)):
+            raise UserError(
+                f"{self.checkpoints.root}: the newest usable checkpoint has {self.num_updates} updates, and these settings "
+                f"hold after {first} (schedule.earlier of {config.name}); resume the run, which goes on with those before"
+            )
         version, _, _ = self.published.publish(self.num_updates)
         return LearnerState(version, dict(self.published.digests), self._history, self._last_keys, problems)
 

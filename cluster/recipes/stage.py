@@ -91,6 +91,7 @@ LATER: Mapping[str, Any] = {
     "grpo.overlong_steps": 0,
     "grpo.loss_mean": "trajectory",
     **{f"{section}.groups_per_pass": 0 for section in ("grpo", "rloo", "reinforce_pp", "gspo")},
+    "schedule.earlier": (),
     "policy.cloning.correction_weight": 1.0,
     "demos.source": "",
     "collect.source": "",

@@ -45,6 +45,7 @@ from wmpo_ray.config.models import (
     WorldModelTrainingConfig,
 )
 from wmpo_ray.config.sampling import FilterConfig, RolloutConfig
+from wmpo_ray.config.schedule import ScheduleConfig
 from wmpo_ray.core.section import NonNegative, Positive, Section, Share, Trajectories, shown
 from wmpo_ray.kinds import ENVIRONMENTS, POLICIES, REWARD_MODELS, WORLD_MODELS
 
@@ -163,6 +164,7 @@ class Config(AlgorithmSections):
     gate: GateConfig = GateConfig()
     rollout: RolloutConfig = RolloutConfig()
     filter: FilterConfig = FilterConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
     placement: PlacementConfig = PlacementConfig()
