@@ -18,7 +18,7 @@ from learners.supervised.jobs import RewardJob
 from learners.supervised.loop import WHOLE
 from learners.supervised.reward_training import RewardTrainer
 from learners.supervised.thresholds import Judged, choose_bounded_threshold, choose_threshold
-from tests.reward_models.test_videomae import make_episodes
+from tests.support.coloured_episodes import make_episodes
 from tests.support.implementations import vlm_folder
 from wmpo_ray.config.loading import load_config
 from wmpo_ray.core.errors import UserError

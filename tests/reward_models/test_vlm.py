@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from learners.supervised.vlm_calibration import calibrate, fit_scale
-from tests.reward_models.test_videomae import make_episodes
+from tests.support.coloured_episodes import make_episodes
 from tests.support.implementations import make_vlm, vlm_folder
 from tests.support.small_vlm import WORDS
 from wmpo_ray.config.loading import load_config
