@@ -136,7 +136,7 @@ bench-house: setup  ## sizes of rooms and files, loops, files per change (WEIGHT
 evidence: setup  ## the paper's comparisons, cell by cell, for hours; goes on with what is missing (EVIDENCE="--methods wmpo dpo --seeds 0")
 	$(BIN)/python -m benchmarks.evidence $(EVIDENCE)
 
-bench-learners: setup  ## other policies and learners on the embedded task: Flow-GRPO, RLlib's PPO, a sweep (PART=flow|parity SEEDS="0 1 2")
+bench-learners: setup  ## other policies and learners on the embedded task: Flow-GRPO, RLlib's PPO, a sweep (PART=flow|parity|multi SEEDS="0 1 2")
 	$(BIN)/python -m benchmarks.learners $(or $(PART),flow) $(if $(SEEDS),--seeds $(SEEDS))
 	$(if $(PART),,$(BIN)/python -m benchmarks.learners_rllib)
 	$(if $(PART),,$(BIN)/python -m benchmarks.learners_tune)

@@ -4,8 +4,8 @@
 
 Actors, nodes, the GCS and the driver of a run on a cluster of this machine are killed, stopped and preempted at random
 moments: in the mode `relentless` every few seconds, in the mode `settled` only once the last fault is mended. A round
-ends with the stage; rounds follow each other until there have been enough faults. The figures of the other mode are kept
-under its name.
+ends with the stage; rounds follow each other until there have been enough faults, in several calls if they are given the
+same `--keep`. The figures of the other mode are kept under its name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,8 @@ from rich.table import Table
 from benchmarks.prepared_run import STAGE, check_run, copy_run, make_run
 from benchmarks.results_file import RESULTS_DIR, write_results
 from benchmarks.soak_cluster import CrashableCluster
-from benchmarks.soak_faults import ROOT, Driver, Fault, Tormentor
-from benchmarks.soak_ledger import LedgerWatch, Recoveries, recoveries
+from benchmarks.soak_faults import ROOT, Driver, Tormentor
+from benchmarks.soak_ledger import LedgerWatch, Round, read_round, recoveries
 from benchmarks.soak_pace import PATIENCE_S, Mending, Relentless, Settled
 from benchmarks.soak_picture import draw
 from wmpo_ray.config.loading import load_config
@@ -60,32 +59,15 @@ PATIENCE = {
 Show = Callable[[int, int], None]  # told of (faults, groups trained) of the round
 
 
-@dataclass
-class Round:
-    """What happened in one run from the gate to the end of the stage."""
-
-    started: float  # clock on the wall
-    faults: list[Fault] = field(default_factory=list)
-    seconds: float = 0.0
-    digest: str = ""
-    lost: int = 0
-    trained_twice: int = 0
-    imagined_again: int = 0
-    drivers: int = 0
-    driver_crashes: list[tuple[int, str]] = field(default_factory=list)
-    unmended: int = 0
-    account: dict[str, Any] = field(default_factory=dict)
-    recoveries: Recoveries = field(default_factory=Recoveries)
-    progress: list[tuple[float, int]] = field(default_factory=list)  # (seconds, groups trained)
-
-
 class Soak:
     """`run`: folder of a run with every stage up to the gate done; `folder`: where the copies go."""
 
     def __init__(self, run: Path, folder: Path, settings: Sequence[str], seed: int, mode: str = "relentless"):
         self.run, self.folder, self.settings, self.mode = run, folder, list(settings), mode
-        self.chance = random.Random(seed)
-        self.rounds: list[Round] = []
+        self.seed = seed
+        self.rounds: list[Round] = []  # those that an earlier call has finished in the same folder, first
+        while (path := self._facts(len(self.rounds) + 1)).is_file():
+            self.rounds.append(read_round(path))
 
     # -- the run that nothing happens to -------------------------------------------------------------------------
 
@@ -128,7 +110,8 @@ class Soak:
                 ray.shutdown()
 
     def _round(self, cluster: CrashableCluster, num_faults: int, reference: LedgerWatch, show: Show) -> None:
-        folder = self.folder / f"round-{len(self.rounds) + 1}"
+        number = len(self.rounds) + 1
+        folder, chance = self._facts(number).with_suffix(""), random.Random(f"{self.seed}/{number}")
         shutil.rmtree(folder, ignore_errors=True)
         copy_run(self.run, folder, self.settings)
         patience = [f"{key}={value}" for key, value in PATIENCE.items()]
@@ -136,8 +119,8 @@ class Soak:
         driver = Driver(
             self._command(folder, [*patience, f"cluster.address={cluster.address}"]), self.folder / f"{folder.name}.log"
         )
-        tormentor = Tormentor(cluster, driver, self.chance, watch.read)
-        pace = self._pace(folder, cluster, watch)
+        tormentor = Tormentor(cluster, driver, chance, watch.read)
+        pace = self._pace(folder, cluster, watch, chance)
         try:
             while not driver.is_done:
                 is_due = len(this.faults) < num_faults and pace.is_due
@@ -154,11 +137,11 @@ class Soak:
         this.unmended = pace.num_unmended
         self._close(this, folder, watch, reference, driver)
 
-    def _pace(self, folder: Path, cluster: CrashableCluster, watch: LedgerWatch) -> Relentless:
+    def _pace(self, folder: Path, cluster: CrashableCluster, watch: LedgerWatch, chance: random.Random) -> Relentless:
         if self.mode == "relentless":
-            return Relentless(self.chance)
+            return Relentless(chance)
         spares = load_config("demo", self.settings).cluster.spares
-        return Settled(self.chance, Mending(folder, cluster, watch, spares))
+        return Settled(chance, Mending(folder, cluster, watch, spares))
 
     def _close(self, this: Round, folder: Path, watch: LedgerWatch, reference: LedgerWatch, driver: Driver) -> None:
         this.seconds = time.time() - this.started
@@ -169,8 +152,10 @@ class Soak:
         this.account = {**account._asdict(), "balances": account.balances, "verdicts": watch.verdicts()}
         this.recoveries = recoveries(folder, this.faults)
         self.rounds.append(this)
-        facts = {**vars(this), "recoveries": vars(this.recoveries)}
-        (self.folder / f"{folder.name}.json").write_text(json.dumps(facts, indent=1))
+        this.write(self._facts(len(self.rounds)))
+
+    def _facts(self, number: int) -> Path:
+        return self.folder / f"{self.mode}-{number}.json"
 
 
 def digest_of(folder: Path) -> str:
@@ -249,7 +234,7 @@ def main() -> None:
     parser.add_argument("--mode", choices=MODES, default="relentless", help="when the next fault comes")
     parser.add_argument("--run", type=Path, help="a run done up to the gate; it is copied (default: one is made)")
     parser.add_argument("--seed", type=int, default=0, help="of the faults and their moments")
-    parser.add_argument("--keep", type=Path, help="folder for the copies; they are deleted if it is left out")
+    parser.add_argument("--keep", type=Path, help="folder for the copies; another call goes on after its rounds")
     parser.add_argument(
         "--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="for the stage"
     )

@@ -1,4 +1,4 @@
-"""What the files of a run say of its groups and of its recoveries, read from outside while it runs."""
+"""What the files of a run say of its groups and of its recoveries, read from outside while it runs; a round of a soak as a file."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import json
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from benchmarks.soak_faults import SETTLE_S, Fault
 from cluster.events.event_log import FILE_NAME as EVENTS
 from cluster.loop.ledger import FILE_NAME, RESTORED, Account, Key, Ledger, State
 from cluster.recipes.optimize import rollout_folders
+from wmpo_ray.core.files import atomic_write
 
 LOST, REPLACED = "worker.lost", "worker.replaced"
 
@@ -139,3 +141,34 @@ def _replaced(facts: Sequence[dict], lost: int) -> int | None:
     worker = facts[lost]["worker"]
     after = (place for place in range(lost + 1, len(facts)) if facts[place]["worker"] == worker)
     return next((place for place in after if facts[place]["event"] == REPLACED), None)
+
+
+@dataclass
+class Round:
+    """What happened in one run from the gate to the end of the stage."""
+
+    started: float  # clock on the wall
+    faults: list[Fault] = field(default_factory=list)
+    seconds: float = 0.0
+    digest: str = ""
+    lost: int = 0
+    trained_twice: int = 0
+    imagined_again: int = 0
+    drivers: int = 0
+    driver_crashes: list[tuple[int, str]] = field(default_factory=list)
+    unmended: int = 0
+    account: dict[str, Any] = field(default_factory=dict)
+    recoveries: Recoveries = field(default_factory=Recoveries)
+    progress: list[tuple[float, int]] = field(default_factory=list)  # (seconds, groups trained)
+
+    def write(self, path: Path) -> None:
+        atomic_write(path, json.dumps({**vars(self), "recoveries": vars(self.recoveries)}, indent=1))
+
+
+def read_round(path: Path) -> Round:
+    """What `Round.write` has written."""
+    facts = json.loads(path.read_text())
+    faults = [Fault(*fault) for fault in facts.pop("faults")]
+    known = {each.name for each in fields(Round)}
+    plain = {key: value for key, value in facts.items() if key in known and key != "recoveries"}
+    return Round(**plain, faults=faults, recoveries=Recoveries(**facts["recoveries"]))

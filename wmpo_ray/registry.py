@@ -5,8 +5,10 @@ Models come back on the device of this process (`cluster.device`), unless anothe
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,6 +22,8 @@ from wmpo_ray.core.runtime_settings import configure_process, process_device
 from wmpo_ray.core.seeding import seed_for
 from wmpo_ray.core.types import Episodes
 from wmpo_ray.environments.facts import environment_facts
+from wmpo_ray.environments.several_tasks import make_several
+from wmpo_ray.environments.task_of_start import tasks_of
 from wmpo_ray.kinds import ENVIRONMENTS, POLICIES, REWARD_MODELS, WORLD_MODELS
 from wmpo_ray.model_files import held_models
 
@@ -36,11 +40,20 @@ def check_simulator(config: Config) -> None:
     Where environment workers have packages of their own, the simulator need not be here.
     """
     if not config.cluster.environment_runtime_env.for_ray():
-        ENVIRONMENTS.find(config.environment.kind).check(config.environment)
+        tasks_of(config.environment)  # of several, none must be like another
+        for section in _sections(config.environment):
+            ENVIRONMENTS.find(section.kind).check(section)
 
 
 def make_environment(config: EnvironmentConfig) -> Environment:
-    return ENVIRONMENTS.find(config.kind).make(config)
+    """The environment of its task, or of all of its tasks. Raises ConfigError where there is no simulator."""
+    make = ENVIRONMENTS.find(config.kind).make
+    return make_several(config, make) if config.task_names else make(config)
+
+
+def _sections(config: EnvironmentConfig) -> list[EnvironmentConfig]:
+    """That of each task alone."""
+    return list(config.variants.values()) or [config]
 
 
 def has_ability(config: EnvironmentConfig, ability: str) -> bool:
@@ -54,13 +67,25 @@ def has_ability(config: EnvironmentConfig, ability: str) -> bool:
 def disruptions_of(config: EnvironmentConfig) -> tuple[str, ...]:
     """What the environment can disrupt, besides "none"."""
     kind: Any = ENVIRONMENTS.find(config.kind)
-    return kind.disruptions(config) if hasattr(kind, "disruptions") else ()  # of packages older than it
+    if not hasattr(kind, "disruptions"):  # of packages older than it
+        return ()
+    first, *rest = (kind.disruptions(section) for section in _sections(config))
+    return tuple(name for name in first if all(name in other for other in rest))
 
 
 def make_play(config: EnvironmentConfig, num: int, seed: int) -> Iterator[Play] | None:
-    """Undirected episodes of the environment, made as they are asked for; None where its kind has none."""
+    """Undirected episodes of the environment, made as they are asked for; None where its kind has none.
+
+    Of several tasks, one after the other, each its share.
+    """
     kind: Any = ENVIRONMENTS.find(config.kind)
-    return kind.play(config, num, seed) if hasattr(kind, "play") else None  # of packages older than play
+    if not hasattr(kind, "play"):  # of packages older than play
+        return None
+    if (tasks := tasks_of(config)) is None:
+        return kind.play(config, num, seed)
+    counts, sections = Counter(tasks.of_seeds(range(num))), config.variants
+    parts = [kind.play(sections[name], count, seed_for(seed, "play", name)) for name, count in counts.items()]
+    return None if None in parts else chain.from_iterable(parts)
 
 
 # -- policies ----------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +22,7 @@ from wmpo_ray.core.starts import start_seeds
 from wmpo_ray.core.statistics import wilson_interval
 from wmpo_ray.environments.facts import environment_facts
 from wmpo_ray.rollout.evaluation import MOST_TOGETHER, recording_batch
+from wmpo_ray.runs.outcomes import start_tasks
 
 EVALUATE = ("evaluate", "evaluate_saved")
 
@@ -31,16 +32,28 @@ class Evaluated(NamedTuple):
     metrics: dict[str, float]
 
 
+class LabelledRollouts(NamedTuple):
+    labels: np.ndarray  # [2, M] bool: real success, imagined success; none, where no label is known
+    tasks: np.ndarray  # [M] str, of each; "" where there is one task, or where it is not known
+
+    @classmethod
+    def joined(cls, parts: Sequence[LabelledRollouts]) -> LabelledRollouts:
+        return cls(
+            np.concatenate([part.labels for part in parts], axis=1), np.concatenate([part.tasks for part in parts])
+        )
+
+
 class Reality:
     """Submits tasks to the environment actor."""
 
     def __init__(self, config: Config, team: Team):
         self.config, self.team = config, team
         self._asked: set[int] = set()  # updates whose success is being measured
-        self._labels: dict[int, dict[int, np.ndarray]] = {}  # update -> labels [2, m] of each request compared so far
+        self._labels: dict[int, dict[int, LabelledRollouts]] = {}  # update -> those of each request compared so far
         self._seeds = [
             int(seed) for seed in start_seeds("on_the_way", config.evaluation.num_starts_on_the_way, config.seed)
         ]
+        self._tasks = start_tasks(config, self._seeds)  # of each, where there are several
 
     def evaluate(self, update: int, weights: Ref) -> None:
         """Measure the real success rate of these weights if this update is due for evaluation."""
@@ -63,7 +76,7 @@ class Reality:
             found[index] = success
             if len(found) < len(shares):
                 return None
-            return success_metrics(np.concatenate([found[i] for i in range(len(shares))]))
+            return success_metrics(np.concatenate([found[i] for i in range(len(shares))]), self._tasks)
 
         for index, seeds in enumerate(shares):
             arguments = (policy, seeds, self.config.evaluation.temperature)
@@ -89,13 +102,16 @@ class Reality:
         update, place = request.groups[0].update + 1, request.members[0]
         index = (place[0].attempt * rollout.group_size + place[1]) // rollout.request_size
         found = self._labels.setdefault(update, {})
+        tasks = np.array([group.start.task for group, _ in request.members])
 
         def joined(labels: np.ndarray) -> dict[str, float] | None:
-            found[index] = labels
+            # Those of unknown label are left out, so that of the others nobody knows which they are.
+            known = labels.shape[1] == len(tasks)
+            found[index] = LabelledRollouts(labels, tasks if known else np.full(labels.shape[1], ""))
             if len(found) < rollout.groups_per_request * rollout.group_size // rollout.request_size:
                 return None
             self._labels.pop(update, None)
-            return label_metrics(np.concatenate([found[part] for part in sorted(found)], axis=1))
+            return label_metrics(LabelledRollouts.joined([found[part] for part in sorted(found)]))
 
         self._ask("compare_labels", arguments, update, joined, index)
 
@@ -141,16 +157,27 @@ class Reality:
             self._asked.discard(update)
 
 
-def success_metrics(success: np.ndarray) -> dict[str, float]:
+def success_metrics(success: np.ndarray, tasks: Sequence[str] = ()) -> dict[str, float]:
+    """success [M] bool; tasks: of each start, where there are several."""
+    metrics = _success("real/success", success)
+    for name in sorted(set(tasks)):
+        metrics |= _success(f"task/{name}/real_success", success[np.array(tasks) == name])
+    return metrics
+
+
+def _success(key: str, success: np.ndarray) -> dict[str, float]:
     low, high = wilson_interval(int(success.sum()), len(success))
-    return {"real/success_rate": float(success.mean()), "real/success_low": low, "real/success_high": high}
+    return {f"{key}_rate": float(success.mean()), f"{key}_low": low, f"{key}_high": high}
 
 
-def label_metrics(labels: np.ndarray) -> dict[str, float]:
-    """labels [2, M] bool: real success, imagined success; none, where no label is known."""
-    if not labels.shape[1]:
+def label_metrics(compared: LabelledRollouts) -> dict[str, float]:
+    real, imagined = compared.labels
+    if not len(real):
         return {}
+    right = real == imagined
+    names = sorted(set(compared.tasks.tolist()) - {""})
+    by_task = {f"task/{name}/label_agreement_rate": float(right[compared.tasks == name].mean()) for name in names}
     return {
-        "real/label_agreement": float((labels[0] == labels[1]).mean()),
-        "real/false_positive_rate": float((labels[1] & ~labels[0]).mean()),
-    }
+        "real/label_agreement": float(right.mean()),
+        "real/false_positive_rate": float((imagined & ~real).mean()),
+    } | by_task

@@ -55,7 +55,7 @@ class TrainingLoop(LearnerDriver):
         self.weights: dict[int, Offer] = {}
         self.steps = StepWeights(self)
         self.num_requests = 0
-        self.orders = StartOrder(config, ledger, len(starts))
+        self.orders = StartOrder(config, ledger, starts)
         self.busy_s = 0.0  # time spent in the loop itself, waits excluded
 
     @property

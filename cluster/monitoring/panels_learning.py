@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from cluster.monitoring.panels import BAD, NO_GPU, NOW, OK, QUEUE, SHARE, THROUGHPUT, TIME, WARN, Panel, Row, or_zero
-from cluster.monitoring.queries import ANY_WORKER, SINCE_START, gauge, increase, p50_p95, query, rate
+from cluster.monitoring.queries import ANY_WORKER, RARE_WINDOW, SINCE_START, gauge, increase, p50_p95, query, rate
+
+ONE_TASK = "Empty for a run of one task."
 
 LEARNING = Row(
     "Learning",
@@ -75,6 +77,52 @@ LEARNING = Row(
             "short",
             (query(gauge("wmpo_gradient_norm"), "norm"),),
             6,
+        ),
+    ),
+)
+
+TASKS = Row(
+    "Tasks",
+    8,
+    (
+        Panel(
+            "Success of each task",
+            f"Real, with the ends of its 95% interval, as of the last evaluation; in training, of the last update. {ONE_TASK}",
+            SHARE,
+            (
+                query(gauge("wmpo_task_real_success_rate", "task"), "{{task}}"),
+                query(gauge("wmpo_task_real_success_low", "task"), "{{task}}, low"),
+                query(gauge("wmpo_task_real_success_high", "task"), "{{task}}, high"),
+                query(gauge("wmpo_task_training_success_rate", "task"), "{{task}}, training"),
+            ),
+            maximum=1,
+        ),
+        Panel(
+            "Keep rate of each task",
+            "Groups admitted of all that were judged, last update. A task near zero is too easy or too hard for the policy: "
+            f'with `rollout.task_draw = "signal"` it is asked less often. {ONE_TASK}',
+            SHARE,
+            (query(gauge("wmpo_task_keep_rate", "task"), "{{task}}"),),
+            maximum=1,
+        ),
+        Panel(
+            "Label agreement of each task",
+            f"Share of imagined outcomes that execution of the same actions confirmed. {ONE_TASK}",
+            SHARE,
+            (query(gauge("wmpo_task_label_agreement_rate", "task"), "{{task}}"),),
+            maximum=1,
+        ),
+        Panel(
+            "Groups of each task a minute",
+            f"Admitted to a batch, or refused. {ONE_TASK}",
+            "suffix: /min",
+            (
+                query(
+                    f"60 * {rate('wmpo_task_groups_total', 'task', 'outcome', window=RARE_WINDOW)}",
+                    "{{task}} {{outcome}}",
+                ),
+            ),
+            is_stacked=True,
         ),
     ),
 )
@@ -180,4 +228,4 @@ MEMORY = Row(
     ),
 )
 
-ROWS = (NOW, THROUGHPUT, TIME, QUEUE, LEARNING, WEIGHTS, FAULTS, MEMORY)
+ROWS = (NOW, THROUGHPUT, TIME, QUEUE, LEARNING, TASKS, WEIGHTS, FAULTS, MEMORY)

@@ -16,6 +16,7 @@ from cluster.loop.rollouts import Rollouts
 from cluster.loop.team import ModelPaths, Team
 from cluster.loop.train import TrainingLoop
 from cluster.recipes.context import RunContext
+from cluster.recipes.gating.task_choice import left_out, with_tasks
 from cluster.recipes.simulator_needs import measures_on_the_way
 from cluster.recipes.stage import Stage
 from cluster.workers.learner_group import check_ranks
@@ -71,11 +72,11 @@ def starts_to_roll_out(context: RunContext) -> list[StartState]:
     """The first frame of each collected episode and, where they are asked for, later moments of it."""
     config, episodes = context.config, context.episodes("collect")
     starts, num = starts_of(episodes), config.rollout.keyframes_per_episode
-    if not num:
-        return starts
-    kind = WORLD_MODELS.find(config.world_model.kind)
-    context_frames = kind.context_frames(config, str(context.model("world-model")))
-    return starts + keyframes_of(episodes, num, config.rollout.chunk_length, context_frames)
+    if num:
+        kind = WORLD_MODELS.find(config.world_model.kind)
+        context_frames = kind.context_frames(config, str(context.model("world-model")))
+        starts += keyframes_of(episodes, num, config.rollout.chunk_length, context_frames)
+    return with_tasks(starts, config, left_out(context))
 
 
 def choose_policy(context: RunContext, best: BestPolicy, num_updates: int) -> dict[str, Any]:
@@ -140,6 +141,7 @@ OPTIMIZE = Stage(
     optimize,
     needs=("policy", "collect", "world-model", "reward-model"),
     follows=("gate",),
+    needs_of_tasks=("gate",),  # it says which of several tasks are left out
     makes=("models/policy",),
     settings=(
         "recipe.kind",

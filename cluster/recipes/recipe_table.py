@@ -75,9 +75,10 @@ def recipe_of(config: Config) -> Recipe:
 def steps_of(config: Config) -> list[Step]:
     """Every stage of every round in the order in which they run."""
     recipe = recipe_of(config)
-    steps = [_step(stage, recipe, 1) for stage in recipe.once]
+    several = bool(config.environment.task_names)
+    steps = [_step(stage, recipe, 1, several) for stage in recipe.once]
     rounds = range(1, config.recipe.rounds + 1)
-    return steps + [_step(stage, recipe, round) for round in rounds for stage in recipe.repeated]
+    return steps + [_step(stage, recipe, round, several) for round in rounds for stage in recipe.repeated]
 
 
 def stage_labels(config: Config) -> tuple[str, ...]:
@@ -85,12 +86,12 @@ def stage_labels(config: Config) -> tuple[str, ...]:
     return tuple(step.label for step in steps_of(config))
 
 
-def _step(stage: Stage, recipe: Recipe, round: int) -> Step:
+def _step(stage: Stage, recipe: Recipe, round: int, several_tasks: bool) -> Step:
     """The stage with the steps whose results it reads."""
     repeated = {each.name for each in recipe.repeated}
     known = {each.name for each in recipe.once} | repeated
     needs = []
-    for name in stage.needs:
+    for name in (*stage.needs, *(stage.needs_of_tasks if several_tasks else ())):
         if name not in known:
             continue
         if name == BASE and round > 1:  # the acting policy is that of the previous round

@@ -73,7 +73,10 @@ LATER: Mapping[str, Any] = {
     "cluster.spares_load_models": False,
     "rollout.slots": 0,
     "rollout.trajectories_per_request": 0,
+    "environment.task_names": (),
+    "environment.task_weights": (),
     "rollout.start_order": "shuffled",
+    "rollout.task_draw": "weight",
     "rollout.num_chunks": 0,
     "rollout.keyframes_per_episode": 0,
     "filter.dynamic_sampling": True,
@@ -139,6 +142,7 @@ class Stage:
     """One step of a recipe. Patterns are relative to the folder of the round.
 
     needs: stages whose results it reads; it is redone after them. Stages that are not in the recipe are ignored.
+    needs_of_tasks: those that it also needs in an environment with several tasks.
     follows: stages that must be done before it, whose results it does not read.
     builds_on: stages of the previous round whose results it reads.
     makes: the files that it makes for other stages.
@@ -156,6 +160,7 @@ class Stage:
     name: str
     run: Callable[[RunContext], dict[str, Any]]
     needs: tuple[str, ...] = ()
+    needs_of_tasks: tuple[str, ...] = ()
     follows: tuple[str, ...] = ()
     builds_on: tuple[str, ...] = ()
     makes: tuple[str, ...] = ()

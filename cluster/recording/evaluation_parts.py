@@ -16,7 +16,7 @@ from wmpo_ray.core.types import Episodes
 from wmpo_ray.data.store import load_episodes
 from wmpo_ray.rollout.evaluation import in_memory, successes_first
 from wmpo_ray.rollout.video_choice import VideoChoice
-from wmpo_ray.runs.outcomes import Outcomes, environment_hash, read_outcomes, write_outcomes
+from wmpo_ray.runs.outcomes import Outcomes, environment_hash, read_outcomes, start_tasks, write_outcomes
 
 
 class Evaluation:
@@ -59,6 +59,7 @@ class Evaluation:
             success=success,
             lengths=lengths,
             failures=failures,
+            tasks=start_tasks(self._config, batch.seeds),
         )
 
     def outcomes(self) -> Outcomes:

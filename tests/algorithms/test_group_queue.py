@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -229,3 +231,24 @@ def test_without_dynamic_sampling_every_group_is_taken():
     queue.issue(request.groups)
     verdicts = [queue.settle(make_group(request, i, UNIFORM), 0) for i in range(2)]
     assert verdicts == [Verdict.ADMIT, Verdict.ADMIT] and queue.take_batch(0).metrics["queue/admit"] == 2
+
+
+def test_each_of_several_tasks_is_counted_on_its_own():
+    queue, request = GroupQueue(make_config(groups=2)), make_request(0, 4)
+    starts = [replace(START, task=task) for task in ("a", "b", "a", "b")]
+    groups = tuple(replace(group, start=start) for group, start in zip(request.groups, starts, strict=True))
+    request = replace(request, groups=groups)
+    queue.issue(groups)
+    for i, success in enumerate([MIXED, UNIFORM, UNIFORM, MIXED]):
+        queue.settle(make_group(request, i, success), 0)
+    metrics = queue.take_batch(0).metrics
+    assert (metrics["task/a/admitted_groups"], metrics["task/a/refused_groups"], metrics["task/a/keep_rate"]) == (
+        1,
+        1,
+        0.5,
+    )
+    assert metrics["task/b/training_success_rate"] == 0.75
+    plain = GroupQueue(make_config(groups=1))
+    plain.issue(make_request(0, 1).groups)
+    plain.settle(make_group(make_request(0, 1), 0, MIXED), 0)
+    assert not [key for key in plain.take_batch(0).metrics if key.startswith("task/")]

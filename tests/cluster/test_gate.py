@@ -8,10 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cluster.recipes.gating.gate import missed_bounds
+from cluster.recipes.gating.gate import missed_bounds, verdict
+from cluster.recipes.gating.task_choice import with_tasks
 from cluster.recipes.pipeline import run_pipeline
+from cluster.recipes.recipe_table import steps_of
 from wmpo_ray.config.loading import load_config
 from wmpo_ray.config.run import Config, GateConfig
+from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.observations import StartState
 from wmpo_ray.data import episodes
 from wmpo_ray.environments.facts import environment_facts
 from wmpo_ray.rollout.judge import VideoJudge
@@ -49,12 +53,43 @@ def test_each_missed_bound_is_named(metrics, bounds, said):
     assert said in miss
 
 
+def test_a_task_out_of_bounds_is_left_out_and_all_of_them_stop_the_run():
+    wrong = GOOD | {"f1": 0.5}
+    assert verdict(wrong, {"a": GOOD, "b": wrong}, GateConfig()) == ([], {"b": "f1 0.500 < gate.min_f1=0.85"})
+    misses, _ = verdict(wrong, {"a": wrong, "b": wrong}, GateConfig())
+    assert misses == ["a: f1 0.500 < gate.min_f1=0.85", "b: f1 0.500 < gate.min_f1=0.85"]
+    assert verdict(GOOD, {"a": GOOD, "b": GOOD}, GateConfig()) == ([], {})
+    assert verdict(wrong, {}, GateConfig())[0] == missed_bounds(wrong, GateConfig()), "of one task as ever"
+
+
+def test_nothing_begins_from_a_task_that_is_left_out():
+    config = config_of_gate()
+    push = "push the block onto the pink mark"
+    starts = [StartState(FRAME, text, i) for i, text in enumerate([push, "put the block into the blue pocket"] * 2)]
+    assert [start.task for start in with_tasks(starts, config, ())] == ["push", "pocket"] * 2
+    assert [start.seed for start in with_tasks(starts, config, ["push"])] == [1, 3]
+    with pytest.raises(UserError, match="no episode was collected of the tasks that are left"):
+        with_tasks(starts[:1], config, ["push"])
+    with pytest.raises(UserError, match="an instruction of no task, 'fly'"):
+        with_tasks([StartState(FRAME, "fly", 0)], config, ())
+    assert with_tasks(starts, load_config("smoke"), ()) == starts
+
+
+def test_the_gate_is_part_of_what_a_policy_of_several_tasks_is_made_from():
+    needs = {step.label: step.needs for step in steps_of(config_of_gate())}
+    assert (
+        "gate" in needs["optimize"]
+        and "gate" not in {s.label: s.needs for s in steps_of(load_config("smoke"))}["optimize"]
+    )
+
+
 NUM = 8
+FRAME = np.zeros((1, 16, 16, 3), np.uint8)
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> Path:
-    """A run in the perfect world, whose replays are exact, up to the gate."""
+    """A run of two tasks in the perfect world, whose replays are exact, up to the gate."""
     out = tmp_path_factory.mktemp("gate") / "run"
     run_pipeline(config_of_gate(), out, serial=True, until="reward-model")
     return out
@@ -62,6 +97,7 @@ def prepared(tmp_path_factory) -> Path:
 
 def config_of_gate() -> Config:
     settings = (
+        'environment.task_names=["pocket","push"]',
         "world_model.kind=simulator",
         "reward.verify.enabled=false",
         "policy.cloning.steps=20",
@@ -91,6 +127,10 @@ def outcome(prepared: Path, monkeypatch, batch: int) -> tuple[dict, dict[str, np
 def test_it_decides_the_same_however_few_replays_it_holds(prepared, monkeypatch):
     metrics, shown, sizes = outcome(prepared, monkeypatch, NUM)
     assert sizes == [NUM, 5] and metrics["counterfactual_num"] == 5 and metrics["grasp_agreement"] == 1.0
+    tasks = metrics["tasks"]
+    assert list(tasks) == ["pocket", "push"] and metrics["left_out"] == {}, "forced: none is left out"
+    for key in ("num", "false_positives", "false_negatives"):
+        assert sum(own[key] for own in tasks.values()) == metrics[key]
     for batch in (3, 1):
         with monkeypatch.context() as patch:
             others = outcome(prepared, patch, batch)

@@ -38,7 +38,7 @@ from tests.support.small_run import ListLog, finish, save_models, small_config, 
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.runs.live_metrics import METRICS, PrometheusMeter
-from wmpo_ray.runs.trackers.prometheus import PrometheusTracker
+from wmpo_ray.runs.trackers.prometheus import OF_A_TASK, PrometheusTracker
 from wmpo_ray.runs.trackers.tracker import OPTIMIZE
 
 RUN = "watched"
@@ -56,6 +56,12 @@ class Watched(NamedTuple):
     address: str  # of the metrics of Ray's node
     session: Path
     is_planned_known: bool  # whether a gauge that was set once, before the run, was still exported after it
+
+
+OF_TASK = {f"task/push/{name}": 0.5 for name in OF_A_TASK} | {
+    "task/push/admitted_groups": 4,
+    "task/push/refused_groups": 2,
+}
 
 
 def short_config() -> Config:
@@ -96,8 +102,8 @@ def watched(tmp_path_factory) -> Iterator[Watched]:
             meter.set("wmpo_stage", 1, stage="optimize")
             meter.set("wmpo_updates_planned", NUM_UPDATES)
             train(RayRuntime(), meter, folder)
-            # Only recipes that roll out in the environment log this one.
-            PrometheusTracker(meter).log(OPTIMIZE, NUM_UPDATES, {"rollout/success_rate": 0.5})
+            # Only recipes that roll out in the environment log the first one, and only runs of several tasks the others.
+            PrometheusTracker(meter).log(OPTIMIZE, NUM_UPDATES, {"rollout/success_rate": 0.5, **OF_TASK})
             time.sleep(3)  # one interval of Ray's and a scrape, and one of each in reserve
             assert not plan.left, "no worker was killed"
             planned = call(server.url, "query", query=f'ray_wmpo_updates_planned{{run="{RUN}"}}')["result"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 
+from tests.support import implementations
 from tests.support.implementations import (
-    ENVIRONMENTS,
+    SEVERAL_TASKS,
     environment_section,
     random_actions,
     require_simulator,
@@ -18,6 +20,7 @@ from wmpo_ray.core.interfaces import AGENT, Environment
 from wmpo_ray.core.starts import seeded_starts
 from wmpo_ray.registry import disruptions_of, make_environment
 
+ENVIRONMENTS = implementations.ENVIRONMENTS | {name: partial(small_environment, name) for name in SEVERAL_TASKS}
 ABILITIES = {"expert", "events", "restore", "render", "positions", "locate", "failures", "chunks"}
 
 

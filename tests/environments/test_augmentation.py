@@ -91,9 +91,14 @@ def test_a_layout_that_does_not_fit_the_frames_is_named(layout, message):
 # -- what was called world_model.alignment.vertical_flip ----------------------------------------------------------------
 
 
-def test_the_former_setting_is_refused_with_the_new_one():
-    with pytest.raises(ConfigError, match=r"vertical_flip = false: .* augmentation\.mirror"):
-        load_config("demo", ["world_model.alignment.vertical_flip=false"])
+def test_the_former_setting_means_what_it_did():
+    former = "world_model.alignment.vertical_flip"
+    assert load_config("demo", [f"{former}=false"]) == load_config("demo", ['augmentation.mirror="none"'])
+    assert load_config("demo", [f"{former}=true"]) == load_config("demo")
+    both = load_config("demo", [f"{former}=false", 'augmentation.mirror="auto"'])
+    assert both == load_config("demo", ['augmentation.mirror="auto"'])
+    with pytest.raises(ConfigError, match=r"vertical_flip = 3: .* augmentation\.mirror"):
+        load_config("demo", [f"{former}=3"])
 
 
 def test_the_file_of_an_earlier_run_is_read(tmp_path):

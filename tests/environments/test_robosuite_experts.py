@@ -40,6 +40,22 @@ angles = st.floats(-3.1, 3.1)
 axes = st.tuples(*[st.floats(-1, 1)] * 3).map(np.array).filter(lambda axis: np.linalg.norm(axis) > 0.1)
 
 
+def test_what_cannot_be_carried_as_it_lies_in_the_hand_is_let_go():
+    """An attempt that ends before its first action would otherwise be made again and again, and no action would come."""
+
+    class Jammed(LiftExpert):
+        attempts = 0
+
+        def attempt(self):
+            self.attempts += 1
+            return False
+            yield
+
+    expert = Jammed()
+    expert.begin(SimpleNamespace(hand=lambda: Pose(np.zeros(3), DOWN)))
+    assert [expert.act()[-1] for _ in range(100)] == [-1.0] * 100 and expert.stage == "retreat" and expert.attempts > 1
+
+
 # -- laws of the parts ---------------------------------------------------------------------------------------------------
 
 

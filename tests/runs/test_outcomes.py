@@ -9,7 +9,14 @@ from wmpo_ray.config.loading import load_config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.statistics import wilson_interval
 from wmpo_ray.core.types import Episodes
-from wmpo_ray.runs.outcomes import Outcomes, environment_hash, on_common_starts, read_outcomes, write_outcomes
+from wmpo_ray.runs.outcomes import (
+    Outcomes,
+    environment_hash,
+    on_common_starts,
+    read_outcomes,
+    start_tasks,
+    write_outcomes,
+)
 
 SUCCESS = [True, False, False, True, False]
 
@@ -43,6 +50,31 @@ def test_rate_and_metrics_follow_from_the_outcomes():
     assert metrics["failed_attempts"] == 0.6 and metrics["recovered"] == pytest.approx(1 / 3), "one of three misses"
     assert outcomes(failures={"miss": [False] * 5}).metrics["recovered"] is None
     assert "recovered" not in outcomes(failures={}).metrics, "this environment does not know"
+
+
+def test_each_of_several_tasks_has_a_rate_of_its_own_and_one_task_leaves_no_trace(tmp_path):
+    names = ["push", "pocket", "push", "push", "pocket"]
+    several = outcomes(tasks=names)
+    rates = several.metrics["tasks"]
+    assert {name: rate["num"] for name, rate in rates.items()} == {"push": 3, "pocket": 2}
+    assert rates["push"]["value"] == pytest.approx(2 / 3) and rates["push"]["low"] == wilson_interval(2, 3)[0]
+    part = several.of_tasks(["pocket"])
+    assert (part.starts, part.success, part.failures) == ([11, 14], [False, False], {"miss": [True, True]})
+    assert Outcomes.joined([several, outcomes(tasks=names)]).tasks == names * 2
+    with pytest.raises(ValueError, match="tasks has 1 entries for 5 starts"):
+        outcomes(tasks=["push"])
+    for name, found in {"one": outcomes(), "several": several}.items():
+        write_outcomes(tmp_path / name, found)
+        assert read_outcomes(tmp_path / name) == found
+        assert ("tasks" in json.loads((tmp_path / name).read_text())) == (name == "several")
+    assert "tasks" not in outcomes().metrics
+
+
+def test_an_evaluation_knows_the_task_of_each_start_and_one_task_keeps_its_hash():
+    two = load_config("two-tasks")
+    assert set(start_tasks(two, range(10))) == {"pocket", "push"} and start_tasks(load_config("demo"), range(10)) == []
+    assert environment_hash(load_config("demo")) == "c8b8b2a48d6c7127", "as of runs before there were several tasks"
+    assert environment_hash(two) != environment_hash(load_config("demo"))
 
 
 def test_outcomes_of_episodes_name_environment_policy_and_sampling(tmp_path):

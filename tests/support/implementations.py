@@ -101,6 +101,7 @@ ENVIRONMENT_SETTINGS: dict[str, dict[str, Any]] = {
     "lift": {},
     "remote": {"instructions": INSTRUCTIONS},
 }
+SEVERAL_TASKS = {"several tasks": {"kind": "pocket", "task_names": ("pocket", "push")}}  # what such an environment is
 # Modules that are not installed everywhere.
 SIMULATORS = {"pusht": "gym_pusht", "metaworld": "metaworld", "robosuite": "robosuite", "lift": "robosuite"}
 
@@ -111,9 +112,8 @@ DRAW_WITH_OPENGL = {"metaworld", "robosuite", "lift"}
 def environment_section(kind: str, **settings: Any) -> EnvironmentConfig:
     if kind == "remote":
         settings["address"] = pocket_address(settings.get("horizon", 32))
-    return section_class(kinds.ENVIRONMENTS, kind).model_validate(
-        {"kind": kind, **ENVIRONMENT_SETTINGS[kind], **settings}
-    )
+    own = {"kind": kind, **(ENVIRONMENT_SETTINGS | SEVERAL_TASKS)[kind], **settings}
+    return section_class(kinds.ENVIRONMENTS, own["kind"]).model_validate(own)
 
 
 def small_environment(kind: str, horizon: int = HORIZON) -> Environment:
@@ -139,7 +139,6 @@ POLICIES = {
     "flow": make_flow,
     "smolvla": functools.partial(published_flow, "smolvla"),
     "pi0": functools.partial(published_flow, "pi0"),
-    "pi05": functools.partial(published_flow, "pi05"),
 }
 WORLDS = {"diffusion": make_diffusion, "simulator": make_environment_world}
 REWARD_MODELS = {"videomae": make_reward_model, "videomae_published": small_reward_model}

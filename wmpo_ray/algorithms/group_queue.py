@@ -201,7 +201,23 @@ def _metrics(groups: list[Group], admitted: list[Group], verdicts: Counter[Verdi
         # Of none known, none succeeded.
         metrics["imagined/verified_success_rate"] = float(known.mean()) if len(known) else 0.0
         metrics["imagined/unknown_share"] = 1 - len(known) / len(success)
-    return metrics | {f"queue/{verdict.value}": float(verdicts[verdict]) for verdict in Verdict}
+    metrics |= {f"queue/{verdict.value}": float(verdicts[verdict]) for verdict in Verdict}
+    return metrics | _task_metrics(groups, admitted)
+
+
+def _task_metrics(groups: list[Group], admitted: list[Group]) -> dict[str, float]:
+    """The same of each task, `task/NAME/...`, where the starts say which there are."""
+    metrics: dict[str, float] = {}
+    for name in sorted({group.request.start.task for group in groups} - {""}):
+        own = [group for group in groups if group.request.start.task == name]
+        kept = sum(group.request.start.task == name for group in admitted)
+        metrics |= {
+            f"task/{name}/training_success_rate": float(np.concatenate([group.success for group in own]).mean()),
+            f"task/{name}/admitted_groups": float(kept),
+            f"task/{name}/refused_groups": float(len(own) - kept),
+            f"task/{name}/keep_rate": kept / len(own),
+        }
+    return metrics
 
 
 def _mean(values: list[float]) -> float:

@@ -19,6 +19,12 @@ from pydantic import ValidationError
 
 from wmpo_ray.config.algorithms import SECTIONS, unchosen
 from wmpo_ray.config.dumping import flatten
+from wmpo_ray.config.former_settings import (
+    FORMER_MIRROR,
+    with_present_mirror,
+    with_present_mirror_of_user,
+    without_ignored_sampler,
+)
 from wmpo_ray.config.kind_sections import (
     leave_settings_of_former_kind,
     refused_setting,
@@ -32,7 +38,6 @@ from wmpo_ray.core.section import shown
 from wmpo_ray.core.untrusted import MAX_SETTINGS_BYTES, read_bytes, read_json
 from wmpo_ray.kinds import TABLES
 
-FORMER_MIRROR = "world_model.alignment.vertical_flip"  # what `augmentation.mirror` is now
 PRESET_KEY, VARIANT_KEY, VARIANTS_KEY = "preset", "variant", "variants"
 
 
@@ -47,6 +52,7 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
     presets, own = _read(source)
     for override in overrides:
         _merge(own, _parse_override(override))
+    own = with_present_mirror_of_user(own)
     data = _with_variant(presets, own.pop(VARIANT_KEY, ""))
     _merge(data, copy.deepcopy(IMPLIED_BY_RECIPE.get(str(_table(own, "recipe").get("kind")), {})))
     _keep_chosen_algorithm(data, own)
@@ -264,7 +270,7 @@ def read_config_json(path: Path) -> Config:
     except UserError as error:
         raise ConfigError(str(error)) from None
     try:
-        data = _with_present_mirror(_without_ignored_sampler(data))
+        data = with_present_mirror(without_ignored_sampler(data))
         return validate(without_settings_of_other_kinds(_without_unchosen_algorithms(data)))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
@@ -277,23 +283,3 @@ def _without_unchosen_algorithms(data: Any) -> Any:
     chosen = _table(data, "algorithm")
     name = chosen.get("settings") or chosen.get("kind", "grpo")
     return {key: value for key, value in data.items() if key not in SECTIONS or key == name}
-
-
-def _without_ignored_sampler(data: Any) -> Any:
-    """Before there were solvers, the sampler of a pretrained model could not be chosen: what was written had no effect."""
-    world_model = data.get("world_model") if isinstance(data, dict) else None
-    if not isinstance(world_model, dict) or not isinstance(world_model.get("sampler"), dict):
-        return data
-    if "solver" in world_model["sampler"] or not world_model.get("pretrained"):
-        return data
-    return {**data, "world_model": {key: value for key, value in world_model.items() if key != "sampler"}}
-
-
-def _with_present_mirror(data: Any) -> Any:
-    """Whether clips were turned upside down was a setting of the alignment, on for every environment."""
-    world_model = data.get("world_model") if isinstance(data, dict) else None
-    alignment = world_model.get("alignment") if isinstance(world_model, dict) else None
-    if not (isinstance(alignment, dict) and isinstance(world_model, dict) and "vertical_flip" in alignment):
-        return data
-    rest = {key: value for key, value in alignment.items() if key != "vertical_flip"}
-    return {**data, "world_model": {**world_model, "alignment": rest}}

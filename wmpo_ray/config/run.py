@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
@@ -32,6 +32,7 @@ from wmpo_ray.config.cluster import (
     PlacementConfig,
     WeightsConfig,
 )
+from wmpo_ray.config.environments import EnvironmentConfig
 from wmpo_ray.config.episode_sources import PretrainConfig, RecordedSection
 from wmpo_ray.config.kind_sections import chosen_section, default_section
 from wmpo_ray.config.models import (
@@ -80,17 +81,6 @@ __all__ = [
 ]
 
 _NAME = re.compile(r"\w([\w .+-]{0,58}[\w+-])?")
-
-
-class EnvironmentConfig(Section):
-    """What every kind of environment has."""
-
-    places: ClassVar[frozenset[str]] = frozenset()  # settings that say where something lies: no result depends on them
-
-    kind: str = "pocket"
-    task: str = ""  # such as "Coffee_D0", of a kind that has several
-    horizon: Annotated[int, Field(ge=1, le=10**5)] = 32  # frames per episode, a multiple of rollout.chunk_length
-    disruption: Literal["none", "position", "background", "texture"] = "none"
 
 
 # Episodes that an environment worker steps together, and writes before it takes others; 0: as many as 1 GiB of frames

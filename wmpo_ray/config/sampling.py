@@ -29,6 +29,9 @@ class RolloutConfig(Section):
     # Of start states: shuffled for every update, or those first whose groups are likely to have mixed outcomes, by what
     # came of them in the latest updates.
     start_order: Literal["shuffled", "signal"] = "shuffled"
+    # Of several tasks, how many of an update's groups begin from each: by `environment.task_weights`, or by these times the
+    # probability that a group of the task has mixed outcomes, by what came of it in the latest updates.
+    task_draw: Literal["weight", "signal"] = "weight"
     speculation: Share = 0.0  # groups imagined ahead beyond those that may be needed, as a share of B: shorter tails
     max_attempts: Count = 512  # groups issued for one update before the run gives up
     # Trajectories of the whole run, rejected ones included, after which training ends as it stands; 0: any number.

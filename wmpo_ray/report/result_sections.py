@@ -93,9 +93,31 @@ def result_section(run: RunData) -> Markup:
         "Real success",
         table(["", "success", "95% interval", "starts"], rows, numeric=(1, 2, 3)),
         interval_chart(intervals, "Success rate with 95% interval"),
+        tasks_table(run),
         recovery_note(run),
         how="Dot: share of start states that succeed. Bar: its 95% interval.",
     )
+
+
+def tasks_table(run: RunData) -> Markup | None:
+    """A row for each of several tasks, of the newest round that was evaluated; None for a run of one task."""
+    newest = next((one for one in reversed(rounds_of(run)) if one.stage_metrics("evaluate")), run)
+    evaluated, gate = newest.stage_metrics("evaluate"), newest.stage_metrics("gate")
+    final, base = mapping(evaluated, "tasks_final"), mapping(run.stage_metrics("evaluate"), "tasks_base")
+    rows = []
+    for name in {**base, **final}:
+        low, high = (number(final, name, end) for end in ("low", "high"))
+        interval = "–" if low is None or high is None else f"{100 * low:.1f} – {percent(high)}"
+        kept = "left out" if name in mapping(gate, "left_out") else ""
+        values = [number(rates, name, "value") for rates in (base, final)]
+        values += [number(gate, "tasks", name, key) for key in ("label_agreement", "f1")]
+        shown = ["–" if value is None else datum(value, percent(value)) for value in values]
+        starts = number(final, name, "num") or number(base, name, "num") or 0
+        rows.append([name, *shown[:2], interval, datum(starts, f"{starts:,.0f}"), *shown[2:], kept])
+    if not rows:
+        return None
+    titles = ["task", "base", "final", "95% interval", "starts", "labels right", "F1 of labels", ""]
+    return table(titles, rows, numeric=(1, 2, 3, 4, 5, 6))
 
 
 def recovery_note(run: RunData) -> Markup | None:

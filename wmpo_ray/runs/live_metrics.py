@@ -104,6 +104,16 @@ METRICS = {
         _gauge("wmpo_real_success_low", "Lower end of its 95% interval"),
         _gauge("wmpo_real_success_high", "Upper end of its 95% interval"),
         _gauge("wmpo_label_agreement_rate", "Share of imagined outcomes that execution of the same actions confirmed"),
+        # Of each of several tasks
+        _gauge("wmpo_task_real_success_rate", "Success of a task in the real environment, last evaluation", "task"),
+        _gauge("wmpo_task_real_success_low", "Lower end of its 95% interval", "task"),
+        _gauge("wmpo_task_real_success_high", "Upper end of its 95% interval", "task"),
+        _gauge("wmpo_task_training_success_rate", "Success of the rollouts of a task, last update", "task"),
+        _gauge(
+            "wmpo_task_label_agreement_rate", "Share of a task's imagined outcomes that execution confirmed", "task"
+        ),
+        _gauge("wmpo_task_keep_rate", "Share of a task's groups that were admitted, last update", "task"),
+        _counter("wmpo_task_groups_total", "Groups of a task: admitted, refused", "task", "outcome"),
         # Actors and faults
         _gauge("wmpo_workers", "Workers by phase: down, placing, building, ready, working", "role", "phase"),
         _counter("wmpo_worker_losses_total", "Workers lost: killed, hung, or on a node that went", "role"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from wmpo_ray.config.dumping import flatten
+from wmpo_ray.config.environments import OF_SEVERAL_TASKS
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import atomic_write, sha256_of_folder
@@ -19,6 +20,7 @@ from wmpo_ray.core.section import shown
 from wmpo_ray.core.statistics import wilson_interval
 from wmpo_ray.core.types import Episodes
 from wmpo_ray.core.untrusted import read_bytes
+from wmpo_ray.environments.task_of_start import tasks_of
 from wmpo_ray.runs.round_folders import round_folder
 
 FOLDER = "outcomes"  # in a run's folder
@@ -39,12 +41,15 @@ class Outcomes(BaseModel):
     success: list[bool]
     lengths: list[int]  # steps until the end
     failures: dict[str, list[bool]]  # of episodes that succeeded later, too
+    tasks: list[str] = []  # of each start; empty in an environment with one task
 
     @model_validator(mode="after")
     def _lists_fit(self) -> Self:
         sizes = {len(self.starts), len(self.success), len(self.lengths), *map(len, self.failures.values())}
         if sizes != {len(self.starts)} or not self.starts:
             raise ValueError(f"lists of {sorted(sizes)} entries: every start needs one entry in each")
+        if self.tasks and len(self.tasks) != len(self.starts):
+            raise ValueError(f"tasks has {len(self.tasks)} entries for {len(self.starts)} starts")
         if len(set(self.starts)) != len(self.starts):
             raise ValueError("a start state occurs twice")
         return self
@@ -61,6 +66,7 @@ class Outcomes(BaseModel):
             success=episodes.success.tolist(),
             lengths=episodes.lengths.tolist(),
             failures={name: flags.tolist() for name, flags in episodes.failures.items()},
+            tasks=start_tasks(config, episodes.seeds),
         )
 
     @classmethod
@@ -73,8 +79,23 @@ class Outcomes(BaseModel):
                 "success": [success for part in parts for success in part.success],
                 "lengths": [length for part in parts for length in part.lengths],
                 "failures": {name: [flag for part in parts for flag in part.failures[name]] for name in names},
+                "tasks": [task for part in parts for task in part.tasks],
             }
         )
+
+    def of_tasks(self, names: Collection[str]) -> Self:
+        """Of the starts of these tasks only. Raises ValueError where there are none."""
+        rows = [i for i, task in enumerate(self.tasks) if task in names]
+        if not rows:
+            raise ValueError(f"no start of {', '.join(names)} was evaluated")
+        lists = {name: [getattr(self, name)[i] for i in rows] for name in ("starts", "success", "lengths", "tasks")}
+        failures = {name: [flags[i] for i in rows] for name, flags in self.failures.items()}
+        return self.model_copy(update={**lists, "failures": failures})
+
+    @property
+    def task_rates(self) -> dict[str, dict[str, Any]]:
+        """`rate` of each task, in the order in which they first occur; empty with one task."""
+        return {name: self.of_tasks([name]).rate for name in dict.fromkeys(self.tasks)}
 
     @property
     def rate(self) -> dict[str, Any]:
@@ -98,16 +119,28 @@ class Outcomes(BaseModel):
         all the same, None where there are none. Both only where the environment reports failures.
         """
         success, lengths = np.array(self.success), np.array(self.lengths)
-        return self._self_correction | {
-            "success": float(success.mean()),
-            "failures": {name: float((np.array(flags) & ~success).mean()) for name, flags in self.failures.items()},
-            "success_length": float(lengths[success].mean()) if success.any() else None,
-        }
+        by_task = {"tasks": self.task_rates} if self.tasks else {}
+        return (
+            by_task
+            | self._self_correction
+            | {
+                "success": float(success.mean()),
+                "failures": {name: float((np.array(flags) & ~success).mean()) for name, flags in self.failures.items()},
+                "success_length": float(lengths[success].mean()) if success.any() else None,
+            }
+        )
+
+
+def start_tasks(config: Config, seeds: Sequence[int] | np.ndarray) -> list[str]:
+    """The task of each start; empty in an environment with one task."""
+    tasks = tasks_of(config.environment)
+    return [] if tasks is None else tasks.of_seeds(seeds)
 
 
 def environment_hash(config: Config) -> str:
     """16 hex digits that are equal for environments with equal settings, wherever they lie on the disk."""
     places = {f"environment.{name}" for name in config.environment.places}
+    places |= set() if config.environment.task_names else {f"environment.{name}" for name in OF_SEVERAL_TASKS}
     settings = {
         key: value for key, value in flatten(config).items() if key.startswith("environment.") and key not in places
     }
@@ -130,7 +163,8 @@ def run_outcomes_file(run: Path, policy: str) -> Path:
 
 def write_outcomes(path: Path, outcomes: Outcomes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, outcomes.model_dump_json() + "\n")
+    absent = set() if outcomes.tasks else {"tasks"}
+    atomic_write(path, outcomes.model_dump_json(exclude=absent) + "\n")
 
 
 def read_outcomes(path: Path) -> Outcomes:

@@ -39,6 +39,8 @@ class SimulatorKind(WorldModelKind):
     def load(self, config: Config, path: str, device: torch.device) -> World:
         """`path` and `device` are not used: a simulator has no files and no network."""
         from wmpo_ray.environments.environment_world import EnvironmentWorld
+        from wmpo_ray.environments.several_tasks import make_several
 
-        environment = ENVIRONMENTS.find(config.environment.kind).make(config.environment)
+        own, make = config.environment, ENVIRONMENTS.find(config.environment.kind).make
+        environment = make_several(own, make) if own.task_names else make(own)
         return EnvironmentWorld(environment, config.rollout.chunk_length)

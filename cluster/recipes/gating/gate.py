@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
-from typing import Any
+import logging
+from dataclasses import fields, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from cluster.events.event_log import emit
 from cluster.recipes.context import RunContext
 from cluster.recipes.gating.gate_replays import FILES, judged, replayed
 from cluster.recipes.simulator_needs import executes_other_actions
@@ -17,6 +19,7 @@ from wmpo_ray.config.run import GateConfig
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.types import Episodes, Frames, Scores
 from wmpo_ray.data.episodes import batches_of_rows
+from wmpo_ray.environments.task_of_start import Tasks, tasks_of
 from wmpo_ray.registry import load_reward_model
 from wmpo_ray.rollout.fidelity import binary_report
 from wmpo_ray.rollout.held_out_judge import detect_in_both
@@ -27,32 +30,77 @@ from wmpo_ray.statistics.agreement import agreement_by_step, safe_horizon
 def gate(context: RunContext) -> dict[str, Any]:
     """Replay held-out real actions in imagination and compare the labels and events with reality.
 
-    Raises UserError with the metrics and advice if a bound is missed, unless forced.
+    Of several tasks each must keep the bounds: one that does not is left out of `optimize` and of the final comparison.
+    Raises UserError with the metrics and advice if a bound is missed, by all tasks, unless forced.
     """
     config, held_out = context.config, context.episodes("held-out")
     judge = VideoJudge(load_reward_model(config, str(context.model("reward-model"))), config.reward.min_steps)
     with replayed(context, "world-model", held_out, "held-out") as videos, context.recorder("gate") as recorder:
-        scores = judged(judge, videos)
-        plain = binary_report(scores.success, held_out.success)
+        scores = plain = judged(judge, videos)
         if config.reward.verify.enabled:
             scores = verified(context, scores, held_out, judge)
-        known = np.ones(len(held_out), bool) if scores.known is None else scores.known
-        report = binary_report(scores.success[known], held_out.success[known])
-        metrics = _label_metrics(report, plain) | _event_agreement(recorder, held_out, videos)
-        metrics |= _step_agreement(scores, held_out, config.gate.min_label_agreement)
-        metrics |= counterfactuals(context, recorder, held_out, judge)
+        replays = Replays(held_out, scores, plain.success, _event_agreement(recorder, held_out, videos))
+        metrics = replays.metrics(config.gate)
+        counterfactual = counterfactuals(context, recorder, held_out, judge)
         _save_side_by_side(context, held_out, videos.frames, scores.success)
-    misses = missed_bounds(metrics, config.gate)
-    metrics |= {"passed": not misses, "bounds": config.gate.model_dump()}
+    tasks = tasks_of(config.environment)
+    by_task = {} if tasks is None else replays.of_tasks(tasks, config.gate)
+    misses, left_out = verdict(metrics, by_task, config.gate)
     if misses and not context.force:
         raise UserError(
-            f"the imagined world is not accurate enough to learn in: {'; '.join(misses)} ({report['num']} held-out "
-            f"replays, {report['false_positives']} false positives, {report['false_negatives']} false negatives). "
+            f"the imagined world is not accurate enough to learn in: {'; '.join(misses)} ({metrics['num']} held-out "
+            f"replays, {metrics['false_positives']} false positives, {metrics['false_negatives']} false negatives). "
             "Align longer (world_model.alignment.steps), collect more (collect.num_trajectories), pretrain on more "
             "play (pretrain.steps), or continue anyway with --force; --resume repeats only the stages that "
             "depend on changed settings"
         )
-    return metrics
+    if context.force:
+        left_out = {}
+    for name, missed in left_out.items():
+        emit("task.left_out", f"task {name} is left out: {missed}", logging.WARNING, task=name)
+    metrics |= counterfactual | {"passed": not misses, "bounds": config.gate.model_dump()}
+    return metrics | ({"tasks": by_task, "left_out": left_out} if by_task else {})
+
+
+def verdict(
+    metrics: dict[str, Any], by_task: dict[str, dict[str, Any]], config: GateConfig
+) -> tuple[list[str], dict[str, str]]:
+    """(what stops the run, why each task that is left out is so): of several tasks, all of them must miss a bound."""
+    if not by_task:
+        return missed_bounds(metrics, config), {}
+    left_out = {name: "; ".join(missed) for name, own in by_task.items() if (missed := missed_bounds(own, config))}
+    stops = len(left_out) == len(by_task)
+    return [f"{name}: {missed}" for name, missed in left_out.items()] if stops else [], left_out
+
+
+class Replays(NamedTuple):
+    """What came of held-out episodes, really and in imagination."""
+
+    episodes: Episodes
+    scores: Scores
+    unverified: np.ndarray  # [M] bool: success before a second world model was asked
+    events: dict[str, np.ndarray]  # event -> [M] bool: seen in both worlds, or in neither
+
+    def metrics(self, config: GateConfig) -> dict[str, Any]:
+        scores, real = self.scores, self.episodes.success
+        known = np.ones(len(real), bool) if scores.known is None else scores.known
+        report, plain = binary_report(scores.success[known], real[known]), binary_report(self.unverified, real)
+        events = {f"{event}_agreement": float(agreed.mean()) for event, agreed in self.events.items()}
+        return (
+            _label_metrics(report, plain) | events | _step_agreement(scores, self.episodes, config.min_label_agreement)
+        )
+
+    def of_tasks(self, tasks: Tasks, config: GateConfig) -> dict[str, dict[str, Any]]:
+        """The metrics of each task that there are episodes of."""
+        names = tasks.of_instructions(self.episodes.instructions)
+        return {name: self.rows(names == name).metrics(config) for name in tasks.names if (names == name).any()}
+
+    def rows(self, index: np.ndarray) -> Replays:
+        """Those at `index` [M] bool."""
+        columns = {each.name: getattr(self.scores, each.name) for each in fields(Scores)}
+        scores = Scores(**{name: None if values is None else values[index] for name, values in columns.items()})
+        events = {event: agreed[index] for event, agreed in self.events.items()}
+        return Replays(self.episodes.rows(index), scores, self.unverified[index], events)
 
 
 def verified(context: RunContext, scores: Scores, held_out: Episodes, judge: VideoJudge) -> Scores:
@@ -116,7 +164,7 @@ def missed_bounds(metrics: dict[str, Any], config: GateConfig) -> list[str]:
     for key, bound in (("label_agreement", config.min_label_agreement), ("f1", config.min_f1)):
         if metrics[key] < bound:
             misses.append(f"{key} {metrics[key]:.3f} < gate.min_{key}={bound}")
-    for key in ("grasp_agreement", "placement_agreement"):
+    for key in ("grasp_agreement", "placement_agreement", "marked_agreement"):
         if metrics.get(key, 1.0) < config.min_event_agreement:
             misses.append(f"{key} {metrics[key]:.3f} < gate.min_event_agreement={config.min_event_agreement}")
     wrong = metrics["false_positives"] / max(metrics["num"], 1)
@@ -132,8 +180,8 @@ def missed_bounds(metrics: dict[str, Any], config: GateConfig) -> list[str]:
     return misses
 
 
-def _event_agreement(recorder: EpisodeRecorder, episodes: Episodes, videos: Episodes) -> dict[str, float]:
-    """Agreement of the events that the environment can read from pixels, over the real length of each episode."""
+def _event_agreement(recorder: EpisodeRecorder, episodes: Episodes, videos: Episodes) -> dict[str, np.ndarray]:
+    """Where [M] bool the events that the environment can read from pixels agree, over the real length of each episode."""
     if "events" not in recorder.abilities:
         return {}
     agreed: dict[str, list[np.ndarray]] = {}  # event -> [M] bool of each batch
@@ -142,7 +190,7 @@ def _event_agreement(recorder: EpisodeRecorder, episodes: Episodes, videos: Epis
         found, seen = detect_in_both(recorder.detect_events, np.asarray(part.frames), imagined, part.lengths)
         for event, flags in found.items():
             agreed.setdefault(event, []).append(flags == seen[event])
-    return {f"{event}_agreement": float(np.concatenate(parts).mean()) for event, parts in agreed.items()}
+    return {event: np.concatenate(parts) for event, parts in agreed.items()}
 
 
 def _save_side_by_side(

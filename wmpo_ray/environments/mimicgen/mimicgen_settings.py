@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import field_validator, model_validator
 
+from wmpo_ray.config.environments import named_tasks
 from wmpo_ray.core.section import check_local, shown
 from wmpo_ray.environments.gymnasium.gymnasium_settings import ImageSize
 from wmpo_ray.environments.robosuite.robosuite_settings import RobosuiteConfig
@@ -28,7 +29,7 @@ class MimicGenConfig(RobosuiteConfig):
 
     kind: Literal["mimicgen"] = "mimicgen"  # type: ignore[assignment]  # one kind is never the other
     task: str = DEFAULT_TASK
-    horizon: int = HORIZONS[DEFAULT_TASK]  # where it is not set, that of the task in `HORIZONS`
+    horizon: int = HORIZONS[DEFAULT_TASK]  # where it is not set, the longest of the tasks in `HORIZONS`
     image_size: ImageSize = 256  # as the published world models have it
     # The folder of a checkout of NVIDIA's MimicGen; "": the module `mimicgen` is found without it.
     checkout: str = ""
@@ -37,7 +38,7 @@ class MimicGenConfig(RobosuiteConfig):
     @classmethod
     def _default_horizon(cls, data: Any) -> Any:
         if isinstance(data, dict) and "horizon" not in data:
-            return {**data, "horizon": HORIZONS.get(str(data.get("task", DEFAULT_TASK)), 1)}
+            return {**data, "horizon": max(HORIZONS.get(task, 1) for task in named_tasks(data, DEFAULT_TASK))}
         return data
 
     @field_validator("checkout")

@@ -68,14 +68,16 @@ class PocketEnvironment(PocketSight):
     action_dim = 3
     frame_shape = (FRAME_SIZE, FRAME_SIZE, 3)
     instructions = INSTRUCTIONS
+    tasks: tuple[str, ...] = ("", "pocket", "place")  # that this class is the environment of
+    failure_names: tuple[str, ...] = FAILURES
 
     def __init__(
         self, horizon: int = 32, disruption: Disruption = "none", ends_on_success: bool = True, task: str = ""
     ):
         if disruption not in LOOKS:
             raise ValueError(f"disruption={disruption!r}: known are {sorted(LOOKS)}; set environment.disruption")
-        if task not in TASKS:
-            raise ValueError(f"task={task!r}: known are {list(TASKS)}; set environment.task")
+        if task not in self.tasks:
+            raise ValueError(f"task={task!r}: known are {list(self.tasks)}; set environment.task")
         self.horizon = horizon
         self.task = task
         self.disruption = disruption
@@ -86,7 +88,7 @@ class PocketEnvironment(PocketSight):
     @classmethod
     def from_config(cls, config: EnvironmentConfig) -> PocketEnvironment:
         """Raises ConfigError for a task that is not known."""
-        if config.task not in TASKS:
+        if config.task not in cls.tasks:
             raise ConfigError(f"environment.task = {shown(config.task)}: known tasks of pocket are {list(TASKS)}")
         return cls(config.horizon, config.disruption, task=config.task)
 
@@ -104,7 +106,7 @@ class PocketEnvironment(PocketSight):
         for i, seed in enumerate(seeds):
             self._place(i, np.random.default_rng(int(seed)))
         self.closed, self.held, self.terminated, self.success = np.zeros((4, n), bool)
-        self.failures = {name: np.zeros(n, bool) for name in FAILURES}
+        self.failures = {name: np.zeros(n, bool) for name in self.failure_names}
         self.num_steps = np.zeros(n, np.int64)
         self._num_placed = np.zeros(n, np.int64)  # frames in a row in which the block was in place
         self._inserting = np.zeros(n, bool)
@@ -196,10 +198,14 @@ class PocketEnvironment(PocketSight):
         near = (np.abs(self.gripper - self.block) < GRASP_REACH).all(1)
         grasp = closing & near
         self.failures["miss"] |= closing & ~near
-        self.failures["drop"] |= active & self.held & ~close & (self.block[:, 0] < SEATED_X)
+        self.failures["drop"] |= active & self.held & ~close & self._is_astray()
         self.held = np.where(active, (self.held | grasp) & close, self.held)
         self.closed = np.where(active, close, self.closed)
         self._snap(grasp)
+
+    def _is_astray(self) -> np.ndarray:
+        """Scenes [N] in which the block is where it must not be let go."""
+        return self.block[:, 0] < SEATED_X
 
     def _snap(self, grasp: np.ndarray) -> None:
         """Gripper and block meet at the grasp, without pushing the block into the wall or out of its pocket."""
@@ -235,7 +241,7 @@ class PocketEnvironment(PocketSight):
 
     @property
     def instruction(self) -> list[str]:
-        return [INSTRUCTIONS[goal] for goal in self.goal]
+        return [self.instructions[goal] for goal in self.goal]
 
     def state(self) -> PocketState:
         return PocketState(self.gripper.copy(), self.block.copy(), self.closed.copy(), self.held.copy())

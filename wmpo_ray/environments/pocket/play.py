@@ -14,7 +14,7 @@ import numpy as np
 from wmpo_ray.core.interfaces import Play
 from wmpo_ray.environments.pocket.env import PocketEnvironment
 from wmpo_ray.environments.pocket.geometry import BLOCK_HALF, FRAME_SIZE, POCKET_TOLERANCE, WALL_X
-from wmpo_ray.environments.pocket.rendering import draw, draw_backdrop
+from wmpo_ray.environments.pocket.rendering import draw
 
 CHUNK_SIZE = 1000  # scenes that are stepped together; others give other episodes
 
@@ -27,28 +27,33 @@ def collect_play(num_videos: int, horizon: int, seed: int, chunk_size: int = CHU
     return Play(np.concatenate(frames), np.concatenate(actions), np.concatenate(contact), texts)
 
 
-def play_in_chunks(num_videos: int, horizon: int, seed: int, chunk_size: int = CHUNK_SIZE) -> Iterator[Play]:
+def play_in_chunks(
+    num_videos: int,
+    horizon: int,
+    seed: int,
+    chunk_size: int = CHUNK_SIZE,
+    environment: type[PocketEnvironment] = PocketEnvironment,
+) -> Iterator[Play]:
     """Generate play, `chunk_size` scenes at a time; reproducible from `seed`. Contact: grasp, near miss, release or touch
-    of the wall."""
+    of the wall. `environment`: of the task whose scenes are played in."""
     for first in range(0, num_videos, chunk_size):
         size = min(chunk_size, num_videos - first)
-        yield _play_chunk(size, horizon, np.random.default_rng([seed, first]))
+        yield _play_chunk(environment(horizon, ends_on_success=False), size, np.random.default_rng([seed, first]))
 
 
-def _play_chunk(n: int, horizon: int, rng: np.random.Generator) -> Play:
-    env = PocketEnvironment(horizon, ends_on_success=False)
+def _play_chunk(env: PocketEnvironment, n: int, rng: np.random.Generator) -> Play:
     env.reset(rng.integers(0, 2**62, n), render=False)
     _vary_start(env, rng)
     hand = _Hand(env, rng)
     states, actions, contact = [env.state()], [], []
-    for _ in range(horizon):
+    for _ in range(env.horizon):
         action = hand.action(env)
         before = env.state()
         env.step(action, render=False)
         states.append(env.state())
         actions.append(action)
         contact.append(_touches(before, states[-1]))
-    backdrop = draw_backdrop(env.pocket_y, env.pocket_colour)
+    backdrop = env.backdrop()
     frames = np.stack([draw(backdrop, *state) for state in states], 1)
     return Play(frames, np.stack(actions, 1), np.stack(contact, 1), tuple(env.instruction))
 

@@ -70,6 +70,15 @@ def draw_backdrop(pocket_y: np.ndarray, pocket_colour: np.ndarray, look: Look = 
     return image
 
 
+def draw_marks(backdrop: np.ndarray, marks: np.ndarray) -> np.ndarray:
+    """A backdrop [N, H, W, 3] with a blue and a pink mark of a block's size, at marks [N, 2, 2]."""
+    image = backdrop.copy()
+    for colour in (0, 1):
+        x, y = marks[:, colour].T
+        _paint(image, x - BLOCK_HALF, x + BLOCK_HALF, y - BLOCK_HALF, y + BLOCK_HALF, POCKET_COLOURS[colour])
+    return image
+
+
 def draw(backdrop, gripper, block, closed, held, look: Look = Look()) -> np.ndarray:
     """One frame for each scene: gripper, block [N, 2]; closed, held [N] bool -> [N, H, W, 3] uint8."""
     image = backdrop.astype(np.float32, copy=True)
@@ -130,6 +139,22 @@ def see(frames: np.ndarray) -> Sighting:
     # Of a block in the gripper only a ring is its own colour; together with the gripper it is whole again.
     whole = np.where(held[..., None], _centroid(np.maximum(warm, closed)), block)
     return Sighting(gripper, block, whole, is_closed, held)
+
+
+def see_marks(frames: np.ndarray) -> np.ndarray:
+    """Centres [..., 2, 2] in pixels of the blue and of the pink mark in frames [..., H, W, 3]; NaN where none shows.
+
+    A mark lies left of the wall, and is what block and gripper never are: blue, or pink with more blue than green.
+    """
+    f = frames.astype(np.float32)
+    red, green, blue = f[..., 0], f[..., 1], f[..., 2]
+    floor = _PIXEL < WALL_X - 1
+    found = []
+    for weight in (blue - np.maximum(red, green), np.minimum(red, blue) - green):
+        shown = np.clip((weight - 15) / 30, 0, 1) * floor
+        seen = shown.sum((-1, -2)) > SHOWN_MASS
+        found.append(np.where(seen[..., None], _centroid(shown), np.nan))
+    return np.stack(found, -2)
 
 
 def locate_block(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ So they can be asked of imagined videos, which no simulator knows anything about
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -48,23 +49,53 @@ class PocketSight:
         videos: np.ndarray, actions: np.ndarray, instructions: Sequence[str], lengths: np.ndarray
     ) -> dict[str, np.ndarray]:
         """The environment's `failures` as pixels show them, see `AbleEnvironment.detect_failures`."""
-        seen = see(videos)
-        gripper, block, closed = ((v[:, :-1], v[:, 1:]) for v in (seen.gripper, seen.block, seen.closed))
-        closing = closed[1] & ~closed[0]
-        # An empty gripper that passes over the block looks for one frame as if it held it.
-        carried = np.zeros_like(closing)
-        carried[:, 1:] = seen.held[:, 1:-1] & (seen.held[:, :-2] | closing[:, :-1])  # before each step
-        inside = block[1][..., 0] >= SEATED_X - READING_SLACK
-        apart = np.abs(gripper[1] - block[1]).max(-1) > APART
-        aside = np.abs(block[1][..., 1] - _goal_height(videos[:, 0], instructions)[:, None])
+        moves = moves_seen(videos, actions)
+        aside = np.abs(moves.block[..., 1] - _goal_height(videos[:, 0], instructions)[:, None])
+        wrong = moves.inside & (aside > POCKET_TOLERANCE + READING_SLACK)
         found = {
-            "miss": closing & ~seen.held[:, 1:],
-            "jam": carried & _falls_short(gripper[0][..., 0], seen.whole_block[:, 1:, 0], actions[..., 0]),
-            "drop": carried & (~closed[1] | apart) & ~inside,
-            "wrong_pocket": inside & (aside > POCKET_TOLERANCE + READING_SLACK),
+            "miss": moves.miss,
+            "jam": moves.jam,
+            "drop": moves.released & ~moves.inside,
+            "wrong_pocket": wrong,
         }
-        within = np.arange(1, videos.shape[1])[None] <= np.asarray(lengths)[:, None]
-        return {name: (flags & within).any(1) for name, flags in found.items()}
+        return within(found, lengths)
+
+
+class Moves(NamedTuple):
+    """What M videos of T steps show of each step, [M, T] bool, and where the block is after it."""
+
+    miss: np.ndarray
+    jam: np.ndarray
+    released: np.ndarray  # a block that was carried is let go
+    inside: np.ndarray  # the block is deep in a pocket
+    block: np.ndarray  # [M, T, 2] pixels
+
+
+def moves_seen(videos: np.ndarray, actions: np.ndarray) -> Moves:
+    """Read from frames [M, T+1, H, W, 3] and actions [M, T, D]."""
+    seen = see(videos)
+    gripper, block, closed = ((v[:, :-1], v[:, 1:]) for v in (seen.gripper, seen.block, seen.closed))
+    closing = closed[1] & ~closed[0]
+    # An empty gripper that passes over the block looks for one frame as if it held it.
+    carried = np.zeros_like(closing)
+    carried[:, 1:] = seen.held[:, 1:-1] & (seen.held[:, :-2] | closing[:, :-1])  # before each step
+    apart = np.abs(gripper[1] - block[1]).max(-1) > APART
+    return Moves(
+        miss=closing & ~seen.held[:, 1:],
+        jam=carried & _falls_short(gripper[0][..., 0], seen.whole_block[:, 1:, 0], actions[..., 0]),
+        released=carried & (~closed[1] | apart),
+        inside=block[1][..., 0] >= SEATED_X - READING_SLACK,
+        block=block[1],
+    )
+
+
+def within(found: dict[str, np.ndarray], lengths: np.ndarray) -> dict[str, np.ndarray]:
+    """Which flags [M, T] are ever set within the first `lengths` [M] steps: name -> [M] bool."""
+    if not found:
+        return {}
+    num_steps = next(iter(found.values())).shape[1]
+    counts = np.arange(1, num_steps + 1)[None] <= np.asarray(lengths)[:, None]
+    return {name: (flags & counts).any(1) for name, flags in found.items()}
 
 
 def _falls_short(before: np.ndarray, after: np.ndarray, action: np.ndarray) -> np.ndarray:

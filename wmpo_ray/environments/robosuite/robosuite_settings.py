@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from wmpo_ray.config.environments import named_tasks
 from wmpo_ray.config.run import EnvironmentConfig
 from wmpo_ray.core.section import shown
 from wmpo_ray.environments.gymnasium.gymnasium_settings import ImageSize
@@ -37,7 +38,7 @@ class RobosuiteConfig(EnvironmentConfig):
 
     kind: Literal["robosuite"] = "robosuite"
     task: str = DEFAULT_TASK  # the name of any task of robosuite for one arm
-    # Steps of 1/20 s; where it is not set, that of the task in `HORIZONS`.
+    # Steps of 1/20 s; where it is not set, the longest of the tasks in `HORIZONS`.
     horizon: Annotated[int, Field(ge=1, le=10**5)] = HORIZONS[DEFAULT_TASK]
     instruction: Annotated[str, Field(max_length=1000)] = ""  # "": that of the task
     camera: str = "agentview"  # or frontview, birdview, sideview, robot0_eye_in_hand
@@ -51,7 +52,7 @@ class RobosuiteConfig(EnvironmentConfig):
     @classmethod
     def _default_horizon(cls, data: Any) -> Any:
         if isinstance(data, dict) and "horizon" not in data:
-            return {**data, "horizon": default_horizon(str(data.get("task", DEFAULT_TASK)))}
+            return {**data, "horizon": max(default_horizon(task) for task in named_tasks(data, DEFAULT_TASK))}
         return data
 
     @model_validator(mode="after")

@@ -138,15 +138,14 @@ class PiNetwork(nn.Module):
     def velocity(self, states: Tensor, times: Tensor, reading: Reading) -> Tensor:
         """Velocity [B, K, D] of noisy chunks [B, K, D] at times [B]; 1 is noise."""
         tokens, condition = self.action_in_proj(states), None
-        time = time_features(times, tokens.shape[-1], self.settings.min_period, self.settings.max_period)
-        time = time.to(tokens.dtype)
+        periods = self.settings.min_period, self.settings.max_period
+        time = time_features(times, tokens.shape[-1], *periods).to(tokens.dtype)
         if self.steers_norms:
             condition = F.silu(self.time_mlp_out(F.silu(self.time_mlp_in(time))))
         else:
             together = torch.cat([tokens, time[:, None].expand_as(tokens)], -1)
             tokens = self.action_time_mlp_out(F.silu(self.action_time_mlp_in(together)))
-        denoised = self.paligemma_with_expert.denoise(tokens, reading, condition)
-        return self.action_out_proj(denoised)
+        return self.action_out_proj(self.paligemma_with_expert.denoise(tokens, reading, condition))
 
     def sample(self, noise: Tensor, reading: Reading) -> Tensor:
         """The chunk [B, K, D] that the ODE makes of noise in `num_steps` steps."""
@@ -179,16 +178,15 @@ class _TwoStacks(nn.Module):
         )
         projector = _Named(linear=nn.Linear(sizes.vision_width, reader.width))
         tower = _Named(vision_model=_vision_model(sizes))
-        self.paligemma = _Named(
-            model=_Named(vision_tower=tower, multi_modal_projector=projector, language_model=language)
-        )
-        expert = sizes.expert
-        layers = nn.ModuleList(GemmaLayer(expert, condition) for _ in range(expert.depth))
-        self.gemma_expert = _Named(model=_Named(layers=layers, norm=_Norm(expert.width, condition)))
+        model = _Named(vision_tower=tower, multi_modal_projector=projector, language_model=language)
+        self.paligemma = _Named(model=model)
+        layers = nn.ModuleList(GemmaLayer(sizes.expert, condition) for _ in range(sizes.expert.depth))
+        self.gemma_expert = _Named(model=_Named(layers=layers, norm=_Norm(sizes.expert.width, condition)))
 
     def embed_image(self, image: Tensor) -> Tensor:
         model = self.paligemma.model
-        return model.multi_modal_projector.linear(model.vision_tower.vision_model(pixel_values=image).last_hidden_state)
+        seen = model.vision_tower.vision_model(pixel_values=image).last_hidden_state
+        return model.multi_modal_projector.linear(seen)
 
     def embed_words(self, words: Tensor) -> Tensor:
         spoken = self.paligemma.model.language_model.embed_tokens(words)

@@ -20,6 +20,11 @@ LAST_UPDATE = {
     "real/success_high": "wmpo_real_success_high",
     "real/label_agreement": "wmpo_label_agreement_rate",
 }
+# The last part of the metrics of one of several tasks, and of the live metric's name.
+OF_A_TASK = (
+    *("real_success_rate", "real_success_low", "real_success_high", "training_success_rate"),
+    *("label_agreement_rate", "keep_rate"),
+)
 
 
 class PrometheusTracker:
@@ -37,8 +42,21 @@ class PrometheusTracker:
         for statistic in ("mean", "max"):
             if (key := f"policy/ratio_{statistic}") in values:
                 self._meter.set("wmpo_ratio", values[key], statistic=statistic)
+        for key, value in values.items():
+            self._of_task(key, value)
         if "time/driver_s" in values:
             self._meter.add("wmpo_driver_busy_seconds_total", values["time/driver_s"])
+
+    def _of_task(self, key: str, value: float) -> None:
+        """`task/NAME/QUANTITY`, where there are several tasks."""
+        area, _, rest = key.partition("/")
+        task, _, quantity = rest.rpartition("/")
+        if area != "task" or not task:
+            return
+        if quantity in OF_A_TASK:
+            self._meter.set(f"wmpo_task_{quantity}", value, task=task)
+        elif (outcome := quantity.removesuffix("_groups")) != quantity:
+            self._meter.add("wmpo_task_groups_total", value, task=task, outcome=outcome)
 
     def restart(self, series: str, after_step: int) -> None:
         """A gauge shows the latest value only."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,10 +37,9 @@ PIECES = (Piece("piece_1", "base", 0.034, 0.032, QUARTER), Piece("piece_2", "pie
 
 
 class ThreePieceAssemblyExpert(Manipulation):
-    def script(self) -> Generator[np.ndarray, None, None]:
-        while True:
-            missing = [piece for piece in PIECES if not self._seated(piece)]
-            yield from self._seat(missing[0]) if missing else self.rest()
+    def attempt(self) -> Part:
+        missing = [piece for piece in PIECES if not self._seated(piece)]
+        return self._seat(missing[0]) if missing else self.rest()
 
     def upright(self, yaw: float) -> np.ndarray:
         """Far from the arm's base, where its elbow is about straight, the fingers point outward."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-
 import numpy as np
 
 from wmpo_ray.environments.robosuite.experts.expert import Part
@@ -15,6 +13,7 @@ from wmpo_ray.environments.robosuite.experts.servo import PositionServo
 POD, HOLDER, MACHINE = "coffee_pod_main", "coffee_machine_pod_holder_root", "coffee_machine_root"
 LID_JOINT = "coffee_machine_lid_main_joint0"
 GRASP_HEIGHT = 0.014  # m above the pod's middle
+POD_HOVER = np.array([0.004, 0.004, 0.03])  # m: there is little room between pads and pod, and it falls over
 LIFT = 0.24  # m
 ALIGN_HEIGHT, DROP_HEIGHT = 0.065, 0.032  # m: the pod's middle above the holder's, before the way down and after it
 COARSE_WITHIN = np.array([0.008, 0.008, 0.015])  # m
@@ -29,14 +28,10 @@ BEHIND, BEYOND, PRESSED = (-0.11, 1.075), (0.06, 1.085), (0.06, 1.03)
 
 
 class CoffeeExpert(Manipulation):
-    def script(self) -> Generator[np.ndarray, None, None]:
-        while True:
-            if not self._inserted():
-                yield from self._insert()
-            elif self.scene.joint(LID_JOINT) > CLOSED:
-                yield from self._close_lid()
-            else:
-                yield from self.rest()
+    def attempt(self) -> Part:
+        if not self._inserted():
+            return self._insert()
+        return self._close_lid() if self.scene.joint(LID_JOINT) > CLOSED else self.rest()
 
     def _insert(self) -> Part:
         pod, yaw = self.scene.env.coffee_pod, self._yaw()
@@ -45,7 +40,7 @@ class CoffeeExpert(Manipulation):
             def grasp() -> Target:
                 return Target(self._pod().position + np.array([0.0, 0.0, GRASP_HEIGHT]), yaw)
 
-            if not (yield from self.pick(pod, grasp, 0.08, 0.005)):
+            if not (yield from self.pick(pod, grasp, 0.08, 0.005, hover_within=POD_HOVER)):
                 return False
             self.stage = "lift"
             yield from self.rise(self.scene.hand().position[2] + LIFT)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-
 import numpy as np
 
 from wmpo_ray.environments.robosuite.experts.expert import Part
@@ -15,15 +13,13 @@ QUARTER = np.pi / 2
 
 
 class LiftExpert(Manipulation):
-    def script(self) -> Generator[np.ndarray, None, None]:
+    def attempt(self) -> Part:
         env = self.scene.env
-        while True:
-            if not self.keeps(env.cube):
-                yield from self._grasp()
-                continue
-            self.stage = "lift"
-            yield from self.rise(float(env.model.mujoco_arena.table_offset[2]) + LIFTED, max_steps=25)
-            yield from self.rest()
+        if not self.keeps(env.cube):
+            return (yield from self._grasp())
+        self.stage = "lift"
+        yield from self.rise(float(env.model.mujoco_arena.table_offset[2]) + LIFTED, max_steps=25)
+        return (yield from self.rest())
 
     def _grasp(self) -> Part:
         cube = self.scene.env.cube

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,6 +47,19 @@ class Manipulation(Expert):
     """The moves of an expert. Targets are functions of the scene, so that they follow what moves."""
 
     grip = OPEN
+
+    @abstractmethod
+    def attempt(self) -> Part:
+        """One attempt at what the scene, as it is now, asks for; or some steps of rest where it asks for nothing."""
+
+    def script(self) -> Generator[np.ndarray, None, None]:
+        while True:
+            has_acted = False
+            for action in self.attempt():
+                has_acted = True
+                yield action
+            if not has_acted:  # what is held cannot be carried as it lies in the hand; the scene would never change
+                yield from self.release()
 
     def hand_action(self, position: np.ndarray, rotation: np.ndarray) -> np.ndarray:
         """Action [7] with a position part [3] that turns the hand to a rotation [3, 3]."""
@@ -136,6 +150,7 @@ class Manipulation(Expert):
         within: np.ndarray | float = 0.006,
         turn_within: float = 0.15,
         travel: float = -np.inf,
+        hover_within: np.ndarray = HOVER_WITHIN,
     ) -> Part:
         """Open, go above the grasp, go down, close; returns whether the object is held.
 
@@ -148,7 +163,7 @@ class Manipulation(Expert):
             far = np.linalg.norm((target.position - self.scene.hand().position)[:2]) > ABOUT_ABOVE
             return raised(target, max(0.0, travel - target.position[2])) if far else target
 
-        yield from self.move_hand(above, HOVER_WITHIN, turn_within)
+        yield from self.move_hand(above, hover_within, turn_within)
         self.stage = "descend"
         yield from self.move_hand(grasp, within, max_steps=25)
         self.stage = "grasp"

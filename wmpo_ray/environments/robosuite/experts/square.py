@@ -27,11 +27,12 @@ class SquareExpert(Manipulation):
     def script(self) -> Generator[np.ndarray, None, None]:
         self.stage = "wait"
         yield from self.stay(FALL_STEPS if self.scene.env.sim.data.time < 0.01 else 0)
-        while True:
-            if self._on_peg():
-                yield from self.rest() if not self.scene.holds(self._nut) else self.release()
-            else:
-                yield from self._put()
+        yield from super().script()
+
+    def attempt(self) -> Part:
+        if not self._on_peg():
+            return self._put()
+        return self.release() if self.scene.holds(self._nut) else self.rest()
 
     def _put(self) -> Part:
         if not self.keeps(self._nut):

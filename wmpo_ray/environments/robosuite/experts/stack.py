@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -43,10 +42,9 @@ class StackExpert(Manipulation):
     cubes: ClassVar[tuple[str, ...]] = ("cubeA", "cubeB")
     pairs: ClassVar[tuple[tuple[str, str], ...]] = (("cubeA", "cubeB"),)  # upper, lower
 
-    def script(self) -> Generator[np.ndarray, None, None]:
-        while True:
-            missing = [pair for pair in self.pairs if not self._stacked(*pair)]
-            yield from self._stack(*missing[0]) if missing else self.rest()
+    def attempt(self) -> Part:
+        missing = [pair for pair in self.pairs if not self._stacked(*pair)]
+        return self._stack(*missing[0]) if missing else self.rest()
 
     def _stack(self, upper: str, lower: str) -> Part:
         cube = self._model(upper)
