@@ -21,7 +21,7 @@ import argparse
 import json
 import string
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +32,7 @@ from unittest.mock import patch
 import torch
 from safetensors.torch import load_file, save_file
 
-VOCABULARY = 64
+VOCABULARY, IMAGE = 64, 16
 SMOLVLM: dict[str, Any] = {
     "model_type": "smolvlm",
     "image_token_id": 60,
@@ -41,12 +41,12 @@ SMOLVLM: dict[str, Any] = {
     "pad_token_id": 0,
     "text_config": {
         "model_type": "llama",
-        "hidden_size": 48,
-        "intermediate_size": 80,
-        "num_hidden_layers": 5,
+        "hidden_size": 16,
+        "intermediate_size": 28,
+        "num_hidden_layers": 3,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "head_dim": 12,
+        "head_dim": 4,
         "vocab_size": VOCABULARY,
         "rms_norm_eps": 1e-5,
         "pad_token_id": 0,
@@ -54,36 +54,27 @@ SMOLVLM: dict[str, Any] = {
     },
     "vision_config": {
         "model_type": "smolvlm_vision",
-        "hidden_size": 32,
-        "intermediate_size": 48,
+        "hidden_size": 16,
+        "intermediate_size": 24,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
-        "image_size": 32,
-        "patch_size": 8,
+        "image_size": IMAGE,
+        "patch_size": 4,
     },
 }
-SIGLIP = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "projection_dim": 24, "image_size": 28}
+SIGLIP = {"hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 1, "projection_dim": 24}
+SIGLIP |= {"image_size": IMAGE, "patch_size": 4}
 GEMMA = {  # width, depth, mlp_dim, num_heads, num_kv_heads, head_dim; eight heads are written into lerobot's forward
-    "gemma_2b": (24, 2, 40, 8, 1, 4),
-    "gemma_300m": (16, 2, 32, 8, 1, 4),
+    "gemma_2b": (24, 2, 28, 8, 1, 4),
+    "gemma_300m": (16, 2, 20, 8, 1, 4),
 }
-COMMON: dict[str, Any] = {
-    "max_state_dim": 6,
-    "max_action_dim": 7,
-    "chunk_size": 5,
-    "n_action_steps": 5,
-    "device": "cpu",
-}
+COMMON: dict[str, Any] = {"max_state_dim": 6, "max_action_dim": 7, "chunk_size": 5, "n_action_steps": 5}
+COMMON |= {"device": "cpu", "tokenizer_max_length": 24}
+SMALL_PI = {**COMMON, "num_inference_steps": 4, "image_resolution": (IMAGE, IMAGE)}
 POLICIES: dict[str, dict[str, Any]] = {
-    "smolvla": {
-        **COMMON,
-        "num_steps": 4,
-        "num_vlm_layers": 4,
-        "resize_imgs_with_padding": (32, 32),
-        "tokenizer_max_length": 24,
-    },
-    "pi0": {**COMMON, "num_inference_steps": 4, "image_resolution": (28, 28), "tokenizer_max_length": 24},
-    "pi05": {**COMMON, "num_inference_steps": 4, "image_resolution": (28, 28), "tokenizer_max_length": 56},
+    "smolvla": {**COMMON, "num_steps": 4, "num_vlm_layers": 2, "resize_imgs_with_padding": (IMAGE, IMAGE)},
+    "pi0": SMALL_PI,
+    "pi05": {**SMALL_PI, "tokenizer_max_length": 56},
 }
 CAMERAS = {"front": (20, 28), "wrist": (24, 16)}
 STATE, ACTION = 5, 3
@@ -127,12 +118,10 @@ def small(kind: str, vlm: Path) -> Iterator[None]:
             (module, "PaliGemmaForConditionalGenerationWithPiGemma", small_paligemma),
             (module, "PiGemmaForCausalLM", small_gemma),
         ]
-    started = [patch.object(*change) for change in changes]
-    for change in started:
-        change.start()
-    yield
-    for change in started:
-        change.stop()
+    with ExitStack() as stack:
+        for change in changes:
+            stack.enter_context(patch.object(*change))
+        yield
 
 
 def save_tokenizer(folder: Path, kind: str) -> None:
@@ -193,12 +182,11 @@ def processors_of(kind: str, config: Any) -> Any:
 
 def network_inputs(kind: str, generator: torch.Generator) -> dict[str, torch.Tensor]:
     """Two cameras, the second one absent in a row; an instruction padded in a row."""
-    size = 32 if kind == "smolvla" else SIGLIP["image_size"]
     chunk = (2, COMMON["chunk_size"], COMMON["max_action_dim"])
     state = {} if kind == "pi05" else {"state": torch.randn(2, COMMON["max_state_dim"], generator=generator)}
     return {
-        "image_a": torch.rand(2, 3, size, size, generator=generator) * 2 - 1,
-        "image_b": torch.rand(2, 3, size, size, generator=generator) * 2 - 1,
+        "image_a": torch.rand(2, 3, IMAGE, IMAGE, generator=generator) * 2 - 1,
+        "image_b": torch.rand(2, 3, IMAGE, IMAGE, generator=generator) * 2 - 1,
         "image_mask_a": torch.tensor([True, True]),
         "image_mask_b": torch.tensor([True, False]),
         "words": torch.randint(3, 60, (2, 6), generator=generator),

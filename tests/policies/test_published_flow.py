@@ -19,8 +19,8 @@ from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.core.observations import Observation
 from wmpo_ray.policies.flow.published_inputs import prepared_images, state_bins
-from wmpo_ray.policies.flow.published_kind import PiKind, SmolVLAKind
 from wmpo_ray.policies.flow.published_policy import PublishedFlowPolicy, Use
+from wmpo_ray.policies.flow.vla_kind import PiKind, SmolVLAKind
 
 CPU = torch.device("cpu")
 KINDS = ("smolvla", "pi0", "pi05")
@@ -91,8 +91,9 @@ def test_images_are_padded_without_distortion():
     settings = {kind: PublishedFlowPolicy.load(GOLDEN / kind, Use(1)).folder.settings for kind in ("smolvla", "pi0")}
     white = torch.full((1, 8, 16, 3), 255, dtype=torch.uint8)
     above, centred = (prepared_images(white, settings[kind])[0, 0] for kind in ("smolvla", "pi0"))
-    assert above.shape == (32, 32) and (above[:16] == -1).all() and (above[16:] == 1).all()
-    assert centred.shape == (28, 28) and (centred[[0, 6, 21, 27]] == -1).all() and (centred[7:21] == 1).all()
+    assert above.shape == centred.shape == (16, 16)
+    assert (above[:8] == -1).all() and (above[8:] == 1).all()
+    assert (centred[[0, 3, 12, 15]] == -1).all() and (centred[4:12] == 1).all()
 
 
 def test_a_state_is_written_in_256_parts():
