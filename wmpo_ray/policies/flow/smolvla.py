@@ -131,7 +131,13 @@ class _TwoStacks(nn.Module):
         return self.every > 0 and number % self.every == 0
 
     def embed_image(self, image: Tensor) -> Tensor:
-        seen = self.vlm.model.connector(self.vlm.model.vision_model(pixel_values=image).last_hidden_state)
+        vision = self.vlm.model.vision_model
+        rows, columns = (size // vision.patch_size for size in image.shape[2:])
+        everywhere = torch.ones(len(image), rows, columns, dtype=torch.bool, device=image.device)
+        patches = vision.embeddings(pixel_values=image, patch_attention_mask=everywhere)
+        # Its own forward would look at the values of that mask, and a plan's tensors have none.
+        tokens = vision.encoder(inputs_embeds=patches, attention_mask=None).last_hidden_state
+        seen = self.vlm.model.connector(vision.post_layernorm(tokens))
         return seen * seen.shape[-1] ** 0.5
 
     def embed_words(self, words: Tensor) -> Tensor:
