@@ -74,6 +74,26 @@ def test_flow_grpo_raises_what_succeeded_and_trains_the_expert_alone(kind, tmp_p
     assert changed and not [name for name in changed if ".vlm." in name or ".paligemma." in name]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_that_is_seen_decides(kind):
+    """Else the parity of a decision would say nothing of how each part is prepared."""
+    case, given = (
+        json.loads((GOLDEN / kind / "case.json").read_text()),
+        load_file(GOLDEN / kind / "decision.safetensors"),
+    )
+    policy = PublishedFlowPolicy.load(GOLDEN / kind, Use(1, tuple(case["cameras"]), observes_state=True))
+
+    def decision(changed: str = "") -> torch.Tensor:
+        images = {name: given[f"frames_{name}"].numpy() // (2 if name == changed else 1) for name in case["cameras"]}
+        texts = tuple(text + changed if changed == "now" else text for text in case["instructions"])
+        state = given["state"].numpy() + (0.1 if changed == "state" else 0)
+        return policy.decided(Observation(images, texts, state), given["noise"])
+
+    torch.testing.assert_close(decision(), given["decision"], atol=1e-4, rtol=0)
+    for changed in (*case["cameras"], "now", "state"):
+        assert (decision(changed) - given["decision"]).abs().max() > 1e-3, changed
+
+
 def test_the_chunk_is_normalised_as_the_folder_says(tmp_path):
     """Twice the spread of actions in the statistics is twice the distance from their mean."""
     folder = shutil.copytree(GOLDEN / "smolvla", tmp_path / "smolvla")
