@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -179,9 +179,9 @@ class _TwoStacks(nn.Module):
         projector = _Named(linear=nn.Linear(sizes.vision_width, reader.width))
         tower = _Named(vision_model=_vision_model(sizes))
         model = _Named(vision_tower=tower, multi_modal_projector=projector, language_model=language)
-        self.paligemma = _Named(model=model)
+        self.paligemma: Any = _Named(model=model)
         layers = nn.ModuleList(GemmaLayer(sizes.expert, condition) for _ in range(sizes.expert.depth))
-        self.gemma_expert = _Named(model=_Named(layers=layers, norm=_Norm(sizes.expert.width, condition)))
+        self.gemma_expert: Any = _Named(model=_Named(layers=layers, norm=_Norm(sizes.expert.width, condition)))
 
     def embed_image(self, image: Tensor) -> Tensor:
         model = self.paligemma.model
@@ -260,14 +260,14 @@ class GemmaLayer(nn.Module):
         width, inner = sizes.width, NUM_HEADS * sizes.head_size
         self.head_size = sizes.head_size
         self.input_layernorm = _Norm(width, condition)
-        self.self_attn = _Named(
+        self.self_attn: Any = _Named(
             q_proj=nn.Linear(width, inner, bias=False),
             k_proj=nn.Linear(width, sizes.head_size, bias=False),
             v_proj=nn.Linear(width, sizes.head_size, bias=False),
             o_proj=nn.Linear(inner, width, bias=False),
         )
         self.post_attention_layernorm = _Norm(width, condition)
-        self.mlp = _Named(
+        self.mlp: Any = _Named(
             gate_proj=nn.Linear(width, sizes.mlp_width, bias=False),
             up_proj=nn.Linear(width, sizes.mlp_width, bias=False),
             down_proj=nn.Linear(sizes.mlp_width, width, bias=False),

@@ -74,7 +74,7 @@ class PiPolicyConfig(PublishedFlowConfig):
 
 
 class PublishedFlowKind(PolicyKind):
-    section = PublishedFlowConfig
+    section: ClassVar[type[PolicyConfig]] = PublishedFlowConfig
     libraries = ("wmpo_ray.policies.flow.published_policy",)
     types: ClassVar[tuple[str, ...]]  # of config.json
 
