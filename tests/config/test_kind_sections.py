@@ -25,7 +25,7 @@ from wmpo_ray.core.errors import ConfigError
             '"flow" or "tiny"',
             '"openvla_oft"',
         ),
-        (["policy.flow.noise=1"], "policy.flow.noise = 1", '"flow", "pi0" or "smolvla"', '"tiny"'),
+        (["policy.flow.noise=1"], "policy.flow.noise = 1", '"flow" or "pi0" or "smolvla"', '"tiny"'),
         (
             ["world_model.kind=simulator", "world_model.sampler.num_steps=1"],
             "world_model.sampler.num_steps = 1",
