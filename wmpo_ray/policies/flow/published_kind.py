@@ -155,6 +155,10 @@ class SmolVLAKind(PublishedFlowKind):
     section = SmolVLAPolicyConfig
     types = ("smolvla",)
 
+    def blueprint(self, config: Config, facts: EnvironmentFacts) -> Blueprint:
+        """Raises ConfigError: transformers asks for values in the vision tower of a SmolVLM, and a plan has none."""
+        return PolicyKind.blueprint(self, config, facts)
+
 
 class PiKind(PublishedFlowKind):
     """pi0 and pi0.5: config.json says which."""
