@@ -24,7 +24,7 @@ STAMP := $(VENV)/.installed$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 	test-simulators-in-short lint bench-demo bench-cache soak \
 	bench-coordinator bench-optimize bench-early-ends bench-autoscaling bench-weights bench-actor-start bench-operations bench-samplers \
 	bench-simulators bench-experts \
-	bench-learners bench-fidelity bench-memory bench-metaworld bench-environment-pool bench-house evidence bench-models bench-gpu \
+	bench-learners bench-reward-kinds bench-fidelity bench-memory bench-metaworld bench-environment-pool bench-house evidence bench-models bench-gpu \
 	bench-data check-exchange check-lerobot exchange-env fuzz-readers pretrain-embedded protocol bench-robots clean
 .DEFAULT_GOAL := help
 
@@ -140,6 +140,9 @@ bench-learners: setup  ## other policies and learners on the embedded task: Flow
 	$(BIN)/python -m benchmarks.learners $(or $(PART),flow) $(if $(SEEDS),--seeds $(SEEDS))
 	$(if $(PART),,$(BIN)/python -m benchmarks.learners_rllib)
 	$(if $(PART),,$(BIN)/python -m benchmarks.learners_tune)
+
+bench-reward-kinds: setup  ## kinds of reward model on the embedded task: F1, calibration, labels in imagination (SEEDS="0 2")
+	$(BIN)/python -m benchmarks.reward_kinds --timed $(if $(SEEDS),--seeds $(SEEDS))
 
 bench-models: setup  ## parity with published fixtures, memory of loading (FIXTURES=tests/golden)
 	$(BIN)/python -m benchmarks.models --fixtures $(FIXTURES)

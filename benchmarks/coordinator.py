@@ -45,12 +45,14 @@ GROUPS = Setup(8, stream=False)  # as it was: a group is the unit of work, and t
 MEMBERS = Setup(8, trajectories_per_request=1, stream=False)
 FILLED = MEMBERS._replace(fill_probability=0.9)
 STREAMED = FILLED._replace(stream=True)
+SUMMED = STREAMED._replace(groups_per_pass=1)
 VARIANTS = {
     "whole groups": GROUPS,
     "a trajectory a request": MEMBERS,
     "and a batch that fills": FILLED,
     "and a learner that does not wait": STREAMED,
     "and 16 GPUs for it": STREAMED._replace(learner_gpus=16),
+    "and gradients summed group by group": SUMMED,
     "whole groups, staleness 1": GROUPS._replace(staleness=1, stream=True),
 }
 
@@ -98,6 +100,7 @@ def efficiencies(curves: dict[str, list[Point]]) -> dict[str, dict[str, Any]]:
     unit = "speed-up over 8 actors / ideal, keep rate 0.5, staleness 0"
     found = {f"efficiency_{count}": (streamed[count], 8) for count in (32, 64)}
     found |= {"efficiency_256_learner8": (streamed[256], 8), "efficiency_256_learner16": (more[256], 16)}
+    found["efficiency_256_learner8, gradients summed"] = (curves["and gradients summed group by group"][-1], 8)
     before = curves["whole groups"][-1].update_s / streamed[256].update_s
     return {
         name: {"value": round(point.efficiency, 3), "unit": f"{unit}, learner on {gpus} GPUs"}
@@ -133,12 +136,12 @@ def exposed_figures(curves: dict[str, list[Point]]) -> dict[str, dict[str, Any]]
     unit = "of the learner's seconds (8 GPUs), those after its batch is full"
     figures: dict[str, dict[str, Any]] = {
         "learner_exposed_share": {
-            "value": round(max(point.exposed_share for point in curves["and a learner that does not wait"]), 3),
-            "unit": f"{unit}; the largest with {ACTORS} actors",
+            "value": round(max(point.exposed_share for point in curves["and gradients summed group by group"]), 3),
+            "unit": f"{unit}; the largest with {ACTORS} actors; grpo.groups_per_pass = 1",
         },
         "learner_exposed_share_whole_batches": {"value": round(waiting, 3), "unit": f"{unit}; 64 actors"},
     }
-    for name in ("and a learner that does not wait", "and 16 GPUs for it"):
+    for name in ("and a learner that does not wait", "and 16 GPUs for it", "and gradients summed group by group"):
         shares = [round(point.exposed_share, 3) for point in curves[name]]
         figures[f"learner_exposed_share, {name}"] = {"value": shares, "unit": f"{unit}; with {ACTORS} actors"}
     return figures

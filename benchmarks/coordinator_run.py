@@ -41,6 +41,7 @@ class Setup(NamedTuple):
     heartbeat_every_s: float = 2.0
     speed: float = 1.0  # all actors this much faster than full-size ones
     stream: bool = True  # the learner works while the batch fills
+    groups_per_pass: int = 0  # that it goes through at once, summing up gradients; 0: a mini-batch
 
 
 class Outcome(NamedTuple):
@@ -73,7 +74,7 @@ def make_config(setup: Setup) -> Config:
     return Config.model_validate(
         {
             "rollout": rollout,
-            "grpo": {"num_updates": setup.updates},
+            "grpo": {"num_updates": setup.updates, "groups_per_pass": setup.groups_per_pass},
             "filter": {"max_staleness": setup.staleness, "fill_probability": setup.fill_probability},
             "evaluation": {"every_updates": 0},
             "cluster": cluster,

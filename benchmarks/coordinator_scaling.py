@@ -35,7 +35,7 @@ def scaling_table(curves: dict[str, list[Point]]) -> str:
 STYLE = """
 svg { --grid: #e4e4e4; --soft: #555; --third: #999; background: #fff; font-family: sans-serif; }
 .tone-a { --tone: #1b6ca8; } .tone-b { --tone: #c2571a; } .tone-c { --tone: #2c8a4b; } .tone-d { --tone: #7a4fa3; }
-.tone-e { --tone: #a8324a; } .tone-f { --tone: #666; }
+.tone-e { --tone: #a8324a; } .tone-f { --tone: #666; } .tone-g { --tone: #b08900; }
 .gridline { stroke: var(--grid); } .axis { stroke: var(--third); } .tick, .axis-label { fill: var(--soft); font-size: 9px; }
 .line { fill: none; stroke: var(--tone); stroke-width: 1.8; } .dashed { stroke-dasharray: 5 3; }
 .marker { fill: var(--tone); } .name { fill: var(--tone); font-size: 9px; } .value { fill: var(--soft); font-size: 9px; }
@@ -48,6 +48,7 @@ SHORT_NAMES = {  # there is little room beside the picture
     "and a batch that fills": "+ filled",
     "and a learner that does not wait": "+ streamed",
     "and 16 GPUs for it": "+ 16 GPUs",
+    "and gradients summed group by group": "+ summed",
     "whole groups, staleness 1": "groups, stale",
 }
 
@@ -55,7 +56,7 @@ SHORT_NAMES = {  # there is little room beside the picture
 def draw_scaling(curves: dict[str, list[Point]], path: Path = PICTURE) -> None:
     series = [
         Series(SHORT_NAMES[name], tone, [(math.log2(p.actors), p.efficiency) for p in points], stroke="solid")
-        for (name, points), tone in zip(curves.items(), "abcdef", strict=True)
+        for (name, points), tone in zip(curves.items(), "abcdefg", strict=True)
     ]
     chart = line_chart(
         series,

@@ -20,6 +20,8 @@ from wmpo_ray.runs.checkpoint import META, MOMENTS, CheckpointFolder, find_check
 from wmpo_ray.runs.optimizer_state import optimizer_from_tensors, optimizer_to_tensors
 
 IN_UPDATE = "in-update"
+# Of the optimizer: what a run may change on the way. The rest is restored with the checkpoint.
+OWN_SETTINGS = ("lr", "betas", "weight_decay")
 
 _Number = Annotated[int, Field(ge=0)]
 _MOMENT = re.compile(r"optimizer\.optimizer\.state\.(\d+)\.(\w+)")
@@ -131,10 +133,13 @@ class LearnerCheckpoints:
             earlier[version] = {name: torch.empty_like(tensor) for name, tensor in weights.items()}
             targets |= {names[name]: tensor for name, tensor in earlier[version].items()}
         read_parts(found.path, targets, self.ranks)
+        own = [{name: group[name] for name in OWN_SETTINGS} for group in self.optimizer.param_groups]
         try:
             optimizer_from_tensors(self.optimizer, with_prefix(targets, "optimizer."), found.meta["optimizer"])
         except ValueError as error:
             raise UserError(f"{found.path}: {error}; use the config that it was made with") from error
+        for group, settings in zip(self.optimizer.param_groups, own, strict=True):
+            group.update(settings)
         return earlier
 
     def _moments(self, path: Path, held: dict[str, Tensor]) -> dict[str, Tensor]:

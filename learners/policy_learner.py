@@ -11,16 +11,18 @@ from typing import NamedTuple
 import torch
 
 from learners.divergence import check_num_skipped, check_update, was_skipped
+from learners.gradient import GradientSum
 from learners.learner_checkpoint import LearnerCheckpoints
-from learners.minibatches import Minibatch, minibatches_of
+from learners.minibatches import Block, minibatches_of
 from learners.policy_files import save_policy
 from learners.published_weights import PublishedWeights
 from learners.sharding import ALONE, MetricMeans, Ranks, whole
 from learners.update_in_progress import OnlineUpdate, UpdateInProgress
 from wmpo_ray.algorithms.base import OfflineAlgorithm, OnlineAlgorithm, Recorded, make_algorithm
-from wmpo_ray.algorithms.batching import GroupSlice
+from wmpo_ray.algorithms.batching import GroupSlice, blocks_of
 from wmpo_ray.config.run import Config
-from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.config.stretches import first_update
+from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.core.files import json_clean
 from wmpo_ray.core.learner_types import LearnerState, StepFacts, UpdateFacts, UpdateResult
 from wmpo_ray.core.observations import Observation
@@ -76,6 +78,7 @@ class PolicyLearner:
         self._last_keys: list[tuple[int, int]] = []
         self._recorded: Recorded | None = None
         self._update: OnlineUpdate | None = None  # in progress
+        self._gradient: GradientSum | None = None  # of a mini-batch in progress
 
     def _choose_parameters(self) -> set[str]:
         pattern = re.compile(self.config.trained_parameters)
@@ -113,6 +116,11 @@ class PolicyLearner:
             self.published.digests |= {int(version): digest for version, digest in meta["digests"].items()}
             self._last_keys = [(update, attempt) for update, attempt in meta["groups"]]
             self.published.earlier.extend(earlier.items())
+        if self.num_updates < (first := first_update(config := self.config)):
+            raise UserError(
+                f"{self.checkpoints.root}: the newest usable checkpoint has {self.num_updates} updates, and these settings "
+                f"hold after {first} (schedule.earlier of {config.name}); resume the run, which goes on with those before"
+            )
         version, _, _ = self.published.publish(self.num_updates)
         return LearnerState(version, dict(self.published.digests), self._history, self._last_keys, problems)
 
@@ -147,6 +155,8 @@ class PolicyLearner:
         self, update: int, first: int, groups: Sequence[GroupSlice], *sources: Trajectories | Spooled
     ) -> int:
         """Begin the update after `update` others, or go on with it: take the steps of the mini-batches that are complete.
+
+        With `groups_per_pass`, what is complete of the next mini-batch is added to its gradient.
 
         groups: those from number `first` of its batch on; the learner ignores what it was given before. Nothing is
         published or saved but, where they are wanted, checkpoints inside the update. Returns the number of groups so far.
@@ -217,12 +227,10 @@ class PolicyLearner:
         self.checkpoints.save(self.num_updates, facts, dict(self.published.earlier))
 
     @torch.no_grad()
-    def measure(self, minibatch: Minibatch) -> dict[str, float]:
-        """Metrics that the algorithm computes before the first step."""
-        means = MetricMeans()
-        for measure in self.algorithm.measures(self.policy, minibatch.batch, minibatch.rows, self.ranks):
+    def measure(self, block: Block, means: MetricMeans) -> None:
+        """Add metrics that the algorithm computes before the first step."""
+        for measure in self.algorithm.measures(self.policy, block.batch, block.rows, self.ranks):
             means.add(measure.metrics, measure.weight)
-        return means.over(self.ranks)
 
     def _num_bad(self, seen: Observation) -> int:
         """Number of non-finite log-probabilities of the updated policy's actions at an observation of the batch."""
@@ -233,15 +241,19 @@ class PolicyLearner:
     def _section(self) -> str:
         return self.config.algorithm.section
 
-    def take_step(self, minibatch: Minibatch) -> dict[str, float]:
-        """One optimizer step on a contiguous mini-batch of trajectories."""
-        self.optimizer.zero_grad(set_to_none=True)
-        means, loss = MetricMeans(), 0.0
-        for part in self.algorithm.losses(self.policy, minibatch.batch, minibatch.rows, self.ranks):
-            part.loss.backward()
-            loss += float(part.loss.detach())
-            means.add(part.metrics, part.weight)
-        loss = float(self.ranks.total(torch.tensor([loss], dtype=torch.float64)))
+    def accumulate(self, block: Block) -> GradientSum:
+        """Add a block to the gradient of its mini-batch; the first one of a mini-batch begins it."""
+        if block.is_first:
+            self.optimizer.zero_grad(set_to_none=True)
+            has_several = blocks_of(self.config).has_several
+            self._gradient = GradientSum(self.algorithm, self.policy, self.ranks, has_several)
+        assert self._gradient is not None, "the blocks of a mini-batch before this one have not come"
+        self._gradient.add(block)
+        return self._gradient
+
+    def take_step(self, block: Block) -> dict[str, float]:
+        """One optimizer step on a contiguous mini-batch of trajectories, which ends with this block."""
+        (loss, metrics), self._gradient = self.accumulate(block).finish(), None
         norm = float(whole(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.settings.max_grad_norm)))
         step = {"policy/loss": loss, "policy/grad_norm": norm}
         if was_skipped(step):
@@ -249,7 +261,7 @@ class PolicyLearner:
             check_num_skipped(self.num_skipped, self.num_updates + 1, self._section, self.settings)
         else:
             self.optimizer.step()
-        return {**step, **means.over(self.ranks)}
+        return {**step, **metrics}
 
     def count_beat(self) -> None:
         self.num_beats += 1

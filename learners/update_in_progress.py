@@ -12,9 +12,10 @@ import torch
 
 from learners.divergence import was_skipped
 from learners.learner_checkpoint import LearnerCheckpoints
-from learners.minibatches import IncomingGroups, Minibatch
+from learners.minibatches import Block, IncomingGroups
+from learners.sharding import MetricMeans, Ranks
 from wmpo_ray.algorithms.base import OnlineAlgorithm
-from wmpo_ray.algorithms.batching import GroupSlice
+from wmpo_ray.algorithms.batching import GroupSlice, blocks_of
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.files import json_clean
 from wmpo_ray.core.interfaces import Policy
@@ -29,13 +30,16 @@ class Learner(Protocol):
 
     config: Config
     policy: Policy
+    ranks: Ranks
     num_updates: int
     num_skipped: int
     checkpoints: LearnerCheckpoints
 
-    def measure(self, minibatch: Minibatch) -> dict[str, float]: ...
+    def measure(self, block: Block, means: MetricMeans) -> None: ...
 
-    def take_step(self, minibatch: Minibatch) -> dict[str, float]: ...
+    def accumulate(self, block: Block) -> object: ...
+
+    def take_step(self, block: Block) -> dict[str, float]: ...
 
     def count_beat(self) -> None: ...
 
@@ -44,7 +48,8 @@ class UpdateInProgress:
     """Counts the steps of an update, and resumes one that was interrupted.
 
     A checkpoint inside the update counts if it was made on the same mini-batches. While these come, no step is taken:
-    either the last of them restores the checkpoint, or the first that differs starts the update from its beginning.
+    either the last of them restores the checkpoint, or the first that differs starts the update from its beginning. It is
+    never one inside a mini-batch: whoever is lost there begins the mini-batch anew.
     """
 
     def __init__(self, learner: Learner):
@@ -55,42 +60,45 @@ class UpdateInProgress:
         self.seconds = 0.0  # that the learner has worked
         self._steps: list[dict[str, float]] = []
         self._measures: dict[str, float] = {}
-        self._signatures: list[str] = []  # of the mini-batches so far
-        self._kept: list[Minibatch] = []  # for the epochs after the first
+        self._before_first = MetricMeans()  # measures of the first mini-batch, block by block
+        self._num_minibatches = 0  # that have come as a whole
+        self._signatures: list[str] = []  # of the blocks so far
+        self._kept: list[Block] = []  # for the epochs after the first
         self._num_steps: int | None = None  # of the whole update, once it is known
         self._saved = learner.checkpoints.find_step(learner.num_updates) if self._every else None
-        self._deferred: list[Minibatch] = []  # whose steps the checkpoint may contain
+        self._deferred: list[Block] = []  # whose steps the checkpoint may contain
 
     @property
     def is_signed(self) -> bool:
         """Whether mini-batches need their signatures, so that checkpoints inside the update know them again."""
         return self._every > 0
 
-    def train(self, minibatches: Iterable[Minibatch], num_last: int | None = None) -> None:
-        """Take the steps of the next mini-batches of the batch; `num_last`: the batch ends with these, so many."""
+    def train(self, blocks: Iterable[Block], num_last: int | None = None) -> None:
+        """Go through the next blocks of the batch; `num_last`: it ends with these, which end so many mini-batches."""
         if num_last is not None:
-            self._num_steps = self._num_epochs * (len(self._signatures) + num_last)
-        for minibatch in minibatches:
-            self._accept(minibatch)
+            self._num_steps = self._num_epochs * (self._num_minibatches + num_last)
+        for block in blocks:
+            self._accept(block)
         if num_last is not None:
             self._start_over()  # the checkpoint's batch was a longer one
             for minibatch in (self._kept * self._num_epochs)[len(self._steps) :]:
-                self._step(minibatch)
+                self._go_through(minibatch)
 
-    def _accept(self, minibatch: Minibatch) -> None:
+    def _accept(self, block: Block) -> None:
         place = len(self._signatures)
-        self._signatures.append(minibatch.signature)
+        self._signatures.append(block.signature)
+        self._num_minibatches += block.is_last
         if not place:
-            first = slice(minibatch.rows.start, minibatch.rows.start + 1)
-            self.first_seen = minibatch.batch.observed(first, torch.zeros(1, 2, dtype=torch.int64))
+            first = slice(block.rows.start, block.rows.start + 1)
+            self.first_seen = block.batch.observed(first, torch.zeros(1, 2, dtype=torch.int64))
         if self._num_epochs > 1:
-            self._kept.append(minibatch)
+            self._kept.append(block)  # a whole mini-batch
         if self._saved is None:
-            self._step(minibatch)
+            self._go_through(block)
             return
-        self._deferred.append(minibatch)
+        self._deferred.append(block)
         known = self._saved.meta["signatures"]
-        if known[place : place + 1] != [minibatch.signature]:
+        if known[place : place + 1] != [block.signature]:
             self._start_over()
         elif len(known) == len(self._signatures):
             self._restore(self._saved)
@@ -98,8 +106,8 @@ class UpdateInProgress:
     def _start_over(self) -> None:
         """Take the steps that were put off; the checkpoint belongs to another batch."""
         deferred, self._deferred, self._saved = self._deferred, [], None
-        for minibatch in deferred:
-            self._step(minibatch)
+        for block in deferred:
+            self._go_through(block)
 
     def _restore(self, saved: CheckpointFolder) -> None:
         self._learner.checkpoints.restore_step(saved)
@@ -107,13 +115,26 @@ class UpdateInProgress:
         self._measures = saved.meta["measures"]
         self._deferred, self._saved = [], None
 
-    def _step(self, minibatch: Minibatch) -> None:
+    def _go_through(self, block: Block) -> None:
+        """Add the block to the gradient of its mini-batch; with the last one comes the step."""
         if not self._steps:
-            with span("policy"):
-                self._measures = self._learner.measure(minibatch)
+            self._measure(block)
         with span("step"):
-            self._steps.append(self._learner.take_step(minibatch))
+            if block.is_last:
+                self._steps.append(self._learner.take_step(block))
+            else:
+                self._learner.accumulate(block)
         self._learner.count_beat()
+        if block.is_last:
+            self._save_if_due()
+
+    def _measure(self, block: Block) -> None:
+        with span("policy"):
+            self._learner.measure(block, self._before_first)
+            if block.is_last:
+                self._measures = self._before_first.over(self._learner.ranks)
+
+    def _save_if_due(self) -> None:
         if self._every and len(self._steps) % self._every == 0 and len(self._steps) != self._num_steps:
             with span("checkpoint"):
                 self._save()
@@ -145,20 +166,19 @@ class OnlineUpdate(UpdateInProgress):
 
     def __init__(self, learner: Learner, algorithm: OnlineAlgorithm):
         super().__init__(learner)
-        size = learner.config.training.minibatch_trajectories
-        self._incoming = IncomingGroups(algorithm, learner.policy, size, self.is_signed)
+        self._incoming = IncomingGroups(algorithm, learner.policy, blocks_of(learner.config), self.is_signed)
 
     @property
     def num_groups(self) -> int:
         return len(self._incoming.groups)
 
     def give(self, first: int, groups: Sequence[GroupSlice], sources: Iterable[Trajectories], is_last: bool) -> None:
-        """Take the steps that the groups from number `first` on make possible; those known already are ignored."""
+        """Go through the blocks that groups from number `first` on complete; those known already are ignored."""
         started = time.monotonic()
         with span("batch"):
             self._incoming.add(first, groups, list(sources))
-            count, minibatches = self._incoming.cut(is_last)
-        self.train(minibatches, count if is_last else None)
+            count, blocks = self._incoming.cut(is_last)
+        self.train(blocks, count if is_last else None)
         self.seconds += time.monotonic() - started
 
     def batch_metrics(self) -> dict[str, float]:

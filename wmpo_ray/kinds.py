@@ -50,6 +50,8 @@ REWARD_MODELS = Kinds(
     "wmpo_ray.reward_models",
     {
         "videomae": "wmpo_ray.reward_models.videomae_kind:VideoMAEKind",
+        "frame": "wmpo_ray.reward_models.frame_kind:FrameKind",
+        "vlm": "wmpo_ray.reward_models.vlm_kind:VlmKind",
         "videomae_published": "wmpo_ray.reward_models.published_kind:PublishedVideoMAEKind",
     },
     members=("section", "create", "load", "pretrained", "blueprint"),

@@ -24,14 +24,25 @@ def fork(
         typer.Option("--out", metavar="DIR", parser=user_path, help="Folder of the new run; must not be there yet."),
     ],
     overrides: Overrides = None,
+    branch: Annotated[
+        bool, typer.Option("--branch", help="Go on from the run's last update, with settings of optimize changed.")
+    ] = False,
 ) -> None:
     """Make a new run from an old one with other settings.
 
     Every stage whose result does not depend on the changed settings is copied, the others will be run. The old run stays
     as it is. `wmpo run OUT/settings.toml --out OUT` goes on with the new one.
+
+    With --branch the new run takes over the training where it stands: weights, optimizer and progress. Its settings say
+    what the updates so far were made with.
     """
+    from cluster.recipes.reuse.branch import branch_run
     from cluster.recipes.reuse.fork import SETTINGS, fork_run
 
+    if branch:
+        make_console().print(f"{branch_run(folder, out, overrides or ())} updates taken over")
+        _print_command(out / SETTINGS, out, " --resume")
+        return
     steps = fork_run(folder, out, overrides or ())
     console = make_console()
     table = Table("stage", "", "because of")
@@ -41,5 +52,8 @@ def fork(
         what = ("goes further" if each.reason else "kept") if each.is_kept else "to be run"
         table.add_row(each.label, what, escape(each.reason))
     console.print(table)
-    resume = " --resume" if goes_on else ""
-    console.print(f"go on with: wmpo run {out / SETTINGS} --out {out}{resume}", soft_wrap=True, highlight=False)
+    _print_command(out / SETTINGS, out, " --resume" if goes_on else "")
+
+
+def _print_command(settings: Path, out: Path, resume: str) -> None:
+    make_console().print(f"go on with: wmpo run {settings} --out {out}{resume}", soft_wrap=True, highlight=False)

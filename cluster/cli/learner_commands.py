@@ -84,7 +84,7 @@ def tune(
     force: Annotated[bool, typer.Option("--force", help="Go on even where the imagined world fails the gate.")] = False,
     overrides: Overrides = None,
 ) -> None:
-    """Search settings on Ray Tune: many runs, the worse ones stopped early.
+    """Search settings: many runs, of which the worse stop early, or take over from the better (population-based training).
 
     Stages that no searched setting changes are run once and shared. Trials are compared by real success on the way (or by
     imagined success without it), placed by [placement], and those that come to the end are evaluated. Ends with a table

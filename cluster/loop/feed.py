@@ -1,5 +1,7 @@
 """Gives the learner the batch of an update: its first mini-batches while the batch still fills, and then the rest.
 
+With `groups_per_pass` it is given blocks of a mini-batch, whose gradients it sums up until the mini-batch is complete.
+
 The batch of an update is a prefix of its issue order, so a group is part of it as soon as all groups before it are
 settled, and a mini-batch, which is a contiguous block of the batch, is known as soon as its last group is. What it is
 trained on, and under which weights, does not depend on when that was: the weights after the update are those of a batch
@@ -18,6 +20,7 @@ from cluster.workers.crew import Crew
 from cluster.workers.tasks import Task
 from cluster.workers.telemetry import Telemetry
 from wmpo_ray.algorithms.base import online_algorithm, trains_in_parts
+from wmpo_ray.algorithms.batching import blocks_of
 from wmpo_ray.algorithms.group_queue import ReadyBatch
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.learner_types import UpdateFacts
@@ -40,9 +43,10 @@ def streams_updates(config: Config) -> bool:
 
 
 class PartTrained(NamedTuple):
-    """The learner has taken the steps that a part made possible."""
+    """The learner has gone through what a part completed."""
 
     num_groups: int
+    has_step: bool = True  # weights have changed: a mini-batch was complete
 
 
 class Feedable(Protocol):
@@ -69,7 +73,7 @@ class Feed:
         self._loop = loop
         self._is_on = streams_updates(loop.config)
         self._group_size = loop.config.rollout.group_size
-        self._minibatch = loop.config.training.minibatch_trajectories
+        self._blocks = blocks_of(loop.config)
         self.update: int | None = None  # the latest one that the learner was given groups of
         self.num_given = 0  # groups at the beginning of its batch
         self.is_busy = False  # the learner is at a part
@@ -84,16 +88,16 @@ class Feed:
         self.is_busy = False
 
     def offer_part(self) -> None:
-        """Submit the mini-batches of the next update that have become complete, unless the learner is still at others."""
+        """Submit the blocks of the next update that have become complete, unless the learner is still at others."""
         if not self._is_on or self.is_busy:
             return
         update = self._loop.next_update
         groups = self._loop.rollouts.queue.first_admitted(update)
         first = self.num_given if update == self.update else 0
-        num_complete = len(groups) * self._group_size // self._minibatch
-        if num_complete > first * self._group_size // self._minibatch:
+        num_complete = self._blocks.complete(len(groups) * self._group_size)
+        if num_complete > self._blocks.complete(first * self._group_size):
             self._begin(update)
-            last = -(-num_complete * self._minibatch // self._group_size)
+            last = -(-num_complete // self._group_size)
             self.num_given, self.is_busy = last, True
             self._submit_part(update, first, groups[first:last])
 
@@ -106,13 +110,14 @@ class Feed:
         assert loop.version is not None
         loop.ledger.flush()  # before anything depends on it
         slices, sources = for_learner(ReadyBatch(update, groups, [], {}), spooled)
+        begin, end = (place * self._group_size // self._blocks.minibatch for place in (first, first + len(groups)))
         loop.crew.submit(
             Task(
                 "learner",
                 "update_part",
                 (update, first, slices, *sources),
                 order=(update, first),
-                done=lambda value, ref: PartTrained(value),
+                done=lambda value, ref: PartTrained(value, end > begin),
                 given_up=loop.learner_lost,
                 input_lost=lambda error: self._submit_part(update, first, groups, spooled=True),
                 weights=loop.version.digest,

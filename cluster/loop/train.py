@@ -104,7 +104,8 @@ class TrainingLoop(LearnerDriver):
                 self.settle(event)
             case PartTrained():
                 self.feed.trained()
-                self.steps.ask()
+                if event.has_step:
+                    self.steps.ask()
             case StepEncoded():
                 self.steps.send(event)
             case Staged():

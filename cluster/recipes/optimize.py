@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -27,45 +27,71 @@ from wmpo_ray.algorithms.base import online_algorithm
 from wmpo_ray.algorithms.group_queue import metric_prefix
 from wmpo_ray.config.algorithms import SECTIONS
 from wmpo_ray.config.run import Config
+from wmpo_ray.config.stretches import stretches
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.observations import StartState
 from wmpo_ray.kinds import WORLD_MODELS
 from wmpo_ray.rollout.fidelity import keyframes_of, starts_of
 from wmpo_ray.runs.best_policy import FOLDER as BEST
 from wmpo_ray.runs.best_policy import BestPolicy, check_best
+from wmpo_ray.runs.checkpoint import find_checkpoint
 from wmpo_ray.runs.trackers.jsonl import FILE_NAME as METRICS
 
 
 def optimize(context: RunContext) -> dict[str, Any]:
     """Improve the acting policy, resuming from the newest checkpoint if any; saves it in models/policy."""
-    config, folder = context.config, context.root
-    starts = starts_to_roll_out(context)
+    config, starts = context.config, starts_to_roll_out(context)
     with context.reporter.bar(title_of(config), config.training.num_updates) as advance:
 
         def show(update: int, values: dict[str, float]) -> None:
             success = values.get(f"{metric_prefix(config)}/success_rate")
             advance(update, {} if success is None else {metric_prefix(config): success})
 
-        with ExitStack() as at_end:  # in reverse order: workers are stopped even if a callback fails
-            live = telemetry(context)
-            team = Team(config, context.runtime, model_paths(context, config), live)
-            at_end.callback(team.stop)
-            ledger = Ledger(folder / FILE_NAME)
-            at_end.callback(ledger.close)
-            log = FolderLog(folder, context.trackers, show)
-            at_end.callback(live.meter.set, "wmpo_stage", 0, stage="optimize")
-            rollouts = Rollouts(config, team, ledger, *rollout_folders(folder))
-            loop = TrainingLoop(config, team, starts, ledger, log, rollouts)
-            version = loop.run(str(context.model("policy")))
-    rollouts.forget(config.training.num_updates)
+        log = FolderLog(context.root, context.trackers, show)
+        loops = [train(context, stretch, starts, log) for stretch in stretches_ahead(config, context.checkpoints)]
+    last, version = loops[-1], loops[-1].version
+    assert version is not None
     return {
-        **choose_policy(context, loop.best, version.num_updates),
+        **choose_policy(context, last.best, version.num_updates),
         "num_updates": version.num_updates,
         "weights": version.digest,
-        "restarts": team.num_restarts,
-        "resumed_from": loop.resumed_from,
-        "groups": ledger.account()._asdict(),
+        "restarts": sum(loop.team.num_restarts for loop in loops),
+        "resumed_from": loops[0].resumed_from,
+        "groups": last.ledger.account()._asdict(),
     }
+
+
+def stretches_ahead(config: Config, checkpoints: Path) -> list[Config]:
+    """The stretches whose end the newest checkpoint has not reached, and the last one; one where settings never change."""
+    *before, last = stretches(config)
+    if not before:
+        return [last]
+    newest = find_checkpoint(checkpoints, lambda problem: None)  # the learner will name problems
+    done = newest.meta["num_updates"] if newest else 0
+    return [*(stretch for stretch in before if stretch.training.num_updates > done), last]
+
+
+def train(context: RunContext, config: Config, starts: Sequence[StartState], log: FolderLog) -> TrainingLoop:
+    """Train to the last update of a configuration; returns the loop, which has ended."""
+    folder = context.root
+    with ExitStack() as at_end:  # in reverse order: workers are stopped even if a callback fails
+        live = telemetry(context)
+        team = Team(config, context.runtime, model_paths(context, config), live)
+        at_end.callback(team.stop)
+        ledger = Ledger(folder / FILE_NAME)
+        at_end.callback(ledger.close)
+        at_end.callback(live.meter.set, "wmpo_stage", 0, stage="optimize")
+        rollouts = Rollouts(config, team, ledger, *rollout_folders(folder))
+        loop = TrainingLoop(config, team, starts, ledger, log, rollouts)
+        loop.run(str(context.model("policy")))
+    rollouts.forget(config.training.num_updates)
+    return loop
+
+
+def check(config: Config, serial: bool) -> None:
+    """Raises ConfigError for learner ranks or a schedule that cannot be."""
+    check_ranks(config, serial)
+    stretches(config)
 
 
 def starts_to_roll_out(context: RunContext) -> list[StartState]:
@@ -147,6 +173,7 @@ OPTIMIZE = Stage(
         "recipe.kind",
         "rollout",
         "filter",
+        "schedule",
         "algorithm",
         *SECTIONS,
         "weights.dtype",
@@ -175,7 +202,7 @@ OPTIMIZE = Stage(
         FOLDER,
     ),
     keeps_state=True,
-    check=check_ranks,
+    check=check,
     simulates=measures_on_the_way,
     suits=suits_world("imagination"),
 )

@@ -23,8 +23,9 @@ from cluster.recipes.recipe_table import steps_of
 from cluster.recipes.stage import made_from
 from wmpo_ray.config.loading import overridden
 from wmpo_ray.config.run import Config
+from wmpo_ray.config.stretches import override as setting
 from wmpo_ray.core.errors import ConfigError
-from wmpo_ray.core.section import Count, Section, shown
+from wmpo_ray.core.section import Count, Positive, Section, Share, shown
 from wmpo_ray.core.untrusted import read_bytes
 
 MAX_BYTES = 2**20
@@ -58,13 +59,39 @@ class Range(Section):
         return next(values for name in RANGES if (values := getattr(self, name)) is not None)
 
 
+OF_SCHEDULER = {"asha": ("min_updates", "reduction"), "pbt": ("interval", "quantile", "resample", "factors")}
+
+
 class SearchSection(Section):
+    scheduler: Literal["asha", "pbt"] = "asha"  # the worse end early, or take over from the better
     trials: Annotated[int, Field(ge=1, le=10**4)] = 8
     metric: Literal["auto", "real", "imagined"] = "auto"  # real success where the run measures it on the way
     min_updates: Count = 3  # that every trial gets before it may be stopped
     reduction: Annotated[int, Field(ge=2, le=100)] = 3  # of the trials at a rung, one in so many goes on
+    interval: Count = 3  # updates between two turns, at which poor trials take over from good ones
+    quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.25  # of the trials: so many are poor, and so many good
+    resample: Share = 0.25  # probability that a setting is drawn again; otherwise it is changed a little
+    factors: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.8, 1.2)  # one of which a number is multiplied by
     at_once: Annotated[int, Field(ge=0, le=10**4)] = 0  # trials; 0: as many as there is room for
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for key in sorted(self._without_effect & self.model_fields_set):
+            raise ValueError(
+                f"search.{key} = {shown(getattr(self, key))} has no effect with search.scheduler = {shown(self.scheduler)}"
+            )
+        return self
+
+    @property
+    def _without_effect(self) -> set[str]:
+        """Those of the other schedulers."""
+        return {key for name, keys in OF_SCHEDULER.items() if name != self.scheduler for key in keys}
+
+    def as_record(self) -> dict[str, Any]:
+        """What the sweep depends on; with ASHA, which was there first, as it was written then."""
+        without = self._without_effect | ({"scheduler"} if self.scheduler == "asha" else set())
+        return self.model_dump(mode="json", exclude=without)
 
 
 class Space(NamedTuple):
@@ -73,7 +100,7 @@ class Space(NamedTuple):
 
     def as_json(self) -> str:
         ranges = {key: each.model_dump(mode="json", exclude_none=True) for key, each in self.ranges.items()}
-        return json.dumps({"space": ranges, "search": self.search.model_dump(mode="json")}, indent=1) + "\n"
+        return json.dumps({"space": ranges, "search": self.search.as_record()}, indent=1) + "\n"
 
 
 def read_space(path: Path) -> Space:
@@ -107,11 +134,6 @@ def _ranges(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield key, value
         else:
             yield from _ranges(value, f"{key}.")
-
-
-def setting(key: str, value: Any) -> str:
-    """As the command line takes it after --set."""
-    return f"{key}={json.dumps(value)}"
 
 
 def last_shared(config: Config, space: Space) -> str | None:

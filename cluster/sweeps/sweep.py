@@ -1,4 +1,6 @@
-"""`wmpo tune`: a sweep over settings on Ray Tune, in which trials share the stages that no searched setting changes.
+"""`wmpo tune`: a sweep over settings, in which trials share the stages that no searched setting changes.
+
+With ASHA on Ray Tune: the worse end early. With population-based training the worse take over from the better.
 
 OUT/shared        a run up to the last stage that all trials have in common
 OUT/trials/ID     a fork of it for each trial, which goes on with its own settings
@@ -20,12 +22,18 @@ from rich.console import Console
 
 from cluster.host.job import cluster_address
 from cluster.recipes.pipeline import run_pipeline
+from cluster.recipes.recipe_table import steps_of
+from cluster.runtimes.resources import Resources, node_selector
 from cluster.runtimes.start import start_runtime
-from cluster.sweeps.space import Range, Space, last_shared, rounded
+from cluster.sweeps.population import Population
+from cluster.sweeps.population_training import Search, lineage_of, train_population
+from cluster.sweeps.space import Range, Space, last_shared, rounded, setting
 from cluster.sweeps.trial import BASE, SHARED, SUCCESS, TRIALS, UPDATE, SweepTrial, result_of
 from cluster.workers.placement import ACCELERATOR_SHARE, role_resources
 from wmpo_ray.config.dumping import config_to_toml
+from wmpo_ray.config.loading import overridden
 from wmpo_ray.config.run import Config
+from wmpo_ray.config.stretches import refuse_fixed
 from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.core.files import atomic_write
 from wmpo_ray.registry import check_simulator
@@ -50,6 +58,8 @@ def sweep(
     holds another sweep.
     """
     until = last_shared(config, space)
+    if space.search.scheduler == "pbt":
+        check_population(config, space)
     check_folder(out, config, space, resume)
     out.mkdir(parents=True, exist_ok=True)
     atomic_write(out / BASE, config_to_toml(config))
@@ -58,10 +68,10 @@ def sweep(
         run_pipeline(config, out / SHARED, resume=True, serial=True, force=force, until=until, console=console)
     runtime = start_runtime(False, cluster_address(config))
     try:
-        fit(config, space, out, ["--force"] if force else [])
+        trials = train(config, space, out, ["--force"] if force else [], console)
     finally:
         runtime.shutdown()
-    found = collect(out, config, space, until)
+    found = described(config, space, until) | {"trials": trials}
     atomic_write(out / SWEEP, json.dumps(found, indent=1) + "\n")
     write_sweep_page(out)
     return found
@@ -100,17 +110,82 @@ def _has_simulator(config: Config) -> bool:
     return True
 
 
-def trial_resources(config: Config) -> tune.PlacementGroupFactory:
+def process_resources(config: Config) -> Resources:
     """One process plays every role in turn, so it needs what the greediest role does, by the table `[placement]`."""
     places = [place for _, place in role_resources(config).values()]
-    gpus = sum(place.num_gpus for place in places)
-    bundle = {"CPU": max(1.0, *(place.num_cpus for place in places))}
-    if gpus:
-        bundle["GPU"] = min(gpus, 1.0)
-    kinds = {place.accelerator_type for place in places if place.accelerator_type}
-    bundle |= {f"accelerator_type:{kind}": ACCELERATOR_SHARE for kind in kinds}
-    labels = dict(label.split("=", 1) for place in places for label in place.labels)
+    kinds = sorted({place.accelerator_type for place in places if place.accelerator_type})
+    return Resources(
+        max(1.0, *(place.num_cpus for place in places)),
+        min(sum(place.num_gpus for place in places), 1.0),
+        kinds[0] if kinds else "",  # no node has two
+        tuple(dict.fromkeys(label for place in places for label in place.labels)),
+    )
+
+
+def trial_resources(config: Config) -> tune.PlacementGroupFactory:
+    """The same as Tune takes them."""
+    needed = process_resources(config)
+    bundle = {"CPU": needed.num_cpus}
+    if needed.num_gpus:
+        bundle["GPU"] = needed.num_gpus
+    if needed.accelerator_type:
+        bundle[f"accelerator_type:{needed.accelerator_type}"] = ACCELERATOR_SHARE
+    labels = node_selector(needed.labels)
     return tune.PlacementGroupFactory([bundle], **({"bundle_label_selector": [labels]} if labels else {}))
+
+
+def check_population(config: Config, space: Space) -> None:
+    """Raises ConfigError for what a population cannot be trained with."""
+    refuse_fixed(space.ranges, config, 'search.scheduler = "pbt"')
+    every, interval = config.evaluation.every_updates, space.search.interval
+    if config.training.source != "online" or config.recipe.rounds > 1:
+        raise ConfigError(
+            'search.scheduler = "pbt" needs one stage optimize that learns from rollouts, so one round and no algorithm of '
+            'recorded episodes; choose "asha"'
+        )
+    if metric_of(config, space) == REAL and interval % every:
+        raise ConfigError(
+            f"search.interval = {interval}: real success is measured every {every} updates, and trials are compared at a "
+            "turn; make it a multiple, or set evaluation.every_updates"
+        )
+    length = f"{config.algorithm.section}.num_updates"
+    if interval >= config.training.num_updates:
+        raise ConfigError(
+            f"search.interval = {interval}: with {length} = {config.training.num_updates} no trial would ever take over from "
+            f"another; lower search.interval, or raise {length}"
+        )
+    try:
+        steps_of(overridden(config, [setting(length, interval)]))
+    except ConfigError as error:
+        raise ConfigError(f"search.interval = {interval}: trials first train for as many updates: {error}") from error
+
+
+def train(
+    config: Config, space: Space, out: Path, options: Sequence[str], console: Console | None
+) -> list[dict[str, Any]]:
+    """Run what is missing; returns what became of every trial, the best first."""
+    if space.search.scheduler == "pbt":
+        metric, needed = metric_of(config, space), process_resources(config)
+        population = train_population(Search(config, space, out, metric, needed, options, console))
+        trials = [trial_of(out, population, name) for name in population.first]
+    else:
+        fit(config, space, out, options)
+        trials = collect(out)
+    return sorted(trials, key=_rank)
+
+
+def trial_of(out: Path, population: Population, name: str) -> dict[str, Any]:
+    """A trial of a population. `settings`: those that it ended with; `lineage`: those before, and who trained with them."""
+    final = result_of(out / TRIALS / name).get("final_success")
+    return {
+        "name": name,
+        "settings": population.settings[name],
+        "updates": population.turns[-1].update,
+        "success": population.turns[-1].success[name],
+        "final": final,
+        "state": "done" if final else "failed",
+        "lineage": lineage_of(population, name),
+    }
 
 
 def fit(config: Config, space: Space, out: Path, options: Sequence[str]) -> None:
@@ -158,8 +233,8 @@ def domain(each: Range) -> Any:
     return tune.loguniform(*each.loguniform) if each.loguniform is not None else tune.uniform(*each.examples)
 
 
-def collect(out: Path, config: Config, space: Space, until: str | None) -> dict[str, Any]:
-    """What became of every trial, the best first: those that were evaluated, then by success on the way."""
+def collect(out: Path) -> list[dict[str, Any]]:
+    """What became of every trial of Tune's."""
     grid = tune.Tuner.restore(str(out.resolve() / STATE), SweepTrial).get_results()
     trials: list[dict[str, Any]] = []
     for each in grid:
@@ -177,17 +252,21 @@ def collect(out: Path, config: Config, space: Space, until: str | None) -> dict[
                 "state": "failed" if each.error else "done" if done else "stopped",
             }
         )
-    trials.sort(key=_rank)
+    return trials
+
+
+def described(config: Config, space: Space, until: str | None) -> dict[str, Any]:
+    """What `sweep.json` says of the whole."""
     return {
         "name": config.name,
         "metric": metric_of(config, space),
         "shared_until": until,
         "num_updates": config.training.num_updates,
         "ranges": {key: each.model_dump(mode="json", exclude_none=True) for key, each in space.ranges.items()},
-        "trials": trials,
     }
 
 
 def _rank(trial: dict[str, Any]) -> tuple[bool, float, str]:
+    """Those that were evaluated, then by success on the way."""
     value = trial["success"] if trial["final"] is None else trial["final"]["value"]
     return trial["final"] is None, -(value or 0.0), trial["name"]  # Tune's own order is not always the same

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,12 @@ from cluster.sweeps.space import rounded, setting
 from wmpo_ray.config.dumping import config_to_toml
 from wmpo_ray.config.loading import load_config, overridden
 from wmpo_ray.core.files import atomic_write
-from wmpo_ray.runs.folder import RunFolder
+from wmpo_ray.runs.folder import LOCK, RunFolder
+from wmpo_ray.runs.folder_lock import FolderLock, LockedError
 from wmpo_ray.runs.trackers.jsonl import JsonlTracker
 
 TRIALS, SHARED, FORKING, BASE = "trials", "shared", "forking.lock", "settings.toml"
-POLL_S, LEAVE_S = 0.5, 20.0
+POLL_S, LEAVE_S, FREE_S = 0.5, 20.0, 120.0
 LOG_BYTES = 2000  # of a failed run's log that its error shows
 UPDATE, SUCCESS = "update", "success"  # of what is reported
 
@@ -39,12 +42,7 @@ class SweepTrial(tune.Trainable):
         self.reported = 0  # the last update
         self.success = 0.0
         make_folder(self.root, self.folder, self.overrides)
-        command = [sys.executable, "-m", "wmpo_ray", "run", str(self.folder / SETTINGS), "--out", str(self.folder)]
-        self.log = self.folder.with_suffix(".log")
-        with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(
-                [*command, "--serial", "--resume", "--quiet", *config["options"]], stdout=log, stderr=subprocess.STDOUT
-            )
+        self.process = begin_run(self.folder, config["options"])
 
     def step(self) -> dict[str, Any]:
         """The next update whose success was measured; at the end the result of the run."""
@@ -61,25 +59,57 @@ class SweepTrial(tune.Trainable):
 
     def _result(self) -> dict[str, Any]:
         if self.process.returncode:
-            tail = self.log.read_bytes()[-LOG_BYTES:].decode(errors="replace").strip()
-            raise RuntimeError(f"{self.folder.name} ended with {self.process.returncode}: {tail}")
+            raise RuntimeError(f"{self.folder.name} ended with {self.process.returncode}: {end_of_log(self.folder)}")
         return {UPDATE: self.reported, SUCCESS: self.success, "done": True}
 
     def cleanup(self) -> None:
         """A run that is stopped leaves its checkpoint."""
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(LEAVE_S)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+        stop_run(self.process)
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
         return {}  # the run's folder is the state
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         pass
+
+
+def begin_run(folder: Path, options: Sequence[str]) -> subprocess.Popen:
+    """Go on with the run in a folder, in a process of its own; what it prints is in FOLDER.log beside it."""
+    wait_until_free(folder)
+    command = [sys.executable, "-m", "cluster.sweeps.bound_process", str(os.getpid()), "run", str(folder / SETTINGS)]
+    with open(folder.with_suffix(".log"), "ab") as log:
+        return subprocess.Popen(
+            [*command, "--out", str(folder), "--serial", "--resume", "--quiet", *options],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def wait_until_free(folder: Path) -> None:
+    """The run of a sweep that was killed a moment ago may still be leaving its checkpoint; it is no failure of the next."""
+    deadline = time.monotonic() + FREE_S
+    while (folder / LOCK).exists() and time.monotonic() < deadline:
+        try:
+            FolderLock(folder / LOCK).close()
+        except LockedError:
+            time.sleep(POLL_S)
+        else:
+            return
+
+
+def stop_run(process: subprocess.Popen) -> None:
+    """End it if it has not ended, in time to leave its checkpoint."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(LEAVE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def end_of_log(folder: Path) -> str:
+    return folder.with_suffix(".log").read_bytes()[-LOG_BYTES:].decode(errors="replace").strip()
 
 
 def make_folder(root: Path, folder: Path, overrides: list[str]) -> None:

@@ -16,6 +16,7 @@ import torch
 
 from learners.supervised.alignment import AlignmentTrainer
 from learners.supervised.cloning import PolicyCloner
+from learners.supervised.frame_training import ProgressTrainer
 from learners.supervised.loop import SupervisedTraining, TrainingConfig, WorkerShare
 from learners.supervised.pretraining import PretrainSource, PretrainTrainer, split_rows
 from learners.supervised.reward_training import RewardTrainer
@@ -36,6 +37,7 @@ from wmpo_ray.registry import (
     make_environment,
     pretrained_reward_model,
 )
+from wmpo_ray.reward_models.frame_settings import FrameRewardConfig
 from wmpo_ray.rollout.held_out_judge import Detect, HeldOutJudge
 from wmpo_ray.rollout.judge import VideoJudge
 from wmpo_ray.world_models.model_card import write_card
@@ -193,7 +195,9 @@ class RewardJob:
             model = create_reward_model(config, frame_size, self.instructions)
         model.network.to(device)
         augmentation = augmentation_of(config)
-        trainer = RewardTrainer(model, config.reward, self.episodes, config.seed, share, augmentation)
+        learns_progress = isinstance(config.reward, FrameRewardConfig) and config.reward.progress_weight > 0
+        kind = ProgressTrainer if learns_progress else RewardTrainer
+        trainer = kind(model, config.reward, self.episodes, config.seed, share, augmentation)
         model.network.train()
         return trainer
 

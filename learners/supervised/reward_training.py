@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,7 +19,6 @@ from wmpo_ray.core.seeding import generator_for
 from wmpo_ray.core.types import Episodes
 from wmpo_ray.data.windows import frames_at
 from wmpo_ray.environments.layout import FrameLayout
-from wmpo_ray.rollout.fidelity import binary_report
 
 Index = Tensor  # [n, 2] int64: episode, last frame of the clip
 
@@ -172,32 +170,3 @@ def train_reward_model(
 ) -> dict[str, float]:
     """Train in place, resuming from the newest checkpoint if any; returns the last smoothed loss and the seconds."""
     return train_network(RewardTrainer(model, config, episodes, seed, share), progress, checkpoints)
-
-
-def choose_threshold(best_probability: np.ndarray, success: np.ndarray) -> tuple[float, list[dict[str, float]]]:
-    """The threshold that maximises F1 on held-out trajectories, and the whole curve.
-
-    best_probability [M]: highest window probability of each trajectory. Among equals the middle of the widest run.
-    """
-    grid = np.round(np.linspace(0.02, 0.98, 97), 3)
-    curve = []
-    for threshold in grid:
-        report = binary_report(best_probability >= threshold, success)
-        true_positive = float((best_probability >= threshold)[success].sum())
-        predicted = report["predicted_rate"] * report["num"]
-        curve.append(
-            {
-                "threshold": float(threshold),
-                "f1": report["f1"],
-                "precision": true_positive / predicted if predicted else 1.0,
-                "recall": true_positive / max(float(success.sum()), 1.0),
-            }
-        )
-    f1 = np.array([point["f1"] for point in curve])
-    runs = _equal_runs(np.flatnonzero(f1 >= f1.max() - 1e-9))
-    widest = max(runs, key=len)
-    return float(grid[widest[len(widest) // 2]]), curve
-
-
-def _equal_runs(index: np.ndarray) -> Sequence[np.ndarray]:
-    return np.split(index, np.flatnonzero(np.diff(index) > 1) + 1)

@@ -49,6 +49,18 @@ def test_every_order_of_arrival_leads_to_the_weights_of_whole_batches(undisturbe
     assert len(given) >= 3, "more or less of the batch came before it was full"
 
 
+def test_blocks_of_a_mini_batch_may_go_ahead_of_it_in_every_order_of_arrival(tmp_path):
+    sizes = {"minibatch_trajectories": 8}
+    digests, parts = set(), set()
+    for seed in range(10):
+        (tmp_path / str(seed)).mkdir()
+        config = streamed_config(seed > 0, 1 + seed % 5, **sizes, groups_per_pass=seed % 2)
+        run = StreamedRun(config, tmp_path / str(seed))
+        digests.add(run.play(seed))
+        parts |= {given % 4 for given in run.parts}
+    assert len(digests) == 1 and len(parts) > 1, "groups of a mini-batch that was not complete were given"
+
+
 def test_the_digest_of_the_simulated_learner_tells_of_mini_batches(undisturbed, tmp_path):
     assert StreamedRun(streamed_config(minibatch_trajectories=2), tmp_path).play() != undisturbed
 
@@ -165,10 +177,13 @@ def test_steps_that_go_ahead_lead_to_the_same_weights(models, tmp_path, monkeypa
     assert found[True] == found[False]
 
 
-def test_more_epochs_and_cut_groups_too(models, tmp_path):
+@pytest.mark.parametrize(
+    "training", [{"num_epochs": 2, "minibatch_trajectories": 6}, {"minibatch_trajectories": 8, "groups_per_pass": 1}]
+)
+def test_more_epochs_and_cut_groups_and_blocks_too(models, tmp_path, training):
     digests = {}
     for stream in (False, True):
-        config = small_streamed_config(stream, every=0, num_epochs=2, minibatch_trajectories=6)
+        config = small_streamed_config(stream, every=0, **training)
         loop, _ = make_loop(config, SerialRuntime(), models, tmp_path / str(stream))
         digests[stream] = finish(loop, tmp_path / str(stream))
     assert digests[True] == digests[False]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -101,18 +104,48 @@ def test_the_page_shows_every_trial_and_the_best_in_colour():
     assert "No trial has reported" in render_sweep({"name": "demo", "ranges": {"x.rate": {}}, "trials": []})
 
 
-@pytest.mark.slow
-def test_a_sweep_runs_shares_and_goes_on(gated_run, tmp_path):
-    """Two trials on real Ray, forked from one base; a second call finds nothing to do, another space is refused."""
-    from cluster.sweeps.sweep import sweep
-
-    out = tmp_path / "sweep"
-    config = load_config("smoke")
+def shared_sweep(gated_run, tmp_path):
+    """A sweep of which the shared stages are done."""
+    out, config = tmp_path / "sweep", load_config("smoke")
     space = space_of(tmp_path, "[space]\ngrpo.learning_rate = { choice = [1e-4, 1e-3] }\n[search]\ntrials = 2\n")
     out.mkdir()
     shutil.copytree(gated_run.folder, out / "shared")
     (out / "space.json").write_text(space.as_json())
     (out / "settings.toml").write_text(config_to_toml(config))
+    return config, space, out
+
+
+@pytest.mark.slow
+def test_a_sweep_that_was_killed_goes_on_with_the_same_trials(gated_run, tmp_path):
+    from cluster.sweeps.sweep import sweep
+
+    config, space, out = shared_sweep(gated_run, tmp_path)
+    command = [sys.executable, "-m", "wmpo_ray", "tune", "smoke", "--force", "--space", str(tmp_path / "space.toml")]
+    driver = subprocess.Popen([*command, "--out", str(out), "--resume"])
+    try:
+        deadline = time.monotonic() + 240
+        while not list(out.glob("trials/*/metrics.jsonl")) and driver.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        begun = {path.name for path in out.glob("trials/*") if path.is_dir()}
+        assert begun and driver.poll() is None and not (out / "sweep.json").exists(), "it is in the middle"
+    finally:
+        driver.kill()
+        driver.wait()
+    found = sweep(config, space, out, resume=True, force=True)
+    assert [one["state"] for one in found["trials"]] == ["done", "done"]
+    assert (
+        begun
+        <= {one["name"] for one in found["trials"]}
+        == {path.name for path in out.glob("trials/*") if path.is_dir()}
+    )
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_shares_and_goes_on(gated_run, tmp_path):
+    """Two trials on real Ray, forked from one base; a second call finds nothing to do, another space is refused."""
+    from cluster.sweeps.sweep import sweep
+
+    config, space, out = shared_sweep(gated_run, tmp_path)
     found = sweep(config, space, out, resume=True, force=True)
     assert found["shared_until"] == "gate" and [one["state"] for one in found["trials"]] == ["done", "done"]
     assert all(one["updates"] == 2 and one["final"]["num"] == 16 for one in found["trials"])

@@ -80,6 +80,10 @@ def test_a_number_of_actors_that_has_neither_form_is_one_line(value):
         (["policy.kind=openvla_oft"], 'policy.pretrained = "": policy.kind = "openvla_oft" has no fresh network'),
         (["reward.kind=videomae_published"], 'reward.pretrained = "": reward.kind = "videomae_published" has no fresh'),
         (["policy.cloning.steps=0"], "policy.cloning.steps=0 takes a policy as it is, and there is none"),
+        (
+            ["reward.threshold=0.6", "reward.max_false_positive_rate=0.1"],
+            "reward.threshold=0.6 is taken as it is, so reward.max",
+        ),
         (["reward.steps=0"], "reward.steps=0 takes a reward model as it is, and there is none"),
         (["world_model.pretrained=", "world_model.alignment.steps=0"], "world_model.alignment.steps=0 takes a world "),
         (

@@ -51,7 +51,7 @@ def test_a_setting_of_another_kind_is_refused_with_its_owner(overrides, key, own
     [
         ("policy.kind=huge", "['flow', 'openvla_oft', 'pi0', 'smolvla', 'tiny']"),
         ("world_model.kind=huge", "['diffusion', 'simulator']"),
-        ("reward.kind=huge", "['videomae', 'videomae_published']"),
+        ("reward.kind=huge", "['frame', 'videomae', 'videomae_published', 'vlm']"),
         (
             "environment.kind=huge",
             "['aloha', 'gymnasium', 'lift', 'metaworld', 'mimicgen', 'pocket', 'pusht', 'remote', 'robosuite']",

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from wmpo_ray.core.statistics import mean_interval, wilson_interval
+from wmpo_ray.core.statistics import mean_interval, rate_bound, trials_needed, wilson_interval
 
 
 def t_probability(bound: float, degrees: int) -> float:
@@ -63,3 +63,20 @@ def test_mean_interval_of_few_values():
     assert mean_interval([0.5, 0.5]) == (0.5, 0.5, 0.5)
     with pytest.raises(ValueError, match="empty"):
         mean_interval([])
+
+
+def test_the_bound_of_a_rate_is_the_one_at_which_so_few_successes_are_as_rare_as_asked():
+    """By the definition of Clopper and Pearson: P(at most k of n) is 5% at the bound."""
+    for successes, num in ((0, 20), (3, 50), (17, 30)):
+        bound = rate_bound(successes, num)
+        tail = sum(math.comb(num, k) * bound**k * (1 - bound) ** (num - k) for k in range(successes + 1))
+        assert tail == pytest.approx(0.05, rel=1e-6)
+    assert rate_bound(0, 0) == rate_bound(7, 7) == 1.0
+    with pytest.raises(ValueError, match="successes=3 must lie between 0 and num=2"):
+        rate_bound(3, 2)
+
+
+@pytest.mark.parametrize("rate", [0.9, 0.5, 0.1, 0.05, 0.001])
+def test_the_trials_that_show_a_rate_are_the_fewest(rate):
+    num = trials_needed(rate)
+    assert rate_bound(0, num) <= rate < rate_bound(0, num - 1)

@@ -3,86 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from torch import Tensor
 
 from learners.minibatches import IncomingGroups
 from learners.policy_learner import PolicyLearner
-from tests.support.learner_groups import GROUP, Killed, interrupt, sample
+from tests.support.learner_groups import (
+    GROUP,
+    KEYS,
+    NUM,
+    Killed,
+    configured,
+    give_parts,
+    interrupt,
+    make,
+    mixed_groups,
+    sample,
+    without_times,
+)
 from tests.support.openvla import small_policy
 from tests.support.rank_scenarios import config_for, run_on_ranks, train_in_parts
-from tests.support.small_run import SETTINGS, small_config
 from wmpo_ray.algorithms.base import trains_in_parts
-from wmpo_ray.algorithms.batching import Batch, GroupSlice
+from wmpo_ray.algorithms.batching import Batch, Blocks
 from wmpo_ray.algorithms.grpo import Grpo
 from wmpo_ray.algorithms.rollout_bc import RolloutBc
 from wmpo_ray.config.cluster import WeightsConfig
-from wmpo_ray.config.run import Config
 from wmpo_ray.core.learner_types import UpdateFacts
-from wmpo_ray.environments.pocket.env import INSTRUCTIONS
-from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
 
-NUM = 6  # groups of a batch
-KEYS = [(0, attempt) for attempt in range(NUM)]
 CUTS = [[1, 2, 3, 4, 5], [3], [1, 5], [2, 4], [4]]
-
-
-@pytest.fixture(scope="module")
-def policy_dir(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("policy")
-    torch.manual_seed(0)
-    settings = small_config().policy.network.model_dump()
-    TinyPolicy(TinyPolicyHFConfig(**settings, vocabulary=vocabulary_of(INSTRUCTIONS))).save_pretrained(folder)
-    return str(folder)
-
-
-def configured(every: int = 1, **training) -> Config:
-    rollout = {**SETTINGS["rollout"], "groups_per_update": NUM}
-    kind = training.pop("kind", "grpo")
-    grpo = {**SETTINGS["grpo"], **training}
-    others = {key: value for key, value in SETTINGS.items() if key != "grpo"}
-    return Config.model_validate(
-        {
-            **others,
-            "rollout": rollout,
-            "algorithm": {"kind": kind},
-            kind: grpo,
-            "checkpoint": {"every_optimizer_steps": every},
-        }
-    )
-
-
-def mixed_groups(unknown: bool = False) -> list[GroupSlice]:
-    """Groups of one source, each with other outcomes and ends; of `unknown` ones, some outcomes are not known."""
-    found = []
-    for place in range(NUM):
-        success = np.arange(GROUP) < 1 + place % (GROUP - 1)
-        known = np.arange(GROUP) != place % 5 if unknown else None
-        finish = np.array([3, 8, 5, 8]) - place % 3
-        found.append(GroupSlice(((0, (place * GROUP, (place + 1) * GROUP)),), success, finish, known))
-    return found
-
-
-def make(config: Config, policy_dir: str, folder: Path) -> PolicyLearner:
-    learner = PolicyLearner(config, policy_dir, str(folder))
-    learner.resume()
-    return learner
-
-
-def give_parts(learner: PolicyLearner, groups: list[GroupSlice], data, cuts: list[int]):
-    """The groups between the cuts in calls of their own, and what is behind the last one in `update`."""
-    for first, last in zip([0, *cuts], cuts, strict=False):
-        assert learner.update_part(learner.num_updates, first, groups[first:last], data) == last
-    facts = UpdateFacts({}, KEYS, 7, num_given=cuts[-1])
-    return learner.update(groups[cuts[-1] :], facts, data)[0]
-
-
-def without_times(metrics: dict[str, float]) -> dict[str, float]:
-    return {key: value for key, value in metrics.items() if not key.startswith("time/")}
 
 
 @pytest.mark.parametrize("cuts", CUTS)
@@ -94,8 +44,10 @@ def without_times(metrics: dict[str, float]) -> dict[str, float]:
         ({"minibatch_trajectories": 6}, False),  # a group belongs to two of them
         ({"minibatch_trajectories": 10, "num_epochs": 2, "ratio": "token"}, True),
         ({"minibatch_trajectories": 4, "chunks_per_pass": 3, "advantage_std": "unbiased"}, False),
+        ({"minibatch_trajectories": 12, "groups_per_pass": 1}, True),
+        ({"minibatch_trajectories": 10, "groups_per_pass": 2, "chunks_per_pass": 3, "loss_mean": "ratio"}, True),
     ],
-    ids=["groups", "unknown outcomes", "cut groups", "epochs", "passes"],
+    ids=["groups", "unknown outcomes", "cut groups", "epochs", "passes", "blocks", "cut blocks"],
 )
 def test_parts_teach_what_the_whole_batch_teaches(policy_dir, tmp_path, cuts, training, unknown):
     config, groups = configured(**training), mixed_groups(unknown)
@@ -121,28 +73,31 @@ def arrays_of(batch: Batch) -> dict[str, np.ndarray]:
     return found
 
 
-@pytest.mark.parametrize("size", [3, 4, 8, 10, 24])
+@pytest.mark.parametrize(("size", "of_pass"), [(3, 3), (4, 4), (8, 8), (10, 10), (24, 24), (12, 4), (10, 8)])
 @pytest.mark.parametrize("unknown", [False, True])
 @pytest.mark.parametrize("deviation", ["population", "unbiased"])
 def test_a_mini_batch_is_the_block_of_the_whole_batch_whatever_comes_together(
-    policy_dir, tmp_path, size, unknown, deviation
+    policy_dir, tmp_path, size, of_pass, unknown, deviation
 ):
     config, groups = configured(minibatch_trajectories=size, advantage_std=deviation), mixed_groups(unknown)
     learner = make(config, policy_dir, tmp_path)
     data = sample(learner, NUM * GROUP)
     whole = Grpo(config).prepare(learner.policy, groups, [data])
     for cuts in [[], *CUTS]:
-        incoming = IncomingGroups(Grpo(config), learner.policy, size, signed=False)
+        incoming = IncomingGroups(Grpo(config), learner.policy, Blocks(size, of_pass), signed=False)
         found = []
         for first, last in zip([0, *cuts], [*cuts, NUM], strict=True):
             incoming.add(first, groups[first:last], [data])
-            count, minibatches = incoming.cut(is_last=last == NUM)
-            ready = list(minibatches)
-            assert len(ready) == count
+            count, blocks = incoming.cut(is_last=last == NUM)
+            ready = list(blocks)
+            assert sum(each.is_last for each in ready) == count
             found += ready
-        assert [each.first for each in found] == list(range(0, NUM * GROUP, size))
-        for each in found:
-            block = slice(each.first, min(each.first + size, NUM * GROUP))
+        firsts = [first for start in range(0, NUM * GROUP, size) for first in range(start, start + size, of_pass)]
+        assert [each.first for each in found] == [first for first in firsts if first < NUM * GROUP]
+        ends = [*(each.first for each in found[1:]), NUM * GROUP]
+        for each, end in zip(found, ends, strict=True):
+            assert each.is_first == (each.first % size == 0) and each.is_last == (end % size == 0 or end == NUM * GROUP)
+            block = slice(each.first, end)
             assert each.batch.instructions[each.rows] == whole.instructions[block]
             for name, values in arrays_of(whole).items():
                 assert np.array_equal(arrays_of(each.batch)[name][each.rows], values[block]), name
@@ -244,10 +199,15 @@ def test_what_an_algorithm_says_of_its_mini_batches_is_not_inherited():
     assert not trains_in_parts(RolloutBc(configured(kind="rollout_bc")))
 
 
-def test_two_ranks_take_parts_as_they_take_a_whole_batch(tmp_path):
+@pytest.mark.parametrize("per_pass", [0, 1])
+def test_two_ranks_take_parts_as_they_take_a_whole_batch(tmp_path, per_pass):
     small_policy(num_actions_chunk=4).save_pretrained(tmp_path / "policy")
     config = config_for(tmp_path / "policy")
-    config = config.model_copy(update={"weights": WeightsConfig(payload="delta", per_step=True)})
+    weights, grpo = (
+        WeightsConfig(payload="delta", per_step=True),
+        config.grpo.model_copy(update={"groups_per_pass": per_pass}),
+    )
+    config = config.model_copy(update={"weights": weights, "grpo": grpo})
     (whole, _), (parts, _) = (
         run_on_ranks(2, train_in_parts, config, tmp_path / "policy", tmp_path / name, cut)
         for name, cut in (("whole", 0), ("parts", 1))

@@ -20,6 +20,7 @@ from wmpo_ray.core.errors import UserError
 from wmpo_ray.report.html import write_report
 from wmpo_ray.report.result_sections import verdict
 from wmpo_ray.report.run_data import DISRUPTIONS, PolicyVideos, RunData
+from wmpo_ray.report.trust_section import reliability_section
 from wmpo_ray.report.video_sections import GAP_PIXELS, START_PIXELS, VideoBudget, enlarge, policy_section
 
 INPUTS = (
@@ -65,6 +66,26 @@ def test_every_number_of_the_result_stands_on_the_page(page: str):
     text = Page(page).text
     assert "from 41.0% to 58.2% on 512 held-out start states, +17.2 points" in text
     assert all(word in text for word in (summary["config_hash"], summary["machine"], *summary["versions"].values()))
+
+
+def test_it_draws_how_reliable_probabilities_are():
+    summary = fake_summary()
+    reward = summary["stages"]["reward-model"]["metrics"]
+
+    def drawn() -> bool:
+        found = [svg["aria-label"] or "" for svg in Page(str(reliability_section(RunData("run", summary)))).all("svg")]
+        return any(name.startswith("Outcomes of held-out episodes by the probability") for name in found)
+
+    assert drawn()
+    values = {float(data["value"] or 0) for data in Page(str(reliability_section(RunData("run", summary)))).all("data")}
+    assert {reward[key] for key in ("calibration_error", "false_positive_rate", "false_positive_bound")} <= values
+    for damaged in ("no list", [[0.1, 0.2]], [[0.1, 1.2, 3]], [[0.1, 0.2, 0]], [["a", 0, 1]], []):
+        reward["reliability_curve"] = damaged
+        assert not drawn()
+    reward["progress"] = {"order_correlation": 0.83, "success": [0.1, 0.6, 0.9], "failure": [0.1, 0.2, 0.4]}
+    card = Page(str(reliability_section(RunData("run", summary))))
+    assert any((svg["aria-label"] or "").startswith("Progress of held-out") for svg in card.all("svg"))
+    assert 0.83 in {float(data["value"] or 0) for data in card.all("data")}
 
 
 def test_every_video_has_one_element_that_plays_as_long_as_its_episode(page: str, run_folder: Path):

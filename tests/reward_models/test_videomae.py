@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from learners.supervised.reward_training import RewardTrainer, choose_threshold, index_clips, train_reward_model
+from learners.supervised.reward_training import RewardTrainer, index_clips, train_reward_model
 from wmpo_ray.core.types import Episodes
 from wmpo_ray.reward_models.videomae import VideoMAERewardModel
 from wmpo_ray.reward_models.videomae_settings import VideoMAERewardConfig
@@ -88,10 +88,3 @@ def test_no_success_at_all_is_a_clear_error():
     episodes = make_episodes()
     with pytest.raises(ValueError, match="no positive clip.*collect.num_trajectories"):
         RewardTrainer(VideoMAERewardModel.create(CONFIG, 8, TEXTS, 0), CONFIG, episodes.rows(~episodes.success), 0)
-
-
-def test_the_threshold_maximises_f1_in_the_middle_of_its_plateau():
-    best = np.array([0.1, 0.2, 0.8, 0.9])
-    threshold, curve = choose_threshold(best, np.array([False, False, True, True]))
-    assert 0.45 < threshold < 0.55
-    assert max(point["f1"] for point in curve) == 1.0

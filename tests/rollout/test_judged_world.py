@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.implementations import make_tiny
+from tests.support.implementations import make_frame_reward_model, make_tiny
 from tests.support.small_world import EMBEDDED, CountedWorld, scene_starts, small_world_model
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.types import GroupRequest, RolloutRequest
@@ -87,4 +87,18 @@ def test_a_world_that_cannot_be_cut_is_stepped_whole(reward_model):
     )
     plain = rollout_request(make_tiny(), simulator, make_request(), CHUNKS)
     judged, scores = WorldJudge().judge(made.videos), VideoJudge(reward_model, 0).judge(plain.videos)
+    assert (judged.success == scores.success).all() and (judged.finish_step == scores.finish_step).all()
+
+
+@pytest.mark.parametrize("clip_length", [1, 3])
+def test_a_reward_model_of_single_frames_decides_the_same_frame_by_frame(clip_length):
+    simulator, model = EnvironmentWorld(PocketEnvironment(HORIZON), 4), make_frame_reward_model(clip_length)
+    plain = rollout_request(make_tiny(), simulator, make_request(), CHUNKS)
+    best = model.probabilities(plain.videos.frames, plain.videos.instructions)[:, 1:].max(1)
+    model.threshold = float(np.quantile(best, 0.4))
+    made = rollout_request(
+        make_tiny(), JudgedWorld(simulator, model, 0, HORIZON), make_request(), CHUNKS, world_judges=True
+    )
+    judged, scores = WorldJudge().judge(made.videos), VideoJudge(model, 0).judge(plain.videos)
+    assert 0 < scores.success.sum() < len(scores.success)
     assert (judged.success == scores.success).all() and (judged.finish_step == scores.finish_step).all()

@@ -33,6 +33,13 @@ GATE = {
         "max_success_gap": 0.12,
     },
 }
+RELIABILITY = {
+    "calibration_error": 0.0312,
+    "reliability_curve": [[0.011, 0.024, 82], [0.13, 0.25, 8], [0.36, 0.4, 5], [0.71, 0.6, 5], [0.96, 0.973, 112]],
+    "false_positive_rate": 0.053,
+    "false_positive_bound": 0.107,
+    "num_failures": 95,
+}
 EVALUATE = {
     "failures_base": {"miss": 0.471, "jam": 0.193, "drop": 0.049, "wrong_pocket": 0.168},
     "failures_final": {"miss": 0.312, "jam": 0.143, "drop": 0.037, "wrong_pocket": 0.090},
@@ -59,7 +66,7 @@ def fake_summary() -> dict[str, Any]:
         precision, recall = 0.86 + 0.13 * t**0.5, 0.999 - 0.35 * t**6
         f1 = 2 * precision * recall / (precision + recall)
         curve.append({"threshold": t, "f1": f1, "precision": precision, "recall": recall})
-    metrics["reward-model"] = {"f1": 0.9791, "threshold": 0.6, "threshold_curve": curve}
+    metrics["reward-model"] = {"f1": 0.9791, "threshold": 0.6, "threshold_curve": curve, **deepcopy(RELIABILITY)}
     metrics["gate"] = deepcopy(GATE)
     metrics["evaluate"] = deepcopy(EVALUATE)
     return {

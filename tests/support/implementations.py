@@ -5,7 +5,10 @@ A new kind adds an entry here and passes `tests/contract`.
 
 from __future__ import annotations
 
+import atexit
 import functools
+import shutil
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from tests.support.openvla import small_policy
 from tests.support.published_set import small_reward_model
 from tests.support.reach_gym import REACH
 from tests.support.remote_servers import pocket_address
+from tests.support.small_vlm import write_vlm
 from wmpo_ray import kinds
 from wmpo_ray.config.kind_sections import section_class
 from wmpo_ray.config.run import EnvironmentConfig
@@ -31,8 +35,12 @@ from wmpo_ray.policies.flow.flow_policy import FlowPolicy, FlowPolicyHFConfig
 from wmpo_ray.policies.flow.published_policy import PublishedFlowPolicy, Use
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
 from wmpo_ray.registry import make_environment
+from wmpo_ray.reward_models.frame import FrameRewardModel
+from wmpo_ray.reward_models.frame_settings import FrameRewardConfig
 from wmpo_ray.reward_models.videomae import VideoMAERewardModel
 from wmpo_ray.reward_models.videomae_settings import VideoMAERewardConfig
+from wmpo_ray.reward_models.vlm import VlmRewardModel
+from wmpo_ray.reward_models.vlm_settings import VlmRewardConfig
 from wmpo_ray.world_models.diffusion import DiffusionWorldModel
 from wmpo_ray.world_models.diffusion_settings import DiffusionConfig
 
@@ -77,6 +85,24 @@ def published_flow(kind: str) -> PublishedFlowPolicy:
 def make_reward_model() -> VideoMAERewardModel:
     config = VideoMAERewardConfig.model_validate({"network": {"hidden_size": 16, "num_layers": 1, "num_heads": 2}})
     return VideoMAERewardModel.create(config, 16, INSTRUCTIONS, 0)
+
+
+def make_frame_reward_model(clip_length: int = 1, knows_progress: bool = False) -> FrameRewardModel:
+    settings = {"network": {"hidden_size": 16, "num_layers": 1, "num_heads": 2}, "clip_length": clip_length}
+    config = FrameRewardConfig.model_validate(settings | {"progress_weight": float(knows_progress)})
+    return FrameRewardModel.create(config, 16, INSTRUCTIONS, 0)
+
+
+@functools.cache
+def vlm_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="small-vlm-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return write_vlm(folder)
+
+
+def make_vlm(**settings: Any) -> VlmRewardModel:
+    config = VlmRewardConfig.model_validate({"pretrained": str(vlm_folder())} | settings)
+    return VlmRewardModel.load(vlm_folder(), config)
 
 
 def make_starts(count: int = 3) -> list[StartState]:
@@ -141,4 +167,9 @@ POLICIES = {
     "pi0": functools.partial(published_flow, "pi0"),
 }
 WORLDS = {"diffusion": make_diffusion, "simulator": make_environment_world}
-REWARD_MODELS = {"videomae": make_reward_model, "videomae_published": small_reward_model}
+REWARD_MODELS = {
+    "videomae": make_reward_model,
+    "frame": make_frame_reward_model,
+    "vlm": make_vlm,
+    "videomae_published": small_reward_model,
+}

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from learners.supervised.cloning import clone_policy
-from learners.supervised.loop import WHOLE, WorkerShare
+from learners.supervised.frame_training import ProgressTrainer
+from learners.supervised.loop import WHOLE, WorkerShare, train_network
 from learners.supervised.reward_training import train_reward_model
 from learners.supervised.training_state import NO_CHECKPOINTS, TrainingCheckpoints
 from learners.supervised.world_model_training import WorldModelTrainer, train_world_model
@@ -23,6 +24,8 @@ from wmpo_ray.environments.pocket.play import collect_play
 from wmpo_ray.environments.pocket.pocket_kind import LAYOUT
 from wmpo_ray.policies.openvla.oft import OpenVLAOFTPolicy
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
+from wmpo_ray.reward_models.frame import FrameRewardModel
+from wmpo_ray.reward_models.frame_settings import FrameRewardConfig
 from wmpo_ray.reward_models.videomae import VideoMAERewardModel
 from wmpo_ray.reward_models.videomae_settings import VideoMAERewardConfig
 from wmpo_ray.rollout.evaluation import rollout_expert
@@ -78,6 +81,17 @@ def train_rewards(share: WorkerShare = WHOLE, micro_batch_size: int = 0) -> Outc
     return model.network.state_dict(), metrics
 
 
+def train_frames(share: WorkerShare = WHOLE, micro_batch_size: int = 0) -> Outcome:
+    _, _, episodes = reward_training()
+    settings = {"steps": STEPS, "batch_size": 2 * BATCH, "micro_batch_size": micro_batch_size, "progress_weight": 0.5}
+    network = {"hidden_size": 16, "num_layers": 1, "num_heads": 2}
+    config = FrameRewardConfig.model_validate({"network": network, "swapped_share": 0.4, **settings})
+    model = FrameRewardModel.create(config, 16, sorted(set(episodes.instructions)), seed=0)
+    trainer = ProgressTrainer(model, config, episodes, 5, share, LAYOUT)
+    metrics = train_network(trainer, lambda step, metrics: None, NO_CHECKPOINTS)
+    return model.network.state_dict(), metrics
+
+
 def train_world(
     share: WorkerShare = WHOLE, micro_batch_size: int = 0, checkpoints: TrainingCheckpoints = NO_CHECKPOINTS
 ) -> Outcome:
@@ -100,4 +114,10 @@ def train_world(
     return dict(trainer.network.state_dict()), metrics
 
 
-TRAININGS = {"tiny": clone_tiny, "openvla": clone_openvla, "reward": train_rewards, "world": train_world}
+TRAININGS = {
+    "tiny": clone_tiny,
+    "openvla": clone_openvla,
+    "reward": train_rewards,
+    "frame": train_frames,
+    "world": train_world,
+}

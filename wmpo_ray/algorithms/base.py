@@ -20,7 +20,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 from torch import Tensor
 
 from wmpo_ray.algorithms.batching import Batch, GroupSlice, Shares
-from wmpo_ray.config.algorithms import SECTIONS
+from wmpo_ray.config.algorithms import SECTIONS, GroupSection
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.interfaces import Policy
@@ -71,6 +71,14 @@ class OnlineAlgorithm(Algorithm):
     """
 
     in_parts: ClassVar[bool] = False
+
+    def loss_weight(self, batch: Batch, rows: slice) -> float:
+        """How much the loss of these rows counts beside that of others: their common loss is the mean, so weighted.
+
+        A class that is trained `in_parts` may bring it, which lets `groups_per_pass` compute a mini-batch block by block.
+        It is not inherited either, since a subclass may take another mean.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def admit(self, group: Group) -> Verdict:
@@ -131,6 +139,13 @@ def algorithm_class(kind: str) -> type[Algorithm]:
 def make_algorithm(config: Config) -> Algorithm:
     """The configured algorithm. Raises ConfigError if its settings are of the wrong class."""
     algorithm = algorithm_class(config.algorithm.kind)(config)
+    training = config.training
+    if isinstance(training, GroupSection) and training.groups_per_pass and not trains_in_blocks(algorithm):
+        key = f"{config.algorithm.section}.groups_per_pass"
+        raise ConfigError(
+            f"{key}={training.groups_per_pass}: algorithm.kind = {shown(config.algorithm.kind)} does not sum up the loss of "
+            f"a mini-batch group by group; set {key} to 0"
+        )
     source = "offline" if isinstance(algorithm, OfflineAlgorithm) else "online"
     if source != config.training.source:
         raise ConfigError(
@@ -154,6 +169,12 @@ def online_algorithm(config: Config) -> OnlineAlgorithm:
 def trains_in_parts(algorithm: OnlineAlgorithm) -> bool:
     """Whether mini-batches may be prepared one by one; the class itself has to say so."""
     return bool(vars(type(algorithm)).get("in_parts", False))
+
+
+def trains_in_blocks(algorithm: Algorithm) -> bool:
+    """Whether mini-batches may be computed block by block; the class itself has to say how blocks weigh."""
+    is_online = isinstance(algorithm, OnlineAlgorithm)
+    return is_online and trains_in_parts(algorithm) and "loss_weight" in vars(type(algorithm))
 
 
 def offline_algorithm(config: Config) -> OfflineAlgorithm:

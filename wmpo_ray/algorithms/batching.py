@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wmpo_ray.config.algorithms import GroupSection
+from wmpo_ray.config.run import Config
 from wmpo_ray.core.interfaces import Policy
 from wmpo_ray.core.observations import Observation
 from wmpo_ray.core.types import Trajectories
@@ -85,6 +87,37 @@ def executed_mask(policy: Executes, finish_step: Tensor, num_chunks: int) -> Ten
     begins = torch.arange(num_chunks) * policy.chunk_length
     counts = (finish_step[:, None] - begins).clamp(0, policy.chunk_length)
     return policy.executed(counts.flatten()).unflatten(0, tuple(counts.shape))
+
+
+class Blocks(NamedTuple):
+    """Where the batch of an update is cut, in trajectories: into mini-batches, and these into blocks.
+
+    A block is what the learner goes forward and backward through at once. The settings alone decide where it ends, so the
+    order in which gradients are summed up is always the same.
+    """
+
+    minibatch: int
+    size: int  # of a block; the last one of a mini-batch may be shorter
+
+    @property
+    def has_several(self) -> bool:
+        """Whether a mini-batch is computed in more than one block."""
+        return self.size < self.minibatch
+
+    def end(self, begin: int) -> int:
+        """Where the block ends that begins at trajectory `begin` of the batch."""
+        return min(begin + self.size, begin - begin % self.minibatch + self.minibatch)
+
+    def complete(self, num: int) -> int:
+        """How many of the first `num` trajectories of a batch lie in whole blocks."""
+        return num - num % self.minibatch % self.size
+
+
+def blocks_of(config: Config) -> Blocks:
+    """Of `groups_per_pass` groups each, or whole mini-batches."""
+    training, group_size = config.training, config.rollout.group_size
+    together = training.groups_per_pass * group_size if isinstance(training, GroupSection) else 0
+    return Blocks(training.minibatch_trajectories, together or training.minibatch_trajectories)
 
 
 # -- parts of a mini-batch ---------------------------------------------------------------------------------------

@@ -163,6 +163,13 @@ class Grpo(GroupRelative):
             )
             yield PartLoss(value, metrics, float(valid_ratios(mask, settings.ratio, batch.num_steps).sum()))
 
+    def loss_weight(self, batch: Batch, rows: slice) -> float:
+        """The trajectories of known outcome, or their ratios."""
+        assert isinstance(batch, GrpoBatch)
+        if self.settings.loss_mean != "ratio":
+            return num_known(batch, rows)
+        return float(valid_ratios(batch.mask[rows], self.settings.ratio, batch.num_steps)[batch.known[rows]].sum())
+
     def _weights(self, part: Tensor, mask: Tensor, known: Tensor, num_steps: int) -> Tensor:
         """What makes of `loss`, a mean over each trajectory of a part, the parts of the wanted mean: [b].
 
@@ -179,6 +186,12 @@ class Grpo(GroupRelative):
         if self.settings.loss_mean == "horizon":
             return weight * here / valid_ratios(torch.ones_like(mask), ratio, num_steps).sum(1)
         return weight * here / of_all.clamp_min(1)
+
+
+def num_known(batch: Batch, rows: slice) -> float:
+    """What a mean over the trajectories of known outcome is divided by."""
+    assert isinstance(batch, GrpoBatch)
+    return float(batch.known[rows].sum())
 
 
 def _spread(advantage: Tensor, known: Tensor) -> dict[str, float]:

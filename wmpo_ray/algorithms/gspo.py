@@ -18,7 +18,7 @@ from torch import Tensor
 
 from wmpo_ray.algorithms.base import PartLoss
 from wmpo_ray.algorithms.batching import Batch, Shares
-from wmpo_ray.algorithms.grpo import GroupRelative, GrpoBatch
+from wmpo_ray.algorithms.grpo import GroupRelative, GrpoBatch, num_known
 from wmpo_ray.config.algorithms import GspoConfig
 from wmpo_ray.core.interfaces import Policy
 
@@ -26,6 +26,9 @@ from wmpo_ray.core.interfaces import Policy
 class Gspo(GroupRelative):
     in_parts: ClassVar[bool] = True
     settings: GspoConfig
+
+    def loss_weight(self, batch: Batch, rows: slice) -> float:
+        return num_known(batch, rows)
 
     def losses(self, policy: Policy, batch: Batch, rows: slice, shares: Shares) -> Iterator[PartLoss]:
         assert isinstance(batch, GrpoBatch)
@@ -50,7 +53,7 @@ class Gspo(GroupRelative):
             change = only if only is not None else changes(number)
             slope = (weight * ratio * batch.advantage[rows] * is_active * change / length).sum()
             value = (weight * gain * mask.sum((1, 2)) / length).sum()
-            yield PartLoss(-(value + slope - slope.detach()), metrics, 1.0)
+            yield PartLoss(-(value + slope - slope.detach()), metrics, len(mask) / len(masks))
 
 
 def clipped(ratio: Tensor, advantage: Tensor, low: float, high: float) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

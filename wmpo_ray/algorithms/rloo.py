@@ -17,7 +17,7 @@ from torch import Tensor
 
 from wmpo_ray.algorithms.base import PartLoss
 from wmpo_ray.algorithms.batching import Batch, Shares
-from wmpo_ray.algorithms.grpo import GroupRelative, GrpoBatch
+from wmpo_ray.algorithms.grpo import GroupRelative, GrpoBatch, num_known
 from wmpo_ray.core.interfaces import Policy
 
 
@@ -26,6 +26,9 @@ class Rloo(GroupRelative):
 
     def advantages(self, rewards: Tensor, known: Tensor) -> Tensor:
         return leave_one_out(rewards, known)
+
+    def loss_weight(self, batch: Batch, rows: slice) -> float:
+        return num_known(batch, rows)
 
     def losses(self, policy: Policy, batch: Batch, rows: slice, shares: Shares) -> Iterator[PartLoss]:
         assert isinstance(batch, GrpoBatch)

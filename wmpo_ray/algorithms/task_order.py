@@ -31,7 +31,7 @@ def signal_shares(
         if tasks[start] in found:
             found[tasks[start]][0] += succeeded
             found[tasks[start]][1] += failed
-    return {task: share * task_signal(*found[task], group_size) for task, share in shares.items()}
+    return {task: share * task_signal(found[task][0], found[task][1], group_size) for task, share in shares.items()}
 
 
 def by_task(order: np.ndarray, tasks: Sequence[str], shares: Mapping[str, float]) -> np.ndarray:

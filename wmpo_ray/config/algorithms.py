@@ -54,6 +54,9 @@ class TrainingSection(Section):
         """What to do is learned at every step, not only where a chunk begins."""
         return False
 
+    def check(self, name: str, group_size: int) -> None:
+        """Raises ValueError for sizes that do not fit each other; `name`: of the section."""
+
 
 class GroupSection(TrainingSection):
     """An algorithm that compares the rollouts of a group, made by the newest weights."""
@@ -62,6 +65,23 @@ class GroupSection(TrainingSection):
 
     # The reward falls by up to 1 over so many steps before the horizon (DAPO's overlong shaping); 0: it does not.
     overlong_steps: Annotated[int, Field(ge=0)] = 0
+    # Groups that the learner goes forward and backward through at once, as soon as they are settled (with
+    # cluster.stream_updates), summing up the gradient of a mini-batch in issue order; 0: it waits for the mini-batch.
+    groups_per_pass: Annotated[int, Field(ge=0)] = 0
+
+    def check(self, name: str, group_size: int) -> None:
+        key, per_pass = f"{name}.groups_per_pass", self.groups_per_pass
+        if per_pass and self.num_epochs > 1:
+            raise ValueError(
+                f"{key}={per_pass} sums up a gradient while its mini-batch fills, which only the first epoch can: it needs "
+                f"{name}.num_epochs=1, not {self.num_epochs}; set {key} to 0"
+            )
+        if per_pass * group_size > self.minibatch_trajectories:
+            raise ValueError(
+                f"{key}={per_pass} is {per_pass * group_size} trajectories (rollout.group_size={group_size}), more than "
+                f"{name}.minibatch_trajectories={self.minibatch_trajectories}; set {key} to at most "
+                f"{self.minibatch_trajectories // group_size}"
+            )
 
 
 class GrpoConfig(GroupSection):
@@ -118,8 +138,7 @@ class OfflineSection(TrainingSection):
 
     episodes_per_update: Trajectories = 64  # drawn without replacement; all, where there are fewer
 
-    def check(self, name: str) -> None:
-        """Raises ValueError for sizes that do not fit each other; `name`: of the section."""
+    def check(self, name: str, group_size: int) -> None:
         if self.minibatch_trajectories > self.episodes_per_update:
             raise ValueError(
                 f"{name}.minibatch_trajectories={self.minibatch_trajectories} is more than {name}.episodes_per_update="
@@ -146,8 +165,8 @@ class DpoConfig(OfflineSection):
     learning_rate: Positive = 1e-5
     beta: Positive = 0.1  # strength of the pull towards the base policy
 
-    def check(self, name: str) -> None:
-        super().check(name)
+    def check(self, name: str, group_size: int) -> None:
+        super().check(name, group_size)
         for key in ("minibatch_trajectories", "episodes_per_update"):
             if (value := getattr(self, key)) % 2:
                 raise ValueError(

@@ -159,6 +159,9 @@ class RewardConfig(Section):
     kind: str = "videomae"
     pretrained: str = ""  # the folder of a reward model to begin with; "": a fresh network, where the kind has one
     threshold: Share = 0.0  # probability of a success; 0: the best one on validation, or a pretrained model's own
+    # Of the failures at most this share may be called a success, with 95% confidence on those of validation; 0: the
+    # threshold is the best one whatever it lets through.
+    max_false_positive_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
     clip_length: Annotated[int, Field(ge=2)] = 4  # L
     min_steps: Annotated[int, Field(ge=0)] = 0  # windows that end before are not judged
     steps: Steps = 800
@@ -186,5 +189,10 @@ class RewardConfig(Section):
             raise ValueError(
                 "reward.steps=0 takes a reward model as it is, and there is none; set reward.pretrained, or "
                 "reward.steps to 1 or more"
+            )
+        if self.threshold and self.max_false_positive_rate:
+            raise ValueError(
+                f"reward.threshold={self.threshold:g} is taken as it is, so reward.max_false_positive_rate="
+                f"{self.max_false_positive_rate:g} cannot be kept; set one of them to 0"
             )
         return self

@@ -45,6 +45,7 @@ from wmpo_ray.config.models import (
     WorldModelTrainingConfig,
 )
 from wmpo_ray.config.sampling import FilterConfig, RolloutConfig
+from wmpo_ray.config.schedule import ScheduleConfig
 from wmpo_ray.core.section import NonNegative, Positive, Section, Share, Trajectories, shown
 from wmpo_ray.kinds import ENVIRONMENTS, POLICIES, REWARD_MODELS, WORLD_MODELS
 
@@ -163,6 +164,7 @@ class Config(AlgorithmSections):
     gate: GateConfig = GateConfig()
     rollout: RolloutConfig = RolloutConfig()
     filter: FilterConfig = FilterConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
     placement: PlacementConfig = PlacementConfig()
@@ -245,9 +247,8 @@ class Config(AlgorithmSections):
                 f"{chosen}.trained_parameters = {shown(settings.trained_parameters)} is not a regular expression: {error}; "
                 f"set {chosen}.trained_parameters"
             ) from None
-        if isinstance(settings, OfflineSection):
-            settings.check(chosen)
-        elif settings.minibatch_trajectories > self.trajectories_per_update:
+        settings.check(chosen, self.rollout.group_size)
+        if settings.minibatch_trajectories > self.trajectories_per_update:
             raise ValueError(
                 f"{chosen}.minibatch_trajectories={settings.minibatch_trajectories} is more than the "
                 f"{self.trajectories_per_update} trajectories of an update; set {chosen}.minibatch_trajectories"

@@ -23,6 +23,28 @@ def wilson_interval(successes: int, num: int, z: float = 1.96) -> tuple[float, f
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def rate_bound(successes: int, num: int, level: float = 0.05) -> float:
+    """Upper bound of a rate with confidence 1 - `level`, one-sided and exact: too low at most that often.
+
+    Clopper and Pearson, Biometrika 26 (1934), 404-413. Wilson's interval is closer on average, but it excludes a rare
+    event that was not seen once too often, and here that is the case of interest. 1 of no trials.
+
+    Raises `ValueError` unless 0 <= successes <= num.
+    """
+    if not 0 <= successes <= num:
+        raise ValueError(f"successes={successes} must lie between 0 and num={num}")
+    if successes == num:
+        return 1.0
+    from scipy.special import betaincinv
+
+    return float(betaincinv(successes + 1, num - successes, 1 - level))
+
+
+def trials_needed(rate: float, level: float = 0.05) -> int:
+    """Fewest trials without a single success that show a rate of at most `rate` in (0, 1), by `rate_bound`."""
+    return math.ceil(math.log(level) / math.log1p(-rate))
+
+
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean and 95% interval of the mean (Student's t), as (mean, low, high); one value alone has infinite bounds.
 

@@ -77,10 +77,10 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
     return parse_json(read_bytes(path, max_bytes), str(path))
 
 
-def read_settings(path: Path, kind: type[Model]) -> Model:
+def read_settings(path: Path, kind: type[Model], max_bytes: int = MAX_SETTINGS_BYTES) -> Model:
     """A file of settings, checked by a pydantic model; the first wrong key is named with its value."""
     try:
-        return kind.model_validate_json(read_bytes(path, MAX_SETTINGS_BYTES), strict=True)
+        return kind.model_validate_json(read_bytes(path, max_bytes), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         key, message = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")

@@ -154,7 +154,7 @@ class SeveralTasks:
         whole, names = dict[str, np.ndarray](), self.tasks.of_instructions(instructions)
         for task, environment in self.environments.items():
             rows = np.flatnonzero(names == task)
-            texts = [instructions[i] for i in rows]
+            texts = [instructions[i] for i in rows.tolist()]
             seen = cast(AbleEnvironment, environment).detect_failures(
                 videos[rows], actions[rows], texts, np.asarray(lengths)[rows]
             )
@@ -162,7 +162,7 @@ class SeveralTasks:
                 whole.setdefault(name, np.zeros(len(videos), bool))[rows] = flags
         return whole
 
-    def _joined(self, of: Callable[[str, Environment], Sequence[Any]]) -> list[Any]:
+    def _joined(self, of: Callable[[str, Environment], Any]) -> list[Any]:
         """What `of` gives for the scenes of each task, in the order of the scenes."""
         found: list[Any] = [None] * self._size
         for name, rows in self._rows.items():
@@ -171,8 +171,9 @@ class SeveralTasks:
         return found
 
 
-def make_several(config: EnvironmentConfig, make: Callable[[EnvironmentConfig], Environment]) -> SeveralTasks:
+def make_several(config: EnvironmentConfig, make: Callable[[EnvironmentConfig], Environment]) -> Environment:
     """`make`: the environment of one task. Raises ConfigError for tasks that cannot be one environment."""
     tasks = tasks_of(config)
     assert tasks is not None
-    return SeveralTasks({name: make(section) for name, section in config.variants.items()}, tasks)
+    environments = {name: make(section) for name, section in config.variants.items()}
+    return cast(Environment, SeveralTasks(environments, tasks))  # whose state is computed when it is looked at

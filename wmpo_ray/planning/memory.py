@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from wmpo_ray.algorithms.batching import blocks_of
 from wmpo_ray.config.run import Config
 from wmpo_ray.planning.costs import PolicyCost, RewardModelCost, WorldModelCost
 
@@ -77,7 +78,7 @@ def replica_bytes(config: Config) -> int:
 
 def decisions_per_pass(config: Config) -> int:
     """How many decisions one rank takes through a forward and a backward pass at once."""
-    share = math.ceil(config.training.minibatch_trajectories * config.num_decisions / config.cluster.learner_ranks)
+    share = math.ceil(blocks_of(config).size * config.num_decisions / config.cluster.learner_ranks)
     return min(share, config.training.chunks_per_pass or share)
 
 

@@ -12,6 +12,7 @@ import random
 import statistics
 from dataclasses import dataclass, field
 
+from wmpo_ray.algorithms.batching import blocks_of
 from wmpo_ray.algorithms.keep_rate import KeepRate
 from wmpo_ray.config.run import Config
 
@@ -130,13 +131,14 @@ class _Race:
         return count
 
     def _learned(self, settled_at: list[float]) -> float:
-        """When the last step is done; with streaming, each mini-batch begins once its groups are there."""
-        training, whole = self.config.training, len(settled_at)
+        """When the last step is done; with streaming, each block begins once its groups are there."""
+        blocks, group_size = blocks_of(self.config), self.config.rollout.group_size
         if not self.config.cluster.stream_updates:
             return settled_at[-1] + self.times.update
-        num_steps = max(1, math.ceil(whole * self.config.rollout.group_size / training.minibatch_trajectories))
-        end = 0.0
-        for step in range(1, num_steps + 1):
-            there = settled_at[min(whole, math.ceil(step * whole / num_steps)) - 1]
-            end = max(end, there) + self.times.update / num_steps
+        total, begin, end = len(settled_at) * group_size, 0, 0.0
+        while begin < total:
+            stop = min(blocks.end(begin), total)
+            there = settled_at[math.ceil(stop / group_size) - 1]
+            end = max(end, there) + self.times.update * (stop - begin) / total
+            begin = stop
         return end

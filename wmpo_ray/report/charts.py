@@ -12,6 +12,7 @@ from wmpo_ray.report.svg import Format, Plot, Scale, drawing, frame, span, sprea
 
 LEFT, TOP, BOTTOM = 46.0, 12.0, 40.0
 MAX_MARKED_POINTS = 40
+PALE_BAR_WIDTH = 14.0
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,12 @@ def line_chart(
     x_format: Format | None = None,
     rule: tuple[float, str] | None = None,
     size: Size = WIDE,
+    bars: Sequence[tuple[float, float]] = (),
 ) -> Markup:
-    """Lines with bands, named at their right end. `rule` draws a vertical line (x, label). Needs at least one point."""
+    """Lines with bands, named at their right end. `rule` draws a vertical line (x, label). Needs at least one point.
+
+    `bars`: pale ones (x, y) behind the lines, on the same axes.
+    """
     xs = [x for one in series for x, _ in one.points]
     ys = [y for one in series for _, y in one.points] + [
         end for one in series for pair in one.intervals for end in pair
@@ -74,6 +79,7 @@ def line_chart(
         size.height,
     )
     parts: list[Markup | None] = [frame(plot, x_label, y_format, whole_x=x_format is None, x_format=x_format)]
+    parts += [_pale_bar(plot, x, y, y_format) for x, y in bars]
     if rule:
         parts.append(_rule(plot, *rule))
     parts += [_band(plot, one) for one in series]
@@ -94,6 +100,13 @@ def _rule(plot: Plot, x: float, label: str) -> Markup:
             ),
         ]
     )
+
+
+def _pale_bar(plot: Plot, x: float, y: float, y_format: Format) -> Markup:
+    top = plot.y(y)
+    shape = {"x": plot.x(x) - PALE_BAR_WIDTH / 2, "y": top, "width": PALE_BAR_WIDTH}
+    height = max(round(plot.y.start - top, 2), 1)
+    return tag("rect", tag("title", f"{y_format(y)} at {x:g}"), **shape, height=height, class_="fill tone-faint")
 
 
 def _band(plot: Plot, series: Series) -> Markup | None:

@@ -24,7 +24,7 @@ from wmpo_ray.report.run_data import RunData, read_run
 from wmpo_ray.report.timeline_section import timeline_section
 from wmpo_ray.report.trace_data import Trace, newest_trace
 from wmpo_ray.report.training_section import others_section, training_section
-from wmpo_ray.report.trust_section import trust_section
+from wmpo_ray.report.trust_section import reliability_section, trust_section
 from wmpo_ray.report.video_sections import (
     VideoBudget,
     disruption_section,
@@ -117,5 +117,5 @@ def _round(run: RunData, trace: Trace | None, budget: VideoBudget, is_only: bool
 def _model_sections(run: RunData) -> list[Markup]:
     sections = {"reward-model": reward_section, "world-model": world_model_section, "gate": gate_section}
     found = [section(run) for stage, section in sections.items() if has_stage(run, stage)]
-    more = [trust_section(run), fidelity_section(run)] if has_stage(run, IMAGINES) else []
+    more = [trust_section(run), reliability_section(run), fidelity_section(run)] if has_stage(run, IMAGINES) else []
     return [*found, *(one for one in more if one is not None)]

@@ -23,6 +23,7 @@ from wmpo_ray.core.types import Scores
 from wmpo_ray.core.untrusted import NetworkSettings, check_finite, check_network, read_settings
 from wmpo_ray.model_files.lean_imports import lean
 from wmpo_ray.reward_models.decisions import decide
+from wmpo_ray.reward_models.equal_batches import in_equal_batches, instruction_planes
 from wmpo_ray.reward_models.videomae_settings import NetworkRewardConfig
 
 with lean():
@@ -106,7 +107,7 @@ class VideoMAERewardModel:
         mean = torch.tensor(self.image_mean, device=clips.device)
         pixels = ((clips.float() - mean) / self.image_std).movedim(-1, 2)
         if self.instructions:
-            planes = self._planes(instructions).to(clips.device)
+            planes = instruction_planes(instructions, self.instructions).to(clips.device)
             batch, length, _, height, width = pixels.shape
             planes = planes[:, None, :, None, None].expand(batch, length, -1, height, width)
             pixels = torch.cat([pixels, planes], 2)
@@ -114,35 +115,22 @@ class VideoMAERewardModel:
 
     clip_logits = logits  # differentiable: what it is trained by
 
-    def _planes(self, instructions: Sequence[str]) -> Tensor:
-        known = {text: i for i, text in enumerate(self.instructions)}
-        unknown = sorted(set(instructions) - set(known))
-        if unknown:
-            raise ValueError(f"instruction {unknown[0]!r} was not seen in training; known are {list(known)}")
-        index = torch.tensor([known[text] for text in instructions])
-        return torch.nn.functional.one_hot(index, len(known)).float()
-
     @torch.no_grad()
     def probabilities(self, videos: np.ndarray, instructions: Sequence[str], batch_size: int = 64) -> np.ndarray:
         """videos [M, T+1, H, W, 3] -> probability [M, W] of each window of L frames, stride 1, W = T + 2 - L.
 
-        Batches all have the same shape, which decides how sums are rounded: a window's probability does not depend on
-        what is judged beside it.
+        A window's probability does not depend on what is judged beside it.
         """
         frames = torch.as_tensor(videos).to(self.network.device)
         windows = frames.unfold(1, self.clip_length, 1).movedim(-1, 2)  # [M, W, L, H, W, 3]
         num_videos, num_windows = windows.shape[:2]
-        flat = windows.flatten(0, 1)
         repeated = [text for text in instructions for _ in range(num_windows)]
-        missing = -len(flat) % batch_size
-        if len(flat) and missing:
-            flat = torch.cat([flat, flat[-1:].expand(missing, *flat.shape[1:])])
-            repeated += repeated[-1:] * missing
-        parts = [
-            self.logits(flat[i : i + batch_size], repeated[i : i + batch_size]).float().sigmoid()
-            for i in range(0, len(flat), batch_size)
-        ]
-        found = torch.cat(parts)[: num_videos * num_windows] if parts else flat.new_zeros(0).float()
+        found = in_equal_batches(
+            lambda clips, texts: self.logits(clips, texts).float().sigmoid(),
+            windows.flatten(0, 1),
+            repeated,
+            batch_size,
+        )
         return found.view(num_videos, num_windows).cpu().numpy()
 
     def decide(self, probabilities: np.ndarray, min_steps: int, horizon: int) -> Scores:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from wmpo_ray.core.files import atomic_write
 from wmpo_ray.core.untrusted import read_json
 from wmpo_ray.report.card import card, missing
+from wmpo_ray.report.charts import Series, line_chart
 from wmpo_ray.report.formats import compact, percent
 from wmpo_ray.report.markup import Markup, datum, join, table, tag
 from wmpo_ray.report.page import document, grid
@@ -18,6 +20,7 @@ from wmpo_ray.report.svg import drawing, text
 
 SWEEP = "sweep.json"
 WIDTH, HEIGHT, SIDE, TOP, BOTTOM = 1060.0, 320.0, 60.0, 34.0, 24.0
+MOST_COURSES = 5  # that have room for their names
 SUCCESS = "success"  # the last axis
 
 
@@ -38,7 +41,8 @@ def render_sweep(found: dict[str, Any]) -> str:
     about = f"{len(trials)} trials, {done} of them to the end; compared by {found.get('metric')}"
     about += f"; they share everything up to the stage {shared}." if shared else "; they share no stage."
     header = tag("header", tag("h1", f"Sweep of {found.get('name')}"), tag("p", about, class_="verdict"))
-    return document(f"Sweep of {found.get('name')}", header, grid("", _coordinates(keys, trials), _table(keys, trials)))
+    cards = [_coordinates(keys, trials), *_courses(keys, trials), _table(keys, trials)]
+    return document(f"Sweep of {found.get('name')}", header, grid("", *cards))
 
 
 def _success(trial: dict[str, Any]) -> float | None:
@@ -48,7 +52,7 @@ def _success(trial: dict[str, Any]) -> float | None:
 
 
 def _table(keys: Sequence[str], trials: Sequence[dict[str, Any]]) -> Markup:
-    rows = []
+    rows, taken = [], ["took over from"] if any(_lineage(one) for one in trials) else []
     for one in trials:
         rate, seen = mapping(one, "final"), number(one, "success")
         value, low, high = (number(rate, key) for key in ("value", "low", "high"))
@@ -56,6 +60,7 @@ def _table(keys: Sequence[str], trials: Sequence[dict[str, Any]]) -> Markup:
             [
                 one.get("name"),
                 *(str(mapping(one, "settings").get(key, "")) for key in keys),
+                *(_sources(one) for _ in taken),
                 one.get("updates"),
                 "" if seen is None else datum(seen, percent(seen)),
                 "" if value is None else datum(value, percent(value), class_="big"),
@@ -63,13 +68,65 @@ def _table(keys: Sequence[str], trials: Sequence[dict[str, Any]]) -> Markup:
                 one.get("state"),
             ]
         )
-    head = ["trial", *keys, "updates", "on the way", "real success", "95% interval", ""]
+    head = ["trial", *keys, *taken, "updates", "on the way", "real success", "95% interval", ""]
     return card(
         "Trials",
         table(head, rows, numeric=range(1, len(head) - 1)) if rows else missing("No trial has reported anything."),
-        how="The best first. On the way: the last success that a trial was compared by; a stopped one was behind there.",
+        how="The best first. On the way: the last success that a trial was compared by; a stopped one was behind there."
+        + (
+            " Settings are those at the end; 2 at 6: with the weights and progress of trial 2 after update 6."
+            if taken
+            else ""
+        ),
         kind="card wide",
     )
+
+
+# -- populations -------------------------------------------------------------------------------------------------------
+
+
+def _lineage(trial: dict[str, Any]) -> list[dict[str, Any]]:
+    """The stretches of its training in order, each with `until`, `trial` and `settings`; none of a sweep without any."""
+    found = trial.get("lineage")
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+
+
+def _sources(trial: dict[str, Any]) -> str:
+    changes = [(a, b) for a, b in itertools.pairwise(_lineage(trial)) if a.get("trial") != b.get("trial")]
+    return ", ".join(f"{before.get('trial')} at {before.get('until')}" for before, _ in changes)
+
+
+def _courses(keys: Sequence[str], trials: Sequence[dict[str, Any]]) -> list[Markup]:
+    """For each setting that is a number, what the best trials were trained with, update by update."""
+    shown = [one for one in trials if _lineage(one) and _success(one) is not None][:MOST_COURSES]
+    found = []
+    for key in keys:
+        courses = [_course(key, one) for one in shown]
+        values = [value for course in courses for _, value in course]
+        if not values or not all(courses):
+            continue
+        is_log = min(values) > 0 and max(values) > 20 * min(values)
+        drawn = [[(x, math.log10(value) if is_log else value) for x, value in course] for course in courses]
+        series = [
+            Series(f"trial {one.get('name')}", "final" if i == 0 else "third", points)
+            for i, (one, points) in enumerate(zip(shown, drawn, strict=True))
+        ]
+        show = (lambda value: compact(float(f"{10**value:.2g}"))) if is_log else compact
+        how = "Of the best trials, the weights that each ended with were trained so; the best in colour."
+        found.append(card(f"{key} on the way", line_chart(series[::-1], key, "update", show), how=how))
+    return found
+
+
+def _course(key: str, trial: dict[str, Any]) -> list[tuple[float, float]]:
+    """(update, value) at both ends of each stretch; none where a value is no number."""
+    points, start = [], 0.0
+    for each in _lineage(trial):
+        until, value = number(each, "until"), number({"": mapping(each, "settings").get(key)}, "")
+        if until is None or value is None:
+            return []
+        points += [(start, value), (until, value)]
+        start = until
+    return points
 
 
 # -- parallel coordinates ------------------------------------------------------------------------------------------

@@ -98,9 +98,9 @@ class Replays(NamedTuple):
     def rows(self, index: np.ndarray) -> Replays:
         """Those at `index` [M] bool."""
         columns = {each.name: getattr(self.scores, each.name) for each in fields(Scores)}
-        scores = Scores(**{name: None if values is None else values[index] for name, values in columns.items()})
+        chosen: dict[str, Any] = {name: None if of is None else of[index] for name, of in columns.items()}
         events = {event: agreed[index] for event, agreed in self.events.items()}
-        return Replays(self.episodes.rows(index), scores, self.unverified[index], events)
+        return Replays(self.episodes.rows(index), Scores(**chosen), self.unverified[index], events)
 
 
 def verified(context: RunContext, scores: Scores, held_out: Episodes, judge: VideoJudge) -> Scores:

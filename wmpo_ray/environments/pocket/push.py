@@ -1,8 +1,8 @@
 """A second family of the embedded task: push the block onto the mark on the floor that the instruction names.
 
 The scene, the motion and the actions are those of the pocket task, pockets included, which nobody asks for here; two marks,
-a blue and a pink one, lie on the floor. The block must cover its mark for `MARK_DWELL` frames, in the gripper or not. What
-can go wrong besides a miss and a jam: a block let go beside its mark (drop), a block left on the other mark (wrong mark).
+a blue and a pink one, lie on the floor, one above the other. The block must lie within its mark, of which a rim still shows
+around it, for `MARK_DWELL` frames, in the gripper or not. What can go wrong besides a miss and a jam: a block let go beside its mark (drop), a block left on the other mark (wrong mark).
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from wmpo_ray.environments.pocket.geometry import (
 from wmpo_ray.environments.pocket.rendering import detect_events, draw_marks, see, see_marks
 from wmpo_ray.environments.pocket.sight import READING_SLACK, moves_seen, within
 
-FLOOR = ((1.5, 1.5), (8.5, 14.5))  # corners of where the middle of a mark may lie
-# Pixels along some axis, between the marks, and between a mark and block or gripper at the start: none covers another,
-# and three squares of twice this size leave room on the floor for a fourth, wherever they are.
-APART = 3.0
+# Corners of where the middle of the upper and of the lower mark may lie: none reaches beyond the floor or onto the other.
+FLOOR = (((2.5, 2.5), (8.0, 5.2)), ((2.5, 10.8), (8.0, 13.5)))
+APART = 3.0  # pixels along some axis, at the start between the block and either mark
 SPEED = 1.5  # of the expert, pixels a frame
 
 
@@ -42,19 +41,16 @@ class PushEnvironment(PocketEnvironment):
 
     def reset(self, seeds: Sequence[int] | np.ndarray, render: bool = True) -> np.ndarray | None:
         self.marks = np.zeros((len(seeds), 2, 2))  # the middle of the blue and of the pink one
-        self._num_wrong = np.zeros(len(seeds), np.int64)  # frames in a row in which the block covered the other mark
+        self._num_wrong = np.zeros(len(seeds), np.int64)  # frames in a row in which the block lay on the other mark
         return super().reset(seeds, render)
 
     def _place(self, i: int, rng: np.random.Generator) -> None:
-        super()._place(i, rng)
-        taken = [self.gripper[i], self.block[i]]
-        for mark in (0, 1):
-            while True:
-                place = rng.uniform(*FLOOR)
-                if all(np.abs(place - other).max() >= APART for other in taken):
-                    break
-            self.marks[i, mark] = place
-            taken.append(place)
+        while True:
+            super()._place(i, rng)
+            places = np.array([rng.uniform(*corners) for corners in FLOOR])
+            if (np.abs(places - self.block[i]).max(1) >= APART).all():
+                break
+        self.marks[i] = places[rng.permutation(2)]
 
     def _parts(self) -> dict[str, np.ndarray]:
         return super()._parts() | {"marks": self.marks, "_num_wrong": self._num_wrong}
@@ -103,8 +99,8 @@ class PushEnvironment(PocketEnvironment):
     def detect_events(videos: np.ndarray) -> dict[str, np.ndarray]:
         """Those of the pocket task, and `marked` [N]: the block covered a mark for `MARK_DWELL` frames."""
         marks, block = see_marks(videos[:, 0]), see(videos).block
-        covered = _covering(block[:, :, None], marks[:, None]).any(-1)  # [N, T+1]
-        return detect_events(videos) | {"marked": _in_a_row(covered).any(1)}
+        covered = np.asarray(_covering(block[:, :, None], marks[:, None]).any(-1))  # [N, T+1]
+        return detect_events(videos) | {"marked": np.asarray(_in_a_row(covered).any(1))}
 
     @staticmethod
     def detect_failures(

@@ -14,6 +14,7 @@ import numpy as np
 from wmpo_ray.environments.pocket.geometry import (
     BLOCK_HALF,
     FRAME_SIZE,
+    MARK_HALF,
     POCKET_END_X,
     POCKET_HALF,
     SEATED_X,
@@ -71,11 +72,11 @@ def draw_backdrop(pocket_y: np.ndarray, pocket_colour: np.ndarray, look: Look = 
 
 
 def draw_marks(backdrop: np.ndarray, marks: np.ndarray) -> np.ndarray:
-    """A backdrop [N, H, W, 3] with a blue and a pink mark of a block's size, at marks [N, 2, 2]."""
+    """A backdrop [N, H, W, 3] with a blue and a pink mark, a block with a rim around it, at marks [N, 2, 2]."""
     image = backdrop.copy()
     for colour in (0, 1):
         x, y = marks[:, colour].T
-        _paint(image, x - BLOCK_HALF, x + BLOCK_HALF, y - BLOCK_HALF, y + BLOCK_HALF, POCKET_COLOURS[colour])
+        _paint(image, x - MARK_HALF, x + MARK_HALF, y - MARK_HALF, y + MARK_HALF, POCKET_COLOURS[colour])
     return image
 
 

@@ -95,7 +95,7 @@ def within(found: dict[str, np.ndarray], lengths: np.ndarray) -> dict[str, np.nd
         return {}
     num_steps = next(iter(found.values())).shape[1]
     counts = np.arange(1, num_steps + 1)[None] <= np.asarray(lengths)[:, None]
-    return {name: (flags & counts).any(1) for name, flags in found.items()}
+    return {name: np.asarray((flags & counts).any(1)) for name, flags in found.items()}
 
 
 def _falls_short(before: np.ndarray, after: np.ndarray, action: np.ndarray) -> np.ndarray:
