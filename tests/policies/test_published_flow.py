@@ -19,8 +19,8 @@ from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.core.observations import Observation
 from wmpo_ray.policies.flow.published_inputs import prepared_images, state_bins
-from wmpo_ray.policies.flow.published_kind import PiKind, SmolVLAKind
 from wmpo_ray.policies.flow.published_policy import PublishedFlowPolicy, Use
+from wmpo_ray.policies.flow.vla_kind import PiKind, SmolVLAKind
 
 CPU = torch.device("cpu")
 KINDS = ("smolvla", "pi0", "pi05")

@@ -20,7 +20,7 @@ from wmpo_ray.parity.fixture_files import compared, fixture_tensors
 from wmpo_ray.policies.flow.denoising import noised
 from wmpo_ray.policies.flow.expert_attention import Reading
 from wmpo_ray.policies.flow.published_policy import PublishedFlowPolicy, Use
-from wmpo_ray.policies.flow.published_weights import PREFIX, published_state
+from wmpo_ray.policies.flow.vla_weights import PREFIX, published_state
 
 TOLERANCE = 1e-4  # of losses up to some sixty
 GIVEN = ("words", "word_mask", "actions", "noise", "time")

@@ -24,7 +24,7 @@ from wmpo_ray.policies.flow.denoising import Denoising, noised, path_log_probs, 
 from wmpo_ray.policies.flow.expert_attention import Reading
 from wmpo_ray.policies.flow.published import ACTION, PublishedFolder, read_folder
 from wmpo_ray.policies.flow.published_inputs import PolicyInputs
-from wmpo_ray.policies.flow.published_weights import PREFIX, Network, load_weights, num_words_of, published_state
+from wmpo_ray.policies.flow.vla_weights import PREFIX, Network, load_weights, num_words_of, published_state
 
 TIME_POWER, TIME_SCALE, TIME_OFFSET = 1 / 1.5, 0.999, 0.001  # times of cloning: Beta(1.5, 1), squeezed
 

@@ -97,7 +97,7 @@ class PublishedFlowKind(PolicyKind):
 
         from wmpo_ray.policies.flow.published import read_folder
         from wmpo_ray.policies.flow.published_policy import PublishedFlowPolicy
-        from wmpo_ray.policies.flow.published_weights import network_of
+        from wmpo_ray.policies.flow.vla_weights import network_of
 
         section = _section(config)
         if not is_there(section.pretrained):
