@@ -33,7 +33,6 @@ STACKS = "paligemma_with_expert"
 READER, EXPERT = f"{STACKS}.paligemma.model.language_model", f"{STACKS}.gemma_expert.model"
 TOWER = f"{STACKS}.paligemma.model.vision_tower.vision_model"
 EMBEDDING = f"{READER}.embed_tokens.weight"
-# Output layers of published files: the first is the embedding, and neither is ever computed with.
 READER_HEAD, EXPERT_HEAD = f"{STACKS}.paligemma.lm_head.weight", f"{STACKS}.gemma_expert.lm_head.weight"
 
 
@@ -99,8 +98,7 @@ def depth_of(shapes: Mapping[str, Sequence[int]], prefix: str) -> int:
 class PiNetwork(nn.Module):
     """`state_dict` has the published names without their first word, "model", and without the two output layers."""
 
-    def __init__(self, settings: PiSettings, sizes: PiSizes, steers_norms: bool):
-        """steers_norms: pi0.5."""
+    def __init__(self, settings: PiSettings, sizes: PiSizes, steers_norms: bool):  # steers_norms: pi0.5
         super().__init__()
         self.settings, self.sizes, self.steers_norms = settings, sizes, steers_norms
         width = sizes.expert.width
