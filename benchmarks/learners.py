@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks.results_file import update_results
 from wmpo_ray.config.loading import load_config
-from wmpo_ray.parity import smolvla_fixtures
+from wmpo_ray.parity import flow_fixtures
 from wmpo_ray.runs.folder import RunFolder
 from wmpo_ray.runs.outcomes import read_outcomes, run_outcomes_file
 from wmpo_ray.statistics.paired import bootstrap_difference
@@ -93,9 +93,14 @@ def flow(out: Path, seeds: Sequence[int], settings: Sequence[str]) -> Figures:
 
 
 def parity(out: Path, seeds: Sequence[int], settings: Sequence[str]) -> Figures:
-    cases = smolvla_fixtures.check(FIXTURES / "smolvla")
+    cases = [case for kind in ("smolvla", "pi0", "pi05") for case in flow_fixtures.check(FIXTURES / kind)]
     failed = sum(not case.passed for case in cases)
-    return {"flow_parity_failed": {"value": failed, "unit": f"of {len(cases)} comparisons with lerobot's SmolVLA"}}
+    return {
+        "flow_parity_failed": {
+            "value": failed,
+            "unit": f"of {len(cases)} comparisons with lerobot's SmolVLA, pi0 and pi0.5",
+        }
+    }
 
 
 def multi(out: Path, seeds: Sequence[int], settings: Sequence[str]) -> Figures:

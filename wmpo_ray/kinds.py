@@ -31,6 +31,8 @@ POLICIES = Kinds(
         "tiny": "wmpo_ray.policies.tiny_kind:TinyKind",
         "openvla_oft": "wmpo_ray.policies.openvla.openvla_kind:OpenVLAKind",
         "flow": "wmpo_ray.policies.flow.flow_kind:FlowKind",
+        "smolvla": "wmpo_ray.policies.flow.vla_kind:SmolVLAKind",
+        "pi0": "wmpo_ray.policies.flow.vla_kind:PiKind",
     },
     members=("section", "create", "load", "pretrained", "blueprint"),
 )

@@ -25,7 +25,7 @@ from wmpo_ray.core.errors import ConfigError
             '"flow" or "tiny"',
             '"openvla_oft"',
         ),
-        (["policy.flow.noise=1"], "policy.flow.noise = 1", '"flow"', '"tiny"'),
+        (["policy.flow.noise=1"], "policy.flow.noise = 1", '"flow" or "pi0" or "smolvla"', '"tiny"'),
         (
             ["world_model.kind=simulator", "world_model.sampler.num_steps=1"],
             "world_model.sampler.num_steps = 1",
@@ -49,7 +49,7 @@ def test_a_setting_of_another_kind_is_refused_with_its_owner(overrides, key, own
 @pytest.mark.parametrize(
     ("override", "known"),
     [
-        ("policy.kind=huge", "['flow', 'openvla_oft', 'tiny']"),
+        ("policy.kind=huge", "['flow', 'openvla_oft', 'pi0', 'smolvla', 'tiny']"),
         ("world_model.kind=huge", "['diffusion', 'simulator']"),
         ("reward.kind=huge", "['frame', 'videomae', 'videomae_published', 'vlm']"),
         (

@@ -30,7 +30,6 @@ def test_everything_registered_is_under_contract(table, instances):
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(
-        ConfigError, match=r"policy.kind='huge' is unknown; known are \['flow', 'openvla_oft', 'tiny'\]"
-    ):
+    known = r"\['flow', 'openvla_oft', 'pi0', 'smolvla', 'tiny'\]"
+    with pytest.raises(ConfigError, match=f"policy.kind='huge' is unknown; known are {known}"):
         POLICIES.find("huge")

@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.implementations import POLICIES, make_starts
+from tests.support.implementations import POLICIES, make_starts, published_flow
 from wmpo_ray.core.interfaces import Policy
 from wmpo_ray.core.observations import Observation
 from wmpo_ray.core.types import Trajectories
 from wmpo_ray.data.spool import load_trajectories, save_trajectories
 
 
-@pytest.fixture(scope="module", params=POLICIES)
+@pytest.fixture(scope="module", params=[*POLICIES, "pi05"])
 def policy(request) -> Policy:
-    return POLICIES[request.param]()
+    """pi0.5 is of the kind of pi0, and another network."""
+    return POLICIES[request.param]() if request.param in POLICIES else published_flow(request.param)
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 from cluster.cli.app import app
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.parity import fixtures as run
+from wmpo_ray.parity import flow_fixtures as flow
 from wmpo_ray.parity import grpo_fixtures as grpo
 from wmpo_ray.parity import manifests
 from wmpo_ray.parity import reward_fixtures as reward
-from wmpo_ray.parity import smolvla_fixtures as smolvla
 from wmpo_ray.parity import vae_fixtures as vae
 from wmpo_ray.parity import world_model_fixtures as world_model
 from wmpo_ray.parity.case import ParityCase
@@ -27,7 +27,9 @@ CHECKS = {
     "vae": vae,
     "reward": reward,
     "grpo": grpo,
-    "smolvla": smolvla,
+    "smolvla": flow,
+    "pi0": flow,
+    "pi05": flow,
     "manifests": manifests,
 }
 
@@ -46,6 +48,9 @@ def test_all_published_numbers_are_ours(name):
         ("reward", "scores.safetensors", "score_sigmoid_logit1", 1e-4),
         ("smolvla", "forward.safetensors", "losses", 1e-3),
         ("smolvla", "forward.safetensors", "chunk", 1e-3),
+        ("smolvla", "decision.safetensors", "decision", 1e-3),
+        ("pi0", "forward.safetensors", "losses", 1e-3),
+        ("pi05", "decision.safetensors", "decision", 1e-3),
         ("grpo", "grpo.safetensors", "paper_advantages", 1e-8),
         ("grpo", "grpo.safetensors", "official_loss_minibatch", 1e-4),
     ],
@@ -72,19 +77,31 @@ def test_a_weight_that_is_not_published_fails_the_forward_pass(tmp_path):
     assert failed == {"output", "output, from the conditioning cache"}
 
 
+@pytest.mark.parametrize(("kind", "name"), [("smolvla", "state_proj.weight"), ("pi0", "state_proj.weight")])
 @pytest.mark.parametrize("change", ["missing", "foreign", "shape"])
-def test_a_name_or_shape_of_smolvla_that_is_not_published_is_counted(tmp_path, change):
-    folder = shutil.copytree(GOLDEN / "smolvla", tmp_path / "smolvla")
+def test_a_weight_that_is_none_of_a_published_network_is_refused(tmp_path, kind, name, change):
+    folder = shutil.copytree(GOLDEN / kind, tmp_path / kind)
     weights = load_file(folder / "model.safetensors")
-    first = weights.pop("model.state_proj.weight")
-    if change != "missing":
-        weights["model.state_proj.weight" if change == "shape" else "model.state_project.weight"] = first.T.contiguous()
+    first = weights[f"model.{name}"]
+    if change == "missing":
+        del weights[f"model.{name}"]
+    else:
+        weights[f"model.{name}" if change == "shape" else "model.project.weight"] = first.T.contiguous()
     save_file(weights, folder / "model.safetensors")
-    (case,) = smolvla.check(folder)
-    assert case.max_error == (2 if change == "foreign" else 1) and not case.passed
-    (folder / "config.json").write_text('{"policy": {"chunk_size": 0}, "vlm": {}}')
-    with pytest.raises(UserError, match="no config of a SmolVLA fixture"):
-        smolvla.check(folder)
+    with pytest.raises(UserError, match="the weights (lack|hold in addition|have the wrong shape)"):
+        flow.check(folder)
+
+
+def test_a_published_name_that_would_not_be_saved_is_counted(tmp_path):
+    folder = shutil.copytree(GOLDEN / "pi0", tmp_path / "pi0")
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.paligemma_with_expert.gemma_expert.lm_head.weight"]
+    save_file(weights, folder / "model.safetensors")
+    failed = [(case.tensor, case.max_error) for case in flow.check(folder) if not case.passed]
+    assert failed == [("names and shapes", 1)]
+    (folder / "case.json").write_text("{}")
+    with pytest.raises(UserError, match="no case of a flow policy"):
+        flow.check(folder)
 
 
 def test_the_world_model_is_compared_with_the_plain_attention(monkeypatch):

@@ -32,6 +32,7 @@ from wmpo_ray.environments.environment_world import EnvironmentWorld
 from wmpo_ray.environments.pocket.env import INSTRUCTIONS, PocketEnvironment
 from wmpo_ray.environments.simulators.opengl import choose_backend
 from wmpo_ray.policies.flow.flow_policy import FlowPolicy, FlowPolicyHFConfig
+from wmpo_ray.policies.flow.published_policy import PublishedFlowPolicy, Use
 from wmpo_ray.policies.tiny import TinyPolicy, TinyPolicyHFConfig, vocabulary_of
 from wmpo_ray.registry import make_environment
 from wmpo_ray.reward_models.frame import FrameRewardModel
@@ -44,6 +45,7 @@ from wmpo_ray.world_models.diffusion import DiffusionWorldModel
 from wmpo_ray.world_models.diffusion_settings import DiffusionConfig
 
 HORIZON = 8
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def make_diffusion() -> DiffusionWorldModel:
@@ -70,6 +72,14 @@ def make_flow() -> FlowPolicy:
     torch.manual_seed(0)
     sizes = {"width": 16, "num_layers": 1, "num_heads": 2, "patch_size": 8}
     return FlowPolicy(FlowPolicyHFConfig(**sizes, vocabulary=vocabulary_of(INSTRUCTIONS))).eval()
+
+
+def published_flow(kind: str) -> PublishedFlowPolicy:
+    """A folder of lerobot's with weights so small that a chunk's path is smooth."""
+    policy = PublishedFlowPolicy.load(GOLDEN / kind, Use(4))
+    with torch.no_grad():
+        policy.model.action_out_proj.weight.mul_(0.1)
+    return policy
 
 
 def make_reward_model() -> VideoMAERewardModel:
@@ -149,7 +159,13 @@ def require_simulator(kind: str) -> None:
 
 
 ENVIRONMENTS = {kind: functools.partial(small_environment, kind) for kind in ENVIRONMENT_SETTINGS}
-POLICIES = {"tiny": make_tiny, "openvla_oft": small_policy, "flow": make_flow}
+POLICIES = {
+    "tiny": make_tiny,
+    "openvla_oft": small_policy,
+    "flow": make_flow,
+    "smolvla": functools.partial(published_flow, "smolvla"),
+    "pi0": functools.partial(published_flow, "pi0"),
+}
 WORLDS = {"diffusion": make_diffusion, "simulator": make_environment_world}
 REWARD_MODELS = {
     "videomae": make_reward_model,

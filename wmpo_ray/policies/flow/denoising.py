@@ -27,6 +27,15 @@ import torch
 from torch import Tensor
 
 
+class Denoising(NamedTuple):
+    """How a chunk is sampled and cloned; none of it is in the weights."""
+
+    ode_steps: int = 10  # at temperature 0
+    sde_steps: int = 4  # at any other
+    noise: float = 0.7  # a of the SDE's noise at temperature 1, which multiplies it
+    cloning_draws: int = 4  # noisy versions of each chunk in the cloning loss
+
+
 class StepRule(NamedTuple):
     """A step is x' = `keep` x + `push` v + `spread` noise."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,20 +22,11 @@ from wmpo_ray.core.rounding import cosine, sine
 from wmpo_ray.core.seeding import keyed_noise
 from wmpo_ray.model_files.lean_imports import lean
 from wmpo_ray.policies.action_tokens import executed_tokens
-from wmpo_ray.policies.flow.denoising import noised, path_log_probs, path_rules, times_of
+from wmpo_ray.policies.flow.denoising import Denoising, noised, path_log_probs, path_rules, times_of
 from wmpo_ray.policies.small_policy import KeysAndValues, SmallFileSettings, SmallPolicy
 
 with lean():
     from transformers import PretrainedConfig
-
-
-class Denoising(NamedTuple):
-    """How a chunk is sampled and cloned; none of it is in the weights."""
-
-    ode_steps: int = 10  # at temperature 0
-    sde_steps: int = 4  # at any other
-    noise: float = 0.7  # a of the SDE's noise at temperature 1, which multiplies it
-    cloning_draws: int = 4  # noisy versions of each chunk in the cloning loss
 
 
 class FlowPolicyHFConfig(PretrainedConfig):

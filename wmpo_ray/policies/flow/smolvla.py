@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from wmpo_ray.core.section import Count, Positive, Section
 from wmpo_ray.model_files.lean_imports import lean
+from wmpo_ray.policies.flow.expert_attention import Reading, attended, rotated, time_features
 
 with lean():
     from transformers import AutoModel, SmolVLMConfig, SmolVLMForConditionalGeneration
 
-ROPE_WAVELENGTH = 10_000.0  # the policy's own: that of the language model is not used
 FEED_FORWARD_MULTIPLE = 256
 
 
@@ -44,13 +44,6 @@ class SmolVLASettings(Section):
     max_period: Positive = 4.0
 
 
-class Reading(NamedTuple):
-    """What was read: keys and values of each layer, [B, P, heads, E], and which tokens are no padding, [B, P] bool."""
-
-    layers: tuple[tuple[Tensor, Tensor], ...]
-    is_there: Tensor
-
-
 class SmolVLANetwork(nn.Module):
     """`state_dict` has the published names without their first word, "model"."""
 
@@ -67,7 +60,12 @@ class SmolVLANetwork(nn.Module):
         self.action_time_mlp_out = nn.Linear(expert, expert)
 
     def read(
-        self, images: Sequence[Tensor], image_masks: Sequence[Tensor], words: Tensor, word_mask: Tensor, state: Tensor
+        self,
+        images: Sequence[Tensor],
+        image_masks: Sequence[Tensor],
+        words: Tensor,
+        word_mask: Tensor,
+        state: Tensor | None,
     ) -> Reading:
         """images [B, 3, H, W] in [-1, 1] and their masks [B] bool, one for each camera; words [B, n] int64 and their mask
         [B, n] bool; state [B, max_state_dim]. Images and words do not see the state.
@@ -133,7 +131,13 @@ class _TwoStacks(nn.Module):
         return self.every > 0 and number % self.every == 0
 
     def embed_image(self, image: Tensor) -> Tensor:
-        seen = self.vlm.model.connector(self.vlm.model.vision_model(pixel_values=image).last_hidden_state)
+        vision = self.vlm.model.vision_model
+        rows, columns = (size // vision.patch_size for size in image.shape[2:])
+        everywhere = torch.ones(len(image), rows, columns, dtype=torch.bool, device=image.device)
+        patches = vision.embeddings(pixel_values=image, patch_attention_mask=everywhere)
+        # Its own forward would look at the values of that mask, and a plan's tensors have none.
+        tokens = vision.encoder(inputs_embeds=patches, attention_mask=None).last_hidden_state
+        seen = self.vlm.model.connector(vision.post_layernorm(tokens))
         return seen * seen.shape[-1] ** 0.5
 
     def embed_words(self, words: Tensor) -> Tensor:
@@ -188,29 +192,3 @@ def _projected(layer: Any, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _after(layer: Any, tokens: Tensor, heads: Tensor) -> Tensor:
     tokens = tokens + layer.self_attn.o_proj(heads)
     return tokens + layer.mlp(layer.post_attention_layernorm(tokens))
-
-
-def rotated(x: Tensor, positions: Tensor) -> Tensor:
-    """Rotary positions [B, n] of x [B, n, heads, E], on the pairs (i, i + E/2)."""
-    half = x.shape[-1] // 2
-    exponents = 2.0 / x.shape[-1] * torch.arange(half, dtype=torch.float32, device=x.device)
-    angles = (positions[..., None].float() / ROPE_WAVELENGTH**exponents)[:, :, None]
-    first, second = x.float().split(half, -1)
-    turned = (first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin())
-    return torch.cat(turned, -1).to(x.dtype)
-
-
-def attended(query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:
-    """Attention in float32: [B, Q, heads, E] over [B, S, fewer heads, E], visible [B, Q, S] bool -> [B, Q, heads * E]."""
-    groups = query.shape[2] // key.shape[2]
-    key, value = (x.repeat_interleave(groups, 2).transpose(1, 2) for x in (key, value))
-    weights = query.float().transpose(1, 2) @ key.float().transpose(2, 3) * query.shape[-1] ** -0.5
-    weights = weights.masked_fill(~visible[:, None], torch.finfo(torch.float32).min).softmax(-1)
-    return (weights.to(value.dtype) @ value).transpose(1, 2).flatten(2)
-
-
-def time_features(times: Tensor, width: int, min_period: float, max_period: float) -> Tensor:
-    """Sines and cosines [B, width] float64 of times [B], of periods spread evenly in their logarithm."""
-    share = torch.linspace(0.0, 1.0, width // 2, dtype=torch.float64, device=times.device)
-    angles = 2 * math.pi / (min_period * (max_period / min_period) ** share) * times[:, None]
-    return torch.cat([angles.sin(), angles.cos()], 1)

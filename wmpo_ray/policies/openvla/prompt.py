@@ -38,7 +38,7 @@ class PromptTokenizer:
         Raises UserError for one that is damaged, and for a tokenizer.model without the sentencepiece package.
         """
         if TOKENIZER in files:
-            return cls(_of_json(files[TOKENIZER]), vocab_size, empty_token_id)
+            return cls(json_encoder(files[TOKENIZER]), vocab_size, empty_token_id)
         if TOKENIZER_MODEL in files:
             return cls(_of_sentencepiece(files[TOKENIZER_MODEL]), vocab_size, empty_token_id, TOKENIZER_MODEL)
         return None
@@ -69,7 +69,8 @@ class PromptTokenizer:
         return ids, torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows]).bool()
 
 
-def _of_json(content: bytes) -> Callable[[str], list[int]]:
+def json_encoder(content: bytes) -> Callable[[str], list[int]]:
+    """Text -> ids by a tokenizer.json. Raises UserError for one that is damaged."""
     parse_json(content, TOKENIZER)
     try:
         tokenizer = Tokenizer.from_str(content.decode())
