@@ -173,8 +173,9 @@ def trains_in_parts(algorithm: OnlineAlgorithm) -> bool:
 
 def trains_in_blocks(algorithm: Algorithm) -> bool:
     """Whether mini-batches may be computed block by block; the class itself has to say how blocks weigh."""
-    is_online = isinstance(algorithm, OnlineAlgorithm)
-    return is_online and trains_in_parts(algorithm) and "loss_weight" in vars(type(algorithm))
+    if not isinstance(algorithm, OnlineAlgorithm):
+        return False
+    return trains_in_parts(algorithm) and "loss_weight" in vars(type(algorithm))
 
 
 def offline_algorithm(config: Config) -> OfflineAlgorithm:
