@@ -31,7 +31,7 @@ from cluster.sweeps.space import Range, Space, last_shared, rounded, setting
 from cluster.sweeps.trial import BASE, SHARED, SUCCESS, TRIALS, UPDATE, SweepTrial, result_of
 from cluster.workers.placement import ACCELERATOR_SHARE, role_resources
 from wmpo_ray.config.dumping import config_to_toml
-from wmpo_ray.config.loading import overridden
+from wmpo_ray.config.loading import load_config, overridden
 from wmpo_ray.config.run import Config
 from wmpo_ray.config.stretches import refuse_fixed
 from wmpo_ray.core.errors import ConfigError, UserError
@@ -83,7 +83,8 @@ def check_folder(out: Path, config: Config, space: Space, resume: bool) -> None:
         return
     if not (out / SPACE).is_file():
         raise UserError(f"--out {out} holds something else than a sweep; choose another folder")
-    if (out / SPACE).read_text() != space.as_json() or (out / BASE).read_text() != config_to_toml(config):
+    # The settings are read, not compared as text: a version of the program that has more of them goes on with the sweep.
+    if (out / SPACE).read_text() != space.as_json() or load_config(str(out / BASE)) != config:
         raise UserError(f"--out {out} holds a sweep of other settings or another space; choose another folder")
     if not resume:
         raise UserError(f"--out {out} holds this sweep already; add --resume to go on with it")

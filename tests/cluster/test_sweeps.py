@@ -104,6 +104,22 @@ def test_the_page_shows_every_trial_and_the_best_in_colour():
     assert "No trial has reported" in render_sweep({"name": "demo", "ranges": {"x.rate": {}}, "trials": []})
 
 
+def test_a_sweep_is_gone_on_with_by_a_version_that_has_more_settings(tmp_path):
+    from cluster.sweeps.sweep import check_folder
+
+    config, space = load_config("smoke"), space_of(tmp_path, SPACE)
+    out = tmp_path / "sweep"
+    out.mkdir()
+    (out / "space.json").write_text(space.as_json())
+    text = config_to_toml(config)
+    fewer = "\n".join(line for line in text.splitlines() if not line.startswith("earlier = "))
+    assert fewer.strip() != text.strip()
+    (out / "settings.toml").write_text(fewer)
+    check_folder(out, config, space, resume=True)
+    with pytest.raises(UserError, match="other settings or another space"):
+        check_folder(out, overridden(config, ["grpo.num_updates=3"]), space, resume=True)
+
+
 def shared_sweep(gated_run, tmp_path):
     """A sweep of which the shared stages are done."""
     out, config = tmp_path / "sweep", load_config("smoke")
