@@ -55,16 +55,19 @@ def merge_results(name: str, part: str, figures: dict[str, dict[str, Any]], comm
     return path
 
 
-def update_results(name: str, prefixes: tuple[str, ...], figures: dict[str, dict[str, Any]], command: str) -> Path:
+def update_results(
+    name: str, prefixes: tuple[str, ...], figures: dict[str, dict[str, Any]], command: str, commit: str | None = None
+) -> Path:
     """Write the figures of `benchmarks/results/NAME.json` whose names begin so, and keep the others; returns its path.
 
-    Those written say which command and commit they are from: the file's own are those of the others.
+    Those written say which command and commit they are from, `commit` if it is not the current one: the file's own are
+    those of the others.
     """
     path = RESULTS_DIR / f"{name}.json"
     if not path.exists():
-        return write_results(name, figures, command)
+        return write_results(name, figures, command, commit)
     content = json.loads(path.read_text())
-    own = {"command": command, "commit": current_commit(), "date": datetime.date.today().isoformat()}
+    own = {"command": command, "commit": commit or current_commit(), "date": datetime.date.today().isoformat()}
     others = {key: figure for key, figure in content["figures"].items() if not key.startswith(prefixes)}
     content["figures"] = others | {key: figure | own for key, figure in figures.items()}
     path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")

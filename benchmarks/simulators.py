@@ -1,6 +1,6 @@
 """Whole runs in simulators that nobody here wrote, several seeds each: benchmarks/results/simulators.json.
 
-    python -m benchmarks.simulators [--tasks lift] [--seeds 0 1 2] [--runs runs/simulators] [--jobs 2] [--summary]
+    python -m benchmarks.simulators [--tasks lift] [--seeds 0 1 2] [--runs runs/simulators] [--jobs 2] [--summary [--commit HASH]]
         [--force] [--set KEY=VALUE ...]
 
 Each seed is one `wmpo run PRESET --serial` in a process of its own with one thread; what is there is gone on with. Needs
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.results_file import RESULTS_DIR, write_results
+from benchmarks.results_file import update_results
 from wmpo_ray.core.statistics import mean_interval
 from wmpo_ray.runs.outcomes import outcomes_file, read_outcomes
 from wmpo_ray.statistics.paired import bootstrap_difference
@@ -85,17 +85,16 @@ def _successes(task: str, seed: int, runs: Path, policy: str) -> np.ndarray:
     return np.array(read_outcomes(outcomes_file(folder_of(task, seed, runs), policy)).success, float)
 
 
-def summarize(tasks: list[str], seeds: list[int], runs: Path, options: list[str]) -> Path:
-    """Figures of the tasks that have finished runs; those of other tasks stay as they are."""
-    path = RESULTS_DIR / "simulators.json"
-    figures = json.loads(path.read_text())["figures"] if path.exists() else {}
+def summarize(tasks: list[str], seeds: list[int], runs: Path, options: list[str], commit: str | None = None) -> None:
+    """Write figures of the tasks that have finished runs; those of other tasks stay as they are."""
     for task in tasks:
         found = {seed: summary for seed in seeds if (summary := summary_of(task, seed, runs))}
         if found:
-            figures |= figures_of(task, list(found), list(found.values()), runs)
-    shown = " ".join([*tasks, "--seeds", *map(str, seeds), *options])
-    command = f"python -m benchmarks.simulators --tasks {shown}"
-    return write_results("simulators", figures, command)
+            command = (
+                f"python -m benchmarks.simulators --tasks {' '.join([task, '--seeds', *map(str, found), *options])}"
+            )
+            figures = figures_of(task, list(found), list(found.values()), runs)
+            print(update_results("simulators", (f"{task}_",), figures, command, commit))
 
 
 def main() -> None:
@@ -105,6 +104,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/simulators"))
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time; each takes one core")
     parser.add_argument("--summary", action="store_true", help="only sum up what is there")
+    parser.add_argument("--commit", default="", help="with --summary: the one that the runs were made with")
     parser.add_argument("--force", action="store_true", help="go on where the imagined world fails the gate")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the runs")
     args = parser.parse_args()
@@ -117,7 +117,7 @@ def main() -> None:
             codes = list(pool.map(lambda cell: run_seed(*cell, runs, options), cells))
         for (task, seed), code in zip(cells, codes, strict=True):
             print(f"{task}, seed {seed}: exit code {code}")
-    print(summarize(args.tasks, args.seeds, runs, options))
+    summarize(args.tasks, args.seeds, runs, options, args.commit or None)
 
 
 if __name__ == "__main__":
