@@ -146,10 +146,10 @@ def test_every_table_takes_kinds_of_packages(install):
 
 def test_what_is_installed_is_listed(install):
     install("linear", "broken", "empty")
-    known = "['broken', 'empty', 'flow', 'linear', 'openvla_oft', 'tiny']"
+    known = "['broken', 'empty', 'flow', 'linear', 'openvla_oft', 'pi0', 'smolvla', 'tiny']"
     assert error_of("policy.kind=huge") == f"policy.kind='huge' is unknown; known are {known}"
     listed = CliRunner().invoke(app, ["presets", "--kinds"])
-    assert "policy.kind: broken, empty, flow, linear, openvla_oft, tiny" in listed.output.splitlines()
+    assert "policy.kind: broken, empty, flow, linear, openvla_oft, pi0, smolvla, tiny" in listed.output.splitlines()
     checks = {check.name: check for check in check_plugins()}
     assert checks["plugin linear"].verdict is Verdict.OK and "linear-policy" in checks["plugin linear"].detail
     assert checks["plugin broken"].verdict is Verdict.WARN and "no_such_library" in checks["plugin broken"].detail

@@ -180,6 +180,7 @@ OPTIMIZE = Stage(
         "reward.verify",
         "reward.label_noise",
         "reward.min_steps",
+        "reward.shaping",
     ),
     settings_if=(
         (

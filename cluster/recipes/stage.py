@@ -36,6 +36,7 @@ FREE = (
     "checkpoint",
     "monitoring",
     "reward.placement",
+    "reward.windows_per_batch",
     "cluster.imagination_actors",
     "cluster.reward_actors",
     "cluster.environment_actors",
