@@ -87,7 +87,7 @@ def tune(
     """Search settings: many runs, of which the worse stop early, or take over from the better (population-based training).
 
     Stages that no searched setting changes are run once and shared. Trials are compared by real success on the way (or by
-    imagined success without it), placed by [placement], and those that come to the end are evaluated. Ends with a table
+    imagined success without it), placed by the table `placement`, and those that come to the end are evaluated. Ends with a table
     and a page.
     """
     from cluster.sweeps.space import read_space

@@ -96,17 +96,3 @@ def interrupt(learner: PolicyLearner, after: int) -> list[int]:
 
     learner.take_step = counted  # type: ignore[method-assign]
     return made
-
-
-def interrupt_blocks(learner: PolicyLearner, after: int) -> list[int]:
-    """As `interrupt`, after so many blocks of mini-batches."""
-    accumulate, made = learner.accumulate, []
-
-    def counted(block):
-        if len(made) == after:
-            raise Killed
-        made.append(block.first)
-        return accumulate(block)
-
-    learner.accumulate = counted  # type: ignore[method-assign]
-    return made
