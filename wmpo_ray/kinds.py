@@ -18,6 +18,7 @@ ENVIRONMENTS = Kinds(
         "metaworld": "wmpo_ray.environments.metaworld.metaworld_kind:MetaWorldKind",
         "robosuite": "wmpo_ray.environments.robosuite.robosuite_kind:RobosuiteKind",
         "lift": "wmpo_ray.environments.lift.lift_kind:LiftKind",
+        "stack": "wmpo_ray.environments.stack.stack_kind:StackKind",
         "mimicgen": "wmpo_ray.environments.mimicgen.mimicgen_kind:MimicGenKind",
         "remote": "wmpo_ray.environments.remote.remote_kind:RemoteKind",
         "aloha": "wmpo_ray.environments.without_simulator:AlohaKind",

@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from wmpo_ray.config.run import EnvironmentConfig
-from wmpo_ray.environments.environment_kind import EnvironmentKind
-from wmpo_ray.environments.facts import EnvironmentFacts
-from wmpo_ray.environments.lift.lift_settings import ACTION_DIM, INSTRUCTION, LAYOUT, SIZE, LiftConfig
+from wmpo_ray.environments.lift.lift_settings import INSTRUCTION, LAYOUT, LiftConfig
+from wmpo_ray.environments.tabletop.table_kind import TableKind
 
 if TYPE_CHECKING:  # a configuration is read without torch
-    from wmpo_ray.core.interfaces import Play
-    from wmpo_ray.environments.lift.lift_environment import LiftEnvironment
+    from wmpo_ray.environments.tabletop.table_environment import TableEnvironment
+    from wmpo_ray.environments.tabletop.table_playtime import MakePlayer
 
 
-class LiftKind(EnvironmentKind):
-    section = LiftConfig
+class LiftKind(TableKind):
+    name, instruction, layout, section = "lift", INSTRUCTION, LAYOUT, LiftConfig
 
-    def facts(self, config: EnvironmentConfig) -> EnvironmentFacts:
-        return EnvironmentFacts((SIZE, SIZE, 3), ACTION_DIM, (INSTRUCTION,), LAYOUT)
-
-    def make(self, config: EnvironmentConfig) -> LiftEnvironment:
+    def classes(self) -> tuple[type[TableEnvironment], MakePlayer]:
         from wmpo_ray.environments.lift.lift_environment import LiftEnvironment
+        from wmpo_ray.environments.lift.lift_play import LiftPlay
 
-        return LiftEnvironment.from_config(config)
-
-    def check(self, config: EnvironmentConfig) -> None:
-        from wmpo_ray.environments.robosuite.installed import load_robosuite
-
-        load_robosuite("lift")
-
-    def play(self, config: EnvironmentConfig, num: int, seed: int) -> Iterator[Play]:
-        from wmpo_ray.environments.lift.lift_playtime import play_in_chunks
-
-        self.check(config)
-        return play_in_chunks(num, config.horizon, seed)
+        return LiftEnvironment, LiftPlay

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from wmpo_ray.environments.lift.lift_scene import LiftScene, to_unit
+from wmpo_ray.environments.lift.lift_settings import BOX
+from wmpo_ray.environments.tabletop.table_scene import TableScene
 
 HOVER, OVER = 0.05, 0.015  # metres above the cube on the way to it, and beside it where the hand goes down
 LOW = 0.012  # metres above the cube's middle where the hand closes
@@ -21,14 +22,14 @@ class LiftScript:
         self.stage = "over"
         self.closing = 0
 
-    def act(self, scene: LiftScene, rng: np.random.Generator, noise: float) -> np.ndarray:
+    def act(self, scene: TableScene, rng: np.random.Generator, noise: float) -> np.ndarray:
         """Action [4] float32 in [-1, 1]; `noise`: standard deviation in metres of its target."""
         target = self._target(scene) + rng.normal(0, 1, 3) * noise
         grip = (GRIP if self.stage in ("close", "lift") else -GRIP) + rng.normal() * GRIP_NOISE
-        return np.clip(np.append(to_unit(target), grip), -1, 1).astype(np.float32)
+        return np.clip(np.append(BOX.to_unit(target), grip), -1, 1).astype(np.float32)
 
-    def _target(self, scene: LiftScene) -> np.ndarray:
-        hand, cube = scene.hand, scene.cube_position
+    def _target(self, scene: TableScene) -> np.ndarray:
+        hand, cube = scene.hand, scene.cube
         if self.stage == "lift" and not scene.grasped() and hand[2] > cube[2] + LOST:
             self.stage = "over"
         if self.stage == "over" and np.abs(hand[:2] - cube[:2]).max() < OVER:
