@@ -54,7 +54,7 @@ def test_a_setting_of_another_kind_is_refused_with_its_owner(overrides, key, own
         ("reward.kind=huge", "['frame', 'videomae', 'videomae_published', 'vlm']"),
         (
             "environment.kind=huge",
-            "['aloha', 'gymnasium', 'lift', 'metaworld', 'mimicgen', 'pocket', 'pusht', 'remote', 'robosuite']",
+            "['aloha', 'gymnasium', 'lift', 'metaworld', 'mimicgen', 'pocket', 'pusht', 'remote', 'robosuite', 'stack']",
         ),
     ],
 )

@@ -43,7 +43,7 @@ def test_without_its_simulator_a_task_is_known_and_cannot_be_run():
             {"kind": "kitchen"},
             (
                 r"environment.kind='kitchen' is unknown; known are "
-                r"\['aloha', 'gymnasium', 'lift', 'metaworld', 'mimicgen', 'pocket', 'pusht', 'remote', 'robosuite'\]"
+                r"\['aloha', 'gymnasium', 'lift', 'metaworld', 'mimicgen', 'pocket', 'pusht', 'remote', 'robosuite', 'stack'\]"
             ),
         ),
     ],

@@ -125,14 +125,21 @@ ENVIRONMENT_SETTINGS: dict[str, dict[str, Any]] = {
     "metaworld": {},
     "robosuite": {"image_size": 32},
     "lift": {},
+    "stack": {},
     "remote": {"instructions": INSTRUCTIONS},
 }
 SEVERAL_TASKS = {"several tasks": {"kind": "pocket", "task_names": ("pocket", "push")}}  # what such an environment is
 # Modules that are not installed everywhere.
-SIMULATORS = {"pusht": "gym_pusht", "metaworld": "metaworld", "robosuite": "robosuite", "lift": "robosuite"}
+SIMULATORS = {
+    "pusht": "gym_pusht",
+    "metaworld": "metaworld",
+    "robosuite": "robosuite",
+    "lift": "robosuite",
+    "stack": "robosuite",
+}
 
 
-DRAW_WITH_OPENGL = {"metaworld", "robosuite", "lift"}
+DRAW_WITH_OPENGL = {"metaworld", "robosuite", "lift", "stack"}
 
 
 def environment_section(kind: str, **settings: Any) -> EnvironmentConfig:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -10,7 +12,7 @@ from wmpo_ray.environments.lift.lift_script import LiftScript
 from wmpo_ray.environments.lift.lift_settings import BOX, INSTRUCTION
 from wmpo_ray.environments.tabletop.table_environment import TableEnvironment
 from wmpo_ray.environments.tabletop.table_scene import CUBE_YAW, TableScene
-from wmpo_ray.environments.tabletop.table_view import ORANGE, middle_of, orange_seen
+from wmpo_ray.environments.tabletop.table_view import ORANGE, Colour, middle_of, orange_seen
 
 CUBE_RANGE = 0.08  # metres: the cube starts within that of the middle
 LIFTED_ROW, SEEN = 7.9, 1.2  # pixels from a view's top above which the cube is lifted; pixels of it that must be seen
@@ -31,7 +33,7 @@ class LiftEnvironment(TableEnvironment):
     """Success is the cube's middle more than 4 cm above the table after an action."""
 
     instructions = (INSTRUCTION,)
-    colours = {"cube": ORANGE}
+    colours: ClassVar[Mapping[str, Colour]] = {"cube": ORANGE}
 
     def make_scene(self) -> LiftScene:
         return LiftScene()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -10,7 +12,7 @@ from wmpo_ray.environments.stack.stack_script import StackScript
 from wmpo_ray.environments.stack.stack_settings import BOX, INSTRUCTION
 from wmpo_ray.environments.tabletop.table_environment import TableEnvironment
 from wmpo_ray.environments.tabletop.table_scene import CUBE_YAW, TableScene
-from wmpo_ray.environments.tabletop.table_view import BLUE, ORANGE, blue_seen, middle_of, orange_seen
+from wmpo_ray.environments.tabletop.table_view import BLUE, ORANGE, Colour, blue_seen, middle_of, orange_seen
 
 CUBE_RANGE = 0.08  # metres: both cubes start within that of the middle
 APART = np.array([0.06, 0.09])  # metres in x or y between them, so that the fingers, which open along y, have room
@@ -39,7 +41,7 @@ class StackEnvironment(TableEnvironment):
     """Success is robosuite's after an action: the first cube is off the table, touches the other, and is not held."""
 
     instructions = (INSTRUCTION,)
-    colours = {"cubeA": ORANGE, "cubeB": BLUE}
+    colours: ClassVar[Mapping[str, Colour]] = {"cubeA": ORANGE, "cubeB": BLUE}
 
     def make_scene(self) -> StackScene:
         return StackScene()
