@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ from wmpo_ray.config.stretches import refuse_fixed
 from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.core.files import atomic_write
 from wmpo_ray.registry import check_simulator
+from wmpo_ray.runs.folder import LOCK
+from wmpo_ray.runs.folder_lock import FolderLock, LockedError
 from wmpo_ray.watch.sweep_page import SWEEP, write_sweep_page
 
 STATE, SPACE = "tune", "space.json"
@@ -55,13 +58,20 @@ def sweep(
     """Run the trials, or go on with them; returns what `sweep.json` holds.
 
     `force`: trials go on past a failed gate. Raises UserError for settings that a run would refuse, and for a folder that
-    holds another sweep.
+    holds another sweep, or that another process works in.
     """
     until = last_shared(config, space)
     if space.search.scheduler == "pbt":
         check_population(config, space)
     check_folder(out, config, space, resume)
-    out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        return _sweep(config, space, out, until, force, console)
+
+
+def _sweep(
+    config: Config, space: Space, out: Path, until: str | None, force: bool, console: Console | None
+) -> dict[str, Any]:
+    """In a folder that is ours."""
     atomic_write(out / BASE, config_to_toml(config))
     atomic_write(out / SPACE, space.as_json())
     if until is not None:
@@ -77,9 +87,25 @@ def sweep(
     return found
 
 
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """The folder, made if need be, for one process at a time. Raises UserError where another one has it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = FolderLock(out / LOCK)
+    except LockedError as error:
+        raise UserError(f"--out {out} is in use by {error}; wait for it, or choose another folder") from error
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written to: {error.strerror}; choose another folder") from error
+    with closing(lock):
+        yield
+
+
 def check_folder(out: Path, config: Config, space: Space, resume: bool) -> None:
     """Raises UserError where the folder holds something else, or a sweep that is not to be gone on with."""
-    if not out.exists() or not any(out.iterdir()):
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; choose a folder")
+    if not out.exists() or all(path.name.startswith(LOCK) for path in out.iterdir()):
         return
     if not (out / SPACE).is_file():
         raise UserError(f"--out {out} holds something else than a sweep; choose another folder")

@@ -120,6 +120,22 @@ def test_a_sweep_is_gone_on_with_by_a_version_that_has_more_settings(tmp_path):
         check_folder(out, overridden(config, ["grpo.num_updates=3"]), space, resume=True)
 
 
+def test_a_sweep_that_another_process_runs_is_left_alone(tmp_path):
+    from cluster.sweeps.sweep import check_folder, locked, sweep
+
+    config, space, out = load_config("smoke"), space_of(tmp_path, SPACE), tmp_path / "sweep"
+    with locked(out):
+        before = sorted(out.iterdir())
+        with pytest.raises(UserError, match=rf"--out {out} is in use by .*choose another folder"):
+            sweep(config, space, out, resume=True)
+        assert sorted(out.iterdir()) == before
+    with locked(out):
+        check_folder(out, config, space, resume=False)  # what was begun and ended at once is no sweep yet
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="is a file"):
+        sweep(config, space, tmp_path / "file")
+
+
 def shared_sweep(gated_run, tmp_path):
     """A sweep of which the shared stages are done."""
     out, config = tmp_path / "sweep", load_config("smoke")
