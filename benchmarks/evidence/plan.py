@@ -113,6 +113,11 @@ ABLATIONS = {
     "ten-steps": _ablation("ten sampling steps", "world_model.sampler.num_steps=10"),
     "staleness-1": _ablation("rollouts one update old", "filter.max_staleness=1"),
     "two-epochs": _ablation("two epochs an update", "grpo.num_epochs=2"),
+    "small-minibatches": _ablation("mini-batches of 16 trajectories", "grpo.minibatch_trajectories=16"),
+    "faster-rate": _ablation("three times the learning rate", "grpo.learning_rate=3e-4"),
+    "small-updates": Method(
+        "four updates of a quarter of the groups", _grpo("rollout.groups_per_update=10", updates=4 * SHORT)
+    ),
     "ratio-mean": _ablation("a mean over all ratios (DAPO)", "grpo.loss_mean=ratio"),
     "overlong": _ablation("rewards fall over the last 8 steps (DAPO)", "grpo.overlong_steps=8"),
     "no-deviation": _ablation("advantages not divided (Dr. GRPO)", "grpo.advantage_std=none"),
