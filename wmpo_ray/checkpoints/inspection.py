@@ -65,11 +65,12 @@ def inspect_path(path: str | Path, read_values: bool = True, read_companions: bo
     files = find_weights(path)
     kind = kind_of(files)
     own = next((text for name, text in OUR_SETTINGS.items() if (files.parts[0].parent / name).is_file()), None)
-    network = kind.network if own is None else None
-    found = Inspection(Path(path), own or kind.name, files, compared=network is not None)
-    if network is not None:
+    found = Inspection(Path(path), own or kind.name, files, compared=False)
+    if own is None:
         try:
-            _compare(found, kind, *network(files))
+            if network := kind.network(files):
+                found.compared = True
+                _compare(found, kind, *network)
             found.problems += kind.problems(files)
             if read_companions:
                 found.companions, problems = kind.beside(files)

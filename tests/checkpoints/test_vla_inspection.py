@@ -1,0 +1,41 @@
+"""Folders of lerobot's policies: what is said of them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from wmpo_ray.checkpoints.inspection import check_loadable, inspect_path
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.mark.parametrize(("kind", "named"), [("smolvla", "SmolVLA"), ("pi0", "pi0"), ("pi05", "pi0.5")])
+def test_folders_of_lerobot_are_known_and_fit(kind, named):
+    found = inspect_path(GOLDEN / kind)
+    assert named in found.kind and found.loadable, (found.missing, found.foreign, found.wrong, found.problems)
+    assert found.companions["type"] == kind and "denoised" in found.companions["actions"]
+    assert found.num_fitting == len(found.files.specs) - len(found.dead)
+
+
+def test_a_folder_of_lerobot_that_lacks_a_tensor_or_a_file_says_which(tmp_path):
+    folder = tmp_path / "policy"
+    shutil.copytree(GOLDEN / "pi0", folder)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.state_proj.bias"]
+    save_file(tensors, folder / "model.safetensors")
+    assert inspect_path(folder).missing == ["state_proj.bias"]
+    (folder / "policy_preprocessor.json").unlink()
+    (problem,) = inspect_path(folder).problems
+    assert "has no policy_preprocessor.json" in problem
+
+
+def test_what_a_smolvla_was_built_on_may_stand_elsewhere(tmp_path):
+    folder = shutil.copytree(GOLDEN / "smolvla", tmp_path / "policy")
+    shutil.rmtree(folder / "vlm")
+    found = inspect_path(folder)
+    assert not found.compared and not found.problems and "policy.vla.vlm" in found.companions["built on"]
+    check_loadable(folder, "policy.pretrained")  # a run names it: `policy.vla.vlm`
