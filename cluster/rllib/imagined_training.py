@@ -157,7 +157,7 @@ def train(
     """
     register()
     deterministic = torch.are_deterministic_algorithms_enabled()  # RLlib asks for them where there is a seed, for good
-    for name in ("ray.rllib", "ray.tune"):
+    for name in ("ray.rllib", "ray.tune", "ray._common.deprecation"):
         logging.getLogger(name).setLevel(logging.ERROR)  # of its own ways of doing things, users of ours know nothing
     with tempfile.TemporaryDirectory(prefix="wmpo-rllib-") as scratch, trainables_in(scratch):
         algorithm: Algorithm = configured(plan).build_algo()  # its folder stays empty: nothing is saved by it
