@@ -15,6 +15,7 @@ from learners.supervised.changed_scenes import NO_AUGMENTATION, Augmentation
 from learners.supervised.loop import WHOLE, Progress, SupervisedTraining, WorkerShare, train_network
 from learners.supervised.training_state import NO_CHECKPOINTS, Parts, TrainingCheckpoints
 from wmpo_ray.config.run import RewardConfig
+from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.seeding import generator_for
 from wmpo_ray.core.types import Episodes
 from wmpo_ray.data.windows import frames_at
@@ -59,11 +60,11 @@ def _pairs(rows: list) -> Tensor:
 
 
 def clips_to_learn(config: RewardConfig, episodes: Episodes) -> ClipIndex:
-    """Raises ValueError if there are only positives or only negatives."""
+    """Raises UserError if there are only positives or only negatives."""
     clips = index_clips(episodes, config.clip_length, config.success_margin)
     for name in ("positive", "negative"):
         if len(getattr(clips, name)) == 0:
-            raise ValueError(
+            raise UserError(
                 f"the {len(episodes)} episodes for the reward model hold no {name} clip "
                 f"({int(episodes.success.sum())} successes); collect more (collect.num_trajectories) or clone a "
                 "policy that both succeeds and fails (policy.cloning.steps)"

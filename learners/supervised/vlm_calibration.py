@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def calibrate(model: VlmRewardModel, config: VlmRewardConfig, episodes: Episodes, seed: int) -> dict[str, float]:
     """Set slope and offset of the model in place; returns them, the number of clips, and their mean log-odds.
 
-    Half of the clips are successes as far as there are so many, as in a training. Raises ValueError if there are only
+    Half of the clips are successes as far as there are so many, as in a training. Raises UserError if there are only
     positive or only negative ones.
     """
     clips, generator = clips_to_learn(config, episodes), generator_for(seed, "reward")

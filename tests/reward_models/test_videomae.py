@@ -8,6 +8,7 @@ import torch
 
 from learners.supervised.reward_training import RewardTrainer, index_clips, train_reward_model
 from tests.support.coloured_episodes import TEXTS, make_episodes
+from wmpo_ray.core.errors import UserError
 from wmpo_ray.reward_models.videomae import VideoMAERewardModel
 from wmpo_ray.reward_models.videomae_settings import VideoMAERewardConfig
 
@@ -73,5 +74,5 @@ def test_clips_are_labelled_as_the_paper_says():
 
 def test_no_success_at_all_is_a_clear_error():
     episodes = make_episodes()
-    with pytest.raises(ValueError, match="no positive clip.*collect.num_trajectories"):
+    with pytest.raises(UserError, match="no positive clip.*collect.num_trajectories"):
         RewardTrainer(VideoMAERewardModel.create(CONFIG, 8, TEXTS, 0), CONFIG, episodes.rows(~episodes.success), 0)
