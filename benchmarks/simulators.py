@@ -26,7 +26,7 @@ from wmpo_ray.runs.outcomes import outcomes_file, read_outcomes
 from wmpo_ray.statistics.paired import bootstrap_difference
 
 ROOT = Path(__file__).parents[1]
-TASKS = {"lift": "lift", "pusht": "pusht", "stack": "robosuite-stack"}  # name of the figures -> preset
+TASKS = {"lift": "lift", "pusht": "pusht", "stack": "stack"}  # name of the figures -> preset
 
 
 def run_seed(task: str, seed: int, runs: Path, options: list[str]) -> int:
