@@ -22,7 +22,7 @@ from wmpo_ray.kinds import TABLES
 
 RAY_TIMEOUT_S = 120
 LIBRARIES = ("ray", "diffusers", "transformers", "pyarrow")
-SHIPPED_WORLD_MODELS = ("embedded-a", "embedded-b", "lift-a")
+SHIPPED_WORLD_MODELS = ("embedded-a", "embedded-b", "lift-a", "stack-a")
 VERDICT_STYLES = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "bold red"}
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import (
@@ -102,6 +103,19 @@ def test_a_folder_replaces_the_old_one_whole(tmp_path):
             (partial / "deep" / content).write_text(content)
             assert content == "a" or names(tmp_path / "folder" / "deep") == {"a"}
     assert names(tmp_path) == {"folder"} and names(tmp_path / "folder" / "deep") == {"b"}
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_weights_are_read_by_whoever_may_read_their_folder(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        with atomic_directory(tmp_path / "model") as partial:
+            save_file({"x": np.zeros(2)}, partial / "model.safetensors")
+            (partial / "secret.key").touch(0o600)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model" / "model.safetensors").stat().st_mode & 0o777 == mode
+    assert (tmp_path / "model" / "secret.key").stat().st_mode & 0o777 == 0o600, "only weights are shared"
 
 
 @pytest.mark.parametrize("nth_rename", [0, 1])

@@ -62,6 +62,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             yield partial
             for folder, _, names in os.walk(partial, topdown=False):
                 for name in names:
+                    _share_as(partial, Path(folder, name))
                     flush(Path(folder, name))
                 flush(Path(folder))
             if path.exists():
@@ -73,6 +74,12 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             os.rename(aside, path)
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _share_as(folder: Path, path: Path) -> None:
+    """Let those read weights who may read their folder: safetensors writes them for their owner alone."""
+    if path.suffix == ".safetensors":
+        path.chmod(folder.stat().st_mode & 0o666)  # the folder was made with the umask
 
 
 def remove_directory(path: Path) -> None:
