@@ -39,6 +39,7 @@ from wmpo_ray.config.run import Config
 from wmpo_ray.core.console import make_console, replace_unencodable
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import atomic_write
+from wmpo_ray.core.starts import SPAN
 
 USER_ERROR, INTERRUPTED = 2, 130
 RESUMABLE = ("run", "stage")
@@ -199,7 +200,7 @@ def evaluate(
     temperature: Annotated[
         float | None, typer.Option(help="Of the sampled actions; 0: the most likely ones. Else evaluation.temperature.")
     ] = None,
-    num_starts: Annotated[int | None, typer.Option(min=1, help="Held-out start states.")] = None,
+    num_starts: Annotated[int | None, typer.Option(min=1, max=SPAN, help="Held-out start states.")] = None,
     save: Annotated[
         Path | None,
         typer.Option(metavar="FILE", parser=user_path, help="Write the result and every outcome there, as JSON."),

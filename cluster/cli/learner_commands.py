@@ -17,6 +17,7 @@ from wmpo_ray.config.loading import load_config, overridden, read_config_json
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.console import make_console
 from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.starts import SPAN
 from wmpo_ray.runs.folder import CONFIG
 
 
@@ -44,7 +45,7 @@ def rllib(
             "--training", metavar="KEY=VALUE", help="Setting of the algorithm by RLlib's name, such as lr=3e-4."
         ),
     ] = None,
-    num_starts: Annotated[int | None, typer.Option(min=1, help="Held-out start states.")] = None,
+    num_starts: Annotated[int | None, typer.Option(min=1, max=SPAN, help="Held-out start states.")] = None,
     overrides: Overrides = None,
 ) -> None:
     """Train the base policy of a run by an algorithm of RLlib in the run's imagined world.
@@ -77,7 +78,9 @@ def tune(
     source: Source,
     space: Annotated[
         Path,
-        typer.Option(metavar="FILE", parser=user_path, help="TOML: ranges of settings in [space], [search] says how."),
+        typer.Option(
+            metavar="FILE", parser=user_path, help="TOML: ranges of settings in \\[space], \\[search] says how."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", parser=user_path, help="Folder of the sweep.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a sweep that was interrupted.")] = False,

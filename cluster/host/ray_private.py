@@ -22,12 +22,15 @@ from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR as _SET
 from ray._private.state import state as _state
 from ray._private.utils import read_ray_address
 
+DEPRECATIONS = "ray._common.deprecation"  # the logger that says what Ray will not have for ever
+
 _EXPORT_TIMEOUT_S = 60
 
 # The provider whose nodes are processes of one machine, as a cluster's configuration names it.
 FAKE_NODE_PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 
 __all__ = [
+    "DEPRECATIONS",
     "FAKE_NODE_PROVIDER",
     "LateNodeError",
     "Node",

@@ -25,7 +25,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.tune import register_env
 
-from cluster.host.ray_private import trainables_in
+from cluster.host.ray_private import DEPRECATIONS, trainables_in
 from cluster.rllib.policy_module import PolicyModule
 from learners.policy_files import save_policy
 from learners.sharding import ALONE
@@ -157,7 +157,7 @@ def train(
     """
     register()
     deterministic = torch.are_deterministic_algorithms_enabled()  # RLlib asks for them where there is a seed, for good
-    for name in ("ray.rllib", "ray.tune", "ray._common.deprecation"):
+    for name in ("ray.rllib", "ray.tune", DEPRECATIONS):
         logging.getLogger(name).setLevel(logging.ERROR)  # of its own ways of doing things, users of ours know nothing
     with tempfile.TemporaryDirectory(prefix="wmpo-rllib-") as scratch, trainables_in(scratch):
         algorithm: Algorithm = configured(plan).build_algo()  # its folder stays empty: nothing is saved by it

@@ -14,6 +14,7 @@ from cluster.sweeps.space import Range, SearchSection, Space, last_shared, read_
 from wmpo_ray.config.dumping import config_to_toml
 from wmpo_ray.config.loading import load_config, overridden
 from wmpo_ray.core.errors import ConfigError, UserError
+from wmpo_ray.runs.folder import RunFolder
 from wmpo_ray.watch.sweep_page import render_sweep
 
 SPACE = """
@@ -134,6 +135,17 @@ def test_a_sweep_that_another_process_runs_is_left_alone(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is a file"):
         sweep(config, space, tmp_path / "file")
+
+
+def test_a_trial_that_shares_nothing_begins_in_a_folder_with_its_settings(tmp_path):
+    from cluster.sweeps.trial import make_folder
+
+    (tmp_path / "settings.toml").write_text(config_to_toml(load_config("smoke")))
+    folder = tmp_path / "trials" / "one"
+    make_folder(tmp_path, folder, ["seed=3"])
+    run = RunFolder.open(folder, load_config(str(folder / "settings.toml")))
+    run.close()
+    assert run.config.seed == 3
 
 
 def shared_sweep(gated_run, tmp_path):

@@ -96,6 +96,28 @@ def test_what_is_no_saved_scene_is_refused(environment):
         environment.restore([StartState(NO_FRAMES, "", None)])
 
 
+def test_a_hostile_scene_is_refused_and_the_scenes_before_it_stay(place):
+    environment = place(0, 1)
+    (good, _), before = environment.save(), environment.render()
+    numbers = np.frombuffer(good)
+    for where, value, message in ((1, np.nan, "not finite"), (0, np.inf, "in time"), (-1, 7.0, "7 for drop")):
+        wrong = numbers.copy()
+        wrong[where] = value
+        starts = [StartState(NO_FRAMES, "", None, "", state) for state in (good, wrong.tobytes())]
+        with pytest.raises(ValueError, match=message):
+            environment.restore(starts)
+        assert np.array_equal(environment.render(), before)
+
+
+@pytest.mark.parametrize("actions", [np.zeros((1, 7)), np.zeros((2, 4)), np.zeros(4), np.full((1, 4), np.nan)])
+def test_actions_of_another_shape_or_not_finite_are_refused(place, actions):
+    environment = place(0)
+    before = environment.save()
+    with pytest.raises(ValueError, match=r"expected finite numbers of shape \(1, 4\)"):
+        environment.advance(actions)
+    assert environment.save() == before
+
+
 def test_the_layout_aims_at_where_the_hand_is_seen(kind, place):
     """Both views, drawn as world models see it: the target's square lies on the fingers once they are there."""
     environment, target = place(1), [0.3, -0.4, 0.2, -1.0]

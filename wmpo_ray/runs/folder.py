@@ -19,6 +19,7 @@ from wmpo_ray.runs.machine import machine_name, package_versions
 from wmpo_ray.runs.summary_file import SUMMARY, checked_summary
 
 CONFIG, LOCK = "config.json", ".lock"
+SETTINGS = "settings.toml"  # of a run that is to be: what `wmpo run` goes on with
 SUB_FOLDERS = ("checkpoints", "trajectories", "videos", "models", "outcomes", "report")
 REPLACED = "replaced"  # holds the state of results that are being replaced, until the new ones are there
 MOVING = ".moving"  # ends the name of such a folder that is not complete
@@ -212,7 +213,9 @@ def _refuse_foreign(path: Path) -> None:
     if not path.is_dir():
         raise UserError(f"{path} is a file; choose another folder with --out")
     others = sorted(
-        entry.name for entry in path.iterdir() if not entry.name.startswith(LOCK) and not is_leftover(entry.name)
+        entry.name
+        for entry in path.iterdir()
+        if not entry.name.startswith(LOCK) and entry.name != SETTINGS and not is_leftover(entry.name)
     )
     if others:
         raise UserError(

@@ -23,11 +23,10 @@ from wmpo_ray.config.loading import overridden
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import atomic_directory, atomic_write
-from wmpo_ray.runs.folder import LOCK, RunFolder
+from wmpo_ray.runs.folder import LOCK, SETTINGS, RunFolder
 from wmpo_ray.runs.folder_lock import FolderLock, LockedError
 from wmpo_ray.runs.round_folders import round_folder
 
-SETTINGS = "settings.toml"  # of a fork: what `wmpo run` goes on with
 FICLONE = 0x40049409  # of Linux: a copy that shares the blocks of the original
 
 

@@ -20,7 +20,12 @@ from wmpo_ray.environments.tabletop.table_layout import ACTION_DIM, SIZE
 from wmpo_ray.environments.tabletop.table_scene import TableScene
 from wmpo_ray.environments.tabletop.table_view import Colour, TableView
 
-FAILURES = ("no_grasp", "drop")
+NEW = {
+    "terminated": False,
+    "success": False,
+    "no_grasp": True,
+    "drop": False,
+}  # what is known of a scene that was placed
 
 
 class Script(Protocol):
@@ -85,13 +90,13 @@ class TableEnvironment(SimulatedScenes):
     def restore(self, starts: Sequence[StartState]) -> None:
         """One scene for each start: as `save` left it, else that of its seed. Raises ValueError for neither."""
         check_starts_are_scenes(starts)
+        found = [self._scene_of(i, start) for i, start in enumerate(starts)]  # all of them, before any is taken over
         self._begin(len(starts))
-        for i, start in enumerate(starts):
-            if start.saved_state is not None:
-                self._unpack(i, start.saved_state)
-            else:
-                self.scene.place(int(start.seed or 0))
-                self._states[i] = self.scene.state()
+        for i, (state, flags) in enumerate(found):
+            self._states[i] = state
+            self.terminated[i], self.success[i] = flags.pop("terminated"), flags.pop("success")
+            for name, flag in flags.items():
+                self.failures[name][i] = flag
 
     def _begin(self, n: int) -> None:
         super()._begin(n)
@@ -100,7 +105,14 @@ class TableEnvironment(SimulatedScenes):
         self.failures = {"no_grasp": np.ones(n, bool), "drop": np.zeros(n, bool)}
 
     def advance(self, actions: np.ndarray) -> None:
-        """Move every scene that has not ended for a tenth of a second; actions [N, 4] in [-1, 1] are clipped."""
+        """Move every scene that has not ended for a tenth of a second; actions [N, 4] in [-1, 1] are clipped.
+
+        Raises ValueError for another shape, and for numbers that are not finite.
+        """
+        if np.shape(actions) != (len(self._states), ACTION_DIM) or not np.isfinite(actions).all():
+            raise ValueError(
+                f"actions of shape {np.shape(actions)}: expected finite numbers of shape {(len(self._states), ACTION_DIM)}"
+            )
         scene = self.scene
         for i in np.flatnonzero(~self.terminated):
             scene.load(self._states[i])
@@ -122,14 +134,18 @@ class TableEnvironment(SimulatedScenes):
             name: flags[i] for name, flags in self.failures.items()
         }
 
-    def _unpack(self, i: int, saved: bytes) -> None:
-        """Raises ValueError for what is no saved scene."""
+    def _scene_of(self, i: int, start: StartState) -> tuple[SceneState, dict[str, bool]]:
+        """State and flags that start i begins with. Raises ValueError for what is no saved scene."""
+        if start.saved_state is None:
+            self.scene.place(int(start.seed or 0))
+            return self.scene.state(), dict(NEW)
         like = self.scene.state()
-        parts = unpack_scene(i, saved, {**like, **self._flags(i)})
-        self._states[i] = {name: parts[name] for name in like}
-        self.terminated[i], self.success[i] = bool(parts["terminated"]), bool(parts["success"])
-        for name, flags in self.failures.items():
-            flags[i] = bool(parts[name])
+        parts = unpack_scene(i, start.saved_state, {**like, **{name: np.zeros(()) for name in NEW}})
+        if wrong := [name for name in like if not np.isfinite(parts[name]).all()]:
+            raise ValueError(f"start {i}: its saved_state has numbers in {wrong[0]} that are not finite")
+        if wrong := [name for name in NEW if parts[name] not in (0, 1)]:
+            raise ValueError(f"start {i}: its saved_state says {parts[wrong[0]]:g} for {wrong[0]}, which is 0 or 1")
+        return {name: parts[name] for name in like}, {name: bool(parts[name]) for name in NEW}
 
     # -- views ---------------------------------------------------------------------------------------------------
 
