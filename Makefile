@@ -111,7 +111,7 @@ bench-operations: setup  ## submission, the Grafana board's queries, what metric
 bench-samplers: setup  ## fidelity of the demo's world model against solver and number of steps
 	$(BIN)/python -m benchmarks.sampler_steps
 
-bench-simulators:  ## whole runs of lift (or others: TASKS="lift pusht") with three seeds, resumable, in .venv-sim
+bench-simulators:  ## whole runs of lift (or others: TASKS="lift stack pusht") with three seeds, resumable, in .venv-sim
 	$(MAKE) setup VENV=.venv-sim EXTRAS=sim,pusht
 	.venv-sim/bin/python -m benchmarks.simulators --tasks $(or $(TASKS),lift)
 

@@ -100,12 +100,18 @@ def tune(
     from cluster.sweeps.sweep import sweep
 
     found = sweep(config, wanted, out, resume=resume, force=force, console=make_console(stderr=True))
-    console, table = make_console(), Table("trial", *wanted.ranges, "updates", "on the way", "real success", "")
-    for one in found["trials"]:
+    _print_trials(found["trials"], list(wanted.ranges), out)
+    if all(one["state"] == "failed" for one in found["trials"]):
+        raise UserError(f"every trial failed; what each of them said is in {out / 'trials'}, in a file NAME.log")
+
+
+def _print_trials(trials: list[dict[str, Any]], keys: list[str], out: Path) -> None:
+    console, table = make_console(), Table("trial", *keys, "updates", "on the way", "real success", "")
+    for one in trials:
         rate = one["final"]
         table.add_row(
             one["name"],
-            *(escape(str(one["settings"].get(key, ""))) for key in wanted.ranges),
+            *(escape(str(one["settings"].get(key, ""))) for key in keys),
             str(one["updates"]),
             "" if one["success"] is None else f"{one['success']:.1%}",
             success_text(rate) if rate else "",

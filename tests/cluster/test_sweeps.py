@@ -148,6 +148,21 @@ def test_a_trial_that_shares_nothing_begins_in_a_folder_with_its_settings(tmp_pa
     assert run.config.seed == 3
 
 
+@pytest.mark.parametrize(("states", "code"), [(("failed", "failed"), 2), (("failed", "done"), 0)])
+def test_a_sweep_of_which_every_trial_failed_has_failed(tmp_path, monkeypatch, states, code):
+    from typer.testing import CliRunner
+
+    from cluster.cli.app import app
+    from cluster.sweeps import sweep
+
+    (tmp_path / "space.toml").write_text(SPACE)
+    trial = {"name": "one", "settings": {}, "updates": 0, "success": None, "final": None}
+    monkeypatch.setattr(sweep, "sweep", lambda *_, **__: {"trials": [{**trial, "state": state} for state in states]})
+    out = tmp_path / "sweep"
+    done = CliRunner().invoke(app, ["tune", "smoke", "--space", str(tmp_path / "space.toml"), "--out", str(out)])
+    assert done.exit_code == code and ("every trial failed" in done.output) == (code == 2), done.output
+
+
 def shared_sweep(gated_run, tmp_path):
     """A sweep of which the shared stages are done."""
     out, config = tmp_path / "sweep", load_config("smoke")

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from wmpo_ray.environments.stack.stack_script import StackScript
+from wmpo_ray.environments.stack.stack_script import ON, StackScript
 from wmpo_ray.environments.stack.stack_settings import BOX
 from wmpo_ray.environments.tabletop.table_player import TablePlayer
 from wmpo_ray.environments.tabletop.table_scene import TableScene
 
-ON = 0.045  # metres between the middles of two cubes, one on the other
-BRINGING = 0.8  # share of the times that a raised cube is taken somewhere
+BRINGING = 0.8  # share of the cubes taken somewhere that are brought to the other one
 KNOWING = 0.5  # share of the players who begin as the expert would
 BY_THEN = (8, 36)  # actions until they begin to play
 ERRORS = (0.004, 0.012, 0.025)  # metres beside the other cube
