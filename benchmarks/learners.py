@@ -7,7 +7,7 @@ others stay. With `--set`, for runs that are smaller or otherwise changed, the f
 
     flow    Flow-GRPO: the preset flow-demo for each seed, its gain over the cloned base policy
     parity  published flow-matching policies against lerobot's own classes: comparisons that fail
-    multi   the preset two-tasks against a run of each of its tasks alone, with the same budget per task and seed: points
+    multi   the preset two-tasks against a run of each of its tasks alone, with the same network, budget per task and seed: points
             of success that a task loses by sharing policy, world model and reward model
 """
 
@@ -105,13 +105,18 @@ def parity(out: Path, seeds: Sequence[int], settings: Sequence[str]) -> Figures:
 
 def multi(out: Path, seeds: Sequence[int], settings: Sequence[str]) -> Figures:
     config = load_config("two-tasks", list(settings))
-    starts = f"evaluation.num_starts={config.evaluation.num_starts}"  # so that runs have every start in common
+    network, cloning = config.policy.network, config.policy.cloning
+    same = [
+        f"policy.network.width={network.width}",
+        f"policy.cloning.steps={cloning.steps // len(config.environment.task_names)}",
+        f"evaluation.num_starts={config.evaluation.num_starts}",  # so that runs have every start in common
+    ]
     together, alone = [], dict[str, list[Path]]()
     for seed in seeds:
         own = [f"seed={seed}", *settings]
         together.append(finished_run("two-tasks", out / f"two-tasks-s{seed}", own).path)
         for task in config.environment.task_names:
-            changed = [f"environment.task={task}", *own, starts]
+            changed = [f"environment.task={task}", *same, *own]
             alone.setdefault(task, []).append(finished_run("demo", out / f"{task}-s{seed}", changed).path)
     figures: Figures = {}
     for task, runs in alone.items():

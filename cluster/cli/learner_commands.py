@@ -33,7 +33,8 @@ def rllib(
     out: Out = None,
     algorithm: Annotated[str, typer.Option(help="PPO, APPO or IMPALA.")] = "PPO",
     frames: Annotated[
-        int | None, typer.Option(min=1, help="To imagine in all; as many as the run's own `optimize` if absent.")
+        int | None,
+        typer.Option(min=1, max=10**12, help="To imagine in all; as many as the run's own `optimize` if absent."),
     ] = None,
     envs: Annotated[int, typer.Option(min=1, max=10**4, help="Episodes side by side, of each runner.")] = 64,
     runners: Annotated[int, typer.Option(min=0, max=10**3, help="Processes that imagine; 0: this one.")] = 0,
@@ -46,6 +47,9 @@ def rllib(
         ),
     ] = None,
     num_starts: Annotated[int | None, typer.Option(min=1, max=SPAN, help="Held-out start states.")] = None,
+    name: Annotated[
+        str, typer.Option(help="Of its folder, RUN/rllib/NAME; after the algorithm if absent.", show_default=False)
+    ] = "",
     overrides: Overrides = None,
 ) -> None:
     """Train the base policy of a run by an algorithm of RLlib in the run's imagined world.
@@ -59,7 +63,7 @@ def rllib(
     from cluster.rllib.run_rllib import train_in_imagination
 
     chunks = -(-frames // config.rollout.chunk_length) if frames else spent_chunks(folder, config)
-    plan = Plan(folder, config, algorithm.upper(), chunks, envs, runners, batch, perfect, parsed(training or []))
+    plan = Plan(folder, config, algorithm.upper(), chunks, envs, runners, batch, perfect, parsed(training or []), name)
     result = train_in_imagination(plan, num_starts, make_console(stderr=True))
     _print_result(plan.label, result, folder)
 

@@ -29,12 +29,13 @@ from cluster.host.ray_private import DEPRECATIONS, trainables_in
 from cluster.rllib.policy_module import PolicyModule
 from learners.policy_files import save_policy
 from learners.sharding import ALONE
-from wmpo_ray.config.run import Config
+from wmpo_ray.config.run import NAME, NAME_RULE, Config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.section import shown
 from wmpo_ray.environments.imagined import ImaginedVectorEnv
 from wmpo_ray.imagined_run import imagined_environments
 from wmpo_ray.registry import load_policy
+from wmpo_ray.runs.other_learners import FOLDER
 from wmpo_ray.runs.trackers.jsonl import JsonlTracker
 
 ENVIRONMENT = "wmpo-imagined"
@@ -59,10 +60,16 @@ class Plan:
     batch: int = 1024  # chunks of an update
     perfect: bool = False  # in the simulator, as the control
     training: dict[str, Any] = field(default_factory=dict)  # settings of the algorithm, by RLlib's names
+    name: str = ""  # of its folder; "": after the algorithm
 
     @property
     def label(self) -> str:
-        return self.algorithm.lower() + ("-perfect" if self.perfect else "")
+        return self.name or self.algorithm.lower() + ("-perfect" if self.perfect else "")
+
+    @property
+    def folder(self) -> Path:
+        """Where it leaves its policy and its result."""
+        return self.run / FOLDER / self.label
 
     @property
     def base_policy(self) -> Path:
@@ -130,6 +137,10 @@ def check(plan: Plan) -> None:
         raise UserError(f"--algorithm {plan.algorithm}: known are {', '.join(ALGORITHMS)}")
     if not plan.base_policy.is_dir():
         raise UserError(f"no policy at {plan.base_policy}; run the stages up to reward-model first")
+    if not NAME.fullmatch(plan.label):
+        raise UserError(f"--name {plan.label}: {NAME_RULE}")
+    if plan.folder.exists():
+        raise UserError(f"{plan.folder} holds an earlier training; choose another --name, or remove the folder")
     for key in FIXED:
         if plan.training.get(key):
             raise UserError(

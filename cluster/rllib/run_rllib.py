@@ -17,14 +17,14 @@ from cluster.runtimes.start import start_runtime
 from wmpo_ray.core.files import atomic_directory, atomic_write
 from wmpo_ray.core.runtime_settings import configure_process
 from wmpo_ray.report.html import write_report
-from wmpo_ray.runs.other_learners import FOLDER, OUTCOMES, RESULT
+from wmpo_ray.runs.other_learners import OUTCOMES, RESULT
 
 
 def train_in_imagination(plan: Plan, num_starts: int | None = None, console: Console | None = None) -> dict[str, Any]:
     """Train, evaluate on the held-out starts of the run, write `rllib/LABEL` and the report; returns the result.
 
-    Nothing of it is there unless all of it is. Raises UserError where the run lacks a stage, is in use, or the settings
-    do not suit.
+    Nothing of it is there unless all of it is. Raises UserError where the run lacks a stage, is in use, has a training of
+    that name, or the settings do not suit.
     """
     check(plan)
     configure_process(plan.config.cluster.threads_per_process)
@@ -36,9 +36,8 @@ def train_in_imagination(plan: Plan, num_starts: int | None = None, console: Con
                 result, weights = train(plan, advance)
         finally:
             runtime.shutdown()
-        target = plan.run / FOLDER / plan.label
-        target.parent.mkdir(exist_ok=True)
-        with atomic_directory(target) as folder:
+        plan.folder.parent.mkdir(exist_ok=True)
+        with atomic_directory(plan.folder) as folder:
             save_weights(plan, weights, folder / "policy")
             real = evaluate_policy(plan.config, plan.run, folder / "policy", num_starts, console)
             atomic_write(folder / OUTCOMES, json.dumps(real["outcomes"]))
@@ -46,4 +45,4 @@ def train_in_imagination(plan: Plan, num_starts: int | None = None, console: Con
             result["own_frames"] = spent_chunks(plan.run, plan.config) * plan.config.rollout.chunk_length
             atomic_write(folder / RESULT, json.dumps(result, indent=1) + "\n")
         write_report(plan.run)
-    return {**result, "folder": str(target)}
+    return {**result, "folder": str(plan.folder)}

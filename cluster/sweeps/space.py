@@ -15,9 +15,9 @@ import math
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from cluster.recipes.recipe_table import steps_of
 from cluster.recipes.stage import made_from
@@ -28,6 +28,7 @@ from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.section import Count, Positive, Section, Share, shown
 from wmpo_ray.core.untrusted import read_bytes
 
+Table = TypeVar("Table", bound=Section)
 MAX_BYTES = 2**20
 RANGES = ("uniform", "loguniform", "integers", "choice")
 Pair = tuple[float, float]
@@ -115,14 +116,31 @@ def read_space(path: Path) -> Space:
             f"--space {path}: expected the tables [space] and [search], found {', '.join(data) or 'nothing'}"
         )
     try:
-        ranges = {key: Range.model_validate(value) for key, value in _ranges(data["space"])}
-        search = SearchSection.model_validate(data.get("search", {}))
-    except ValueError as error:  # also of pydantic
-        lines = [each["msg"] for each in error.errors()] if hasattr(error, "errors") else [str(error)]
-        raise ConfigError(f"--space {path}: {'; '.join(lines)}") from error
+        ranges = {key: _checked(Range, key, value) for key, value in _ranges(data["space"])}
+        search = _checked(SearchSection, "search", data.get("search", {}))
+    except ValueError as error:
+        raise ConfigError(f"--space {path}: {error}") from error
     if not ranges:
         raise ConfigError(f"--space {path}: no setting is searched; name one in [space]")
     return Space(ranges, search)
+
+
+def _checked(table: type[Table], key: str, value: Any) -> Table:
+    """Raises ValueError with every mistake, each named by its dotted key."""
+    try:
+        return table.model_validate(value)
+    except ValidationError as error:
+        raise ValueError("; ".join(_mistake(table, key, each) for each in error.errors())) from error
+
+
+def _mistake(table: type[Section], key: str, details: Any) -> str:
+    place = ".".join([key, *map(str, details["loc"])])
+    if details["type"] == "value_error":
+        text = str(details["ctx"]["error"])
+        return text if text.startswith(f"{key}.") else f"{place}: {text}"
+    if details["type"] == "extra_forbidden":
+        return f"unknown key {place}; known are {', '.join(table.model_fields)}"
+    return f"{place} = {shown(details['input'])}: {details['msg'].replace('Input should', 'it must')}"
 
 
 def _ranges(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -23,27 +23,23 @@ from rich.console import Console
 
 from cluster.host.job import cluster_address
 from cluster.recipes.pipeline import run_pipeline
-from cluster.recipes.recipe_table import steps_of
 from cluster.runtimes.resources import Resources, node_selector
 from cluster.runtimes.start import start_runtime
 from cluster.sweeps.population import Population
 from cluster.sweeps.population_training import Search, lineage_of, train_population
-from cluster.sweeps.space import Range, Space, last_shared, rounded, setting
+from cluster.sweeps.search_checks import SPACE, check_folder, check_search, metric_of
+from cluster.sweeps.space import Range, Space, last_shared, rounded
 from cluster.sweeps.trial import BASE, SHARED, SUCCESS, TRIALS, UPDATE, SweepTrial, result_of
 from cluster.workers.placement import ACCELERATOR_SHARE, role_resources
 from wmpo_ray.config.dumping import config_to_toml
-from wmpo_ray.config.loading import load_config, overridden
 from wmpo_ray.config.run import Config
-from wmpo_ray.config.stretches import refuse_fixed
-from wmpo_ray.core.errors import ConfigError, UserError
+from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.files import atomic_write
-from wmpo_ray.registry import check_simulator
 from wmpo_ray.runs.folder import LOCK
 from wmpo_ray.runs.folder_lock import FolderLock, LockedError
 from wmpo_ray.watch.sweep_page import SWEEP, write_sweep_page
 
-STATE, SPACE = "tune", "space.json"
-REAL = "real/success_rate"
+STATE = "tune"
 
 
 def sweep(
@@ -61,8 +57,7 @@ def sweep(
     holds another sweep, or that another process works in.
     """
     until = last_shared(config, space)
-    if space.search.scheduler == "pbt":
-        check_population(config, space)
+    check_search(config, space)
     check_folder(out, config, space, resume)
     with locked(out):
         return _sweep(config, space, out, until, force, console)
@@ -101,42 +96,6 @@ def locked(out: Path) -> Iterator[None]:
         yield
 
 
-def check_folder(out: Path, config: Config, space: Space, resume: bool) -> None:
-    """Raises UserError where the folder holds something else, or a sweep that is not to be gone on with."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; choose a folder")
-    if not out.exists() or all(path.name.startswith(LOCK) for path in out.iterdir()):
-        return
-    if not (out / SPACE).is_file():
-        raise UserError(f"--out {out} holds something else than a sweep; choose another folder")
-    # The settings are read, not compared as text: a version of the program that has more of them goes on with the sweep.
-    if (out / SPACE).read_text() != space.as_json() or load_config(str(out / BASE)) != config:
-        raise UserError(f"--out {out} holds a sweep of other settings or another space; choose another folder")
-    if not resume:
-        raise UserError(f"--out {out} holds this sweep already; add --resume to go on with it")
-
-
-def metric_of(config: Config, space: Space) -> str:
-    """What trials are compared by on the way. Raises UserError for real success that is not measured."""
-    real = config.evaluation.every_updates > 0 and _has_simulator(config)
-    if space.search.metric == "real" and not real:
-        raise UserError(
-            'search.metric = "real": real success is not measured on the way; set evaluation.every_updates, or search by '
-            '"imagined"'
-        )
-    if space.search.metric == "imagined" or not real:
-        return "imagined/verified_success_rate" if config.reward.verify.enabled else "imagined/success_rate"
-    return REAL
-
-
-def _has_simulator(config: Config) -> bool:
-    try:
-        check_simulator(config)
-    except ConfigError:
-        return False
-    return True
-
-
 def process_resources(config: Config) -> Resources:
     """One process plays every role in turn, so it needs what the greediest role does, by the table `[placement]`."""
     places = [place for _, place in role_resources(config).values()]
@@ -159,32 +118,6 @@ def trial_resources(config: Config) -> tune.PlacementGroupFactory:
         bundle[f"accelerator_type:{needed.accelerator_type}"] = ACCELERATOR_SHARE
     labels = node_selector(needed.labels)
     return tune.PlacementGroupFactory([bundle], **({"bundle_label_selector": [labels]} if labels else {}))
-
-
-def check_population(config: Config, space: Space) -> None:
-    """Raises ConfigError for what a population cannot be trained with."""
-    refuse_fixed(space.ranges, config, 'search.scheduler = "pbt"')
-    every, interval = config.evaluation.every_updates, space.search.interval
-    if config.training.source != "online" or config.recipe.rounds > 1:
-        raise ConfigError(
-            'search.scheduler = "pbt" needs one stage optimize that learns from rollouts, so one round and no algorithm of '
-            'recorded episodes; choose "asha"'
-        )
-    if metric_of(config, space) == REAL and interval % every:
-        raise ConfigError(
-            f"search.interval = {interval}: real success is measured every {every} updates, and trials are compared at a "
-            "turn; make it a multiple, or set evaluation.every_updates"
-        )
-    length = f"{config.algorithm.section}.num_updates"
-    if interval >= config.training.num_updates:
-        raise ConfigError(
-            f"search.interval = {interval}: with {length} = {config.training.num_updates} no trial would ever take over from "
-            f"another; lower search.interval, or raise {length}"
-        )
-    try:
-        steps_of(overridden(config, [setting(length, interval)]))
-    except ConfigError as error:
-        raise ConfigError(f"search.interval = {interval}: trials first train for as many updates: {error}") from error
 
 
 def train(

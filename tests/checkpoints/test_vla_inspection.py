@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -39,3 +40,22 @@ def test_what_a_smolvla_was_built_on_may_stand_elsewhere(tmp_path):
     found = inspect_path(folder)
     assert not found.compared and not found.problems and "policy.vla.vlm" in found.companions["built on"]
     check_loadable(folder, "policy.pretrained")  # a run names it: `policy.vla.vlm`
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "problem"),
+    [
+        ("vlm/config.json", '"hidden_size": 16', '"hidden_size": "a"', "vlm/config.json is damaged: .*hidden_size"),
+        ("vlm/tokenizer.json", '"model": {', '"model": 3, "was": {', "tokenizer.json is damaged"),
+        ("config.json", 'multiplier": 0.75', 'multiplier": 1e300', r"expert_width_multiplier = 1e\+300"),
+    ],
+)
+def test_settings_of_a_wrong_kind_are_a_problem_in_one_line(tmp_path, name, before, after, problem):
+    folder = shutil.copytree(GOLDEN / "smolvla", tmp_path / "policy")
+    text = (folder / name).read_text()
+    assert before in text
+    (folder / name).write_text(text.replace(before, after, 1))
+    found = inspect_path(folder)
+    assert not found.loadable and found.problems
+    assert all("\n" not in line and len(line) < 400 for line in found.problems), found.problems
+    assert re.search(problem, found.problems[0]), found.problems

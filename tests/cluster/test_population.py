@@ -173,7 +173,7 @@ def test_a_search_is_refused_in_one_line(tmp_path, text, message):
     ],
 )
 def test_what_no_population_can_search_is_refused(key, settings, interval, message):
-    from cluster.sweeps.sweep import check_population
+    from cluster.sweeps.search_checks import check_population
 
     own = Space({key: Range(choice=(0.1, 0.2))}, SearchSection(scheduler="pbt", interval=interval))
     with pytest.raises(ConfigError, match=message):

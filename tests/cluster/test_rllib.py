@@ -98,6 +98,9 @@ def test_a_run_has_another_learner_beside_its_own(run, on_ray, algorithm):
     page = (run / "report" / "index.html").read_text()
     assert "Other learners in the same world" in page and plan.label in page
     if algorithm == "PPO":
+        with pytest.raises(UserError, match=r"rllib/ppo holds an earlier training; choose another --name"):
+            check(plan)
+        check(plan_of(run, name="ppo 2"))
         config = load_config("smoke")
         before, after = (load_policy(config, str(path)) for path in (plan.base_policy, folder / "policy"))
         moved = [not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True)]
@@ -109,6 +112,8 @@ def test_mistakes_are_named_before_anything_starts(run, tmp_path):
         check(plan_of(run, "DQN"))
     with pytest.raises(UserError, match="no policy at .*base-policy; run the stages"):
         check(plan_of(tmp_path))
+    with pytest.raises(UserError, match=r"--name ../up: a folder is called after it"):
+        check(plan_of(run, name="../up"))
     with pytest.raises(UserError, match="entropy_coeff=0.01: a policy gives log-probabilities"):
         check(plan_of(run, training={"entropy_coeff": 0.01}))
     with pytest.raises(UserError, match="--training for PPO: .*learning_rat"):

@@ -49,10 +49,25 @@ def test_a_space_is_read_and_written(tmp_path):
         ("[spaces]\n", "expected the tables"),
         ("[space]\n", "no setting is searched"),
         ("[space]\ngrpo.clip_low = 0.1\n", "grpo.clip_low = 0.1: expected a range"),
-        ("[space]\ngrpo.clip_low = { uniform = [0.2, 0.1] }\n", "the first number must be below the second"),
+        (
+            "[space]\ngrpo.clip_low = { uniform = [0.2, 0.1] }\n",
+            "grpo.clip_low: uniform = .*: the first number must be",
+        ),
+        (
+            '[space]\ngrpo.clip_low = { uniform = ["a", 1] }\n',
+            'grpo.clip_low.uniform.0 = "a": it must be a valid number',
+        ),
         ("[space]\ngrpo.clip_low = { loguniform = [0.0, 0.1] }\n", "both ends must be above 0"),
         ("[space]\ngrpo.clip_low = { uniform = [0.1, 0.2], choice = [1] }\n", "a range is one of"),
-        ("[space]\ngrpo.clip_low = { uniform = [0.1, 0.2] }\n[search]\ntrials = 0\n", "greater than or equal to 1"),
+        (
+            "[space]\ngrpo.clip_low = { uniform = [0.1, 0.2] }\n[search]\ntrials = 0\n",
+            "search.trials = 0: it must be greater",
+        ),
+        (
+            "[space]\nseed = { choice = [1] }\n[search]\ntrial = 2\n",
+            "unknown key search.trial; known are scheduler, trials",
+        ),
+        ("[space]\nseed = { choice = [1] }\n[search]\ninterval = 2\n", "space.toml: search.interval = 2 has no effect"),
     ],
 )
 def test_a_mistake_in_a_space_is_one_line(tmp_path, text, message):
@@ -92,6 +107,15 @@ def test_settings_that_change_nothing_or_are_refused_are_named():
         last_shared(config, _space({"grpo.clip_lo": Range.model_validate({"uniform": [0.1, 0.2]})}))
 
 
+def test_a_least_length_beyond_the_run_is_refused_only_where_it_was_asked_for():
+    from cluster.sweeps.search_checks import check_search
+
+    config, ranges = load_config("smoke"), {"grpo.learning_rate": Range(uniform=(1e-5, 1e-4))}
+    check_search(config, Space(ranges, SearchSection()))
+    with pytest.raises(ConfigError, match=r"search.min_updates = 9: with grpo.num_updates = \d no trial"):
+        check_search(config, Space(ranges, SearchSection(min_updates=9)))
+
+
 def test_the_page_shows_every_trial_and_the_best_in_colour():
     rate = {"value": 0.6, "low": 0.5, "high": 0.7, "num": 64}
     trials = [
@@ -106,7 +130,7 @@ def test_the_page_shows_every_trial_and_the_best_in_colour():
 
 
 def test_a_sweep_is_gone_on_with_by_a_version_that_has_more_settings(tmp_path):
-    from cluster.sweeps.sweep import check_folder
+    from cluster.sweeps.search_checks import check_folder
 
     config, space = load_config("smoke"), space_of(tmp_path, SPACE)
     out = tmp_path / "sweep"
@@ -122,7 +146,8 @@ def test_a_sweep_is_gone_on_with_by_a_version_that_has_more_settings(tmp_path):
 
 
 def test_a_sweep_that_another_process_runs_is_left_alone(tmp_path):
-    from cluster.sweeps.sweep import check_folder, locked, sweep
+    from cluster.sweeps.search_checks import check_folder
+    from cluster.sweeps.sweep import locked, sweep
 
     config, space, out = load_config("smoke"), space_of(tmp_path, SPACE), tmp_path / "sweep"
     with locked(out):

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.untrusted import MAX_SETTINGS_BYTES, read_json
 from wmpo_ray.model_files.weight_files import WeightFiles, published_as_is
 from wmpo_ray.model_files.weight_names import ADAPTER_PREFIX
@@ -15,6 +16,7 @@ from wmpo_ray.policies.flow.flow_policy import FlowPolicy
 from wmpo_ray.policies.flow.vla_weights import PREFIX, is_output_layer
 from wmpo_ray.policies.flow.vla_weights import published_names as vla_names
 from wmpo_ray.policies.openvla.contents import companion_facts
+from wmpo_ray.policies.openvla.prompt import json_encoder
 from wmpo_ray.policies.openvla.published_files import is_stored_frequency
 from wmpo_ray.policies.openvla.settings import read_config
 from wmpo_ray.policies.small_policy import SmallPolicy
@@ -103,7 +105,7 @@ def _vla_network(files: WeightFiles) -> tuple[Build, Names] | None:
 
 
 def _beside_vla(files: WeightFiles) -> tuple[dict[str, str], list[str]]:
-    from wmpo_ray.policies.flow.published import VLM_CONFIG, read_folder
+    from wmpo_ray.policies.flow.published import TOKENIZER, VLM_CONFIG, read_folder
 
     folder = read_folder(files.parts[0].parent)
     settings = folder.settings
@@ -114,7 +116,13 @@ def _beside_vla(files: WeightFiles) -> tuple[dict[str, str], list[str]]:
     }
     if settings.type == "smolvla" and VLM_CONFIG not in folder.files:
         facts["built on"] = f"not here: no {VLM_CONFIG}; policy.vla.vlm names the folder that has it"
-    return facts, []
+    if TOKENIZER not in folder.files:
+        return {**facts, "tokenizer": f"not here: no {TOKENIZER}; policy.vla.vlm names the folder that has it"}, []
+    try:
+        json_encoder(folder.files[TOKENIZER])
+    except UserError as error:
+        return facts, [f"{files.parts[0].parent}: {error}"]
+    return {**facts, "tokenizer": TOKENIZER}, []
 
 
 def _vla(name: str, reader: str) -> CheckpointKind:

@@ -81,7 +81,11 @@ __all__ = [
     "WorldModelTrainingConfig",
 ]
 
-_NAME = re.compile(r"\w([\w .+-]{0,58}[\w+-])?")
+NAME = re.compile(r"\w([\w .+-]{0,58}[\w+-])?")
+NAME_RULE = (
+    'a folder is called after it, so at most 60 letters, digits, spaces and "_", ".", "+", "-" are allowed, with a letter, '
+    'digit or "_" first'
+)
 
 
 # Episodes that an environment worker steps together, and writes before it takes others; 0: as many as 1 GiB of frames
@@ -176,11 +180,8 @@ class Config(AlgorithmSections):
     @field_validator("name")
     @classmethod
     def _check_name(cls, name: str) -> str:
-        if not _NAME.fullmatch(name):
-            raise ValueError(
-                f"name = {shown(name)}: a run's folder is called after it, so at most 60 letters, digits, spaces and "
-                '"_", ".", "+", "-" are allowed, with a letter, digit or "_" first; change name'
-            )
+        if not NAME.fullmatch(name):
+            raise ValueError(f"name = {shown(name)}: {NAME_RULE}; change name")
         return name
 
     @property

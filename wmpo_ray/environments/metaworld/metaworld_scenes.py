@@ -16,6 +16,7 @@ import numpy as np
 
 from wmpo_ray.environments.metaworld.metaworld_pictures import ScenePainter
 from wmpo_ray.environments.metaworld.metaworld_settings import ACTION_DIM
+from wmpo_ray.environments.simulators.mujoco_module import load_mujoco
 
 MOVED_IN_MODEL = ("body_pos", "site_pos")
 TABLE, TILES = "table_wood", "basic_floor"  # materials that every task has
@@ -44,11 +45,10 @@ class MetaWorldSimulator:
     """One task of Meta-World with its model; needs the package metaworld."""
 
     def __init__(self, task: str, camera: str, picture_size: int, disruption: str = "none"):
-        import mujoco
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
         from metaworld.policies import ENV_POLICY_MAP
 
-        self._mujoco = mujoco
+        self._mujoco = mujoco = load_mujoco()
         self._env = env = ALL_V3_ENVIRONMENTS[task]()
         self.script = ENV_POLICY_MAP[task]()  # its policies decide by the observation alone
         env.max_path_length = NO_LIMIT

@@ -18,6 +18,7 @@ from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.section import shown
 from wmpo_ray.environments.robosuite.installed import load_robosuite
 from wmpo_ray.environments.robosuite.robosuite_settings import ACTION_DIM
+from wmpo_ray.environments.simulators.mujoco_module import load_mujoco
 
 ROBOT, CONTROLLER, CONTROL_HZ = "Panda", "OSC_POSE", 20
 MODEL_SEED = 0  # sizes of objects are drawn when the model is built: all processes build the same one
@@ -34,9 +35,7 @@ class Simulator:
 
     def __init__(self, task: str):
         robosuite = load_robosuite()
-        import mujoco
-
-        self.mujoco = mujoco
+        self.mujoco = load_mujoco()
         self.env = _make(robosuite, task)
         self.model, self.data = self.env.sim.model._model, self.env.sim.data._data
         self.robot = self.env.robots[0]

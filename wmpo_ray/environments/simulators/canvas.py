@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import atexit
 import functools
-import importlib
 import weakref
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from wmpo_ray.environments.simulators.mujoco_module import load_mujoco
 from wmpo_ray.environments.simulators.opengl import make_context
 
 MAX_GEOMS = 2000
@@ -34,7 +34,7 @@ class Canvas:
         sky: bool = True,
         groups: Sequence[int] | None = None,
     ):
-        self._mujoco = mujoco = importlib.import_module("mujoco")
+        self._mujoco = mujoco = load_mujoco()
         self._model, self.height, self.width = model, height, width
         if not shadows:
             model.vis.quality.shadowsize = 0
@@ -76,7 +76,7 @@ class Canvas:
 
 def fixed_camera(camera_id: int) -> Any:
     """A camera of the model itself."""
-    mujoco = importlib.import_module("mujoco")
+    mujoco = load_mujoco()
     camera = mujoco.MjvCamera()
     camera.type, camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, camera_id
     return camera

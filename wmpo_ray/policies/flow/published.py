@@ -62,7 +62,7 @@ class PublishedSettings(NetworkSettings):
     num_vlm_layers: int = 16
     num_expert_layers: int = -1
     self_attn_every_n_layers: int = 2
-    expert_width_multiplier: Positive = 0.75
+    expert_width_multiplier: Annotated[float, Field(gt=0, le=16)] = 0.75
     resize_imgs_with_padding: tuple[Size, Size] | None = (512, 512)  # width and height
     image_resolution: tuple[Size, Size] = (224, 224)  # height and width
     attention_mode: Literal["cross_attn"] = "cross_attn"

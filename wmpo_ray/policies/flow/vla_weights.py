@@ -15,7 +15,7 @@ from wmpo_ray.core.untrusted import FORBIDDEN_KEYS, parse_json
 from wmpo_ray.model_files.weight_files import WeightFiles, find_safetensors, load_network
 from wmpo_ray.policies.flow.pi import EMBEDDING, EXPERT_HEAD, READER_HEAD, PiNetwork, PiSettings, PiSizes
 from wmpo_ray.policies.flow.published import VLM_CONFIG, PublishedFolder, PublishedSettings
-from wmpo_ray.policies.flow.smolvla import SmolVLANetwork, SmolVLASettings
+from wmpo_ray.policies.flow.smolvla import SmolVLANetwork, SmolVLASettings, SmolVLMConfig
 
 Network = SmolVLANetwork | PiNetwork
 PREFIX = "model."  # of the published names; older folders of pi0 are without
@@ -108,6 +108,10 @@ def read_vlm(folder: PublishedFolder, where: str) -> dict[str, Any]:
     whole = _checked(content, "smolvlm", path)
     for name, kind in (("text_config", "llama"), ("vision_config", "smolvlm_vision")):
         whole[name] = _checked(whole.get(name), kind, f"{path}, {name}")
+    try:
+        SmolVLMConfig.from_dict(whole)
+    except Exception as error:  # the errors of its checks have no class in common
+        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error
     return whole
 
 
