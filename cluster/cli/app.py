@@ -110,7 +110,13 @@ FromRobot = Annotated[
         help="Wait until the folders of demos.source, collect.source and gate.source hold enough episodes.",
     ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Continue even if the imagined world fails the gate.")]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        help="Continue even if the imagined world fails the gate; what is learned may then hold in imagination alone.",
+    ),
+]
 
 
 @app.command()

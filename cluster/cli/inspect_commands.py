@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -16,7 +18,7 @@ from cluster.cli.options import Folder, Overrides, Source, user_path
 from cluster.host.job import cluster_address
 from cluster.host.security import prepare_ray
 from wmpo_ray.config.dumping import config_to_toml
-from wmpo_ray.config.loading import list_presets, load_config
+from wmpo_ray.config.loading import described, list_presets, load_config
 from wmpo_ray.core.console import make_console
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.kinds import TABLES
@@ -163,9 +165,19 @@ def presets(
         names |= {table.key: table.names() for table in TABLES}
         typer.echo("\n".join(f"{key}: {', '.join(each)}" for key, each in names.items()))
     elif name is None:
-        typer.echo("\n".join(list_presets()))
+        _print_presets()
     else:
         typer.echo(config_to_toml(load_config(name)), nl=False)
+
+
+def _print_presets() -> None:
+    """With the first sentence of what each says of itself."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for name in list_presets():
+        table.add_row(name, escape(re.split(r"(?<=[.]) (?=[A-Z])", described(name))[0]))
+    make_console().print(table)
 
 
 def _print_checks(title: str, checks: Sequence[Check]) -> None:

@@ -88,7 +88,13 @@ def tune(
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", parser=user_path, help="Folder of the sweep.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a sweep that was interrupted.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Go on even where the imagined world fails the gate.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Go on even where the imagined world fails the gate; what is learned may then hold in imagination alone.",
+        ),
+    ] = False,
     overrides: Overrides = None,
 ) -> None:
     """Search settings: many runs, of which the worse stop early, or take over from the better (population-based training).

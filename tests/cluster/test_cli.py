@@ -170,7 +170,8 @@ def test_everything_that_is_chosen_by_its_kind_is_listed():
 
 
 def test_presets_are_listed_and_shown_as_a_file_that_loads_again(tmp_path):
-    assert wmpo("presets").output.split() == list_presets()
+    lines = [line.split(maxsplit=1) for line in wmpo("presets").output.splitlines() if not line.startswith(" ")]
+    assert [line[0] for line in lines] == list_presets() and all(len(line) == 2 for line in lines)
     path = tmp_path / "shown.toml"
     path.write_text(wmpo("presets", "smoke").output)
     assert load_config(str(path)) == load_config("smoke")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import itertools
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -104,13 +105,23 @@ def list_presets() -> list[str]:
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
+def described(preset: str) -> str:
+    """What one of them is: the comment that its file begins with, as one line."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), _preset_text(preset).splitlines())
+    return " ".join(line.removeprefix("#").strip() for line in lines)
+
+
+def _preset_text(name: str) -> str:
+    return resources.files("wmpo_ray.config.presets").joinpath(f"{name}.toml").read_text(encoding="utf-8")
+
+
 # -- reading -----------------------------------------------------------------------------------------------------
 
 
 def _read(source: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Nested tables: those of the presets that `source` is or starts from, with their variants, and those of its own."""
     if source in list_presets():
-        text = resources.files("wmpo_ray.config.presets").joinpath(f"{source}.toml").read_text(encoding="utf-8")
+        text = _preset_text(source)
     else:
         text = _read_file(source)
     try:
