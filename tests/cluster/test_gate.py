@@ -129,6 +129,7 @@ def test_it_decides_the_same_however_few_replays_it_holds(prepared, monkeypatch)
     assert sizes == [NUM, 5] and metrics["counterfactual_num"] == 5 and metrics["grasp_agreement"] == 1.0
     tasks = metrics["tasks"]
     assert list(tasks) == ["pocket", "push"] and metrics["left_out"] == {}, "forced: none is left out"
+    assert set(metrics["missed"]) <= set(tasks)
     for key in ("num", "false_positives", "false_negatives"):
         assert sum(own[key] for own in tasks.values()) == metrics[key]
     for batch in (3, 1):

@@ -80,6 +80,9 @@ def gate_section(run: RunData) -> Markup:
         return card("The gate", absent(run, "replays", "gate"))
     passed = metrics.get("passed")
     state = join([_mark(passed), " passed" if passed else " not passed"]) if isinstance(passed, bool) else None
+    if tasks := mapping(metrics, "tasks"):
+        kept = len(tasks) - len(mapping(metrics, "missed") or mapping(metrics, "left_out"))
+        state = join([state, f"{kept} of {len(tasks)} tasks keep the bounds"], " · ")
     num, wrong = number(metrics, "num"), (number(metrics, "false_positives"), number(metrics, "false_negatives"))
     replays = [f"{num:.0f} replays"] if num is not None else []
     errors = [

@@ -108,7 +108,8 @@ def tasks_table(run: RunData) -> Markup | None:
     for name in {**base, **final}:
         low, high = (number(final, name, end) for end in ("low", "high"))
         interval = "–" if low is None or high is None else f"{100 * low:.1f} – {percent(high)}"
-        kept = "left out" if name in mapping(gate, "left_out") else ""
+        forced = "kept by --force" if name in mapping(gate, "missed") else ""
+        kept = "left out" if name in mapping(gate, "left_out") else forced
         values = [number(rates, name, "value") for rates in (base, final)]
         values += [number(gate, "tasks", name, key) for key in ("label_agreement", "f1")]
         shown = ["–" if value is None else datum(value, percent(value)) for value in values]

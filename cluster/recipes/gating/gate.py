@@ -45,7 +45,7 @@ def gate(context: RunContext) -> dict[str, Any]:
         _save_side_by_side(context, held_out, videos.frames, scores.success)
     tasks = tasks_of(config.environment)
     by_task = {} if tasks is None else replays.of_tasks(tasks, config.gate)
-    misses, left_out = verdict(metrics, by_task, config.gate)
+    misses, missed = verdict(metrics, by_task, config.gate)
     if misses and not context.force:
         raise UserError(
             f"the imagined world is not accurate enough to learn in: {'; '.join(misses)} ({metrics['num']} held-out "
@@ -54,12 +54,11 @@ def gate(context: RunContext) -> dict[str, Any]:
             "play (pretrain.steps), or continue anyway with --force; --resume repeats only the stages that "
             "depend on changed settings"
         )
-    if context.force:
-        left_out = {}
-    for name, missed in left_out.items():
-        emit("task.left_out", f"task {name} is left out: {missed}", logging.WARNING, task=name)
+    left_out = {} if context.force else missed
+    for name, why in left_out.items():
+        emit("task.left_out", f"task {name} is left out: {why}", logging.WARNING, task=name)
     metrics |= counterfactual | {"passed": not misses, "bounds": config.gate.model_dump()}
-    return metrics | ({"tasks": by_task, "left_out": left_out} if by_task else {})
+    return metrics | ({"tasks": by_task, "missed": missed, "left_out": left_out} if by_task else {})
 
 
 def verdict(
