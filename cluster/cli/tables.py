@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from wmpo_ray.config.run import Config
-from wmpo_ray.report.recipe_view import recipe_name, split_label
+from wmpo_ray.report.recipe_view import left_out_sentence, recipe_name, split_label
 
 
 def is_rate(value: Any) -> bool:
@@ -42,6 +42,8 @@ def print_summary(console: Console, summary: Mapping[str, Any]) -> None:
         table.add_section()
         table.add_row("gain", f"{result['gain_points']:+.1f} points", "")
         console.print(table)
+        if sentence := left_out_sentence(summary):
+            console.print(escape(sentence), style="yellow", highlight=False)
     stages = summary.get("stages", {})
     if stages:
         table = Table("stage", "seconds")

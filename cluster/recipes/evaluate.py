@@ -12,7 +12,7 @@ from rich.console import Console
 
 from cluster.events.progress import Reporter
 from cluster.recipes.context import RunContext
-from cluster.recipes.gating.task_choice import left_out, outcomes_of_kept
+from cluster.recipes.gating.task_choice import left_out
 from cluster.recipes.rounds import round_folder
 from cluster.recipes.simulator_needs import always
 from cluster.recipes.stage import Stage
@@ -41,7 +41,7 @@ def evaluate(context: RunContext) -> dict[str, Any]:
 
     All policies on the same starts with the same random numbers. `outcomes` of a round keeps how each start ended, so
     that policies and runs can be compared in pairs: "final" is the policy of the round; the base policy's are in round 1.
-    Each of several tasks has figures of its own, and the comparison is of those that the gate has not left out.
+    Each of several tasks has figures of its own; the result is of all of them, also of one that the gate has left out.
     """
     metrics: dict[str, Any] = {}
     with context.recorder("evaluate", context.run_config) as recorder:
@@ -52,15 +52,12 @@ def evaluate(context: RunContext) -> dict[str, Any]:
             base = read_outcomes(outcomes_file(context.of_round(1).root, "base"))
         final, own = measure(context, recorder, "final", context.model("policy"))
         metrics |= {"restarted": recorder.num_restarts}
-    without = left_out(context)
-    base, kept = outcomes_of_kept(base, without), outcomes_of_kept(final, without)
-    if without:
-        own |= {"left_out": without, "success_final": kept.rate["value"]}
-        metrics |= {"success_base": base.rate["value"]}
+    if without := left_out(context):
+        own |= {"left_out": without}
     later = range(context.round + 1, context.run_config.recipe.rounds + 1)
     if not any(context.folder.is_done(label_of("evaluate", round)) for round in later):
-        context.folder.set_result(base.rate, kept.rate)
-    return {**metrics, **own, "success": kept.rate, "trust": trust_card(JsonlTracker.read(context.root))}
+        context.folder.set_result(base.rate, final.rate)
+    return {**metrics, **own, "success": final.rate, "trust": trust_card(JsonlTracker.read(context.root))}
 
 
 def measure(context: RunContext, recorder: EpisodeRecorder, label: str, path: Path) -> tuple[Outcomes, dict[str, Any]]:

@@ -188,6 +188,9 @@ def run_step(context: RunContext, planned: Planned, plan: Sequence[Planned], aga
         tidy(own, planned)
         if not again:
             emit("stage.skipped", f"{label:<13} done before", stage=label)
+            if context.force and (without := folder.metrics(label).get("left_out")):
+                text = f"{', '.join(without)}: stays left out; --force counts when the gate runs, which another bound in [gate] makes it do again"
+                emit("task.left_out", text, logging.WARNING, stage=label)
             return
     if context.status is not None:
         context.status.begin_stage(label, done_labels(folder, plan))

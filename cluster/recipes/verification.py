@@ -222,8 +222,9 @@ def rerun(path: Path, out: Path, *, serial: bool, console: Console | None = None
         raise UserError(f"{path}: no stage is done, so there is nothing to repeat")
     if (out / CONFIG).exists() and config_hash(RunFolder(out).config) != config_hash(folder.config):
         raise UserError(f"{out} holds a run of other settings, which would be replaced; choose another --out")
-    # A missed gate of the run was passed by force, or it would not have come further.
-    run_pipeline(folder.config, out, resume=True, serial=serial, force=True, until=done[-1], console=console)
+    # A missed gate of the run was passed by force, or it would not have come further; with force no task is left out.
+    force = not any(folder.metrics(label).get("left_out") for label in done if label.startswith("gate"))
+    run_pipeline(folder.config, out, resume=True, serial=serial, force=force, until=done[-1], console=console)
     return list(compare_receipts(receipt, read_receipt(out)))
 
 

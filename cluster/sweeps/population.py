@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from cluster.sweeps.space import Range, SearchSection, Space, rounded
+from cluster.sweeps.space import Range, SearchSection, Space
 from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.files import atomic_write
 from wmpo_ray.core.seeding import seed_for
@@ -128,8 +128,8 @@ def draw(each: Range, random: np.random.Generator) -> Any:
         return int(random.integers(each.integers[0], each.integers[1], endpoint=True))
     low, high = each.examples
     if each.loguniform is not None:
-        return rounded(math.exp(random.uniform(math.log(low), math.log(high))))
-    return rounded(float(random.uniform(low, high)))
+        return each.rounded(math.exp(random.uniform(math.log(low), math.log(high))))
+    return each.rounded(float(random.uniform(low, high)))
 
 
 def explored(settings: Settings, space: Space, random: np.random.Generator, allows: Allows = any_settings) -> Settings:
@@ -157,7 +157,7 @@ def perturbed(value: Any, each: Range, search: SearchSection, random: np.random.
     low, high = each.examples
     factor = search.factors[int(random.integers(len(search.factors)))]
     if each.integers is None:
-        return rounded(min(max(value * factor, low), high))
+        return each.rounded(value * factor)
     changed = round(value * factor)
     if changed == value:  # 1.2 times 2 is 2: a small number moves too
         changed += (factor > 1) - (factor < 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cluster.recipes.recipe_table import steps_of
-from cluster.sweeps.space import Space, setting
+from cluster.sweeps.space import FILE, Space, setting
 from cluster.sweeps.trial import BASE
 from wmpo_ray.config.loading import load_config, overridden
 from wmpo_ray.config.run import Config
@@ -14,8 +14,8 @@ from wmpo_ray.core.errors import ConfigError, UserError
 from wmpo_ray.registry import check_simulator
 from wmpo_ray.runs.folder import LOCK
 
-SPACE = "space.json"
 REAL = "real/success_rate"
+MAX_NAME = 255  # bytes, of a folder
 
 
 def check_search(config: Config, space: Space) -> None:
@@ -24,12 +24,18 @@ def check_search(config: Config, space: Space) -> None:
     if space.search.scheduler == "pbt":
         check_population(config, space)
         return
-    least, length = space.search.min_updates, config.training.num_updates
+    least, length = space.search.min_updates, longest(config, space)
     if "min_updates" in space.search.model_fields_set and least > length:
         raise ConfigError(
             f"search.min_updates = {least}: with {config.algorithm.section}.num_updates = {length} no trial would ever be "
             "stopped early; lower it, or raise the updates"
         )
+
+
+def longest(config: Config, space: Space) -> int:
+    """Updates of the longest run that the ranges allow."""
+    runs = [overridden(config, [setting(key, value)]) for key, each in space.ranges.items() for value in each.examples]
+    return max(run.training.num_updates for run in [config, *runs])
 
 
 def check_population(config: Config, space: Space) -> None:
@@ -60,14 +66,17 @@ def check_population(config: Config, space: Space) -> None:
 
 def check_folder(out: Path, config: Config, space: Space, resume: bool) -> None:
     """Raises UserError where the folder holds something else, or a sweep that is not to be gone on with."""
+    if len(out.name.encode()) > MAX_NAME:
+        raise UserError(f"--out {out.name[:20]}...: a name has at most {MAX_NAME} bytes; choose a shorter one")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; choose a folder")
     if not out.exists() or all(path.name.startswith(LOCK) for path in out.iterdir()):
         return
-    if not (out / SPACE).is_file():
+    if not (out / FILE).is_file():
         raise UserError(f"--out {out} holds something else than a sweep; choose another folder")
     # The settings are read, not compared as text: a version of the program that has more of them goes on with the sweep.
-    if (out / SPACE).read_text() != space.as_json() or load_config(str(out / BASE)) != config:
+    is_same = (out / FILE).read_bytes() == space.as_json().encode() and load_config(str(out / BASE)) == config
+    if not is_same:
         raise UserError(f"--out {out} holds a sweep of other settings or another space; choose another folder")
     if not resume:
         raise UserError(f"--out {out} holds this sweep already; add --resume to go on with it")

@@ -24,11 +24,12 @@ from cluster.recipes.stage import made_from
 from wmpo_ray.config.loading import overridden
 from wmpo_ray.config.run import Config
 from wmpo_ray.config.stretches import override as setting
-from wmpo_ray.core.errors import ConfigError
+from wmpo_ray.core.errors import ConfigError, UserError, first_line
 from wmpo_ray.core.section import Count, Positive, Section, Share, shown
-from wmpo_ray.core.untrusted import read_bytes
+from wmpo_ray.core.untrusted import read_bytes, read_json
 
 Table = TypeVar("Table", bound=Section)
+FILE = "space.json"  # of a sweep's folder
 MAX_BYTES = 2**20
 RANGES = ("uniform", "loguniform", "integers", "choice")
 Pair = tuple[float, float]
@@ -48,7 +49,9 @@ class Range(Section):
         if len(given) != 1:
             raise ValueError(f"a range is one of {', '.join(RANGES)}")
         values = getattr(self, given[0])
-        if not values or (self.choice is None and not values[0] < values[1]):
+        if not values:
+            raise ValueError("choice = []: there is nothing to choose from")
+        if self.choice is None and not values[0] < values[1]:
             raise ValueError(f"{given[0]} = {shown(values)}: the first number must be below the second")
         if self.loguniform is not None and not values[0] > 0:
             raise ValueError(f"loguniform = {shown(values)}: both ends must be above 0")
@@ -58,6 +61,14 @@ class Range(Section):
     def examples(self) -> tuple[Any, ...]:
         """Its ends, or all its values."""
         return next(values for name in RANGES if (values := getattr(self, name)) is not None)
+
+    def rounded(self, value: Any) -> Any:
+        """A drawn number in four digits, enough to search by and to read: four of what differs within the range."""
+        if self.choice is not None or self.integers is not None:
+            return value
+        low, high = self.examples
+        common = max(0, int(math.log10(max(abs(low), abs(high)) / (high - low))))
+        return min(max(float(f"{value:.{4 + common}g}"), low), high)
 
 
 OF_SCHEDULER = {"asha": ("min_updates", "reduction"), "pbt": ("interval", "quantile", "resample", "factors")}
@@ -108,18 +119,26 @@ def read_space(path: Path) -> Space:
     """Raises ConfigError for a file that cannot be read, or is no space."""
     try:
         data = tomllib.loads(read_bytes(path, MAX_BYTES).decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # also of other text, and of a number of too many digits
         raise ConfigError(f"--space {path}: {error}") from error
+    except RecursionError:
+        raise ConfigError(f"--space {path} is nested too deeply") from None
     unknown = data.keys() - {"space", "search"}
     if unknown or not isinstance(data.get("space"), dict):
         raise ConfigError(
             f"--space {path}: expected the tables [space] and [search], found {', '.join(data) or 'nothing'}"
         )
     try:
-        ranges = {key: _checked(Range, key, value) for key, value in _ranges(data["space"])}
+        ranges: dict[str, Range] = {}
+        for key, value in _ranges(data["space"]):
+            if key in ranges or key != "".join(key.split()):
+                raise ValueError(f"{shown(key)}: each setting is named once, without blanks")
+            ranges[key] = _checked(Range, key, value)
         search = _checked(SearchSection, "search", data.get("search", {}))
     except ValueError as error:
         raise ConfigError(f"--space {path}: {error}") from error
+    except RecursionError:
+        raise ConfigError(f"--space {path} is nested too deeply") from None
     if not ranges:
         raise ConfigError(f"--space {path}: no setting is searched; name one in [space]")
     return Space(ranges, search)
@@ -128,7 +147,7 @@ def read_space(path: Path) -> Space:
 def _checked(table: type[Table], key: str, value: Any) -> Table:
     """Raises ValueError with every mistake, each named by its dotted key."""
     try:
-        return table.model_validate(value)
+        return table.model_validate_json(json.dumps(value, default=str), strict=True)
     except ValidationError as error:
         raise ValueError("; ".join(_mistake(table, key, each) for each in error.errors())) from error
 
@@ -167,7 +186,9 @@ def last_shared(config: Config, space: Space) -> str | None:
             other = _results(overridden(config, [setting(key, value)]))
             changed |= {label for label in plain if other.get(label) != plain[label]}
         if not changed:
-            raise ConfigError(f"{key}: no stage's result depends on it; leave it out of [space]")
+            raise ConfigError(
+                f"{key}: no stage's result depends on it, or no value differs from the run's own; leave it out of [space]"
+            )
         dependent |= changed
     shared = []
     for label in plain:
@@ -185,6 +206,10 @@ def _results(config: Config) -> dict[str, str]:
     return results
 
 
-def rounded(value: Any) -> Any:
-    """Four digits of a drawn number: enough to search by, and to read."""
-    return float(f"{value:.4g}") if isinstance(value, float) and math.isfinite(value) else value
+def ranges_of(out: Path) -> dict[str, Range]:
+    """Those of the sweep in a folder, by setting. Raises UserError where its file is damaged."""
+    found = read_json(out / FILE)
+    try:
+        return {key: Range.model_validate_json(json.dumps(each)) for key, each in found["space"].items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{out / FILE} is damaged: {first_line(error)}; begin the sweep in another folder") from error

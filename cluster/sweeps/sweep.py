@@ -27,8 +27,8 @@ from cluster.runtimes.resources import Resources, node_selector
 from cluster.runtimes.start import start_runtime
 from cluster.sweeps.population import Population
 from cluster.sweeps.population_training import Search, lineage_of, train_population
-from cluster.sweeps.search_checks import SPACE, check_folder, check_search, metric_of
-from cluster.sweeps.space import Range, Space, last_shared, rounded
+from cluster.sweeps.search_checks import check_folder, check_search, longest, metric_of
+from cluster.sweeps.space import FILE, Range, Space, last_shared, ranges_of
 from cluster.sweeps.trial import BASE, SHARED, SUCCESS, TRIALS, UPDATE, SweepTrial, result_of
 from cluster.workers.placement import ACCELERATOR_SHARE, role_resources
 from wmpo_ray.config.dumping import config_to_toml
@@ -68,7 +68,7 @@ def _sweep(
 ) -> dict[str, Any]:
     """In a folder that is ours."""
     atomic_write(out / BASE, config_to_toml(config))
-    atomic_write(out / SPACE, space.as_json())
+    atomic_write(out / FILE, space.as_json())
     if until is not None:
         run_pipeline(config, out / SHARED, resume=True, serial=True, force=force, until=until, console=console)
     runtime = start_runtime(False, cluster_address(config))
@@ -157,7 +157,7 @@ def fit(config: Config, space: Space, out: Path, options: Sequence[str]) -> None
         tuner = tune.Tuner.restore(str(state), trainable, resume_unfinished=True, resume_errored=True)
         tuner.fit()
         return
-    search, num_updates = space.search, config.training.num_updates
+    search, num_updates = space.search, longest(config, space)
     tuner = tune.Tuner(
         trainable,
         param_space={
@@ -168,8 +168,7 @@ def fit(config: Config, space: Space, out: Path, options: Sequence[str]) -> None
         },
         tune_config=tune.TuneConfig(
             num_samples=search.trials,
-            max_concurrent_trials=search.at_once or None,
-            search_alg=None if search.at_once else BasicVariantGenerator(random_state=search.seed),
+            search_alg=BasicVariantGenerator(max_concurrent=search.at_once, random_state=search.seed),
             scheduler=ASHAScheduler(
                 time_attr=UPDATE,
                 metric=SUCCESS,
@@ -197,10 +196,11 @@ def collect(out: Path) -> list[dict[str, Any]]:
     """What became of every trial of Tune's."""
     grid = tune.Tuner.restore(str(out.resolve() / STATE), SweepTrial).get_results()
     trials: list[dict[str, Any]] = []
+    ranges = ranges_of(out)
     for each in grid:
         metrics, name = each.metrics or {}, str((each.metrics or {}).get("trial_id", Path(each.path).name))
         result = result_of(out / TRIALS / name)
-        settings = {key: rounded(value) for key, value in (each.config or {}).get("settings", {}).items()}
+        settings = {key: ranges[key].rounded(value) for key, value in (each.config or {}).get("settings", {}).items()}
         done = bool(result.get("final_success"))
         trials.append(
             {

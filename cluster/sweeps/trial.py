@@ -14,7 +14,7 @@ from typing import Any
 from ray import tune
 
 from cluster.recipes.reuse.fork import SETTINGS, fork_run
-from cluster.sweeps.space import rounded, setting
+from cluster.sweeps.space import ranges_of, setting
 from wmpo_ray.config.dumping import config_to_toml
 from wmpo_ray.config.loading import load_config, overridden
 from wmpo_ray.core.files import atomic_write
@@ -37,7 +37,8 @@ class SweepTrial(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         self.root, self.metric = Path(config["root"]), config["metric"]
-        self.overrides = [setting(key, rounded(value)) for key, value in sorted(config["settings"].items())]
+        ranges = ranges_of(self.root)
+        self.overrides = [setting(key, ranges[key].rounded(value)) for key, value in sorted(config["settings"].items())]
         self.folder = self.root / TRIALS / self.trial_id
         self.reported = 0  # the last update
         self.success = 0.0

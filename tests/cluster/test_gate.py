@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cluster.recipes.gating.gate import missed_bounds, verdict
+from cluster.recipes.gating.gate import UNMEASURED, missed_bounds, verdict
 from cluster.recipes.gating.task_choice import with_tasks
 from cluster.recipes.pipeline import run_pipeline
 from cluster.recipes.recipe_table import steps_of
@@ -59,6 +59,7 @@ def test_a_task_out_of_bounds_is_left_out_and_all_of_them_stop_the_run():
     misses, _ = verdict(wrong, {"a": wrong, "b": wrong}, GateConfig())
     assert misses == ["a: f1 0.500 < gate.min_f1=0.85", "b: f1 0.500 < gate.min_f1=0.85"]
     assert verdict(GOOD, {"a": GOOD, "b": GOOD}, GateConfig()) == ([], {})
+    assert verdict(GOOD, {"a": GOOD, "b": {}}, GateConfig()) == ([], {"b": UNMEASURED})
     assert verdict(wrong, {}, GateConfig())[0] == missed_bounds(wrong, GateConfig()), "of one task as ever"
 
 

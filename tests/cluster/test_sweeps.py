@@ -68,12 +68,33 @@ def test_a_space_is_read_and_written(tmp_path):
             "unknown key search.trial; known are scheduler, trials",
         ),
         ("[space]\nseed = { choice = [1] }\n[search]\ninterval = 2\n", "space.toml: search.interval = 2 has no effect"),
+        ("[space]\ngrpo.clip_low = { choice = [] }\n", "grpo.clip_low: choice = .*: there is nothing to choose from"),
+        (
+            '[space]\ngrpo.clip_low = { uniform = ["0.1", 1] }\n',
+            'grpo.clip_low.uniform.0 = "0.1": it must be a valid number',
+        ),
+        (
+            "[space]\nrollout.group_size = { integers = [false, true] }\n",
+            "integers.0 = false: it must be a valid integer",
+        ),
+        ('[space]\n"seed" = { choice = [1] }\n" seed" = { choice = [2] }\n', '" seed": each setting is named once'),
+        ('[space]\n"a.b" = { choice = [1] }\na.b = { choice = [2] }\n', '"a.b": each setting is named once'),
+        (f"[space]\nseed = {{ choice = [{'[' * 900}1{']' * 900}] }}\n", "is nested too deeply"),
     ],
 )
 def test_a_mistake_in_a_space_is_one_line(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message) as caught:
         space_of(tmp_path, text)
     assert "space.toml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_drawn_numbers_are_short_and_within_their_range_and_given_ones_stay_as_they_are():
+    assert Range(choice=(0.000123456, "word")).rounded(0.000123456) == 0.000123456
+    assert Range(loguniform=(1e-5, 1e-3)).rounded(0.000123456) == 0.0001235
+    assert Range(uniform=(0.99991, 0.99999)).rounded(0.999954321) == 0.99995432
+    assert Range(uniform=(0.12344, 0.9)).rounded(0.12344) == 0.12344, "not below its end"
+    narrow = Range(uniform=(1.00001e-4, 1.00004e-4))
+    assert narrow.rounded(1.0000234e-4) == 1.0000234e-4
 
 
 @pytest.mark.parametrize(
@@ -108,12 +129,15 @@ def test_settings_that_change_nothing_or_are_refused_are_named():
 
 
 def test_a_least_length_beyond_the_run_is_refused_only_where_it_was_asked_for():
-    from cluster.sweeps.search_checks import check_search
+    from cluster.sweeps.search_checks import check_search, longest
 
     config, ranges = load_config("smoke"), {"grpo.learning_rate": Range(uniform=(1e-5, 1e-4))}
     check_search(config, Space(ranges, SearchSection()))
     with pytest.raises(ConfigError, match=r"search.min_updates = 9: with grpo.num_updates = \d no trial"):
         check_search(config, Space(ranges, SearchSection(min_updates=9)))
+    longer = {"grpo.num_updates": Range(choice=(12, 9))}
+    assert longest(config, Space(longer, SearchSection())) == 12
+    check_search(config, Space(longer, SearchSection(min_updates=9)))
 
 
 def test_the_page_shows_every_trial_and_the_best_in_colour():

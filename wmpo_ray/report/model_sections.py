@@ -104,6 +104,7 @@ def _gate_rows(metrics: dict) -> list[list[object] | None]:
         ("f1", "F1 of the labels", "min_f1"),
         ("grasp_agreement", "grasps agree", "min_event_agreement"),
         ("placement_agreement", "placements agree", "min_event_agreement"),
+        ("marked_agreement", "marks agree", "min_event_agreement"),
     )
     rows: list[list[object] | None] = []
     for key, label, bound in at_least:
@@ -114,6 +115,12 @@ def _gate_rows(metrics: dict) -> list[list[object] | None]:
             rows.append([label, datum(value, percent(value)), "", "", meter(value, tone)])
     if imagined is not None and real is not None:
         rows.append(_gate_row("gap of the two", abs(imagined - real), number(bounds, "max_success_gap"), at_most=True))
+    wrong, num = number(metrics, "false_positives"), number(metrics, "num")
+    if wrong is not None and num and (most := number(bounds, "max_false_positives")) is not None and most < 1:
+        rows.append(_gate_row("false positives", wrong / num, most, at_most=True))
+    steps, least = number(metrics, "safe_horizon"), number(bounds, "min_safe_horizon")
+    if steps is not None and least:
+        rows.append(["safe horizon, steps", datum(steps, f"{steps:.0f}"), f"≥ {least:.0f}", _mark(steps >= least), ""])
     return rows
 
 

@@ -78,6 +78,21 @@ def rounds_of(run: RunData) -> list[RunData]:
     return [_round_of(run, one) for one in rounds] if num_rounds(run) > 1 or run.later else [run]
 
 
+def left_out_tasks(summary: Mapping[str, Any]) -> dict[str, str]:
+    """The tasks that the newest gate has left out, and why."""
+    gates = [stage for label, stage in mapping(summary, "stages").items() if split_label(label)[0] == "gate"]
+    return {name: str(why) for name, why in mapping(gates[-1] if gates else {}, "metrics", "left_out").items()}
+
+
+def left_out_sentence(summary: Mapping[str, Any]) -> str:
+    """That the result is also of tasks which the policy was not trained on; "" where there are none."""
+    names = list(left_out_tasks(summary))
+    if not names:
+        return ""
+    which = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    return f"The gate left {which} out: nothing was learned there, and these starts count all the same."
+
+
 def newest_round(run: RunData) -> RunData:
     """The last round that has logged an update."""
     return next((one for one in reversed(rounds_of(run)) if one.metrics), rounds_of(run)[0])

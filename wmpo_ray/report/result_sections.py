@@ -6,7 +6,7 @@ from wmpo_ray.report.card import absent, card, missing
 from wmpo_ray.report.charts import Interval, Series, interval_chart, line_chart, meter
 from wmpo_ray.report.formats import compact, percent, points, seconds
 from wmpo_ray.report.markup import Markup, datum, join, table, tag
-from wmpo_ray.report.recipe_view import IMAGINES, has_stage, num_rounds, recipe_name, rounds_of
+from wmpo_ray.report.recipe_view import IMAGINES, has_stage, left_out_sentence, num_rounds, recipe_name, rounds_of
 from wmpo_ray.report.run_data import RunData, mapping, number
 
 RESULTS = ("base_success", "final_success")
@@ -62,7 +62,8 @@ def header(run: RunData) -> Markup:
     origin = recipe_name(run.summary).title + (f" · seed {seed}" if isinstance(seed, int) else "")
     rounds = num_rounds(run)
     origin += f" · {rounds} rounds" if rounds > 1 else ""
-    notes = [tag("p", note, class_="note") for note in run.notes]
+    left_out = left_out_sentence(run.summary)
+    notes = [tag("p", note, class_="note") for note in ([left_out] if left_out else []) + run.notes]
     return tag(
         "header",
         tag("div", tag("h1", run.name), tag("p", origin, class_="eyebrow"), class_="name-line"),
@@ -105,11 +106,11 @@ def tasks_table(run: RunData) -> Markup | None:
     evaluated, gate = newest.stage_metrics("evaluate"), newest.stage_metrics("gate")
     final, base = mapping(evaluated, "tasks_final"), mapping(run.stage_metrics("evaluate"), "tasks_base")
     rows = []
-    for name in {**base, **final}:
+    for name in {**base, **final, **mapping(gate, "tasks")}:
         low, high = (number(final, name, end) for end in ("low", "high"))
         interval = "–" if low is None or high is None else f"{100 * low:.1f} – {percent(high)}"
-        forced = "kept by --force" if name in mapping(gate, "missed") else ""
-        kept = "left out" if name in mapping(gate, "left_out") else forced
+        forced = f"kept by --force: {why}" if (why := mapping(gate, "missed").get(name)) else ""
+        kept = f"left out: {why}" if (why := mapping(gate, "left_out").get(name)) else forced
         values = [number(rates, name, "value") for rates in (base, final)]
         values += [number(gate, "tasks", name, key) for key in ("label_agreement", "f1")]
         shown = ["–" if value is None else datum(value, percent(value)) for value in values]

@@ -26,6 +26,8 @@ from wmpo_ray.rollout.held_out_judge import detect_in_both
 from wmpo_ray.rollout.judge import VideoJudge, refute
 from wmpo_ray.statistics.agreement import agreement_by_step, safe_horizon
 
+UNMEASURED = "no held-out episode is of it; raise gate.num_trajectories or its weight in environment.task_weights"
+
 
 def gate(context: RunContext) -> dict[str, Any]:
     """Replay held-out real actions in imagination and compare the labels and events with reality.
@@ -64,10 +66,14 @@ def gate(context: RunContext) -> dict[str, Any]:
 def verdict(
     metrics: dict[str, Any], by_task: dict[str, dict[str, Any]], config: GateConfig
 ) -> tuple[list[str], dict[str, str]]:
-    """(what stops the run, why each task that is left out is so): of several tasks, all of them must miss a bound."""
+    """(what stops the run, why each task that is left out is so): of several tasks, all of them must miss a bound.
+
+    A task without metrics was not measured, and is left out.
+    """
     if not by_task:
         return missed_bounds(metrics, config), {}
-    left_out = {name: "; ".join(missed) for name, own in by_task.items() if (missed := missed_bounds(own, config))}
+    misses = {name: missed_bounds(own, config) if own else [UNMEASURED] for name, own in by_task.items()}
+    left_out = {name: "; ".join(missed) for name, missed in misses.items() if missed}
     stops = len(left_out) == len(by_task)
     return [f"{name}: {missed}" for name, missed in left_out.items()] if stops else [], left_out
 
@@ -90,9 +96,9 @@ class Replays(NamedTuple):
         )
 
     def of_tasks(self, tasks: Tasks, config: GateConfig) -> dict[str, dict[str, Any]]:
-        """The metrics of each task that there are episodes of."""
+        """The metrics of each task; none of one that there is no episode of."""
         names = tasks.of_instructions(self.episodes.instructions)
-        return {name: self.rows(names == name).metrics(config) for name in tasks.names if (names == name).any()}
+        return {name: self.rows(names == name).metrics(config) if name in names else {} for name in tasks.names}
 
     def rows(self, index: np.ndarray) -> Replays:
         """Those at `index` [M] bool."""

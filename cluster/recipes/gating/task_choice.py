@@ -10,7 +10,6 @@ from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.observations import StartState
 from wmpo_ray.environments.task_of_start import tasks_of
-from wmpo_ray.runs.outcomes import Outcomes
 from wmpo_ray.runs.round_folders import label_of
 
 
@@ -41,9 +40,3 @@ def with_tasks(starts: Sequence[StartState], config: Config, without: Collection
             "collect.num_trajectories or environment.task_weights"
         )
     return kept
-
-
-def outcomes_of_kept(outcomes: Outcomes, without: Collection[str]) -> Outcomes:
-    """Those of the starts whose task is not left out."""
-    kept = [name for name in dict.fromkeys(outcomes.tasks) if name not in without]
-    return outcomes.of_tasks(kept) if without and kept else outcomes
