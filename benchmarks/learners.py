@@ -116,7 +116,7 @@ def multi(out: Path, seeds: Sequence[int], settings: Sequence[str]) -> Figures:
         own = [f"seed={seed}", *settings]
         together.append(finished_run("two-tasks", out / f"two-tasks-s{seed}", own).path)
         for task in config.environment.task_names:
-            changed = [f"environment.task={task}", *same, *own]
+            changed = [f"environment.task={task}", *own, *same]
             alone.setdefault(task, []).append(finished_run("demo", out / f"{task}-s{seed}", changed).path)
     figures: Figures = {}
     for task, runs in alone.items():

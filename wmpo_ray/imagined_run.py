@@ -24,10 +24,13 @@ from wmpo_ray.data.store import load_episodes
 from wmpo_ray.environments.environment_world import EnvironmentWorld
 from wmpo_ray.environments.facts import environment_facts
 from wmpo_ray.environments.imagined import ImaginedEnv, ImaginedVectorEnv
+from wmpo_ray.environments.task_of_start import tasks_of
 from wmpo_ray.registry import load_reward_model, load_world_model, make_environment
+from wmpo_ray.report.recipe_view import left_out_tasks
 from wmpo_ray.rollout.fidelity import starts_of
 from wmpo_ray.rollout.judged_world import JudgedWorld
 from wmpo_ray.runs.folder import CONFIG
+from wmpo_ray.runs.summary_file import SUMMARY, read_summary
 
 ENVIRONMENT_ID = "wmpo_ray/Imagined-v0"
 
@@ -62,6 +65,9 @@ def imagined_environments(
         raise UserError(f"{folder} holds no run: there is no {CONFIG} in it")
     own = config or read_config_json(folder / CONFIG)
     starts = starts_of(load_episodes(folder / "trajectories" / "collect.parquet"))
+    without, tasks = left_out_tasks(read_summary(folder / SUMMARY)), tasks_of(own.environment)
+    if without and tasks is not None:  # the gate found this world too untrue for them
+        starts = [start for start in starts if tasks.of_start(start) not in without]
     action_dim = environment_facts(own.environment).action_dim
     return ImaginedVectorEnv(
         lambda: imagined_world(own, folder, perfect), starts, num_envs, own.num_chunks, action_dim, autoreset_mode

@@ -157,6 +157,8 @@ def presets(
     ] = False,
 ) -> None:
     """List the presets, or show one in full."""
+    if kinds and name is not None:
+        raise UserError(f"{name} and --kinds are two questions; leave one of them out")
     if kinds:
         from cluster.recipes.recipe_table import RECIPES
         from wmpo_ray.algorithms.base import algorithm_names

@@ -30,7 +30,7 @@ from cluster.rllib.policy_module import PolicyModule
 from learners.policy_files import save_policy
 from learners.sharding import ALONE
 from wmpo_ray.config.run import NAME, NAME_RULE, Config
-from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.errors import UserError, short
 from wmpo_ray.core.section import shown
 from wmpo_ray.environments.imagined import ImaginedVectorEnv
 from wmpo_ray.imagined_run import imagined_environments
@@ -122,12 +122,12 @@ def configured(plan: Plan) -> AlgorithmConfig:
     )
     own = OF_PPO if plan.algorithm == "PPO" else OF_OTHERS
     chosen = {**TRAINING, **own, "train_batch_size_per_learner": plan.batch, **plan.training}
-    if "minibatch_size" in chosen:
-        chosen["minibatch_size"] = min(chosen["minibatch_size"], chosen["train_batch_size_per_learner"])
     try:
+        if "minibatch_size" in chosen:
+            chosen["minibatch_size"] = min(chosen["minibatch_size"], chosen["train_batch_size_per_learner"])
         made.training(**chosen).validate()
     except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"--training for {plan.algorithm}: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"--training for {plan.algorithm}: {short(error)}") from error
     return made
 
 
@@ -207,14 +207,21 @@ def save_weights(plan: Plan, weights: Mapping[str, torch.Tensor], path: Path) ->
 
 
 def parsed(settings: Sequence[str]) -> dict[str, Any]:
-    """`key=value` each, values as JSON. Raises UserError for anything else."""
-    found = {}
+    """`key=value` each, values as JSON. Raises UserError for anything else, and for a key that is given twice."""
+    found: dict[str, Any] = {}
     for text in settings:
         key, separator, value = text.partition("=")
         try:
-            found[key] = json.loads(value)
-        except json.JSONDecodeError:
+            content = json.loads(value, parse_constant=_refused)
+        except (ValueError, RecursionError):  # also of a number that is not finite
             separator = ""
         if not (separator and key.isidentifier()):
-            raise UserError(f"--training {text}: expected key=value, a number or true, such as lr=3e-4")
+            raise UserError(f"--training {shown(text)}: expected key=value, a finite number or true, such as lr=3e-4")
+        if key in found:
+            raise UserError(f"--training {key} is given twice; leave one of them out")
+        found[key] = content
     return found
+
+
+def _refused(constant: str) -> Any:
+    raise ValueError(constant)

@@ -48,6 +48,15 @@ def test_what_a_smolvla_was_built_on_may_stand_elsewhere(tmp_path):
         ("vlm/config.json", '"hidden_size": 16', '"hidden_size": "a"', "vlm/config.json is damaged: .*hidden_size"),
         ("vlm/tokenizer.json", '"model": {', '"model": 3, "was": {', "tokenizer.json is damaged"),
         ("config.json", 'multiplier": 0.75', 'multiplier": 1e300', r"expert_width_multiplier = 1e\+300"),
+        (
+            "vlm/config.json",
+            '"pad_token_id": 0,\n  "tie',
+            '"pad_token_id": 64,\n  "tie',
+            "no network can be made of these sizes: .*adding",
+        ),
+        ("vlm/config.json", '"num_attention_heads": 2', '"num_attention_heads": -1', "num_attention_heads = -1"),
+        ("config.json", '"num_expert_layers": -1', '"num_expert_layers": 100000', "num_expert_layers = 100000"),
+        ("policy_preprocessor.json", '"eps": 1e-08', '"eps": 1e300', "eps = 1e\\+300"),
     ],
 )
 def test_settings_of_a_wrong_kind_are_a_problem_in_one_line(tmp_path, name, before, after, problem):

@@ -118,8 +118,14 @@ def test_mistakes_are_named_before_anything_starts(run, tmp_path):
         check(plan_of(run, training={"entropy_coeff": 0.01}))
     with pytest.raises(UserError, match="--training for PPO: .*learning_rat"):
         configured(plan_of(run, training={"learning_rat": 0.01}))
-    with pytest.raises(UserError, match="--training lr: expected key=value"):
-        parsed(["lr"])
+    with pytest.raises(UserError, match="--training for PPO: "):
+        configured(plan_of(run, training={"minibatch_size": None}))
+    for wrong in ("lr", "lr=NaN", "lr=" + "[" * 100_000):
+        with pytest.raises(UserError, match='--training "lr.*: expected key=value') as caught:
+            parsed([wrong])
+        assert len(str(caught.value)) < 200
+    with pytest.raises(UserError, match="--training lr is given twice"):
+        parsed(["lr=1", "lr=2"])
     assert parsed(["lr=3e-4", "use_critic=true"]) == {"lr": 3e-4, "use_critic": True}
     config = load_config("smoke")
     assert spent_chunks(tmp_path, config) == 2 * 16 * 8, "what a run that has not been optimized would spend"

@@ -197,6 +197,14 @@ def test_an_episode_without_a_step_is_not_exported(tmp_path):
     assert not (tmp_path / "set").exists()
 
 
+def test_an_image_is_not_called_as_another_column(tmp_path):
+    save_episodes(tmp_path / "a.parquet", make())
+    for name in ("action", "timestamp", "index"):
+        with pytest.raises(UserError, match=f"--image-key {name}: LeRobot has a column of that name"):
+            export_lerobot(tmp_path / "a.parquet", tmp_path / "set", name)
+    assert not (tmp_path / "set").exists()
+
+
 def test_metadata_over_which_arrow_would_end_the_process_are_an_error(tmp_path):
     """Found by `make fuzz-readers`: a histogram of a wrong size in the statistics of a column."""
     sample = SAMPLES["lerobot_folder"](tmp_path)

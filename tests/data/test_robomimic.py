@@ -52,6 +52,9 @@ def test_a_round_trip_loses_nothing_but_the_actions_after_the_end(tmp_path_facto
     folder = tmp_path_factory.mktemp("trip")
     episodes = sound(num, seed)
     episodes = episodes if jam else replace(episodes, failures={})
+    if jam:
+        marks = np.arange(episodes.actions.shape[1]) < episodes.lengths[:, None]
+        episodes = replace(episodes, corrections=marks & (episodes.actions[:, :, 0] > 0))
     origin = Provenance(origin="real", made_by="expert", environment={"kind": "pocket", "horizon": 4})
     save_episodes(folder / "a.parquet", episodes, origin)
     assert export_robomimic(folder / "a.parquet", folder / "a.hdf5") == num
@@ -268,3 +271,13 @@ def test_an_episode_without_a_step_is_not_exported(tmp_path):
     with pytest.raises(UserError, match="row 1: an episode without a step"):
         export_robomimic(tmp_path / "a.parquet", tmp_path / "a.hdf5")
     assert not (tmp_path / "a.hdf5").exists()
+
+
+def test_headers_that_keep_hdf5_busy_for_ever_are_refused(tmp_path, monkeypatch):
+    save_episodes(tmp_path / "a.parquet", sound())
+    export_robomimic(tmp_path / "a.parquet", tmp_path / "a.hdf5")
+    monkeypatch.setattr(hdf5_files, "HEADER_SECONDS", 1)
+    monkeypatch.setattr(hdf5_files, "LOOK_AT_HEADERS", hdf5_files.LOOK_AT_HEADERS + "\nwhile True: pass\n")
+    with pytest.raises(UserError, match="a.hdf5 is damaged: HDF5 does not come to an end with its headers"):
+        import_episodes(tmp_path / "a.hdf5", tmp_path / "b.parquet")
+    assert not (tmp_path / "b.parquet").exists()

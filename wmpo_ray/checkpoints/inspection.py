@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from wmpo_ray.checkpoints.checkpoint_kinds import OUR_SETTINGS, Build, CheckpointKind, Names, kind_of
-from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.errors import UserError, short
 from wmpo_ray.core.untrusted import all_finite
 from wmpo_ray.model_files.weight_files import Fit, WeightFiles, compare, find_weights, read_tensors
 
@@ -120,5 +120,5 @@ def fit_of(files: WeightFiles, build: Build, names: Names) -> Fit:
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             return compare(files.specs, build(), names)
-    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{files.path}: no network can be made of these sizes: {error}") from error
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{files.path}: no network can be made of these sizes: {short(error)}") from error

@@ -12,3 +12,9 @@ class ConfigError(UserError):
 def first_line(error: BaseException) -> str:
     """Of what an error says, for a message in one line; the name of its class where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def short(error: BaseException, most: int = 300) -> str:
+    """What an error says in one line of at most so many characters: those of other libraries may quote a whole file."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else text[: most - 3] + "..."

@@ -7,6 +7,9 @@ that HDF5 would load a library for, and values that are objects. All functions r
 from __future__ import annotations
 
 import math
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,6 +50,34 @@ def explained(path: Path) -> Iterator[None]:
     except BAD_FILE as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path} is damaged or no HDF5 file: {reason[:300]}") from error
+
+
+# Damage can keep HDF5 busy for ever, in a call that no signal interrupts; so another process looks at the headers first.
+HEADER_SECONDS = 60  # of a processor
+LOOK_AT_HEADERS = """
+import contextlib, resource, sys
+import h5py
+path, seconds, most = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+def look(name, node):
+    for key in node.attrs:
+        with contextlib.suppress(Exception):
+            if node.attrs.get_id(key).get_storage_size() <= most:
+                node.attrs[key]
+with contextlib.suppress(Exception), h5py.File(path, "r", locking=False) as file:
+    look("/", file)
+    file.visititems(look)
+"""
+
+
+def check_headers(path: Path) -> None:
+    """Raises UserError for a file whose headers HDF5 does not come to an end with."""
+    hdf5_library()
+    command = [sys.executable, "-c", LOOK_AT_HEADERS, str(path), str(HEADER_SECONDS), str(MAX_TEXT_BYTES)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    if done.returncode < 0:  # by a signal: out of time, or worse
+        name = signal.Signals(-done.returncode).name
+        raise UserError(f"{path} is damaged: HDF5 does not come to an end with its headers ({name})")
 
 
 def open_hdf5(path: Path) -> h5py.File:

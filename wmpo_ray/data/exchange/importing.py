@@ -11,6 +11,7 @@ from wmpo_ray.core.untrusted import regular_file
 from wmpo_ray.core.wording import counted
 from wmpo_ray.data.about import Provenance
 from wmpo_ray.data.data_set import is_data_set, part_writer
+from wmpo_ray.data.exchange.hdf5_files import check_headers
 from wmpo_ray.data.exchange.lerobot import LerobotReader
 from wmpo_ray.data.exchange.recording import (
     EpisodeReader,
@@ -45,6 +46,7 @@ def reader_of(path: Path, options: ImportOptions) -> EpisodeReader:
     with open(regular_file(path, None), "rb") as file:
         head = file.read(HEAD_BYTES)
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
+        check_headers(path)
         return RobomimicReader(path, options)
     if head.startswith(b"PAR1"):
         raise UserError(f"{path} is a Parquet file: a trajectory file needs no import")

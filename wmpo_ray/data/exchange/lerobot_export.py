@@ -24,9 +24,15 @@ VERSION = "v3.0"
 FILE_BYTES = 100 * 2**20  # of a data file, from which on the next one begins
 FILES_PER_CHUNK = 1000
 IMAGE_KEY = "observation.images.main"
+OTHER_COLUMNS = {
+    "action": None,  # as many numbers as the robot has
+    **dict.fromkeys(("timestamp", "next.reward"), pa.float32()),
+    **dict.fromkeys(("next.done", "next.success"), pa.bool_()),
+    **dict.fromkeys(("frame_index", "episode_index", "index", "task_index"), pa.int64()),
+}
 # What the layout has no place for.
 NOT_EXPORTED = (
-    "start states, failure modes, provenance, and actions after an episode's end; each episode has one more row, with the "
+    "start states, failure modes, corrections, provenance, and actions after an episode's end; each episode has one more row, with the "
     "frame after its last action and that action again"
 )
 
@@ -40,6 +46,8 @@ def export_lerobot(path: Path, out: Path, image_key: str = "", fps: int = 10) ->
     episodes, key = load_data(path), image_key or IMAGE_KEY
     if empty := np.flatnonzero(episodes.lengths == 0).tolist():
         raise UserError(f"{path}, row {empty[0]}: an episode without a step; the layout has no place for one")
+    if key in OTHER_COLUMNS:
+        raise UserError(f"--image-key {key}: LeRobot has a column of that name; choose another, such as {IMAGE_KEY}")
     tasks = list(dict.fromkeys(episodes.instructions))
     with atomic_directory(out) as folder:
         writer = _DataWriter(folder, key, fps, tasks, episodes.actions.shape[2])
@@ -69,9 +77,7 @@ class _DataWriter:
             [
                 (key, picture),
                 ("action", pa.list_(pa.float32(), action_dims)),
-                *((name, pa.float32()) for name in ("timestamp", "next.reward")),
-                *((name, pa.bool_()) for name in ("next.done", "next.success")),
-                *((name, pa.int64()) for name in ("frame_index", "episode_index", "index", "task_index")),
+                *((name, kind) for name, kind in OTHER_COLUMNS.items() if kind is not None),
             ]
         )
 

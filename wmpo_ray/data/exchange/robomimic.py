@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 
 IMAGE_KEY = "agentview_image"
 OWN_KEY = "wmpo_ray"  # what this program says of an episode or a file that the layout has no word for, as JSON
-READ = {"actions", "obs", "next_obs", "rewards", "dones"}
+CORRECTIONS = "corrections"  # 1 where an operator made the step, in files that this program wrote
+READ = {"actions", "obs", "next_obs", "rewards", "dones", CORRECTIONS}
 _DEMO = re.compile(r"demo_\d+")
 NO_LAST_FRAME = "without next_obs, so the last action is dropped: the frame after it is not there"
 CUT = "frames after the first success are left out"
@@ -152,11 +153,13 @@ class RobomimicReader(EpisodeReader):
             self._note(demo, length < end, end < len(actions))
             found = own.get("instruction") or self._language()
             executed = np.asarray(actions[: len(actions) - (after is None)])
+            marks = self._series(demo, CORRECTIONS, len(actions))
         seed, failures = own.get("seed", UNKNOWN_START), own.get("failures", {})
         if not isinstance(seed, int) or abs(seed) >= 2**63 or not _are_flags(failures):
             raise UserError(f"{self.path}, data/{name}: its attribute {OWN_KEY} is damaged")
         text = self.instruction_of(f"data/{name}", found)
-        return Recording(frames, executed, length, success, text, seed, failures)
+        corrections = None if marks is None else marks[:length] > 0
+        return Recording(frames, executed, length, success, text, seed, failures, corrections)
 
     def _outcome(self, demo: h5py.Group, own: dict[str, Any], num_steps: int) -> tuple[bool, int]:
         """(success, steps until it or until the end). Shaped rewards say nothing of it."""

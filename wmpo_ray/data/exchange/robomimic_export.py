@@ -12,7 +12,7 @@ from wmpo_ray.core.types import Episodes
 from wmpo_ray.data.about import Provenance
 from wmpo_ray.data.data_set import load_data, provenance_of
 from wmpo_ray.data.exchange.hdf5_files import hdf5_library
-from wmpo_ray.data.exchange.robomimic import IMAGE_KEY, OWN_KEY
+from wmpo_ray.data.exchange.robomimic import CORRECTIONS, IMAGE_KEY, OWN_KEY
 
 GZIP = {"compression": "gzip", "compression_opts": 4}
 # What the layout has no place for; everything else comes back with an import.
@@ -66,6 +66,8 @@ def _write_demo(demo: Any, episodes: Episodes, row: int, image_key: str) -> None
     demo["actions"] = episodes.actions[row, :length]
     demo["rewards"] = [0.0] * (length - 1) + [float(success)]
     demo["dones"] = [0] * (length - 1) + [1]
+    if episodes.corrections is not None:
+        demo[CORRECTIONS] = episodes.corrections[row, :length].astype("u1")
     for name, frames in (("obs", video[:-1]), ("next_obs", video[1:])):
         chunks = (1, *frames.shape[1:])
         demo.create_group(name).create_dataset(image_key, data=frames, chunks=chunks, **GZIP)

@@ -157,7 +157,13 @@ class PocketEnvironment(PocketSight):
         return (self.render() if render else None), self.terminated.copy()
 
     def advance(self, actions: np.ndarray) -> None:
-        """Move every scene that has not ended by one frame; actions [N, 3] in [-1, 1] are clipped."""
+        """Move every scene that has not ended by one frame; actions [N, 3] in [-1, 1] are clipped.
+
+        Raises ValueError for numbers that are not finite.
+        """
+        if not np.isfinite(actions).all():
+            wrong = int(np.flatnonzero(~np.isfinite(actions).all(1))[0])
+            raise ValueError(f"the action of scene {wrong} is {actions[wrong].tolist()}; its numbers must be finite")
         actions = np.clip(actions, -1.0, 1.0)
         active = ~self.terminated
         close = actions[:, 2] > 0

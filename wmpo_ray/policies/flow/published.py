@@ -37,6 +37,7 @@ MAX_COMPANION_BYTES = 64 * 2**20
 IMAGES = "observation.images."
 STATE, ACTION = "observation.state", "action"
 Size = Annotated[int, Field(ge=1, le=2**14)]
+MAX_LAYERS = 1024
 Mode = Literal["IDENTITY", "MEAN_STD", "MIN_MAX", "QUANTILES", "QUANTILE10"]
 
 
@@ -59,8 +60,8 @@ class PublishedSettings(NetworkSettings):
     max_period: Positive = 4.0
     num_steps: Size = 10  # of SmolVLA
     num_inference_steps: Size = 10  # of pi0 and pi0.5
-    num_vlm_layers: int = 16
-    num_expert_layers: int = -1
+    num_vlm_layers: Annotated[int, Field(le=MAX_LAYERS)] = 16
+    num_expert_layers: Annotated[int, Field(le=MAX_LAYERS)] = -1
     self_attn_every_n_layers: int = 2
     expert_width_multiplier: Annotated[float, Field(gt=0, le=16)] = 0.75
     resize_imgs_with_padding: tuple[Size, Size] | None = (512, 512)  # width and height
@@ -152,7 +153,7 @@ class _Pipeline(BaseModel):
 
 class _Normalizer(BaseModel):
     model_config = ConfigDict(allow_inf_nan=False)
-    eps: Positive = 1e-8
+    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
     norm_map: dict[str, Mode]
     features: dict[str, _Feature]
 

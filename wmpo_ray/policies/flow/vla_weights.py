@@ -9,18 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.errors import UserError, short
 from wmpo_ray.core.section import shown
 from wmpo_ray.core.untrusted import FORBIDDEN_KEYS, parse_json
 from wmpo_ray.model_files.weight_files import WeightFiles, find_safetensors, load_network
 from wmpo_ray.policies.flow.pi import EMBEDDING, EXPERT_HEAD, READER_HEAD, PiNetwork, PiSettings, PiSizes
-from wmpo_ray.policies.flow.published import VLM_CONFIG, PublishedFolder, PublishedSettings
+from wmpo_ray.policies.flow.published import CONFIG, MAX_LAYERS, VLM_CONFIG, PublishedFolder, PublishedSettings
 from wmpo_ray.policies.flow.smolvla import SmolVLANetwork, SmolVLASettings, SmolVLMConfig
 
 Network = SmolVLANetwork | PiNetwork
 PREFIX = "model."  # of the published names; older folders of pi0 are without
 STEM = "model"
-MAX_LAYERS = 1024
 
 
 def load_weights(path: Path, folder: PublishedFolder, device: torch.device | str = "cpu") -> Network:
@@ -41,6 +40,9 @@ def network_of(path: Path, folder: PublishedFolder) -> tuple[WeightFiles, Callab
         vlm = read_vlm(folder, str(path))
         return files, lambda: smolvla_network(settings, vlm)
     sizes = pi_sizes(files)
+    if settings.image_resolution != (side := sizes.image_size, side):
+        seen = shown(list(settings.image_resolution))
+        raise UserError(f"{path / CONFIG}: image_resolution = {seen}; the weights are made for [{side}, {side}]")
     return files, lambda: pi_network(settings, sizes)
 
 
@@ -111,7 +113,7 @@ def read_vlm(folder: PublishedFolder, where: str) -> dict[str, Any]:
     try:
         SmolVLMConfig.from_dict(whole)
     except Exception as error:  # the errors of its checks have no class in common
-        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} is damaged: {short(error)}") from error
     return whole
 
 
@@ -123,4 +125,6 @@ def _checked(content: Any, kind: str, where: str) -> dict[str, Any]:
     num = content.get("num_hidden_layers", 1)
     if not isinstance(num, int) or not 1 <= num <= MAX_LAYERS:
         raise UserError(f"{where}: num_hidden_layers = {shown(num)}; it must be from 1 to {MAX_LAYERS}")
+    if not isinstance(heads := content.get("num_attention_heads", 1), int) or heads < 1:
+        raise UserError(f"{where}: num_attention_heads = {shown(heads)}; it must be 1 or more")
     return {key: value for key, value in content.items() if key not in FORBIDDEN_KEYS}

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from wmpo_ray.core.errors import UserError
+from wmpo_ray.core.errors import UserError, short
 from wmpo_ray.core.untrusted import parse_json
 
 TOKENIZER, TOKENIZER_MODEL = "tokenizer.json", "tokenizer.model"
@@ -74,8 +74,11 @@ def json_encoder(content: bytes) -> Callable[[str], list[int]]:
     parse_json(content, TOKENIZER)
     try:
         tokenizer = Tokenizer.from_str(content.decode())
-    except Exception as error:  # the library raises nothing narrower
-        raise UserError(f"{TOKENIZER} is damaged: {error}") from error
+        tokenizer.encode("put it down")  # some damage shows only here
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises nothing narrower, and its panics are no Exception
+        raise UserError(f"{TOKENIZER} is damaged: {short(error)}") from error
     # Limits for other uses may be stored in the file.
     tokenizer.no_padding()
     tokenizer.no_truncation()
