@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -139,3 +140,14 @@ def test_it_decides_the_same_however_few_replays_it_holds(prepared, monkeypatch)
         assert others[2] == [min(batch, num - i) for num in (NUM, 5) for i in range(0, num, batch)]
         assert others[0] == metrics and others[1].keys() == shown.keys()
         assert all(np.array_equal(others[1][name], values) for name, values in shown.items())
+
+
+def test_force_says_that_it_comes_too_late_for_a_task_that_is_left_out(prepared):
+    run_pipeline(config_of_gate(), prepared, serial=True, only="gate", force=True)
+    summary = json.loads((prepared / "summary.json").read_text())
+    summary["stages"]["gate"]["metrics"]["left_out"] = {"push": "f1 0.500 < gate.min_f1=0.85"}
+    (prepared / "summary.json").write_text(json.dumps(summary))
+    run_pipeline(config_of_gate(), prepared, serial=True, until="gate", resume=True, force=True)
+    lines = [json.loads(line) for line in (prepared / "events.jsonl").read_text().splitlines()]
+    (said,) = [line["text"] for line in lines if line["event"] == "task.left_out" and "--force" in line["text"]]
+    assert said.startswith("push: stays left out") and "[gate]" in said

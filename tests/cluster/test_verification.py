@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from cluster.cli.app import app
 from cluster.host.preflight import Verdict
+from cluster.recipes import verification
 from cluster.recipes.verification import compare_receipts, rerun, verify_run
 from wmpo_ray.core.errors import UserError
 from wmpo_ray.runs.folder import RunFolder
@@ -117,6 +118,16 @@ def test_a_repetition_is_compared_bit_for_bit_on_the_same_processor(run, whole_r
     flip_a_weight(tmp_path / "again")
     (check,) = rerun(run, tmp_path / "again", serial=True)
     assert check.verdict is Verdict.FAIL and "models/policy/model.safetensors differs" in check.detail
+
+
+@pytest.mark.parametrize("left_out", [{}, {"push": "f1 0.500 < gate.min_f1=0.85"}])
+def test_a_repetition_leaves_a_task_out_where_the_run_did(run, whole_run, tmp_path, monkeypatch, left_out):
+    edit_json(run / "summary.json", "stages", "gate", "metrics", "left_out", value=left_out)
+    forced = []
+    monkeypatch.setattr(verification, "run_pipeline", lambda *_, force, **__: forced.append(force))
+    shutil.copytree(whole_run.folder, tmp_path / "again")
+    rerun(run, tmp_path / "again", serial=True)
+    assert forced == [not left_out], "with --force none is left out"
 
 
 def test_a_repetition_replaces_no_other_run(run, whole_run, tmp_path):
