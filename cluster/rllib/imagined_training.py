@@ -139,8 +139,6 @@ def check(plan: Plan) -> None:
         raise UserError(f"no policy at {plan.base_policy}; run the stages up to reward-model first")
     if not NAME.fullmatch(plan.label):
         raise UserError(f"--name {plan.label}: {NAME_RULE}")
-    if plan.folder.exists():
-        raise UserError(f"{plan.folder} holds an earlier training; choose another --name, or remove the folder")
     for key in FIXED:
         if plan.training.get(key):
             raise UserError(
@@ -149,6 +147,8 @@ def check(plan: Plan) -> None:
             )
     if plan.config.policy.trained_parameters:
         raise UserError("policy.trained_parameters: with RLlib all parameters of the policy are trained; remove it")
+    if plan.folder.exists():
+        raise UserError(f"{plan.folder} holds an earlier training; choose another --name, or remove the folder")
 
 
 def spent_chunks(run: Path, config: Config) -> int:

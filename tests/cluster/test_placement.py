@@ -36,10 +36,10 @@ GPUS = {
 }
 TIMEOUT_S = 60
 FAST_HEALTH_CHECKS = {
-    "health_check_initial_delay_ms": 1000,
+    "health_check_initial_delay_ms": 10_000,  # a node that is slow to start is not a lost one
     "health_check_period_ms": 500,
     "health_check_timeout_ms": 2000,
-    "health_check_failure_threshold": 3,
+    "health_check_failure_threshold": 5,
 }
 
 
