@@ -188,7 +188,7 @@ def run_step(context: RunContext, planned: Planned, plan: Sequence[Planned], aga
         tidy(own, planned)
         if not again:
             emit("stage.skipped", f"{label:<13} done before", stage=label)
-            if context.force and (without := folder.metrics(label).get("left_out")):
+            if context.force and stage.name == "gate" and (without := folder.metrics(label).get("left_out")):
                 text = f"{', '.join(without)}: stays left out; --force counts when the gate runs, which another bound in [gate] makes it do again"
                 emit("task.left_out", text, logging.WARNING, stage=label)
             return

@@ -94,7 +94,7 @@ def test_the_report_has_a_row_for_each_task_and_says_which_is_left_out():
         "left_out": {"push": "f1 0.700 < gate.min_f1=0.85"},
     }
     text = str(result_section(RunData(name="run", summary=summary)))
-    assert "left out: f1 0.700" in text and "push" in text and "75.0%" in text
+    assert "push, left out: f1 0.700" in text and "push" in text and "75.0%" in text
     assert "The gate left push out" in str(header(RunData(name="run", summary=summary)))
     gate = summary["stages"]["gate"]["metrics"]
     assert "0 of 1 tasks keep the bounds" in str(gate_section(RunData(name="run", summary=summary)))

@@ -109,17 +109,20 @@ def tasks_table(run: RunData) -> Markup | None:
     for name in {**base, **final, **mapping(gate, "tasks")}:
         low, high = (number(final, name, end) for end in ("low", "high"))
         interval = "–" if low is None or high is None else f"{100 * low:.1f} – {percent(high)}"
-        forced = f"kept by --force: {why}" if (why := mapping(gate, "missed").get(name)) else ""
-        kept = f"left out: {why}" if (why := mapping(gate, "left_out").get(name)) else forced
         values = [number(rates, name, "value") for rates in (base, final)]
         values += [number(gate, "tasks", name, key) for key in ("label_agreement", "f1")]
         shown = ["–" if value is None else datum(value, percent(value)) for value in values]
         starts = number(final, name, "num") or number(base, name, "num") or 0
-        rows.append([name, *shown[:2], interval, datum(starts, f"{starts:,.0f}"), *shown[2:], kept])
+        rows.append([name, *shown[:2], interval, datum(starts, f"{starts:,.0f}"), *shown[2:]])
     if not rows:
         return None
-    titles = ["task", "base", "final", "95% interval", "starts", "labels right", "F1 of labels", ""]
-    return table(titles, rows, numeric=(1, 2, 3, 4, 5, 6))
+    titles = ["task", "base", "final", "95% interval", "starts", "labels right", "F1 of labels"]
+    without = mapping(gate, "left_out")
+    reasons = [
+        tag("p", f"{name}, {'left out' if name in without else 'kept by --force'}: {why}", class_="note")
+        for name, why in {**mapping(gate, "missed"), **without}.items()
+    ]
+    return join([table(titles, rows, numeric=(1, 2, 3, 4, 5, 6)), *reasons])
 
 
 def recovery_note(run: RunData) -> Markup | None:
