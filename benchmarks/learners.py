@@ -7,8 +7,8 @@ others stay. With `--set`, for runs that are smaller or otherwise changed, the f
 
     flow    Flow-GRPO: the preset flow-demo for each seed, its gain over the cloned base policy
     parity  published flow-matching policies against lerobot's own classes: comparisons that fail
-    multi   the preset two-tasks against a run of each of its tasks alone, with the same network, budget per task and seed: points
-            of success that a task loses by sharing policy, world model and reward model
+    multi   the preset two-tasks against a run of each of its tasks alone, with the same network, budget per task and
+            seed: points of success that a task loses by sharing policy, world model and reward model
 """
 
 from __future__ import annotations

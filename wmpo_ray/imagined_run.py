@@ -26,11 +26,9 @@ from wmpo_ray.environments.facts import environment_facts
 from wmpo_ray.environments.imagined import ImaginedEnv, ImaginedVectorEnv
 from wmpo_ray.environments.task_of_start import tasks_of
 from wmpo_ray.registry import load_reward_model, load_world_model, make_environment
-from wmpo_ray.report.recipe_view import left_out_tasks
 from wmpo_ray.rollout.fidelity import starts_of
 from wmpo_ray.rollout.judged_world import JudgedWorld
-from wmpo_ray.runs.folder import CONFIG
-from wmpo_ray.runs.summary_file import SUMMARY, read_summary
+from wmpo_ray.runs.folder import CONFIG, RunFolder
 
 ENVIRONMENT_ID = "wmpo_ray/Imagined-v0"
 
@@ -65,9 +63,11 @@ def imagined_environments(
         raise UserError(f"{folder} holds no run: there is no {CONFIG} in it")
     own = config or read_config_json(folder / CONFIG)
     starts = starts_of(load_episodes(folder / "trajectories" / "collect.parquet"))
-    without, tasks = left_out_tasks(read_summary(folder / SUMMARY)), tasks_of(own.environment)
-    if without and tasks is not None:  # the gate found this world too untrue for them
+    tasks, gate = tasks_of(own.environment), RunFolder(folder).record("gate")
+    if tasks is not None and (without := (gate or {}).get("metrics", {}).get("left_out")):
         starts = [start for start in starts if tasks.of_start(start) not in without]
+        if not starts:
+            raise UserError(f"{folder}: no episode was collected of the tasks that the gate has not left out")
     action_dim = environment_facts(own.environment).action_dim
     return ImaginedVectorEnv(
         lambda: imagined_world(own, folder, perfect), starts, num_envs, own.num_chunks, action_dim, autoreset_mode

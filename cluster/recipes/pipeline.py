@@ -189,7 +189,8 @@ def run_step(context: RunContext, planned: Planned, plan: Sequence[Planned], aga
         if not again:
             emit("stage.skipped", f"{label:<13} done before", stage=label)
             if context.force and stage.name == "gate" and (without := folder.metrics(label).get("left_out")):
-                text = f"{', '.join(without)}: stays left out; --force counts when the gate runs, which another bound in [gate] makes it do again"
+                names = ", ".join(without)
+                text = f"{names}: stays left out; --force counts when the gate runs, which another bound in [gate] brings about"
                 emit("task.left_out", text, logging.WARNING, stage=label)
             return
     if context.status is not None:

@@ -84,6 +84,21 @@ def test_gymnasium_makes_the_world_of_a_run(run):
     assert several.step(several.action_space.sample())[1].shape == (2,)
 
 
+def test_episodes_begin_from_no_task_that_the_gate_has_left_out(run, gated_run, tmp_path):
+    copy = gated_run.copy(tmp_path / "run")
+    config = load_config("smoke", ['environment.task_names=["pocket","push"]'])
+    summary = json.loads((copy / "summary.json").read_text())
+
+    def environments_without(task: str):
+        summary["stages"]["gate"]["metrics"]["left_out"] = {task: "f1 0.500 < gate.min_f1=0.85"}
+        (copy / "summary.json").write_text(json.dumps(summary))
+        return imagined_environments(copy, 2, config=config)
+
+    assert environments_without("push").instructions == imagined_environments(run, 2).instructions
+    with pytest.raises(UserError, match="no episode was collected of the tasks that the gate has not left out"):
+        environments_without("pocket")
+
+
 @pytest.mark.parametrize(
     "algorithm", ["PPO", *(pytest.param(name, marks=pytest.mark.slow) for name in ("APPO", "IMPALA"))]
 )

@@ -32,8 +32,8 @@ OTHER_COLUMNS = {
 }
 # What the layout has no place for.
 NOT_EXPORTED = (
-    "start states, failure modes, corrections, provenance, and actions after an episode's end; each episode has one more row, with the "
-    "frame after its last action and that action again"
+    "start states, failure modes, corrections, provenance, and actions after an episode's end; each episode has one more "
+    "row, with the frame after its last action and that action again"
 )
 
 

@@ -153,7 +153,7 @@ class RobomimicReader(EpisodeReader):
             self._note(demo, length < end, end < len(actions))
             found = own.get("instruction") or self._language()
             executed = np.asarray(actions[: len(actions) - (after is None)])
-            marks = self._series(demo, CORRECTIONS, len(actions))
+            marks = self._series(demo, CORRECTIONS, len(actions)) if own else None  # of others it means nothing known
         seed, failures = own.get("seed", UNKNOWN_START), own.get("failures", {})
         if not isinstance(seed, int) or abs(seed) >= 2**63 or not _are_flags(failures):
             raise UserError(f"{self.path}, data/{name}: its attribute {OWN_KEY} is damaged")

@@ -22,6 +22,7 @@ from wmpo_ray.core.errors import ConfigError
 from wmpo_ray.core.interfaces import AGENT
 from wmpo_ray.core.observations import Observation, StartState
 from wmpo_ray.core.section import shown
+from wmpo_ray.environments.finite_actions import check_finite
 from wmpo_ray.environments.pocket.geometry import (
     BLOCK_HALF,
     FRAME_SIZE,
@@ -161,9 +162,7 @@ class PocketEnvironment(PocketSight):
 
         Raises ValueError for numbers that are not finite.
         """
-        if not np.isfinite(actions).all():
-            wrong = int(np.flatnonzero(~np.isfinite(actions).all(1))[0])
-            raise ValueError(f"the action of scene {wrong} is {actions[wrong].tolist()}; its numbers must be finite")
+        check_finite(actions)
         actions = np.clip(actions, -1.0, 1.0)
         active = ~self.terminated
         close = actions[:, 2] > 0

@@ -10,6 +10,7 @@ import numpy as np
 
 from wmpo_ray.config.run import EnvironmentConfig
 from wmpo_ray.core.observations import StartState
+from wmpo_ray.environments.finite_actions import check_finite
 from wmpo_ray.environments.robosuite.disruptions import change_look, check_disruption, displace
 from wmpo_ray.environments.robosuite.evaluation_starts import check_starts
 from wmpo_ray.environments.robosuite.experts import has_expert, make_expert
@@ -107,9 +108,7 @@ class RobosuiteEnvironment(SimulatedScenes):
         Raises ValueError for an action that is not a number.
         """
         simulator = self.simulator()
-        if not np.isfinite(actions).all():
-            wrong = int(np.flatnonzero(~np.isfinite(actions).all(1))[0])
-            raise ValueError(f"the action of scene {wrong} is {actions[wrong].tolist()}; its numbers must be finite")
+        check_finite(actions)
         for i in np.flatnonzero(~self.terminated).tolist():
             simulator.load(self._states[i])
             simulator.step(np.clip(actions[i].astype(np.float64), -1.0, 1.0))

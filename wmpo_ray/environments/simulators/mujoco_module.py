@@ -10,8 +10,9 @@ from typing import Any
 
 @functools.cache
 def load_mujoco() -> Any:
-    """The module. What it warns of, such as physics that diverge, is logged once each; else it appends to a file MUJOCO_LOG.TXT
-    in whatever folder the process works in.
+    """The module. What it warns of, such as physics that diverge, is logged once each.
+
+    Without that MuJoCo appends to a file MUJOCO_LOG.TXT in whatever folder the process works in.
     """
     mujoco = importlib.import_module("mujoco")
     seen = set[str]()
