@@ -16,6 +16,7 @@ from tests.support.implementations import (
     require_simulator,
     small_environment,
 )
+from wmpo_ray.core.errors import UserError
 from wmpo_ray.core.interfaces import AGENT, Environment
 from wmpo_ray.core.starts import seeded_starts
 from wmpo_ray.registry import disruptions_of, make_environment
@@ -87,6 +88,15 @@ def test_looking_changes_nothing(environment):
                 environment.observe()
         ends.append(everything(environment))
     assert same(*ends)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_actions_that_are_not_finite_are_refused(environment, wrong):
+    place(environment, [0, 1])
+    actions = np.zeros((2, environment.action_dim), np.float32)
+    actions[1, 0] = wrong
+    with pytest.raises((ValueError, UserError), match="finite"):
+        environment.advance(actions)
 
 
 def test_a_start_without_a_scene_is_refused(environment):

@@ -14,6 +14,7 @@ from wmpo_ray.config.run import EnvironmentConfig
 from wmpo_ray.core.errors import ConfigError, first_line
 from wmpo_ray.core.observations import StartState
 from wmpo_ray.core.section import shown
+from wmpo_ray.environments.finite_actions import check_finite
 from wmpo_ray.environments.gymnasium.gymnasium_settings import RENDER, GymnasiumConfig
 from wmpo_ray.environments.simulators.simulated_scenes import SimulatedScenes
 
@@ -76,7 +77,11 @@ class GymnasiumEnvironment(SimulatedScenes):
         self.failures = {name: np.zeros(n, bool) for name in FAILURES}
 
     def advance(self, actions: np.ndarray) -> None:
-        """Move every scene that has not ended by `action_repeat` steps; actions [N, D] in [-1, 1] are clipped."""
+        """Move every scene that has not ended by `action_repeat` steps; actions [N, D] in [-1, 1] are clipped.
+
+        Raises ValueError for numbers that are not finite.
+        """
+        check_finite(actions)
         for i in np.flatnonzero(~self.terminated):
             action = self._scaled(actions[i], cast(gymnasium.spaces.Box, self._simulators[i].action_space))
             for _ in range(self.config.action_repeat):
