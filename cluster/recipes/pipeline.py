@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from cluster.recipes.run_plan import Action, Planned, check_later, check_resume,
 from cluster.recipes.simulator_needs import check_simulator_of
 from cluster.recipes.stage import Step
 from cluster.recording.recorder import check_runtime_env
-from cluster.runtimes.start import start_runtime
+from cluster.runtimes.start import await_cluster, start_runtime
 from cluster.workers.placement import check_placement
 from wmpo_ray.algorithms.base import algorithm_class
 from wmpo_ray.config.run import Config
@@ -61,22 +62,31 @@ def run_pipeline(
     asked = steps_in(steps, only, until)
     if is_new := not (out / CONFIG).exists():  # before anything is created there
         check_steps(config, serial, asked)
+    elif resume and address:
+        await_return(config, out, address, console, level)
     preflight(config, out, serial=serial, address=address, stages={step.stage.name for step in asked})
     configure_process(config.cluster.threads_per_process)
     with open_folder(out, config, steps, only) as folder:
         plan = plan_run(folder, config, steps)
         wanted = wanted_of(plan, only, until)
-        may_redo = resume if redo is None else redo
-        check_resume(folder, wanted, resume, may_redo)
-        check_later(folder, [each for each in plan if each not in wanted], may_redo)
-        to_run = [each.step for each in wanted if only or each.action is not Action.KEEP]
-        check_steps(config, serial, to_run, simulator=not is_new)  # it takes seconds: not twice
+        check_changes(folder, plan, wanted, resume, resume if redo is None else redo)
+        check_steps(config, serial, due(wanted, only), simulator=not is_new)  # it takes seconds: not twice
         folder.accept(config, [step.label for step in steps])
         with watched(folder, plan) as status, event_log(folder.path, console, level, status.fault):
             reporter = Reporter(console, level > logging.INFO, status.progress)
-            context = RunContext(config, folder, reporter, lambda: start_runtime(serial, address), force, status)
+            start = partial(start_runtime, serial, address, config.faults.cluster_timeout_s)
+            context = RunContext(config, folder, reporter, start, force, status)
             run_steps(context, wanted, plan, again=only is not None)
             return conclude(folder, config)
+
+
+def await_return(config: Config, out: Path, address: str, console: Console | None, level: int) -> None:
+    """Where a run goes on, what ended it may have ended the head of its cluster too, which then comes back as it does.
+
+    A run that has not begun does not wait: its address is more likely wrong. Raises UserError where nothing came back.
+    """
+    with event_log(out, console, level):
+        await_cluster(address, config.faults.cluster_timeout_s)
 
 
 def conclude(folder: RunFolder, config: Config) -> dict[str, Any]:
@@ -125,6 +135,14 @@ def needs_first(stage: str, missing: Sequence[str]) -> UserError:
     return UserError(f"stage {stage} needs {', '.join(missing)} first; run them, or `wmpo run` for all")
 
 
+def check_changes(
+    folder: RunFolder, plan: Sequence[Planned], wanted: Sequence[Planned], resume: bool, redo: bool
+) -> None:
+    """Raises UserError for results that would be resumed or replaced without leave, now or by a later command."""
+    check_resume(folder, wanted, resume, redo)
+    check_later(folder, [each for each in plan if each not in wanted], redo)
+
+
 def wanted_of(plan: Sequence[Planned], only: str | None, until: str | None) -> list[Planned]:
     """The steps to run. Raises UserError where `only` needs a step that is not done."""
     labels = [planned.label for planned in plan]
@@ -139,6 +157,11 @@ def wanted_of(plan: Sequence[Planned], only: str | None, until: str | None) -> l
     if missing:
         raise needs_first(only, missing)
     return [plan[index]]
+
+
+def due(wanted: Sequence[Planned], only: str | None) -> list[Step]:
+    """Those that will be run: one that was asked for alone is run again."""
+    return [each.step for each in wanted if only or each.action is not Action.KEEP]
 
 
 def check_steps(config: Config, serial: bool, steps: Sequence[Step], simulator: bool = True) -> None:

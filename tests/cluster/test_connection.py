@@ -11,10 +11,12 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 import ray
 
+from benchmarks.soak_cluster import CrashableCluster
 from cluster.host import connection
 from cluster.host.connection import require_cluster, start_here
 from cluster.host.local_cluster import LocalCluster
 from cluster.host.ray_private import Node, hide_local_clusters
+from cluster.runtimes.start import await_cluster, start_runtime
 from wmpo_ray.core.errors import UserError
 
 
@@ -57,6 +59,28 @@ def test_nobody_behind_the_address(address, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:2")  # yields to an address that is given
     with pytest.raises(UserError, match=re.escape(f"nothing answers at {address} ")):
         require_cluster(address)
+
+
+def test_a_cluster_that_comes_back_is_awaited():
+    """A driver is started again in the seconds in which the GCS is away: the machine that both stood on was lost."""
+    with CrashableCluster(num_cpus=1, nodes=0, node_cpus=0, labels={}) as cluster:
+        address = cluster.address  # it has none while it is away
+        back = cluster.restart_gcs(away_s=2.0)
+        with pytest.raises(UserError, match="nothing answers"):
+            start_runtime(False, address)
+        runtime = start_runtime(False, address, timeout_s=60)
+        try:
+            assert runtime.available["CPU"] == 1
+        finally:
+            runtime.shutdown()
+            back.result()
+
+
+def test_one_that_stays_away_is_said_once_and_named_at_the_end(caplog):
+    with pytest.raises(UserError, match=r"nothing answers at 127.0.0.1:1 .*waited 1.2 s: faults.cluster_timeout_s"):
+        await_cluster("127.0.0.1:1", timeout_s=1.2)
+    (told,) = caplog.messages
+    assert told.endswith("waiting for it up to 1.2 s (faults.cluster_timeout_s)")
 
 
 def test_a_cluster_of_this_machine_needs_room_for_its_sockets(monkeypatch, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -27,6 +28,7 @@ from cluster.host.preflight import (
 from wmpo_ray.config.loading import load_config
 from wmpo_ray.config.run import Config
 from wmpo_ray.core.errors import UserError
+from wmpo_ray.runs.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 ADAPTERS = ["policy.kind=openvla_oft", "policy.pretrained=x", "policy.openvla.lora_rank=4"]
@@ -194,3 +196,13 @@ def test_a_cluster_that_is_gone_is_one_line_at_the_start(tmp_path):
     done = wmpo("run", "smoke", "--out", str(tmp_path / "run"), RAY_ADDRESS="127.0.0.1:1")
     assert done.returncode == 2 and "nothing answers at 127.0.0.1:1" in done.stderr, done.stderr
     assert done.stderr.count("\n") == 1 and "RAY_ADDRESS" in done.stderr and not (tmp_path / "run").exists()
+
+
+def test_a_run_that_goes_on_waits_for_its_cluster(tmp_path):
+    folder, waits = tmp_path / "run", "--set=faults.cluster_timeout_s=0.7"
+    RunFolder.open(folder, load_config("smoke")).close()
+    arguments = ["run", "smoke", "--out", str(folder), "--set=cluster.address=127.0.0.1:1", waits, "--resume"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2 and "(waited 0.7 s: faults.cluster_timeout_s)" in result.stderr
+    (line,) = (folder / "events.jsonl").read_text().splitlines()
+    assert json.loads(line)["event"] == "cluster.awaited"

@@ -243,6 +243,8 @@ class FaultsConfig(Section):
     max_backoff_s: Positive = 30.0
     max_crashes: Count = 3  # of workers under one request, before the request is quarantined
     max_quarantined: Annotated[int, Field(ge=0)] = 16  # groups, before the run gives up
+    # How long a run that has begun waits for a cluster that does not answer; Ray's own drivers have 60 s.
+    cluster_timeout_s: Annotated[float, Field(ge=0, le=86400)] = 60.0
 
     @model_validator(mode="after")
     def _check(self) -> Self:
