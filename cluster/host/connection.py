@@ -19,24 +19,28 @@ STARTS = 3
 KNOBS = "set --address, cluster.address or RAY_ADDRESS"
 
 
+class NoClusterError(UserError):
+    """No Ray cluster answers: there is none, or it is on its way back."""
+
+
 def require_cluster(address: str) -> str:
-    """The host:port of the cluster at `address`, which may be "auto". Raises UserError where no Ray cluster answers."""
+    """The host:port of the cluster at `address`, which may be "auto". Raises NoClusterError where none answers."""
     try:
         found = address_from_environment(address) if address == "auto" else address
     except ConnectionError:
-        raise UserError(
+        raise NoClusterError(
             f'no Ray cluster runs on this machine, so "{address}" finds none; {KNOBS}, or "" to start one'
         ) from None
     host, _, port = found.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), PROBE_TIMEOUT_S).close()
     except (OSError, ValueError) as error:
-        raise UserError(f"nothing answers at {found} ({error}); {KNOBS}, or start the cluster") from None
+        raise NoClusterError(f"nothing answers at {found} ({error}); {KNOBS}, or start the cluster") from None
     channel = grpc_channel(found)
     try:
         grpc.channel_ready_future(channel).result(PROBE_TIMEOUT_S)
     except grpc.FutureTimeoutError:
-        raise UserError(
+        raise NoClusterError(
             f"what answers at {found} is no Ray cluster: drivers need the port of its GCS, 6379 by default, and the same "
             f"TLS settings; {KNOBS}"
         ) from None

@@ -48,18 +48,27 @@ class Check:
     detail: str
 
 
-def preflight(config: Config, folder: Path, *, serial: bool, address: str, stages: Collection[str]) -> None:
+def preflight(
+    config: Config,
+    folder: Path,
+    *,
+    serial: bool,
+    address: str,
+    stages: Collection[str],
+    awaits_cluster: bool = False,
+) -> None:
     """Check the machine, the settings and the cluster for a run of these stages.
 
     Args:
         folder: of the run; need not exist
         address: of the cluster to join; "" for one that is started here
+        awaits_cluster: the caller waits for the cluster, so that it need not answer yet
     Raises:
         UserError: one line for each thing that would stop the run, with the setting to change
     """
     checks = machine_checks(folder, starts_ray=not serial and not address)
     checks += setting_checks(config, serial=serial, stages=stages)
-    if address:
+    if address and not awaits_cluster:
         checks.append(check_cluster(address))
     require(checks)
 

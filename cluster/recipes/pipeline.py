@@ -59,16 +59,16 @@ def run_pipeline(
     """
     steps, address = steps_of(config), "" if serial else cluster_address(config)
     check_run(config, serial, address, steps, only, until)
-    asked = steps_in(steps, only, until)
-    if is_new := not (out / CONFIG).exists():  # before anything is created there
+    is_new, asked = not (out / CONFIG).exists(), steps_in(steps, only, until)
+    if is_new:  # before anything is created there
         check_steps(config, serial, asked)
-    elif resume and address:
+    goes_on, stages = resume and not is_new, {step.stage.name for step in asked}
+    preflight(config, out, serial=serial, address=address, stages=stages, awaits_cluster=goes_on)
+    if goes_on and address:
         await_return(config, out, address, console, level)
-    preflight(config, out, serial=serial, address=address, stages={step.stage.name for step in asked})
     configure_process(config.cluster.threads_per_process)
     with open_folder(out, config, steps, only) as folder:
-        plan = plan_run(folder, config, steps)
-        wanted = wanted_of(plan, only, until)
+        wanted = wanted_of(plan := plan_run(folder, config, steps), only, until)
         check_changes(folder, plan, wanted, resume, resume if redo is None else redo)
         check_steps(config, serial, due(wanted, only), simulator=not is_new)  # it takes seconds: not twice
         folder.accept(config, [step.label for step in steps])
