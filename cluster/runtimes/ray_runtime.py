@@ -28,6 +28,7 @@ from ray.exceptions import (
     RayTaskError,
     WorkerCrashedError,
 )
+from ray.util import placement_group_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.host.connection import connect, start_here
@@ -56,6 +57,7 @@ LOST = (
     ActorUnschedulableError,
     ActorPlacementGroupRemoved,
 )
+BEING_RESERVED = ("PENDING", "PREPARED", "RESCHEDULING")  # states of a placement group
 # Each has a thread of its own: heartbeats are answered, and calls beside others run, while the actor works.
 HEARTBEAT, BESIDE = "heartbeat", "beside"
 
@@ -111,6 +113,7 @@ class RayActor:
     handle: Any
     cls: type
     args: tuple
+    resources: Resources
     is_built: bool = False
 
     def task(self, method: str) -> str:
@@ -158,14 +161,14 @@ class RayRuntime:
     def spawn(self, cls: type, *args: Any, resources: Resources, name: str) -> RayActor:
         # The dashboard shows the name of the class.
         host = ray.remote(concurrency_groups={HEARTBEAT: 1, BESIDE: 1})(type(cls.__name__, (Host,), {}))
-        spares = None if resources.runtime_env else self._spares
+        spares, asked = None if resources.runtime_env else self._spares, resources
         if spares is not None:
             resources = resources._replace(runtime_env=spares.runtime_env)
         # The driver restarts actors: Ray's own restart would serve the initial weights again.
         handle = host.options(max_restarts=0, **ray_options(resources)).remote()
         if spares is not None:
             spares.started(handle.runtime_env.options(concurrency_group=HEARTBEAT).remote)
-        return RayActor(handle, cls, args)
+        return RayActor(handle, cls, args, asked)
 
     def keep_spares(self, spares: Spares | None) -> None:
         """From now on actors begin in spare processes where there are some; None: no longer."""
@@ -175,6 +178,14 @@ class RayRuntime:
 
     def locate(self, actor: RayActor) -> Ref:
         return actor.handle.locate.remote()
+
+    def has_place(self, actor: RayActor) -> bool:
+        if actor.resources.runtime_env:
+            return False  # its packages are installed first, however long that takes
+        if actor.resources.bundle is None:
+            return actor.resources == Resources()
+        group, _ = actor.resources.bundle
+        return placement_group_table(group).get("state") not in BEING_RESERVED  # nor one that the head does not know
 
     def build(self, actor: RayActor) -> Ref:
         actor.is_built = True

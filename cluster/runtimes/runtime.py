@@ -92,6 +92,9 @@ class Runtime(Protocol):
     def locate(self, actor: Any) -> Ref:
         """Resolves to the `ProcessInfo` of an actor once it has found a place."""
 
+    def has_place(self, actor: Any) -> bool:
+        """Whether an actor waits for its process alone: what it asked for is reserved, or nobody is at reserving it."""
+
     def build(self, actor: Any) -> Ref:
         """Run the constructor; resolves to the seconds it took, raises what it raises."""
 

@@ -53,6 +53,9 @@ class SerialRuntime:
     def locate(self, actor: LocalActor) -> Ref:
         return self.put(ProcessInfo(os.getpid(), ""))
 
+    def has_place(self, actor: LocalActor) -> bool:
+        return True
+
     def build(self, actor: LocalActor) -> Ref:
         def construct() -> float:
             started = time.monotonic()

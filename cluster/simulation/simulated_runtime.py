@@ -84,6 +84,9 @@ class SimulatedRuntime:
         )
         return ref
 
+    def has_place(self, actor: SimulatedActor) -> bool:
+        return True
+
     def build(self, actor: SimulatedActor) -> SimulatedRef:
         return self._submit(actor, "__init__", actor.args, 1)[0]
 

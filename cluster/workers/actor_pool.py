@@ -46,6 +46,7 @@ class Worker:
     beats: int = -1  # progress counter of its last heartbeat
     moved_at: float = 0.0  # when that counter last moved, or a task began
     asked_at: float | None = None  # when the pending heartbeat was requested
+    has_place: bool = False  # its resources were reserved when it was last asked about
 
     @property
     def name(self) -> str:
@@ -124,7 +125,7 @@ class ActorPool:
     def start(self, worker: Worker) -> None:
         """Request a process for the worker."""
         worker.actor = self._spawn(worker.index)
-        worker.phase = Phase.PLACING
+        worker.phase, worker.has_place = Phase.PLACING, False
         worker.moved_at = self._runtime.clock()
 
     def lose(self, worker: Worker, error: Exception) -> None:
@@ -135,6 +136,8 @@ class ActorPool:
         now = self._runtime.clock()
         if worker.phase is not Phase.DOWN:
             self._runtime.kill(worker.actor, worker.process)
+        if worker.phase is Phase.PLACING and worker.has_place:
+            self._release(worker.index)  # no process came up there; the next one is given another place
         worker.num_failures += 1
         worker.epoch += 1
         self.num_restarts += 1

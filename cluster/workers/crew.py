@@ -16,6 +16,7 @@ from typing import Any
 from cluster.events.event_log import emit
 from cluster.runtimes.runtime import HungError, InputLostError, Ref, Runtime, Work
 from cluster.workers.actor_pool import ActorPool, Phase, Worker
+from cluster.workers.hung import problem_of
 from cluster.workers.pending import Failed, Late, Pending
 from cluster.workers.tasks import Built, Done, HeardBeat, Joined, Located, Task
 from cluster.workers.telemetry import Telemetry
@@ -238,30 +239,18 @@ class Crew:
     def _check_heartbeats(self, now: float, ask_again: bool) -> None:
         for pool in self.pools.values():
             for worker in list(pool.workers):
-                if worker.phase not in (Phase.BUILDING, Phase.READY):
+                if worker.phase is Phase.DOWN:
                     continue
                 if ask_again:
                     worker.asked_at, worker.moved_at = worker.asked_at and now, now
-                if (problem := self._problem(worker, now)) is not None:
+                if (problem := problem_of(worker, self.faults, self.runtime)) is not None:
                     self.fail(worker, HungError(problem))
-                elif worker.asked_at is None:
+                elif worker.asked_at is None and worker.phase is not Phase.PLACING:
                     worker.asked_at = now
                     self._ask(worker)
 
     def _ask(self, worker: Worker) -> None:
         self.watch(self.runtime.beat(worker.actor), worker, lambda beat: HeardBeat(worker, beat))
-
-    def _problem(self, worker: Worker, now: float) -> str | None:
-        """Why a worker counts as hung: no answer, or no progress, for too long; None if it does not."""
-        silent, faults = now - (worker.asked_at or now), self.faults
-        if silent > faults.heartbeat_timeout_s:
-            limit = f"faults.heartbeat_timeout_s={faults.heartbeat_timeout_s:g}"
-            return f"{worker.name} has not answered for {silent:.0f} s ({limit})"
-        is_working = worker.task is not None or worker.loading or worker.phase is Phase.BUILDING
-        if is_working and now - worker.moved_at > faults.stall_timeout_s:
-            limit = f"faults.stall_timeout_s={faults.stall_timeout_s:g}"
-            return f"{worker.name} has made no progress for {now - worker.moved_at:.0f} s ({limit})"
-        return None
 
     def _note_beat(self, event: HeardBeat) -> None:
         worker, now = event.worker, self.runtime.clock()

@@ -238,6 +238,7 @@ class FaultsConfig(Section):
     heartbeat_every_s: Positive = 2.0
     heartbeat_timeout_s: Positive = 10.0  # an actor that does not answer for so long is replaced
     stall_timeout_s: Positive = 1800.0  # so is one that answers but makes no progress
+    start_timeout_s: Positive = 60.0  # so is one whose resources are reserved and that gets no process
     max_start_failures: Count = 3  # of one actor in a row, before the run gives up
     backoff_s: Positive = 0.5  # before the second start in a row; doubles each time
     max_backoff_s: Positive = 30.0
