@@ -101,7 +101,7 @@ def test_a_second_round_of_an_offline_recipe_learns_from_the_episodes_of_both(co
             return super().call(actor, method, *args, num_returns=num_returns)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "start_runtime", lambda serial, address: Counting())
+        patch.setattr(pipeline, "start_runtime", lambda *about: Counting())
         summary = run_pipeline(config, tmp_path / "run", serial=True, resume=True)
     assert asked == [1, 2] and "evaluate-2" in summary["stages"]
 
